@@ -1,0 +1,1 @@
+"""Readers that turn AU datasets (and the face renderer) into one record table."""

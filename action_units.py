@@ -1,0 +1,274 @@
+"""The one owner of what the project knows about action units: the catalogue, the formats and the prompt wording.
+
+Standard library only, and free of the model: datasets, training, decoding, evaluation and the processor all read
+AU facts here. How answers are written and parsed lives in `answers_au_llava.py`; import it from either file.
+
+A format is always recognised by its attributes (`.labels`, `.scale`), never by its class: with transformers'
+remote code this file can be loaded twice in one process, and then the "same" class exists twice.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from .answers_au_llava import SCALES, quantise, write_answer
+
+__all__ = [
+    "ACTION_UNITS",
+    "FORMATS",
+    "PURPOSE",
+    "SCALES",
+    "AUFormat",
+    "ActionUnit",
+    "definition_line",
+    "get_format",
+    "prompt",
+    "prompt_parts",
+    "quantise",
+    "write_answer",
+]
+
+
+@dataclass(frozen=True)
+class ActionUnit:
+    """One action unit (AU) or action descriptor (AD, a movement that FACS defines without a muscle).
+
+    Left and right are the subject's own sides, as in FACS. Whether FEAFA's files follow that is not documented and
+    has to be checked on an asymmetric frame of the real data.
+    """
+
+    label: str  # as answers write it: "AU12", "AU43L", "AU28T", "AD30R"
+    facs: int  # FACS number, shared by the sided and the unsided labels
+    side: str | None  # "left", "right", "top" (upper lip), "bottom" (lower lip), or None for the whole AU
+    name: str
+    muscles: str  # empty where FACS names none
+    definition: str  # one short clause: the model reads it, so every word costs compute
+    region: str  # "brow", "eye", "gaze", "cheek", "nose", "upper lip", "lip corner", "lips", "lower lip", …
+
+
+# label | sides it may be scored on | name | muscles | definition | region
+# Numbers, names and muscles: Ekman, Friesen and Hager, Facial Action Coding System (2002). Definitions are our own.
+_CATALOGUE = """
+AU1  |LR| inner brow raiser       | frontalis, medial part | the inner brow ends are pulled up | brow
+AU2  |LR| outer brow raiser       | frontalis, lateral part | the outer brow ends are pulled up | brow
+AU4  |LR| brow lowerer            | corrugator supercilii, depressor supercilii, procerus | the brows are pulled down and inward | brow
+AU5  |LR| upper lid raiser        | levator palpebrae superioris | the upper lids are raised, showing more of the eye | eye
+AU6  |LR| cheek raiser            | orbicularis oculi, orbital part | the cheeks are lifted, wrinkling skin beside the eye | cheek
+AU7  |LR| lid tightener           | orbicularis oculi, palpebral part | the eyelids are tightened, narrowing the eye | eye
+AU8  |  | lips toward each other  | orbicularis oris | the lips are brought together over an open jaw | lips
+AU9  |LR| nose wrinkler           | levator labii superioris alaeque nasi | the nose sides are wrinkled and pulled up | nose
+AU10 |LR| upper lip raiser        | levator labii superioris | the upper lip is raised | upper lip
+AU11 |LR| nasolabial deepener     | zygomaticus minor | the upper nose-to-mouth folds are deepened | cheek
+AU12 |LR| lip corner puller       | zygomaticus major | the lip corners are pulled up and outward | lip corner
+AU13 |LR| sharp lip puller        | levator anguli oris | the lip corners are pulled sharply up, puffing the cheek | lip corner
+AU14 |LR| dimpler                 | buccinator | the lip corners are tightened and drawn in | lip corner
+AU15 |LR| lip corner depressor    | depressor anguli oris | the lip corners are pulled down | lip corner
+AU16 |LR| lower lip depressor     | depressor labii inferioris | the lower lip is pulled down | lower lip
+AU17 |  | chin raiser             | mentalis | the chin is pushed up, lifting the lower lip | chin
+AU18 |TB| lip pucker              | incisivii labii | the lips are puckered forward | lips
+AD19 |  | tongue show             | | the tongue is shown between the lips | tongue
+AU20 |LR| lip stretcher           | risorius, platysma | the lip corners are stretched straight sideways | lip corner
+AU21 |LR| neck tightener          | platysma | the neck skin is tightened into bands | neck
+AU22 |TB| lip funneler            | orbicularis oris | the lips are funneled outward | lips
+AU23 |TB| lip tightener           | orbicularis oris | the lips are tightened and narrowed | lips
+AU24 |  | lip pressor             | orbicularis oris | the lips are pressed together | lips
+AU25 |  | lips part               | depressor labii inferioris, or relaxed mentalis or orbicularis oris | the lips are parted | lips
+AU26 |  | jaw drop                | relaxed masseter, temporalis and internal pterygoid | the jaw is lowered, parting the teeth | jaw
+AU27 |  | mouth stretch           | pterygoids, digastric | the jaw is pulled down, stretching the mouth wide open | jaw
+AU28 |TB| lip suck                | orbicularis oris | the lips are sucked in over the teeth | lips
+AD29 |  | jaw thrust              | | the jaw is pushed forward | jaw
+AD30 |LR| jaw sideways            | | the jaw is shifted to one side | jaw
+AU31 |  | jaw clencher            | masseter | the jaw is clenched, bulging its corners | jaw
+AD32 |TB| lip bite                | | the lips are bitten | lips
+AD33 |LR| cheek blow              | | the cheeks are blown out while air escapes | cheek
+AD34 |LR| cheek puff              | | the cheeks are puffed out behind closed lips | cheek
+AD35 |LR| cheek suck              | | the cheeks are sucked in | cheek
+AD36 |  | tongue bulge            | | the tongue pushes out a cheek or lip from inside | tongue
+AD37 |  | lip wipe                | | the tongue wipes the lips | tongue
+AU38 |LR| nostril dilator         | nasalis, alar part | the nostrils are widened | nose
+AU39 |LR| nostril compressor      | nasalis, transverse part, depressor septi nasi | the nostrils are narrowed | nose
+AU41 |LR| lid droop               | relaxed levator palpebrae superioris | the upper lids are drooping | eye
+AU42 |LR| slit                    | orbicularis oculi, palpebral part | the eyes are narrowed to a slit | eye
+AU43 |LR| eye closure             | relaxed levator palpebrae superioris | the eyes are closed | eye
+AU44 |LR| squint                  | orbicularis oculi, palpebral part | the eyes are squinted by tense lids | eye
+AU45 |LR| blink                   | relaxed levator palpebrae superioris, orbicularis oculi | the eyes are closed and reopened quickly | eye
+AU46 |LR| wink                    | relaxed levator palpebrae superioris, orbicularis oculi | the eye on one side is winked | eye
+AU51 |  | head turn left          | | the head is turned to the left | head
+AU52 |  | head turn right         | | the head is turned to the right | head
+AU53 |  | head up                 | | the head is tipped up | head
+AU54 |  | head down               | | the head is tipped down | head
+AU55 |  | head tilt left          | | the head is tilted to the left shoulder | head
+AU56 |  | head tilt right         | | the head is tilted to the right shoulder | head
+AU57 |  | head forward            | | the head is pushed forward | head
+AU58 |  | head back               | | the head is drawn back | head
+AU61 |  | eyes turn left          | | the gaze is turned to the left | gaze
+AU62 |  | eyes turn right         | | the gaze is turned to the right | gaze
+AU63 |  | eyes up                 | | the gaze is turned up | gaze
+AU64 |  | eyes down               | | the gaze is turned down | gaze
+AU65 |  | walleye                 | | the eyes point away from each other | gaze
+AU66 |  | crossed eyes            | | the eyes point toward the nose | gaze
+"""  # noqa: E501
+_SIDES = {"L": "left", "R": "right", "T": "top", "B": "bottom"}
+
+
+def _read_catalogue(table: str) -> dict[str, ActionUnit]:
+    """Label -> AU for every row of the table and for every side that the row allows."""
+    units = {}
+    for row in table.strip().splitlines():
+        label, letters, name, muscles, definition, region = (cell.strip() for cell in row.split("|"))
+        facs = int(re.sub(r"\D", "", label))
+        units[label] = ActionUnit(label, facs, None, name, muscles, definition, region)
+        for letter in letters:
+            side = _SIDES[letter]
+            if "one side" in definition:  # "the jaw is shifted to one side" -> "… to the left"
+                sided = definition.replace("one side", f"the {side}")
+            else:  # "the lip corners are pulled down" -> "the left lip corner is pulled down"
+                sided = definition.replace("the ", f"the {side} ", 1).replace("s are ", " is ", 1)
+            units[label + letter] = ActionUnit(label + letter, facs, side, f"{side} {name}", muscles, sided, region)
+    return units
+
+
+ACTION_UNITS: dict[str, ActionUnit] = _read_catalogue(_CATALOGUE)
+
+# From which value on an AU counts as present, where a scale has to be read as present or absent.
+_PRESENCE_THRESHOLDS = {
+    "occurrence": 1.0,
+    "intensity": 2.0,  # DISFA's community rule: tool/DISFA_image_label_process.py of CVI-SZU/ME-GraphAU
+    "continuous": 0.30,  # our choice: the least strength whose share of 5 (1.5) rounds half up to intensity 2
+}
+
+
+@dataclass(frozen=True)
+class AUFormat:
+    """What an answer must hold: which AUs, and on which scale.
+
+    Args:
+        name: how records, results and tables call the format.
+        labels: labels of `ACTION_UNITS`, in the order of the answer and of a record's `values`.
+        scale: "occurrence" (0 or 1), "intensity" (0 to 5) or "continuous" (0.00 to 1.00), a key of `SCALES`.
+        presence_threshold: the least value that counts as present, one of the scale's values above 0. By default
+            1, 2 and 0.30 on the three scales.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    scale: str
+    presence_threshold: float | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError(f"a format's name must be a non-empty string, not {self.name!r}")
+        if isinstance(self.labels, str) or not self.labels:
+            raise ValueError(f"format {self.name!r}: labels must be a non-empty sequence of AUs, not {self.labels!r}")
+        object.__setattr__(self, "labels", tuple(self.labels))
+        unknown = [label for label in self.labels if label not in ACTION_UNITS]
+        if unknown:
+            raise ValueError(
+                f"format {self.name!r}: unknown AUs {unknown}; use keys of ACTION_UNITS, such as AU12 or AU43L"
+            )
+        duplicates = sorted({label for label in self.labels if self.labels.count(label) > 1})
+        if duplicates:
+            raise ValueError(f"format {self.name!r}: {duplicates} appear more than once; list every AU once")
+        if self.scale not in SCALES:
+            raise ValueError(f"format {self.name!r}: unknown scale {self.scale!r}; choose one of {list(SCALES)}")
+        threshold = self.presence_threshold
+        if threshold is None:
+            threshold = _PRESENCE_THRESHOLDS[self.scale]
+        if threshold not in self.value_numbers[1:]:
+            lowest, highest = self.value_strings[1], self.value_strings[-1]
+            raise ValueError(
+                f"format {self.name!r}: presence_threshold {threshold!r} is not a value of the {self.scale} scale "
+                f"above 0; choose one from {lowest} to {highest}"
+            )
+        object.__setattr__(self, "presence_threshold", float(threshold))
+
+    @property
+    def value_strings(self) -> tuple[str, ...]:
+        """The values an AU can take, as answers write them: 2, 6 or 101 strings in rising order."""
+        return SCALES[self.scale]
+
+    @property
+    def value_numbers(self) -> tuple[float, ...]:
+        """The same values as numbers."""
+        return tuple(float(value) for value in self.value_strings)
+
+    def to_dict(self) -> dict:
+        """Plain JSON types, for a config or a manifest; `from_dict` reads it back."""
+        return {**asdict(self), "labels": list(self.labels)}
+
+    @classmethod
+    def from_dict(cls, entries: Mapping) -> "AUFormat":
+        """The format that `to_dict` described; `presence_threshold` may be left out."""
+        needed, allowed = {"name", "labels", "scale"}, {"name", "labels", "scale", "presence_threshold"}
+        if not needed <= set(entries) <= allowed:
+            raise ValueError(f"a format's dict needs name, labels, scale (and presence_threshold), not {list(entries)}")
+        return cls(**entries)
+
+
+def _built_in(name: str, labels: str, scale: str) -> AUFormat:
+    return AUFormat(name, tuple(labels.split()), scale)
+
+
+_BUILT_IN = (
+    # The 12 AUs of the BP4D benchmark, coded present or absent.
+    _built_in("bp4d", "AU1 AU2 AU4 AU6 AU7 AU10 AU12 AU14 AU15 AU17 AU23 AU24", "occurrence"),
+    # The 12 AUs that DISFA codes from 0 to 5.
+    _built_in("disfa", "AU1 AU2 AU4 AU5 AU6 AU9 AU12 AU15 AU17 AU20 AU25 AU26", "intensity"),
+    # FEAFA's 24 channels in the order of its files, with the FACS numbers that sccnlab/E-DFE
+    # (facial_animation/makehuman_face.py) gives them. AU26 stands for jaw-driven mouth opening, 26 and 27.
+    _built_in(
+        "feafa",
+        "AU43L AU43R AU5L AU5R AU4L AU4R AU2L AU2R AU26 AD30L AD30R AU12L AU12R AU20L AU20R AU28T AU28B "
+        "AD29 AU10 AU16 AU17 AU18 AD34 AU9",
+        "continuous",
+    ),
+)
+FORMATS: dict[str, AUFormat] = {fmt.name: fmt for fmt in _BUILT_IN}
+
+
+def get_format(format_or_name) -> AUFormat:
+    """The format meant by a name in `FORMATS`, by the dict of `AUFormat.to_dict`, or by a format itself.
+
+    A format is anything with `.labels` and `.scale`; it is handed back as it is.
+    """
+    if isinstance(format_or_name, str):
+        if format_or_name not in FORMATS:
+            raise ValueError(f"unknown format {format_or_name!r}; choose one of {list(FORMATS)} or pass an AUFormat")
+        return FORMATS[format_or_name]
+    if isinstance(format_or_name, Mapping):
+        return AUFormat.from_dict(format_or_name)
+    if not (hasattr(format_or_name, "labels") and hasattr(format_or_name, "scale")):
+        raise ValueError(f"{format_or_name!r} is no format; pass one of {list(FORMATS)}, an AUFormat or its dict")
+    return format_or_name
+
+
+# The text description has three parts, as in "Towards Unified Facial Action Unit Recognition Framework by Large
+# Language Models" (arXiv 2409.08444): purpose, AU definitions, expected output. The wording is our own.
+PURPOSE = "Read the facial action units (AUs) in this face image. Left and right are the person's own.\n"
+
+_VALUE_WORDING = {
+    "occurrence": "0 (absent) or 1 (present)",
+    "intensity": "a whole number from 0 (absent) to 5 (maximum)",
+    "continuous": "a number with two decimals from 0.00 (absent) to 1.00 (maximum)",
+}
+
+
+def definition_line(label: str) -> str:
+    """The line that tells the model what an AU is, newline included."""
+    unit = ACTION_UNITS[label]
+    return f"{label} ({unit.name}): {unit.definition}.\n"
+
+
+def prompt_parts(fmt: AUFormat) -> tuple[str, ...]:
+    """The text description in pieces: the purpose, one line per AU, the expected output.
+
+    The first piece is the same for every format and a definition line depends on its AU alone, so several formats
+    can share them.
+    """
+    expected_output = f'Answer "AU: value" for each AU, separated by commas; value is {_VALUE_WORDING[fmt.scale]}.'
+    return (PURPOSE, *map(definition_line, fmt.labels), expected_output)
+
+
+def prompt(fmt: AUFormat) -> str:
+    """The whole text description that asks for `fmt`."""
+    return "".join(prompt_parts(fmt))

@@ -1,0 +1,221 @@
+"""The record: the one table that every dataset is turned into, how it is written to disk and how it is read.
+
+One row is one image as one format annotates it; an image that three formats annotate has three adjacent rows.
+
+| column    | type            | meaning |
+|-----------|-----------------|---------|
+| `image`   | Image           | embedded file bytes, or a path that is kept as a path |
+| `dataset` | string          | where it comes from, such as "rendered" |
+| `subject` | string          | the person; parts are exclusive by this column |
+| `clip`    | string          | the recording |
+| `frame`   | int64           | the dataset's own frame number |
+| `format`  | string          | the name of the format of `values`: "bp4d", "disfa", "feafa" |
+| `values`  | list of float32 | in the order of the format's labels; NaN is *not annotated*, neither present nor absent |
+| `part`    | string          | "train", "validation" or "test" |
+
+Further columns are the dataset's own metadata. A folder of records holds `data-*.parquet` and `manifest.json`.
+
+Unusual choice: image bytes are dictionary-encoded in Parquet, so the rows of one image store its bytes once.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
+
+from ..action_units import FORMATS
+
+SCHEMA_VERSION = 1
+PARTS = ("train", "validation", "test")
+KEY = ("dataset", "subject", "clip", "frame")  # what identifies an image
+MANIFEST = "manifest.json"
+
+
+def record_features(metadata: Mapping[str, object]) -> Features:
+    """The columns of a record table: the fixed ones and the given metadata features by column name."""
+    return Features(
+        {
+            "image": Image(),
+            "dataset": Value("string"),
+            "subject": Value("string"),
+            "clip": Value("string"),
+            "frame": Value("int64"),
+            "format": Value("string"),
+            "values": List(Value("float32")),
+            "part": Value("string"),
+            **metadata,
+        }
+    )
+
+
+def shard_path(folder: Path, number: int, total: int) -> Path:
+    """Where shard `number` of `total` lies."""
+    return folder / f"data-{number:05d}-of-{total:05d}.parquet"
+
+
+def write_shard(records: Sequence[Mapping], features: Features, path: Path) -> None:
+    """Write records as one Parquet file that either exists completely or not at all."""
+    for record in records:
+        expected = len(FORMATS[record["format"]].labels)
+        if len(record["values"]) != expected:
+            raise ValueError(f"a {record['format']} record needs {expected} values, got {len(record['values'])}")
+    table = pa.Table.from_pylist(list(records), schema=features.arrow_schema)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    # Without the higher limit Parquet gives up the dictionary after 1 MB and stores every image once a row.
+    pq.write_table(table, unfinished, dictionary_pagesize_limit=2**30)
+    os.replace(unfinished, path)
+
+
+def start_folder(folder: Path, arguments: Mapping) -> None:
+    """Make `folder` ready for shards made with `arguments`, or check that it already holds such shards.
+
+    Raises ValueError where the folder was made with other arguments or holds shards without a manifest.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / MANIFEST).is_file():
+        before = json.loads((folder / MANIFEST).read_text())["arguments"]
+        differing = [name for name in sorted({*before, *arguments}) if before.get(name) != arguments.get(name)]
+        if differing:
+            told = ", ".join(f"{name} {before.get(name)!r} (now {arguments.get(name)!r})" for name in differing)
+            raise ValueError(
+                f"{folder} was made with {told}: repeat the first command to resume or choose another --out"
+            )
+    elif any(folder.glob("data-*.parquet")):
+        raise ValueError(f"{folder} holds data-*.parquet but no {MANIFEST}: choose another --out")
+    else:
+        _write_json(folder / MANIFEST, {"schema_version": SCHEMA_VERSION, "complete": False, "arguments": arguments})
+    for unfinished in folder.glob(".data-*.parquet.*"):
+        unfinished.unlink()
+
+
+def finish_folder(folder: Path, arguments: Mapping, warnings: Sequence[str] = ()) -> dict:
+    """Count and hash the shards of a complete folder and write its manifest; returns the manifest.
+
+    `content_sha256` covers keys, parts, formats, values and image bytes in row order, not the Parquet encoding.
+    """
+    content = hashlib.sha256()
+    subjects: Counter = Counter()
+    subjects_of_part: defaultdict[str, set] = defaultdict(set)
+    images_of_part: Counter = Counter()
+    rows_of_format: Counter = Counter()
+    values: dict[str, dict[str, Counter]] = defaultdict(lambda: defaultdict(Counter))
+    previous = None
+    for shard in sorted(folder.glob("data-*.parquet")):
+        for row in pq.read_table(shard).to_pylist():
+            key = tuple(row[name] for name in KEY)
+            stored = row["image"]["bytes"] or row["image"]["path"].encode()
+            content.update(json.dumps([*key, row["part"], row["format"]]).encode())
+            content.update(np.array(row["values"], "<f4").tobytes())
+            content.update(stored)
+            rows_of_format[row["format"]] += 1
+            if key != previous:
+                subjects[row["subject"]] += 1
+                subjects_of_part[row["part"]].add(row["subject"])
+                images_of_part[row["part"]] += 1
+                previous = key
+            fmt = FORMATS[row["format"]]
+            for label, value in zip(fmt.labels, row["values"], strict=True):
+                if math.isnan(value):
+                    name = "not annotated"
+                else:
+                    name = f"{value:.1f}" if fmt.scale == "continuous" else str(int(value))
+                values[fmt.name][label][name] += 1
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "complete": True,
+        "arguments": dict(arguments),
+        "content_sha256": content.hexdigest(),
+        "versions": {name: version(name) for name in ("au-llava", "datasets", "numpy", "pillow", "pyarrow")},
+        "warnings": list(warnings),
+        "images": sum(images_of_part.values()),
+        "images_per_part": dict(images_of_part),
+        "subjects_per_part": {part: len(names) for part, names in subjects_of_part.items()},
+        "rows_per_format": dict(rows_of_format),
+        "values": {
+            name: {label: dict(sorted(counts.items())) for label, counts in labels.items()}
+            for name, labels in values.items()
+        },
+        "images_per_subject": dict(subjects),
+    }
+    _write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def _write_json(path: Path, content: Mapping) -> None:
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(unfinished, path)
+
+
+def load_records(
+    path: str | Path | Iterable[str | Path], part: str | None = None, formats: Iterable[str] | None = None
+) -> Dataset:
+    """The records of one folder, or of several one after another.
+
+    Args:
+        part: keep only "train", "validation" or "test".
+        formats: keep only rows of these formats.
+
+    Raises:
+        FileNotFoundError: for a folder without records.
+        ValueError: for a folder that is unfinished or does not follow the schema, and where nothing is left.
+    """
+    folders = [Path(path)] if isinstance(path, str | Path) else [Path(each) for each in path]
+    tables = [_load_folder(folder) for folder in folders]
+    records = tables[0] if len(tables) == 1 else concatenate_datasets(tables)
+    kept = np.ones(len(records), bool)
+    if part is not None:
+        kept &= np.array(records["part"][:]) == part
+    if formats is not None:
+        kept &= np.isin(np.array(records["format"][:]), list(formats))
+    if not kept.any():
+        found = f"parts {sorted(set(records['part'][:]))} and formats {sorted(set(records['format'][:]))}"
+        raise ValueError(f"no record of part {part!r} and formats {formats!r} in {path}: it has {found}")
+    return records if kept.all() else records.select(np.flatnonzero(kept))
+
+
+def _load_folder(folder: Path) -> Dataset:
+    shards = sorted(folder.glob("data-*.parquet"))
+    if not shards or not (folder / MANIFEST).is_file():
+        raise FileNotFoundError(f"no data-*.parquet with a {MANIFEST} in {folder}: make them with prepare_data.py")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    if manifest.get("schema_version") != SCHEMA_VERSION:
+        arrived = manifest.get("schema_version")
+        raise ValueError(
+            f"{folder} follows record schema {arrived}, this code reads {SCHEMA_VERSION}: prepare it again"
+        )
+    if not manifest["complete"]:
+        raise ValueError(f"{folder} is unfinished: run the command that started it once more, it resumes")
+    records = Dataset.from_parquet([str(shard) for shard in shards])
+    for name, feature in record_features({}).items():
+        arrived = records.features.get(name)
+        if arrived != feature:
+            raise ValueError(f"column {name!r} of {folder} is {arrived}, expected {feature}: prepare it again")
+    unknown = set(records["format"][:]) - FORMATS.keys()
+    if unknown:
+        raise ValueError(f"{folder} has records of unknown formats {sorted(unknown)}; known are {sorted(FORMATS)}")
+    return records
+
+
+def group_by_image(records: Dataset) -> list[dict[str, int]]:
+    """For each distinct image, in order of first appearance, the row number of each of its formats.
+
+    Decodes no image. Raises ValueError where an image has two rows of one format.
+    """
+    columns = records.select_columns([*KEY, "format"]).with_format(None)[:]
+    groups: dict[tuple, dict[str, int]] = {}
+    for row, (*key, name) in enumerate(zip(*(columns[column] for column in (*KEY, "format")), strict=True)):
+        group = groups.setdefault(tuple(key), {})
+        if name in group:
+            raise ValueError(f"rows {group[name]} and {row} both annotate {dict(zip(KEY, key, strict=True))} as {name}")
+        group[name] = row
+    return list(groups.values())

@@ -15,6 +15,18 @@ from .face_rig import SHAPES
 
 WEAKEST = 0.20  # below this a movement may not show in a small picture
 NAMES = tuple(dict.fromkeys(label[:-1] if label[-1] in "LR" else label for label in SHAPES))  # AD30 has its own rule
+# Chances of being proposed alone: what many others exclude is proposed more often, what nothing excludes less.
+WEIGHTS = np.array(
+    [
+        {"AU1": 0.6, "AU2": 0.6, "AU4": 0.6, "AD29": 0.7, "AD30": 0.7}.get(
+            name,
+            2.5
+            if name in ("AU14", "AU18", "AU23", "AU24", "AU28T", "AU28B", "AU43", "AD34", "AU16", "AU10", "AU12")
+            else 1.0,
+        )
+        for name in NAMES
+    ]
+)
 SIDED = frozenset(label[:-1] for label in SHAPES if label[-1] in "LR" and label[:-1] != "AD30")
 PARTS_LIPS = ("AU10", "AU16", "AU26")
 
@@ -76,7 +88,7 @@ def sample_activations(rng: np.random.Generator) -> dict[str, float]:
         if target > 1 and rng.random() < 0.3:
             proposed = COMBINATIONS[rng.integers(len(COMBINATIONS))]
         else:
-            proposed = (NAMES[rng.integers(len(NAMES))],)
+            proposed = (str(rng.choice(NAMES, p=WEIGHTS / WEIGHTS.sum())),)
         together = active.union(proposed)
         if not any(EXCLUDES[name] & together for name in proposed):
             active = together
@@ -104,7 +116,7 @@ def _strength(rng: np.random.Generator) -> float:
 def _sides(strength: float, name: str, rng: np.random.Generator) -> tuple[float, float]:
     """Left and right strengths: mostly near symmetric, sometimes of one side only."""
     kind = rng.random()
-    one_sided = 0.08 if name in ("AU1", "AU6", "AU7", "AU15") else 0.20
+    one_sided = 0.08 if name in ("AU6", "AU7", "AU15") else 0.20
     if kind < one_sided:
         return (strength, 0.0) if rng.random() < 0.5 else (0.0, strength)
     other = _strength(rng) if kind > 0.88 else round(min(1.0, max(WEAKEST, strength + rng.normal(0, 0.05))), 2)
@@ -126,5 +138,5 @@ def label_values(strengths: Mapping[str, float], format_name: str) -> list[float
     if fmt.scale == "occurrence":
         return [float(value > 0) for value in values]
     if fmt.scale == "intensity":
-        return [float(int(5 * round(100 * value) / 100 + 0.5)) for value in values]
+        return [float((5 * round(100 * value) + 50) // 100) for value in values]
     return values

@@ -10,7 +10,7 @@ One row is one image as one format annotates it; an image that three formats ann
 | `clip`    | string          | the recording |
 | `frame`   | int64           | the dataset's own frame number |
 | `format`  | string          | the name of the format of `values`: "bp4d", "disfa", "feafa" |
-| `values`  | list of float32 | in the order of the format's labels; NaN is *not annotated*, neither present nor absent |
+| `values`  | list of float32 | in the order of the labels; NaN is *not annotated*, neither present nor absent |
 | `part`    | string          | "train", "validation" or "test" |
 
 Further columns are the dataset's own metadata. A folder of records holds `data-*.parquet` and `manifest.json`.

@@ -13,7 +13,8 @@ from PIL import Image, ImageFilter
 
 from .activations import label_values, sample_activations
 from .face_rig import expand_sides, load_rig
-from .render import Appearance, View, render
+from .paint import Appearance
+from .render import View, render
 
 FORMAT_NAMES = ("bp4d", "disfa", "feafa")
 RECORD_JPEG_QUALITY = 95
@@ -72,7 +73,7 @@ def sample_subject(seed: int, number: int) -> Subject:
 
     darkness = skin_tone / 10
     # The swatches are flat colours; skin that light passes through looks warmer, deep tones most.
-    warmth = np.array([1.04, 0.91, 0.83]) + darkness**3 * np.array([0.45, 0.10, 0.0])
+    warmth = np.array([1.06, 0.89, 0.79]) + darkness**3 * np.array([0.45, 0.10, 0.0])
     skin = linear(MONK_SCALE[skin_tone - 1]) * warmth * rng.normal(1, 0.05) * rng.normal(1, 0.02, 3)
     dark_pool = HAIR_COLOURS if skin_tone <= 5 else HAIR_COLOURS[:4]
     hair = linear(dark_pool[rng.integers(len(dark_pool))]) * rng.normal(1, 0.1)

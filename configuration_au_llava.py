@@ -1,0 +1,166 @@
+"""Configuration of AU-LLaVA: which vision tower, which language model, and how image features become tokens.
+
+Owns every architectural number that the network and the processor must agree on: the stride and the width of the vision
+features, the pixel-unshuffle factor, the id of the image token. Unlike most Transformers configurations it refuses
+keys that it does not know, so that a misspelt setting fails instead of being ignored.
+"""
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+IMAGE_TOKEN = "<image>"
+
+# Which file and class the Auto classes load from a checkpoint with trust_remote_code.
+AUTO_MAP = {
+    "AutoConfig": "configuration_au_llava.AuLlavaConfig",
+    "AutoModel": "modeling_au_llava.AuLlavaForConditionalGeneration",
+    "AutoModelForImageTextToText": "modeling_au_llava.AuLlavaForConditionalGeneration",
+}
+
+# Total stride of convolutional towers with n stages, from their modeling files in Transformers: ResNet's stem divides by
+# four and every stage but the first by two; RegNet's stem and every stage by two; ConvNeXt's patches are patch_size wide.
+CONVOLUTIONAL_STRIDES = {
+    "resnet": lambda config: 4 * 2 ** (len(config.depths) - 1 + config.downsample_in_first_stage),
+    "regnet": lambda config: 2 * 2 ** len(config.depths),
+    "convnext": lambda config: config.patch_size * 2 ** (len(config.depths) - 1),
+    "convnextv2": lambda config: config.patch_size * 2 ** (len(config.depths) - 1),
+    "dinov3_convnext": lambda config: 4 * 2 ** (len(config.depths) - 1),
+}
+
+# What Transformers itself puts beside a model's own fields in config.json.
+_COMMON_KEYS = {
+    "_attn_implementation",
+    "_attn_implementation_internal",
+    "_commit_hash",
+    "_experts_implementation",
+    "_name_or_path",
+    "attn_implementation",
+    "auto_map",
+    "custom_pipelines",
+    "experts_implementation",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "quantization_config",
+    "torch_dtype",
+    "trust_remote_code",
+    "transformers_version",
+    "use_cache",
+}
+
+
+def add_image_token(tokenizer) -> int:
+    """Make sure that `tokenizer` knows `IMAGE_TOKEN` as one special token, and return its id.
+
+    The token is added after all existing ones, so that two callers starting from the same tokenizer get the same id.
+    """
+    if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) in (None, tokenizer.unk_token_id):
+        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
+    return tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+
+
+@strict
+class AuLlavaConfig(PreTrainedConfig):
+    """Configuration of `AuLlavaForConditionalGeneration`.
+
+    Args:
+        vision_config: configuration (or its dict, with `model_type`) of any Transformers vision encoder that returns
+            `last_hidden_state` as tokens (batch, tokens, width) or as a feature map (batch, width, rows, columns).
+        text_config: configuration (or its dict) of any causal language model in Transformers.
+        image_token_id: id of the placeholder `<image>` that image features replace.
+        vision_feature_layer: `None` takes the tower's final output (after its last norm); an index takes that entry of
+            `hidden_states` (LLaVA-1.5 uses -2); several indices are concatenated along the width.
+        vision_stride: input pixels per feature along one side. Read from `vision_config` for ViTs (`patch_size`) and
+            the convolutional towers in `CONVOLUTIONAL_STRIDES`; to be given for any other.
+        vision_width: channels of one vision feature. Read from `vision_config` where possible.
+        pixel_unshuffle: r folds r x r neighbouring features into one token of r*r times the width, so that an image
+            costs r*r times fewer tokens.
+        projector_bias: whether the linear projector has a bias.
+
+    Raises:
+        ValueError: unknown key, or a stride or width that cannot be derived and was not given.
+    """
+
+    model_type = "au_llava"
+    sub_configs_defaults = {  # noqa: RUF012 - Transformers' own declaration style
+        "vision_config": SubConfigSpec(
+            config_class=AutoConfig,
+            model_type="clip_vision_model",
+            init_kwargs={  # CLIP ViT-L/14-336, the tower of LLaVA-1.5
+                "hidden_size": 1024,
+                "image_size": 336,
+                "intermediate_size": 4096,
+                "num_attention_heads": 16,
+                "num_hidden_layers": 24,
+                "patch_size": 14,
+                "projection_dim": 768,
+            },
+        ),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+    }
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    image_token_id: int = 32000
+    vision_feature_layer: int | list[int] | None = None
+    vision_stride: int | None = None
+    vision_width: int | None = None
+    pixel_unshuffle: int = 1
+    projector_bias: bool = True
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        known = _COMMON_KEYS | set(PreTrainedConfig.__dataclass_fields__)
+        unknown = sorted(key for key in kwargs if key not in known)
+        if unknown:
+            own = ", ".join(AuLlavaConfig.__annotations__)
+            raise ValueError(f"AuLlavaConfig does not know {', '.join(unknown)}; its own keys are: {own}.")
+        super().__post_init__(**kwargs)
+        if getattr(self, "auto_map", None) is None:
+            self.auto_map = dict(AUTO_MAP)
+        self.tie_word_embeddings = self.tie_word_embeddings or self.text_config.tie_word_embeddings
+        if self.pixel_unshuffle < 1:
+            raise ValueError(f"pixel_unshuffle is {self.pixel_unshuffle}; it must be 1 (off) or more.")
+        if self.vision_stride is None:
+            self.vision_stride = self._derived_stride()
+        if self.vision_width is None:
+            self.vision_width = self._derived_width()
+
+    def _derived_stride(self) -> int:
+        vision = self.vision_config
+        if vision.model_type in CONVOLUTIONAL_STRIDES:
+            if self.vision_feature_layer is not None:
+                raise ValueError(
+                    f"vision_feature_layer={self.vision_feature_layer} of a {vision.model_type} has a stride of its own: "
+                    "set vision_stride and vision_width too, or leave the layer at None for the last stage."
+                )
+            return CONVOLUTIONAL_STRIDES[vision.model_type](vision)
+        if isinstance(getattr(vision, "patch_size", None), int):
+            return vision.patch_size
+        raise ValueError(
+            f"The stride of a {vision.model_type} vision tower is not known: set vision_stride to the number of input "
+            "pixels per feature along one side."
+        )
+
+    def _derived_width(self) -> int:
+        vision = self.vision_config
+        width = vision.hidden_sizes[-1] if hasattr(vision, "hidden_sizes") else getattr(vision, "hidden_size", None)
+        if width is None:
+            raise ValueError(
+                f"The width of a {vision.model_type} vision tower is not known: set vision_width to the number of "
+                "channels of one vision feature."
+            )
+        return width
+
+    @property
+    def projector_in_features(self) -> int:
+        """Width of one image token before the projector: layers x pixel_unshuffle^2 x vision_width."""
+        layers = len(self.vision_feature_layer) if isinstance(self.vision_feature_layer, list) else 1
+        return layers * self.pixel_unshuffle**2 * self.vision_width
+
+
+AuLlavaConfig.register_for_auto_class()
+
+__all__ = ["IMAGE_TOKEN", "AuLlavaConfig", "add_image_token"]

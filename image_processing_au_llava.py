@@ -1,0 +1,161 @@
+"""From whatever a user has (a path, a PIL image, an array, a tensor) to normalised pixels of one face.
+
+Owns how image files are opened and made 8-bit RGB, and the image processor. The processor works on Pillow everywhere,
+so that a checkpoint gives the same numbers with and without torchvision installed.
+"""
+
+import io
+import os
+import urllib.request
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from transformers import AutoImageProcessor
+from transformers.image_processing_backends import PilBackend
+
+MIN_SIDE = 16  # pixels; below this no action unit can be seen
+
+
+def load_face_image(image, allow_urls: bool = False) -> Image.Image:
+    """Open `image` and return it upright, as 8-bit RGB.
+
+    Args:
+        image: a path; a PIL image of any mode (an EXIF rotation is applied, transparency is laid over white, 16-bit grey
+            and CMYK are converted); a NumPy array or tensor of (height, width), (height, width, 1, 3 or 4) or
+            (3, height, width), either integers 0 to 255 or floats 0 to 1; or, with `allow_urls`, an http(s) URL.
+        allow_urls: whether a URL may be fetched. Off by default: nothing is loaded from the network unasked.
+
+    Raises:
+        ValueError: not an image, a URL that was not allowed, a shape or range other than the above, or a side shorter
+            than 16 pixels.
+        FileNotFoundError: no such file.
+    """
+    if isinstance(image, str) and image.startswith(("http://", "https://")):
+        if not allow_urls:
+            raise ValueError(
+                f"{image} is a URL and URLs are not fetched unless asked for: download it, or set "
+                "processor.image_processor.allow_urls = True."
+            )
+        with urllib.request.urlopen(image, timeout=30) as response:
+            image = _open(io.BytesIO(response.read()), image)
+    elif isinstance(image, (str, os.PathLike)):
+        if not os.path.isfile(image):
+            raise FileNotFoundError(f"There is no image file {os.fspath(image)}.")
+        image = _open(image, os.fspath(image))
+    elif isinstance(image, (np.ndarray, torch.Tensor)):
+        image = _from_array(image)
+    elif not isinstance(image, Image.Image):
+        raise ValueError(
+            f"An image must be a path, a PIL image, a NumPy array or a tensor; a {type(image).__name__} arrived."
+        )
+    if min(image.size) < MIN_SIDE:
+        raise ValueError(
+            f"The image is {image.size[0]} x {image.size[1]} pixels; a face needs at least {MIN_SIDE} x {MIN_SIDE}."
+        )
+    return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def _open(source, name: str) -> Image.Image:
+    try:
+        image = Image.open(source)
+        image.load()
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{name} cannot be read as an image: {error}") from error
+    return image
+
+
+def _from_array(array) -> Image.Image:
+    array = array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else array
+    if array.ndim == 3 and array.shape[0] == 3 and array.shape[2] not in (1, 3, 4):
+        array = np.moveaxis(array, 0, -1)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or array.size == 0:
+        raise ValueError(
+            f"An image array of shape {tuple(array.shape)} arrived; expected (height, width), (height, width, channels) "
+            "or (3, height, width) with 1, 3 or 4 channels."
+        )
+    if np.issubdtype(array.dtype, np.floating):
+        if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
+            raise ValueError("A floating-point image must hold finite values from 0 to 1.")
+        array = np.round(array * 255)
+    elif array.dtype == np.uint16:
+        array = array // 257
+    elif array.dtype == bool or array.min() < 0 or array.max() > 255:
+        raise ValueError(
+            f"An integer image must hold values from 0 to 255; {array.dtype} {array.min()}..{array.max()} arrived."
+        )
+    return Image.fromarray(array.astype(np.uint8))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):  # 16 or 32 bits of grey
+        grey = np.asarray(image, dtype=np.float64)
+        top = 65535.0 if grey.max() > 255 else 255.0
+        return Image.fromarray(np.round(grey.clip(0, top) / top * 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+class AuLlavaImageProcessor(PilBackend):
+    """Resize the shorter side, cut the centre square, scale and normalise.
+
+    Args:
+        size: `{"shortest_edge": pixels}`. crop_size: `{"height": pixels, "width": pixels}`.
+        image_mean, image_std: per channel, for pixels scaled to 0..1.
+        allow_urls: see `load_face_image`; not saved with the checkpoint.
+    """
+
+    model_input_names = ["pixel_values"]  # noqa: RUF012 - Transformers' own declaration style
+    resample = Image.Resampling.BICUBIC
+    image_mean = (0.5, 0.5, 0.5)
+    image_std = (0.5, 0.5, 0.5)
+    size = {"shortest_edge": 224}  # noqa: RUF012
+    crop_size = {"height": 224, "width": 224}  # noqa: RUF012
+    default_to_square = False
+    do_resize = True
+    do_center_crop = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    allow_urls = False
+
+    def fetch_images(self, images):
+        """Open and convert every image of a (nested) list; Transformers calls this before anything else."""
+        if isinstance(images, (list, tuple)):
+            return [self.fetch_images(image) for image in images]
+        return load_face_image(images, allow_urls=self.allow_urls)
+
+    def preprocess(self, images, *args, **kwargs):
+        if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
+            images = list(images)
+        if not isinstance(images, (list, tuple)):
+            images = [images]
+        if not images:
+            raise ValueError("There is no image: an empty list arrived.")
+        return super().preprocess(self.fetch_images(images), *args, **kwargs)
+
+    def to_dict(self) -> dict:
+        return {key: value for key, value in super().to_dict().items() if key != "allow_urls"}
+
+    @classmethod
+    def like(cls, source: str, **kwargs) -> "AuLlavaImageProcessor":
+        """The image processor that feeds the vision encoder of `source` (Hub id or folder): its size, mean and std."""
+        other = AutoImageProcessor.from_pretrained(source, backend="pil", **kwargs)
+        size = dict(other.crop_size if getattr(other, "do_center_crop", False) and other.crop_size else other.size)
+        side = size.get("height", size.get("shortest_edge"))
+        return cls(
+            size={"shortest_edge": side},
+            crop_size={"height": side, "width": side},
+            image_mean=list(other.image_mean),
+            image_std=list(other.image_std),
+            resample=other.resample,
+        )
+
+
+AuLlavaImageProcessor.register_for_auto_class("AutoImageProcessor")
+
+__all__ = ["AuLlavaImageProcessor", "load_face_image"]

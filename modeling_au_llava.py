@@ -1,0 +1,241 @@
+"""The AU-LLaVA network: vision tower -> one linear projector -> causal language model.
+
+Owns the network only. It is LLaVA as Transformers has it (its forward, generation, caching and parallelism are
+inherited), with these differences:
+
+- the projector is a single linear layer, as in the paper (arXiv 2409.08444), optionally over r x r neighbouring features
+  folded into channels (pixel unshuffle), which divides the image tokens by r^2;
+- the vision tower may be convolutional: a feature map (batch, width, rows, columns) becomes rows * columns tokens;
+- class and register tokens of ViTs are dropped by count, whatever their number;
+- a 4-D boolean attention mask (batch or 1, 1, queries, keys) is accepted by every backend that can honour it; the slots
+  decoder and its training use one (see decoding_au_llava.py).
+"""
+
+import torch
+from torch import nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.llava.modeling_llava import LlavaForConditionalGeneration, LlavaModel, LlavaPreTrainedModel
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import select_hidden_states
+
+from .configuration_au_llava import AuLlavaConfig, add_image_token
+from .decoding_au_llava import recognize
+
+
+def features_to_tokens(features: torch.Tensor, grid: tuple[int, int], fold: int) -> torch.Tensor:
+    """Turn the output of a vision tower into a token sequence in row-major order.
+
+    Args:
+        features: (batch, width, rows, columns) of a convolutional tower, or (batch, extra + rows * columns, width) of a
+            ViT, whose `extra` leading tokens (class, registers) are dropped.
+        grid: (rows, columns) expected from the image size and the stride of the tower.
+        fold: `pixel_unshuffle`.
+
+    Returns:
+        (batch, rows / fold * columns / fold, fold * fold * width)
+
+    Raises:
+        ValueError: the tower gave another grid than the configuration implies, or the grid does not divide by `fold`.
+    """
+    rows, columns = grid
+    if features.ndim == 3:
+        if features.shape[1] < rows * columns:
+            raise ValueError(
+                f"The vision tower returned {features.shape[1]} tokens where the image size and vision_stride imply "
+                f"{rows} x {columns}: set vision_stride in the configuration to the tower's stride."
+            )
+        features = features[:, -rows * columns :]  # (batch, rows * columns, width)
+        features = features.transpose(1, 2).unflatten(2, (rows, columns))
+    elif tuple(features.shape[2:]) != (rows, columns):
+        raise ValueError(
+            f"The vision tower returned a {features.shape[2]} x {features.shape[3]} feature map where the image size and "
+            f"vision_stride imply {rows} x {columns}: set vision_stride in the configuration to the tower's stride."
+        )
+    if rows % fold or columns % fold:
+        raise ValueError(f"A {rows} x {columns} feature map cannot be folded by pixel_unshuffle={fold}.")
+    features = nn.functional.pixel_unshuffle(
+        features, fold
+    )  # (batch, width * fold * fold, rows / fold, columns / fold)
+    return features.flatten(2).transpose(1, 2)
+
+
+class AuLlavaPreTrainedModel(LlavaPreTrainedModel):
+    """Weight initialisation and the flags of what is supported: those of LLaVA."""
+
+    config_class = AuLlavaConfig
+    config: AuLlavaConfig
+
+
+class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
+    """Vision tower, linear projector and language model without its head.
+
+    Args:
+        config: `AuLlavaConfig`.
+    """
+
+    def __init__(self, config: AuLlavaConfig):
+        AuLlavaPreTrainedModel.__init__(self, config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.multi_modal_projector = nn.Linear(
+            config.projector_in_features, config.text_config.hidden_size, bias=config.projector_bias
+        )
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    @merge_with_config_defaults
+    @can_return_tuple
+    @select_hidden_states("vision_feature_layer")
+    def get_image_features(
+        self, pixel_values: torch.Tensor, vision_feature_layer: int | list[int] | None = None, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        """Encode images into language-model embeddings.
+
+        Args:
+            pixel_values: (images, 3, height, width), normalised as the processor does.
+            vision_feature_layer: overrides the configuration's.
+
+        Returns:
+            the tower's output, with `pooler_output` = one (tokens, hidden size) tensor per image.
+        """
+        if vision_feature_layer is None:
+            kwargs.pop("output_hidden_states", None)
+        elif self.config.vision_config.model_type in ("resnet", "regnet"):  # want a bool, not the indices
+            kwargs["output_hidden_states"] = True
+        outputs = self.vision_tower(pixel_values, return_dict=True, **kwargs)
+        if vision_feature_layer is None:
+            layers = [outputs.last_hidden_state]
+        elif isinstance(vision_feature_layer, int):
+            layers = [outputs.hidden_states[vision_feature_layer]]
+        else:
+            layers = [outputs.hidden_states[layer] for layer in vision_feature_layer]
+        stride = self.config.vision_stride
+        grid = (pixel_values.shape[-2] // stride, pixel_values.shape[-1] // stride)
+        tokens = [features_to_tokens(layer, grid, self.config.pixel_unshuffle) for layer in layers]
+        embeddings = self.multi_modal_projector(torch.cat(tokens, dim=-1))  # (images, tokens, hidden size)
+        outputs.pooler_output = list(embeddings)
+        return outputs
+
+    def forward(self, input_ids=None, pixel_values=None, attention_mask=None, **kwargs):
+        """LLaVA's forward; a 4-D boolean `attention_mask` (True = may attend) is fitted to the attention backend.
+
+        Raises:
+            ValueError: a 4-D mask with flash attention, which has no way to honour it.
+        """
+        if attention_mask is not None and attention_mask.ndim == 4 and attention_mask.dtype == torch.bool:
+            attention_mask = self._fit_tree_mask(attention_mask)
+        return super().forward(input_ids=input_ids, pixel_values=pixel_values, attention_mask=attention_mask, **kwargs)
+
+    def _fit_tree_mask(self, mask: torch.Tensor) -> torch.Tensor | BlockMask:
+        backend = self.language_model.config._attn_implementation
+        if "flash" in backend:
+            raise ValueError(
+                f"The attention backend {backend} cannot honour the tree mask of the slots decoder: load the model with "
+                "attn_implementation='sdpa' (or 'eager', 'flex_attention'), or use decoding='constrained' or 'free'."
+            )
+        if backend == "sdpa":
+            return mask
+        if backend == "flex_attention":
+            batch, _, queries, keys = mask.shape
+            allowed = lambda b, h, q, k: mask[b, 0, q, k]  # noqa: E731
+            return create_block_mask(allowed, batch, None, queries, keys, device=mask.device)
+        additive = torch.zeros(mask.shape, dtype=self.dtype, device=mask.device)
+        return additive.masked_fill(~mask, torch.finfo(self.dtype).min)
+
+
+class AuLlavaForConditionalGeneration(AuLlavaPreTrainedModel, LlavaForConditionalGeneration):
+    """AU-LLaVA with its language-modelling head: generates text, and reads AUs with `recognize`.
+
+    Args:
+        config: `AuLlavaConfig`.
+    """
+
+    def __init__(self, config: AuLlavaConfig):
+        AuLlavaPreTrainedModel.__init__(self, config)
+        self.model = AuLlavaModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    recognize = recognize
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls,
+        vision: str,
+        text: str,
+        *,
+        pixel_unshuffle: int = 1,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_stride: int | None = None,
+        vision_width: int | None = None,
+        dtype: str | torch.dtype = "auto",
+        trust_remote_code: bool = False,
+    ) -> "AuLlavaForConditionalGeneration":
+        """Build a model from a pre-trained vision encoder and a pre-trained language model; the projector is new.
+
+        Args:
+            vision: Hub id or folder of a vision encoder, of a two-tower model (CLIP, SigLIP: its vision half is taken)
+                or of a LLaVA checkpoint (its vision tower is taken).
+            text: Hub id or folder of a causal language model with its tokenizer, or of a LLaVA checkpoint.
+            pixel_unshuffle, vision_feature_layer, vision_stride, vision_width: see `AuLlavaConfig`.
+            dtype: of all weights; "auto" takes the language model's.
+            trust_remote_code: whether `vision` and `text` may bring code of their own.
+
+        Returns:
+            the model. The tokenizer of `text` gets the image token as its next id, the embeddings grow to hold it. Build
+            the matching processor with `AuLlavaProcessor.from_vision_text_pretrained(vision, text, ...)`.
+        """
+        common = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+        language_model = _load_part(text, "language_model", **common)
+        common["dtype"] = language_model.dtype
+        vision_tower = _load_part(vision, "vision_tower", **common)
+        tokenizer = AutoTokenizer.from_pretrained(text, trust_remote_code=trust_remote_code)
+        image_token_id = add_image_token(tokenizer)
+        if len(tokenizer) > language_model.get_input_embeddings().num_embeddings:
+            language_model.resize_token_embeddings(len(tokenizer))
+
+        config = AuLlavaConfig(
+            vision_config=vision_tower.config,
+            text_config=language_model.config,
+            image_token_id=image_token_id,
+            vision_feature_layer=vision_feature_layer,
+            vision_stride=vision_stride,
+            vision_width=vision_width,
+            pixel_unshuffle=pixel_unshuffle,
+        )
+        model = cls._from_config(config, dtype=language_model.dtype)
+        model.model.vision_tower.load_state_dict(vision_tower.state_dict())
+        model.model.language_model.load_state_dict(language_model.model.state_dict())
+        model.lm_head.load_state_dict(language_model.lm_head.state_dict())
+        model.tie_weights()
+        model.generation_config.pad_token_id = (
+            tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        )
+        ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")]  # of a text, of a ChatML turn
+        known = dict.fromkeys(end for end in ends if end not in (None, tokenizer.unk_token_id))
+        model.generation_config.eos_token_id = list(known)
+        return model.eval()
+
+
+def _load_part(source: str, part: str, **kwargs):
+    """The vision tower or the causal language model of `source`, which may be a whole vision-language model."""
+    config = AutoConfig.from_pretrained(source, trust_remote_code=kwargs["trust_remote_code"])
+    whole = "text_config" in config.sub_configs and "vision_config" in config.sub_configs
+    if whole and type(config) in AutoModelForImageTextToText._model_mapping:
+        model = AutoModelForImageTextToText.from_pretrained(source, **kwargs)
+        if part == "vision_tower":
+            return model.model.vision_tower
+        language_model = AutoModelForCausalLM.from_config(config.text_config, dtype=model.dtype)
+        language_model.model.load_state_dict(model.model.language_model.state_dict())
+        language_model.lm_head.load_state_dict(model.lm_head.state_dict())
+        return language_model
+    if part == "vision_tower":
+        vision_config = config.vision_config if whole else config
+        return AutoModel.from_pretrained(source, config=vision_config, **kwargs)
+    return AutoModelForCausalLM.from_pretrained(source, **kwargs)
+
+
+AuLlavaForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
+
+__all__ = ["AuLlavaForConditionalGeneration", "AuLlavaModel", "AuLlavaPreTrainedModel"]

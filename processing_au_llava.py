@@ -1,0 +1,178 @@
+"""The AU-LLaVA processor: image processor + tokenizer, and the way from an AU format to the tokens of its prompt.
+
+Owns the chat templates and the number of tokens an image takes. The wording of prompts and answers belongs to
+action_units.py.
+"""
+
+from functools import lru_cache
+
+from transformers import AutoConfig, AutoTokenizer
+from transformers.image_utils import get_image_size, to_numpy_array
+from transformers.processing_utils import MultiModalData, ProcessorMixin
+
+from .action_units import AUFormat, get_format, prompt
+from .configuration_au_llava import IMAGE_TOKEN, AuLlavaConfig, add_image_token
+from .image_processing_au_llava import AuLlavaImageProcessor
+
+# String and list contents are both rendered; {% generation %} marks what the assistant says, its end token included.
+CHATML_TEMPLATE = """\
+{%- for message in messages %}
+{{- '<|im_start|>' + message['role'] + '\\n' }}
+{%- if message['role'] == 'assistant' %}
+{%- generation %}
+{%- if message['content'] is string %}{{- message['content'] }}{% else %}
+{%- for part in message['content'] %}{%- if part['type'] == 'text' %}{{- part['text'] }}{% endif %}{% endfor %}
+{%- endif %}
+{{- '<|im_end|>' }}
+{%- endgeneration %}
+{{- '\\n' }}
+{%- else %}
+{%- if message['content'] is string %}{{- message['content'] }}{% else %}
+{%- for part in message['content'] %}
+{%- if part['type'] == 'image' %}{{- '<image>' }}{% elif part['type'] == 'text' %}{{- part['text'] }}{% endif %}
+{%- endfor %}
+{%- endif %}
+{{- '<|im_end|>\\n' }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}
+"""
+
+# For language models without chat markers of their own, in the manner of Vicuna v1.5.
+PLAIN_TEMPLATE = """\
+{%- if bos_token %}{{- bos_token }}{% endif %}
+{%- for message in messages %}
+{%- if message['role'] == 'assistant' %}
+{{- 'ASSISTANT: ' }}
+{%- generation %}
+{%- if message['content'] is string %}{{- message['content'] }}{% else %}
+{%- for part in message['content'] %}{%- if part['type'] == 'text' %}{{- part['text'] }}{% endif %}{% endfor %}
+{%- endif %}
+{{- eos_token }}
+{%- endgeneration %}
+{%- else %}
+{{- message['role'] | upper + ': ' }}
+{%- if message['content'] is string %}{{- message['content'] }}{% else %}
+{%- for part in message['content'] %}
+{%- if part['type'] == 'image' %}{{- '<image>\\n' }}{% elif part['type'] == 'text' %}{{- part['text'] }}{% endif %}
+{%- endfor %}
+{%- endif %}
+{{- ' ' }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- 'ASSISTANT:' }}{% endif %}
+"""
+
+
+class AuLlavaProcessor(ProcessorMixin):
+    """Prepares images and text for `AuLlavaForConditionalGeneration`.
+
+    Args:
+        image_processor: `AuLlavaImageProcessor`.
+        tokenizer: the language model's tokenizer, knowing the `<image>` token.
+        vision_stride: input pixels per vision feature along one side, as in the model's configuration.
+        pixel_unshuffle: as in the model's configuration.
+        chat_template: Jinja template; `CHATML_TEMPLATE` or `PLAIN_TEMPLATE` if built by `from_vision_text_pretrained`.
+    """
+
+    def __init__(self, image_processor, tokenizer, vision_stride=14, pixel_unshuffle=1, chat_template=None):
+        self.image_token = IMAGE_TOKEN
+        self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        self.vision_stride = vision_stride
+        self.pixel_unshuffle = pixel_unshuffle
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        if self.image_token_id in (None, tokenizer.unk_token_id):
+            raise ValueError(
+                f"The tokenizer does not know {IMAGE_TOKEN}: build the processor with "
+                "AuLlavaProcessor.from_vision_text_pretrained, or call add_image_token(tokenizer) first."
+            )
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls,
+        vision: str,
+        text: str,
+        *,
+        pixel_unshuffle: int = 1,
+        vision_stride: int | None = None,
+        trust_remote_code: bool = False,
+    ) -> "AuLlavaProcessor":
+        """The processor that fits `AuLlavaForConditionalGeneration.from_vision_text_pretrained(vision, text, ...)`.
+
+        The tokenizer of `text` gets the image token as its next id. Its chat markers decide the template: ChatML where
+        it knows `<|im_start|>` (Qwen, SmolLM), Vicuna's plain "USER: ... ASSISTANT:" otherwise.
+        """
+        tokenizer = AutoTokenizer.from_pretrained(text, trust_remote_code=trust_remote_code)
+        chatml = tokenizer.convert_tokens_to_ids("<|im_start|>") not in (None, tokenizer.unk_token_id)
+        add_image_token(tokenizer)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.padding_side = "left"
+        if vision_stride is None:
+            vision_config = AutoConfig.from_pretrained(vision, trust_remote_code=trust_remote_code)
+            vision_config = getattr(vision_config, "vision_config", vision_config)
+            vision_stride = AuLlavaConfig(vision_config=vision_config).vision_stride
+        return cls(
+            AuLlavaImageProcessor.like(vision, trust_remote_code=trust_remote_code),
+            tokenizer,
+            vision_stride=vision_stride,
+            pixel_unshuffle=pixel_unshuffle,
+            chat_template=CHATML_TEMPLATE if chatml else PLAIN_TEMPLATE,
+        )
+
+    def num_image_tokens(self, height: int, width: int) -> int:
+        """Tokens that one image of `height` x `width` pixels (after preprocessing) takes in the prompt."""
+        stride = self.vision_stride * self.pixel_unshuffle
+        return (height // stride) * (width // stride)
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+        height, width = get_image_size(to_numpy_array(image_inputs["pixel_values"][image_idx]))
+        return self.image_token * self.num_image_tokens(height, width)
+
+    def _get_num_multimodal_tokens(self, image_sizes=None, **kwargs) -> MultiModalData:
+        if image_sizes is None:
+            return MultiModalData()
+        crop = kwargs.get("crop_size") or self.image_processor.crop_size
+        tokens = self.num_image_tokens(crop["height"], crop["width"])
+        return MultiModalData(num_image_tokens=[tokens] * len(image_sizes), num_image_patches=[1] * len(image_sizes))
+
+    def messages(self, fmt: str | AUFormat, answer: str | None = None) -> list[dict]:
+        """The conversation that asks one image for `fmt`, in the form of `apply_chat_template`; with `answer`, answered."""
+        text = prompt(get_format(fmt))
+        turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+        if answer is not None:
+            turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        return turns
+
+    def prompt_ids(self, fmt: str | AUFormat, image_tokens: int) -> list[int]:
+        """Token ids of the prompt that asks one image for `fmt`, up to where the answer begins.
+
+        Args:
+            image_tokens: how many image tokens the image takes, see `num_image_tokens`.
+        """
+        return list(_prompt_ids(self, get_format(fmt), image_tokens))
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Token ids of an answer as training text: the answer and the marker that ends the assistant's turn."""
+        return self.tokenizer(answer, add_special_tokens=False)["input_ids"] + list(_end_ids(self))
+
+
+@lru_cache(maxsize=64)
+def _prompt_ids(processor, fmt, image_tokens: int) -> tuple[int, ...]:
+    text = processor.apply_chat_template(processor.messages(fmt), add_generation_prompt=True)
+    before, after = text.split(processor.image_token)
+    text = before + processor.image_token * image_tokens + after
+    return tuple(processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+@lru_cache(maxsize=8)
+def _end_ids(processor) -> tuple[int, ...]:
+    """The end of an assistant's turn, read off the chat template."""
+    conversation = processor.apply_chat_template(processor.messages("bp4d", answer="AU1: 0"))
+    end = conversation.rpartition("AU1: 0")[2].strip()
+    return tuple(processor.tokenizer(end, add_special_tokens=False)["input_ids"])
+
+
+AuLlavaProcessor.register_for_auto_class("AutoProcessor")
+
+__all__ = ["CHATML_TEMPLATE", "PLAIN_TEMPLATE", "AuLlavaProcessor"]

@@ -1,0 +1,145 @@
+"""Tiny models, processors and tokenizers, built in memory: nothing is downloaded."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerFast, SiglipVisionConfig
+
+from au_llava.action_units import FORMATS, prompt, write_answer
+from au_llava.configuration_au_llava import AuLlavaConfig, add_image_token
+from au_llava.image_processing_au_llava import AuLlavaImageProcessor
+from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
+from au_llava.processing_au_llava import CHATML_TEMPLATE, PLAIN_TEMPLATE, AuLlavaProcessor
+
+ROOT = Path(__file__).parent.parent
+IMAGE_SIZE = 32
+
+
+def load_tool(name: str):
+    """A script of tools/ or benchmarks/ as a module (they are no package)."""
+    path = next(ROOT.glob(f"*/{name}.py"))
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _byte_level_bpe(number_pattern: str, **special) -> PreTrainedTokenizerFast:
+    """Byte-level BPE trained on our own prompts; `number_pattern` decides how digits are grouped."""
+    pattern = rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{number_pattern}| ?[^\s\p{{L}}\p{{N}}]+|\s+"
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    corpus = [prompt(fmt) for fmt in FORMATS.values()]
+    corpus += [write_answer({label: step / 100 for label in FORMATS["feafa"].labels}, FORMATS["feafa"]) for step in range(101)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=700,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left", **special
+    )
+
+
+def _single_digits() -> PreTrainedTokenizerFast:
+    """Every digit a token, no ChatML markers of its own, as Llama-2 and Vicuna write numbers."""
+    tokenizer = _byte_level_bpe(r"\p{N}")
+    tokenizer.bos_token = "<|endoftext|>"
+    return tokenizer
+
+
+TOKENIZERS = {
+    "single digits": _single_digits,
+    "grouped digits": lambda: _byte_level_bpe(r"\p{N}{1,3}"),  # as Llama-3 and GPT-4 group them
+    "phrases": lambda: load_tool("build_tiny_base").build_tokenizer(),
+}
+
+
+def build_tiny(tokenizer: str = "grouped digits", vision_config=None, seed: int = 0, **config):
+    """A random model of two layers a side and its processor: 32-pixel images, a 4 x 4 grid of features."""
+    tokenizer_name, tokenizer = tokenizer, TOKENIZERS[tokenizer]()
+    image_token_id = add_image_token(tokenizer)
+    if vision_config is None:
+        vision_config = SiglipVisionConfig(
+            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=IMAGE_SIZE, patch_size=8
+        )
+    settings = {
+        "vision_config": vision_config,
+        "text_config": LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=4096,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        ),
+        "image_token_id": image_token_id,
+        **config,
+    }
+    config = AuLlavaConfig(**settings)
+    torch.manual_seed(seed)
+    model = AuLlavaForConditionalGeneration(config).eval()
+    for parameter in model.lm_head.parameters():  # so that predictions differ between images and AUs
+        torch.nn.init.normal_(parameter, std=0.5)
+    model.tie_weights()
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    processor = AuLlavaProcessor(
+        AuLlavaImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}),
+        tokenizer,
+        vision_stride=config.vision_stride,
+        pixel_unshuffle=config.pixel_unshuffle,
+        chat_template=PLAIN_TEMPLATE if tokenizer_name == "single digits" else CHATML_TEMPLATE,
+    )
+    return model, processor
+
+
+def tiny_clip() -> CLIPVisionConfig:
+    return CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=IMAGE_SIZE, patch_size=8
+    )
+
+
+def random_faces(count: int, seed: int = 0, size: int = 48) -> list[np.ndarray]:
+    """Arrays of smooth noise: different images, as a model sees them."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.random((count, 6, 6, 3))
+    return [np.kron(image, np.ones((size // 6, size // 6, 1))).astype(np.float32) for image in coarse]
+
+
+@pytest.fixture(scope="session", params=list(TOKENIZERS))
+def tiny_any_tokenizer(request):
+    """(model, processor) once for every kind of tokenizer. Do not train it."""
+    return build_tiny(request.param)
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """(model, processor) shared by read-only tests. Do not train it: call `build_tiny` for a model of your own."""
+    return build_tiny()
+
+
+@pytest.fixture
+def faces():
+    return random_faces(5)

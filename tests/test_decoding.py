@@ -1,0 +1,243 @@
+"""The three decoders: slots against a brute-force loop, constrained against greedy generation, free against its text."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import build_tiny, random_faces
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from au_llava.action_units import ACTION_UNITS, FORMATS, SCALES, AUFormat, parse_answer
+from au_llava.decoding_au_llava import SlotTree, compile_slots, compile_template
+
+ALL = ("bp4d", "disfa", "feafa")
+
+
+def brute_force(model, processor, image, fmt, label) -> np.ndarray:
+    """P(value) of one AU by ordinary causal attention: one sequence per value, conditional on the choices at each step."""
+    pixel_values = processor.image_processor([image], return_tensors="pt")["pixel_values"]
+    prompt = processor.prompt_ids(fmt, processor.num_image_tokens(*pixel_values.shape[-2:]))
+    answers = [
+        tuple(processor.tokenizer(f"{label}: {value}", add_special_tokens=False)["input_ids"])
+        for value in fmt.value_strings
+    ]
+    probabilities = []
+    for answer in answers:
+        ids = torch.tensor([prompt + list(answer)])
+        with torch.no_grad():
+            logits = model(input_ids=ids, pixel_values=pixel_values).logits[0].double()
+        probability = 1.0
+        for depth, token in enumerate(answer):
+            options = sorted({other[depth] for other in answers if other[:depth] == answer[:depth]})
+            step = logits[len(prompt) + depth - 1, options].softmax(-1)
+            probability *= step[options.index(token)].item()
+        probabilities.append(probability)
+    return np.array(probabilities)
+
+
+def test_slots_equal_one_au_at_a_time(tiny_any_tokenizer):
+    model, processor = tiny_any_tokenizer
+    image = random_faces(1)[0]
+    result = model.recognize(processor, [image], formats=ALL)[0]
+    for name, label in (("bp4d", "AU4"), ("bp4d", "AU24"), ("disfa", "AU1"), ("disfa", "AU12"), ("feafa", "AU28B")):
+        expected = brute_force(model, processor, image, FORMATS[name], label)
+        np.testing.assert_allclose(result[name][label].distribution, expected, atol=1e-4)
+        assert expected.sum() == pytest.approx(1, abs=1e-6)
+
+
+def test_reading_is_consistent(tiny, faces):
+    model, processor = tiny
+    for answers in model.recognize(processor, faces, formats=ALL):
+        for name in ALL:
+            fmt = FORMATS[name]
+            assert tuple(answers[name]) == fmt.labels
+            parsed = parse_answer(answers[name].text, fmt)
+            assert parsed.ok
+            for label, reading in answers[name].items():
+                distribution = np.array(reading.distribution)
+                numbers = np.array(fmt.value_numbers)
+                assert reading.value == numbers[distribution.argmax()] == parsed.values[label]
+                assert reading.expected == pytest.approx(distribution @ numbers, abs=1e-5)
+                present = distribution[numbers >= fmt.presence_threshold].sum()
+                assert reading.probability == pytest.approx(present, abs=1e-5)
+
+
+@pytest.mark.parametrize("decoding", ["slots", "constrained", "free"])
+def test_batch_size_does_not_matter(tiny, faces, decoding):
+    model, processor = tiny
+    batched = model.recognize(processor, faces, formats=ALL, decoding=decoding, batch_size=5)
+    single = model.recognize(processor, faces, formats=ALL, decoding=decoding, batch_size=1)
+    for one, other in zip(batched, single, strict=True):
+        for name in ALL:
+            assert one[name].text == other[name].text
+            for label in one[name]:
+                if one[name][label].distribution is not None:
+                    np.testing.assert_allclose(one[name][label].distribution, other[name][label].distribution, atol=1e-4)
+
+
+def test_formats_do_not_influence_each_other(tiny, faces):
+    model, processor = tiny
+    together = model.recognize(processor, faces[:2], formats=ALL)
+    for name in ALL:
+        alone = model.recognize(processor, faces[:2], formats=[name])
+        for one, other in zip(together, alone, strict=True):
+            for label, reading in one[name].items():
+                np.testing.assert_allclose(reading.distribution, other[name][label].distribution, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["eager", "flex_attention"])
+def test_attention_backends_agree(tiny, faces, backend):
+    model, processor = tiny
+    expected = model.recognize(processor, faces, formats=["disfa"])
+    model.set_attn_implementation({"text_config": backend})
+    try:
+        actual = model.recognize(processor, faces, formats=["disfa"])
+    finally:
+        model.set_attn_implementation({"text_config": "sdpa"})
+    for one, other in zip(actual, expected, strict=True):
+        for label in one["disfa"]:
+            np.testing.assert_allclose(one["disfa"][label].distribution, other["disfa"][label].distribution, atol=1e-4)
+
+
+def test_flash_attention_is_refused_with_a_way_out(tiny, faces, monkeypatch):
+    model, processor = tiny
+    monkeypatch.setattr(model.model.language_model.config, "_attn_implementation_internal", "flash_attention_2")
+    with pytest.raises(ValueError, match="cannot honour the tree mask.*sdpa"):
+        model.recognize(processor, faces)
+
+
+def test_constrained_is_greedy_with_invalid_tokens_forbidden(tiny_any_tokenizer, faces):
+    """Token for token what `generate` does when only tokens that keep the answer valid may follow."""
+    model, processor = tiny_any_tokenizer
+    fmt = FORMATS["disfa"]
+    segments = compile_template(processor, fmt)
+    pixel_values = processor.image_processor(faces[:3], return_tensors="pt")["pixel_values"]
+    prompt = processor.prompt_ids(fmt, processor.num_image_tokens(*pixel_values.shape[-2:]))
+
+    def allowed(_, ids):
+        done = ids[len(prompt) :].tolist()
+        position = 0
+        for fixed, values in segments:
+            for token in fixed:
+                if position == len(done):
+                    return [token]
+                position += 1
+            rest = tuple(done[position:])
+            inside = [v for v in values if v[: len(rest)] == rest and len(v) > len(rest)]
+            if inside:
+                return sorted({v[len(rest)] for v in inside})
+            position += len(next(v for v in values if rest[: len(v)] == v))
+        return [processor.tokenizer.eos_token_id]
+
+    ids = torch.tensor([prompt] * 3)
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        pixel_values=pixel_values,
+        prefix_allowed_tokens_fn=allowed,
+        do_sample=False,
+        max_new_tokens=400,
+    )
+    greedy = processor.tokenizer.batch_decode(output[:, len(prompt) :], skip_special_tokens=True)
+    constrained = model.recognize(processor, faces[:3], formats=["disfa"], decoding="constrained")
+    assert [answers["disfa"].text for answers in constrained] == greedy
+
+
+def test_constrained_always_parses(tiny_any_tokenizer, faces):
+    model, processor = tiny_any_tokenizer
+    for answers in model.recognize(processor, faces, formats=ALL, decoding="constrained"):
+        for name in ALL:
+            assert parse_answer(answers[name].text, FORMATS[name]).ok
+
+
+def test_free_reports_what_it_could_not_read(tiny, faces):
+    model, processor = tiny
+    answer = model.recognize(processor, faces[:1], formats=["bp4d"], decoding="free")[0]["bp4d"]
+    parsed = parse_answer(answer.text, FORMATS["bp4d"])
+    assert {label: reading.value for label, reading in answer.items()} == parsed.values
+    assert list(answer.problems) == parsed.problems
+    assert all(reading.distribution is None for reading in answer.values())
+
+
+def test_free_passes_options_to_generate(tiny, faces):
+    model, processor = tiny
+    torch.manual_seed(0)
+    sampled = model.recognize(
+        processor, faces[:1], formats=["bp4d"], decoding="free", do_sample=True, temperature=5.0, max_new_tokens=3
+    )
+    assert len(processor.tokenizer(sampled[0]["bp4d"].text, add_special_tokens=False)["input_ids"]) <= 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"decoding": "magic"}, "slots, constrained, free"),
+        ({"formats": ["bp5d"]}, "bp5d"),
+        ({"formats": []}, "at least one format"),
+        ({"formats": ["bp4d", "bp4d"]}, "none twice"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"images": []}, "no image"),
+        ({"num_beams": 3}, "only apply to decoding='free'"),
+    ],
+)
+def test_bad_arguments_fail_in_one_sentence(tiny, faces, arguments, message):
+    model, processor = tiny
+    with pytest.raises(ValueError, match=message):
+        model.recognize(processor, **{"images": faces, **arguments})
+
+
+def test_training_mode_is_restored(faces):
+    model, processor = build_tiny()
+    model.train()
+    model.recognize(processor, faces[:1], formats=["bp4d"])
+    assert model.training
+    assert next(model.parameters()).requires_grad
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    labels=st.lists(st.sampled_from(sorted(ACTION_UNITS)), min_size=1, max_size=8, unique=True),
+    scale=st.sampled_from(sorted(SCALES)),
+)
+def test_any_format_of_a_user_is_answered(tiny, labels, scale):
+    model, processor = tiny
+    fmt = AUFormat("mine", tuple(labels), scale)
+    answer = model.recognize(processor, random_faces(1), formats=[fmt])[0]["mine"]
+    assert parse_answer(answer.text, fmt).ok
+    assert tuple(answer) == tuple(labels)
+
+
+def test_tree_by_hand():
+    """Two formats over one trunk: tokens shared, positions by depth, attention to ancestors only."""
+    tree = SlotTree([[1, 2], [1, 3]], [{"AU1": [[7, 8], [7, 9]]}, {"AU1": [[7, 8], [7, 9, 5], [7, 9, 6]]}])
+    assert tree.input_ids.tolist() == [1, 2, 7, 3, 7, 9]
+    assert tree.positions.tolist() == [0, 1, 2, 1, 2, 3]
+    assert [row.nonzero().flatten().tolist() for row in tree.mask] == [
+        [0],
+        [0, 1],
+        [0, 1, 2],
+        [0, 3],
+        [0, 3, 4],
+        [0, 3, 4, 5],
+    ]
+    assert tree.decision_nodes.tolist() == [2, 4, 5]
+    assert tree.choices.tolist() == [[8, 9], [8, 9], [5, 6]]
+    assert tree.value_targets == [[(0, 8)], [(0, 9)], [(1, 8)], [(1, 9), (2, 5)], [(1, 9), (2, 6)]]
+    logits = torch.zeros(1, 3, 10)
+    logits[0, 1, 9] = np.log(3)  # P(9) = 3/4 at the second decision
+    logits[0, 2, 6] = np.log(4)  # P(6) = 4/5 at the third
+    probabilities = tree.log_probabilities(logits).exp()[0]
+    np.testing.assert_allclose(probabilities, [0.5, 0.5, 0.25, 0.75 * 0.2, 0.75 * 0.8], rtol=1e-6)
+
+
+def test_tokenizer_that_cannot_tell_values_apart_is_refused():
+    with pytest.raises(ValueError, match="values of AU1 apart"):
+        SlotTree([[1]], [{"AU1": [[7, 8], [7, 8]]}])
+    with pytest.raises(ValueError, match="values of AU1 apart"):
+        SlotTree([[1]], [{"AU1": [[7], [7, 8]]}])
+
+
+def test_slots_are_compiled_once(tiny):
+    _, processor = tiny
+    formats = (FORMATS["bp4d"],)
+    assert compile_slots(processor, formats, 16) is compile_slots(processor, formats, 16)

@@ -1,0 +1,242 @@
+"""Fine-tune AU-LLaVA with TRL's SFTTrainer.
+
+    accelerate launch train_sft.py --config recipes/rendered_tiny.yaml
+    accelerate launch train_sft.py --config recipes/rendered_tiny.yaml --learning_rate 5e-4 --output_dir runs/trial
+    accelerate launch train_sft.py --model_name_or_path runs/tiny-base --data data/rendered --output_dir runs/first
+
+`--data` takes record tables made by prepare_data.py; several are mixed. A row of the recipe is overridden by the flag of
+the same name; an unknown key or flag is an error. Any option of TRL's SFTConfig (batch size, learning rate, precision,
+report_to, ...) and ModelConfig (LoRA, quantisation, attention) may be given too.
+
+Training state is saved every `save_steps`; start the same command with `--resume_from_checkpoint true` to go on exactly
+where it stopped. Evaluation scores the AUs on the validation part and logs eval_<format>_<metric>, so that
+`metric_for_best_model: eval_bp4d_f1` works. The result is a folder that `from_pretrained` loads with its code.
+"""
+
+import logging
+import math
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from peft import prepare_model_for_kbit_training
+from transformers import AutoProcessor
+from transformers.trainer_utils import get_last_checkpoint
+from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_kbit_device_map, get_peft_config, get_quantization_config
+
+from au_llava.au_datasets.folds import check_disjoint
+from au_llava.au_datasets.records import group_by_image, load_records
+from au_llava.collator_au_llava import AUCollator
+from au_llava.eval_au import predict, score_predictions
+from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
+
+logger = logging.getLogger("au_llava.train")
+
+PARTS = ("vision_tower", "multi_modal_projector", "language_model")
+LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+UNQUANTISED = ["lm_head", "model.vision_tower", "model.multi_modal_projector"]
+
+
+@dataclass
+class AUArguments:
+    """What is trained on what: the arguments of AU-LLaVA's own."""
+
+    data: list[str] = field(
+        metadata={
+            "help": "Record tables (folders made by prepare_data.py), each optionally with how often its images are seen "
+            "per epoch: data/disfa=2 (twice), data/feafa=0.5 (a fixed random half). Default: once."
+        }
+    )
+    formats: list[str] | None = field(
+        default=None, metadata={"help": "Formats to train, such as bp4d disfa feafa. Default: all in the data."}
+    )
+    train_part: str = field(default="train", metadata={"help": "Value of the records' `part` column to train on."})
+    validation_part: str = field(default="validation", metadata={"help": "Part to evaluate on during training."})
+    validation_images: int = field(
+        default=1000, metadata={"help": "At most this many validation images are scored during training."}
+    )
+    causal_share: float = field(
+        default=0.25,
+        metadata={"help": "Share of batches laid out as ordinary text (for `generate`); the rest train the slots."},
+    )
+    flip: float = field(default=0.0, metadata={"help": "Probability of a horizontal flip (sided AU labels swap)."})
+    freeze: list[str] = field(
+        default_factory=list, metadata={"help": f"Parts to keep as they are: any of {', '.join(PARTS)}."}
+    )
+    channels_last: bool = field(
+        default=False, metadata={"help": "Lay a convolutional vision tower out channels-last: faster on CPU and GPU."}
+    )
+
+    def __post_init__(self):
+        unknown = sorted(set(self.freeze) - set(PARTS))
+        if unknown:
+            raise ValueError(f"freeze names {', '.join(unknown)}; it takes any of {', '.join(PARTS)}.")
+
+
+@dataclass
+class AUTrainingConfig(SFTConfig):
+    """TRL's SFTConfig with defaults that fit AU-LLaVA.
+
+    Differences: max_length None (an answer must never be cut), remove_unused_columns False and
+    skip_prepare_dataset (the collator works on the raw records).
+    """
+
+    max_length: int | None = field(default=None, metadata={"help": "Not used: sequences are never cut."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs the raw columns."})
+
+    def __post_init__(self):
+        self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
+        super().__post_init__()
+
+
+def training_rows(tables: list[str], part: str, formats: list[str] | None, seed: int = 0) -> datasets.Dataset:
+    """One row per image from record tables: `image`, `formats` (names), `values` (one list per format), `index`.
+
+    Args:
+        tables: folders, each optionally followed by "=" and the passes over it per epoch.
+        part: value of the `part` column to take.
+        formats: names of the formats to keep; None keeps all.
+        seed: chooses the rows of a fractional pass.
+
+    Raises:
+        ValueError: a weight that is no positive number, or nothing left to train on.
+    """
+    tables_of_rows = []
+    for entry in tables:
+        path, _, weight = entry.partition("=")
+        try:
+            passes = float(weight or 1)
+        except ValueError:
+            passes = math.nan
+        if not 0 < passes < math.inf:
+            raise ValueError(f"{entry}: the number after '=' must be positive, it says how often a table is seen.")
+        records = load_records(path, part=part, formats=formats)
+        groups = group_by_image(records)
+        names, values = records["format"], records["values"]
+        rows = records.select_columns(["image", "subject"]).select([min(group.values()) for group in groups])
+        rows = rows.add_column("formats", [list(group) for group in groups])
+        rows = rows.add_column("values", [[values[row] for row in group.values()] for group in groups])
+        assert all(names[row] == name for group in groups[:100] for name, row in group.items())
+        chosen = np.tile(np.arange(len(rows)), int(passes))
+        rest = round((passes - int(passes)) * len(rows))
+        chosen = np.concatenate([chosen, np.random.default_rng(seed).permutation(len(rows))[:rest]])
+        tables_of_rows.append(rows.select(chosen) if passes != 1 else rows)
+    rows = datasets.concatenate_datasets(tables_of_rows)
+    if not len(rows):
+        raise ValueError(f"No record of part {part!r} is left in {', '.join(tables)}: check `part` and --formats.")
+    return rows.add_column("index", list(range(len(rows))))
+
+
+class AUTrainer(SFTTrainer):
+    """SFTTrainer whose evaluation also scores the AUs.
+
+    Args:
+        validation: records to score, or None.
+    """
+
+    def __init__(self, *args, validation: datasets.Dataset | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.validation = validation
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        model = self.accelerator.unwrap_model(self.model)
+        predictions = predict(
+            model, self.processing_class, self.validation, batch_size=self.args.per_device_eval_batch_size
+        )
+        scores = score_predictions(predictions)
+        flat = {
+            f"{metric_key_prefix}_{name}_{metric}": value
+            for name, result in scores.items()
+            for metric, value in result["mean"].items()
+        }
+        self.log(flat)
+        return {**metrics, **flat}
+
+
+def load_model(model_args: ModelConfig, training_args: SFTConfig):
+    """The model to train, in float32 unless `--dtype` says otherwise; quantised if asked for."""
+    quantization = get_quantization_config(model_args)
+    if quantization is not None:
+        quantization.llm_int8_skip_modules = UNQUANTISED
+    model = AuLlavaForConditionalGeneration.from_pretrained(
+        model_args.model_name_or_path,
+        revision=model_args.model_revision,
+        dtype=model_args.dtype if model_args.dtype not in (None, "auto") else "float32",
+        attn_implementation=model_args.attn_implementation,
+        quantization_config=quantization,
+        device_map=get_kbit_device_map() if quantization is not None else None,
+    )
+    if quantization is not None:
+        model = prepare_model_for_kbit_training(
+            model, use_gradient_checkpointing=training_args.gradient_checkpointing
+        )
+    return model
+
+
+def freeze_parts(model: AuLlavaForConditionalGeneration, parts: list[str]) -> None:
+    """Take parts of the model out of training: no gradients, and evaluation mode (batch-norm statistics stay too)."""
+    for name in parts:
+        part = getattr(model.model, name).eval().requires_grad_(False)
+        part.train = lambda mode=True, part=part: part
+        if name == "language_model":
+            model.lm_head.requires_grad_(False)
+
+
+def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: ModelConfig):
+    if model_args.model_name_or_path is None:
+        raise ValueError("Say which model to start from: --model_name_or_path (a folder or a Hub id).")
+    train = training_rows(arguments.data, arguments.train_part, arguments.formats, training_args.seed)
+    paths = [entry.partition("=")[0] for entry in arguments.data]
+    evaluating = training_args.eval_strategy != "no"
+    validation = validation_rows = None
+    if evaluating:
+        validation_rows = training_rows(paths, arguments.validation_part, arguments.formats)
+        validation_rows = validation_rows.select(range(min(arguments.validation_images, len(validation_rows))))
+        validation = load_records(paths, part=arguments.validation_part, formats=arguments.formats)
+        check_disjoint({"train": set(train["subject"]), "validation": set(validation["subject"])})
+        kept = [row for group in group_by_image(validation)[: arguments.validation_images] for row in group.values()]
+        validation = validation.select(sorted(kept))
+
+    model = load_model(model_args, training_args)
+    freeze_parts(model, arguments.freeze)
+    if arguments.channels_last:
+        model.model.vision_tower.to(memory_format=torch.channels_last)
+    processor = AutoProcessor.from_pretrained(model_args.model_name_or_path, trust_remote_code=True)
+    if model_args.use_peft and model_args.lora_target_modules is None:
+        model_args.lora_target_modules = LORA_TARGETS
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    logger.info("%s training images, %s of %s parameters trained", len(train), trainable, model.num_parameters())
+
+    trainer = AUTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=train,
+        eval_dataset=validation_rows,
+        validation=validation,
+        processing_class=processor,
+        data_collator=AUCollator(processor, arguments.causal_share, arguments.flip, training_args.seed),
+        peft_config=get_peft_config(model_args),
+    )
+    resume = training_args.resume_from_checkpoint
+    if str(resume).lower() in ("true", "1"):
+        resume = get_last_checkpoint(training_args.output_dir) if Path(training_args.output_dir).is_dir() else None
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model()
+    trainer.save_state()
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+
+
+def make_parser() -> TrlParser:
+    return TrlParser((AUArguments, AUTrainingConfig, ModelConfig), description=__doc__)
+
+
+if __name__ == "__main__":
+    try:
+        main(*make_parser().parse_args_and_config(fail_with_unknown_args=True))
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"train_sft.py: {error}")

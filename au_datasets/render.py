@@ -19,8 +19,8 @@ from .paint import Appearance, background, glasses_mesh, paint_map, sample_colou
 from .raster import light_reach, rasterise, vertex_normals
 
 SUPERSAMPLING = 2
-EYE_DISTANCE = 0.29  # of the crop's width
-EYE_HEIGHT = 0.385  # of the crop's height, from the top
+EYE_DISTANCE = 0.34  # of the crop's width: a face crop as AU pipelines cut it, brows to chin
+EYE_HEIGHT = 0.35  # of the crop's height, from the top
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def head_rotation(yaw: float, pitch: float) -> np.ndarray:
 
 
 def _project(vertices: np.ndarray, eyes: np.ndarray, view: View, size: int):
-    """Perspective and the eye-aligned crop: (V, 2) pixels, (V,) nearness, the eyes' midpoint, pixels an eye distance."""
+    """Perspective and the eye-aligned crop: (V, 2) pixels, (V,) nearness, the eyes' midpoint, pixels per eye distance."""
 
     def perspective(points):
         nearness = 1 / (view.distance - points[:, 2])

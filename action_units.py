@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from .answers_au_llava import SCALES, quantise, write_answer
+from .answers_au_llava import SCALES, ParsedAnswer, parse_answer, quantise, write_answer
 
 __all__ = [
     "ACTION_UNITS",
@@ -20,8 +20,11 @@ __all__ = [
     "SCALES",
     "AUFormat",
     "ActionUnit",
+    "ParsedAnswer",
     "definition_line",
     "get_format",
+    "mirrored_label",
+    "parse_answer",
     "prompt",
     "prompt_parts",
     "quantise",
@@ -129,6 +132,19 @@ def _read_catalogue(table: str) -> dict[str, ActionUnit]:
 
 
 ACTION_UNITS: dict[str, ActionUnit] = _read_catalogue(_CATALOGUE)
+
+# Unsided codes that name a direction: they swap when an image is flipped.
+_MIRROR = {"AU51": "AU52", "AU55": "AU56", "AU61": "AU62"}
+_MIRROR |= {right: left for left, right in _MIRROR.items()}
+
+
+def mirrored_label(label: str) -> str:
+    """The label that `label` becomes in the horizontally flipped image: AU12L -> AU12R, AU51 -> AU52, AU4 -> AU4."""
+    unit = ACTION_UNITS[label]
+    if unit.side in ("left", "right"):
+        return label[:-1] + ("R" if unit.side == "left" else "L")
+    return _MIRROR.get(label, label)
+
 
 # From which value on an AU counts as present, where a scale has to be read as present or absent.
 _PRESENCE_THRESHOLDS = {

@@ -1,12 +1,19 @@
-"""Answers as text: the closed list of values of each scale, and how an answer is written.
+"""Answers as text: the closed list of values of each scale, how an answer is written, and how one is read.
 
 An answer looks like `AU1: 0, AU2: 0, AU4: 3`. Everything here takes the format as any object with `.labels` and
 `.scale`, and imports nothing of the package: `action_units.py` builds on this file and re-exports its functions.
+
+Reading is lenient about spelling and strict about meaning: where a text does not say an AU's value beyond doubt,
+that AU stays unread. What counts as said is a closed grammar, described at `parse_answer`.
 """
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
+from functools import lru_cache
+from typing import NamedTuple
 
 # The values an AU can take, as they are written. The set of valid answers is therefore finite and known.
 SCALES: dict[str, tuple[str, ...]] = {
@@ -27,7 +34,11 @@ def quantise(value: float, fmt) -> float:
         raise ValueError(
             f"{number} is outside the {fmt.scale} scale, {strings[0]} to {strings[-1]}: clip or rescale it"
         )
-    return float(Decimal(repr(number)).quantize(Decimal(strings[1]), rounding=ROUND_HALF_UP))
+    return _nearest(number, fmt.scale)
+
+
+def _nearest(number: float, scale: str) -> float:
+    return float(Decimal(repr(number)).quantize(Decimal(SCALES[scale][1]), rounding=ROUND_HALF_UP))
 
 
 def write_answer(values: Mapping[str, float | None], fmt) -> str:
@@ -57,3 +68,354 @@ def write_answer(values: Mapping[str, float | None], fmt) -> str:
             )
         items.append(f"{label}: {number:.2f}" if fmt.scale == "continuous" else f"{label}: {number:.0f}")
     return ", ".join(items)
+
+
+@dataclass(frozen=True)
+class ParsedAnswer:
+    """What a text says about the AUs of a format.
+
+    `status` holds one word per AU: "read"; "missing" (never named); "unclear" (named, but without a value that is
+    beyond doubt); "out of range"; "off grid" (a number between two values of the scale); "conflict" (given different
+    values). `values` is None for all but "read".
+    """
+
+    values: dict[str, float | None]
+    status: dict[str, str]
+    foreign: tuple[str, ...]  # AUs named in the text that are not in the format, in order of appearance
+    problems: list[str]  # one line per unread or foreign AU
+
+    @property
+    def ok(self) -> bool:
+        """Every AU of the format was read, and no other was named."""
+        return not self.problems
+
+
+# ---- Vocabulary -----------------------------------------------------------------------------------------------
+_ADVERBS = "clearly|visibly|slightly|weakly|mildly|moderately|strongly|highly|very|fully|partially|also|both|all|any"
+_PRESENT = "present|active|activated|visible|detected|observed|evident|noticeable|apparent|seen|shown|found|yes|true"
+_ABSENT = "absent|inactive|invisible|undetected|unobserved|false"
+_NOT = r"(?:(?:is|are|was|were|do|does|did) ?n'?t|not|never|no longer)"
+_MEASURES = "value|intensity|level|score|strength|grade|state|status|presence|occurrence"
+_COPULAS = "is|are|was|were"
+_FILLERS = "be|do|does|has|have|with|an|the|at|of|as|appears to be|seems to be|rated|scored|coded"
+_DOUBT = re.compile(
+    r"\?|n/a|\b(?:may|might|maybe|perhaps|possibl[ey]|probabl[ey]|likely|unlikely|unclear|unsure|uncertain\w*|unknown|"
+    r"cannot|can't|could|if|whether|hard|difficult|undetermined|ambiguous|occluded|hidden|barely|hardly|scarcely|"
+    r"either|unable|would|should|none|null|nan)\b"
+)
+_NEGATION = re.compile(r"\b(?:no|not|never|without|neither|nor|lack(?:s|ing)?|absence|fails?)\b|n't\b")
+_OTHER_KEYS = re.compile(
+    r"\b(?:confidence|certainty|probability|frames?|time|index|id|age)\b"
+)  # their number is no AU's
+_LIST_WORDS = (
+    f"{_COPULAS}|{_PRESENT}|the|a|this|these|following|in|on|and|of|only|face|person|image|photo|subject|i|see|shows?|"
+    "showing|displays|exhibits|aus?|action|units?|facial|answer|list|includes?"
+)
+
+# ---- Grammar --------------------------------------------------------------------------------------------------
+# "au6", "AU 06", "AU-6", "action unit 6", "AU12L", "AU12 (left)", "left AU12", "AUL12", and FACS's graded "AU12C"
+_MENTION = re.compile(
+    r"(?:\b(?P<before>left|right|top|bottom) )?\b(?P<kind>a[ud]s?|action (?:units?|descriptors?))[ .-]{0,3}"
+    r"(?P<prefix>[lrtb])?(?P<number>\d{1,3})"
+    r"(?: ?[(-]?(?P<after>left|right|top|bottom)\b\)?|(?P<grade>[acde])| ?(?P<suffix>[lrtb])(?!'))?(?![a-z0-9])"
+)
+_GLOSS = r" ?\([^()\n]{0,80}\)"  # "AU12 (lip corner puller)"
+_GLOSSES = (
+    re.compile(""),
+    re.compile(_GLOSS),
+    # "AU12 lip corner puller: ", "AU12 - lip corner puller - ", "| AU12 | lip corner puller |"
+    re.compile(r"(?: ?[-|] ?| )(?!(?:and|or|nor|but|with|to|plus)\b)[a-z][a-z '-]{0,60}(?= ?[:=|>]| - )"),
+)
+_LINK = re.compile(
+    rf"(?: ?, ?(?=(?:{_MEASURES}|present|active|visible) ?[:=]))?[)\]]?"
+    rf"(?:[:=|;>(\[{{\n ]|-+>|-(?= )|a(?= [a-z])|(?:present|active|visible)(?= ?[:=])|"
+    rf"(?<![a-z])(?:{_COPULAS}|{_FILLERS}|{_ADVERBS}|{_MEASURES})\b)*+"
+)
+_FIRM = re.compile(r"[:=|>]")  # punctuation that can only introduce a value
+_STATED = re.compile(rf"[:=|>]|\b(?:{_COPULAS}|{_MEASURES})\b")
+_PLURAL = re.compile(r"\b(?:are|were|aren'?t|weren'?t|do|don'?t|have|both|all)\b")
+_VALUE = re.compile(
+    rf"(?P<number>[+-]?(?:\d+(?:[.,]\d+)?|\.\d+)(?:e[+-]?\d+)?|[+-]?inf(?:inity)?\b)(?P<percent> ?%)?"
+    rf"|(?P<grade>[a-e])(?= ?(?:[,;|)\]}}\n.]|$))"
+    rf"|(?P<not>{_NOT} )?(?:(?P<present>{_PRESENT}|(?:occur|appear|exist)(?! to))|(?P<absent>{_ABSENT}))\b(?! ?[:=])"
+    rf"|(?P<no>no)(?= ?(?:[,;|)\]}}\n.(]|$)| (?:(?:visible|active) )?(?:activation|activity|movement|action|sign)\b)"
+)
+_FRACTION = re.compile(r" ?(?:/|(?:out )?of) ?(\d+(?:\.0+)?)(?![\d.,]*\d)")  # "3/5", "3 out of 5"
+_NUMBER_SPOILT = re.compile(  # what, after a number, makes it something else: a range, a list, a unit, a confidence
+    r"[a-z0-9'_]|[.,:]\d| ?\?| ?(?:-|to|or|and|/|of|out of|[,;|&+])? ?(?!\d{1,2}[.)] ?$)\d"
+    r"| ?(?:confiden|certain|sure|likel|probab|chance)"
+)
+_VALUE_CLOSED = re.compile(r" ?(?:[,;|)\]}\n.!(]|(?:and|&) ?$|$)")
+_CLAUSE_END = r"[.,;!\n|)\]}]|\b(?:and|but|while|whereas|though|although|yet|however|because)\b"
+_CLAUSE = re.compile(rf"(?:(?!{_CLAUSE_END}|\bnor\b).)*", re.DOTALL)
+_EARLIER_CLAUSES = re.compile(rf"(?:.*(?:{_CLAUSE_END}|[?:]))?", re.DOTALL)
+_LIST_GAP = re.compile(rf"(?:{_GLOSS})?(?:[ ,/+&|\n(\[-]|\d{{1,2}}[.)]|and\b)*")
+_LIST = re.compile(  # "@" stands for an AU
+    rf"(?:[\s,;|/&.:()\[\]{{}}]|(?:^|(?<=\n))-|\+(?= ?@)|@(?! ?[:=])|\b(?:{_LIST_WORDS})\b)*+"
+)
+_RUN_GAP = re.compile(rf"(?:{_GLOSS})? ?(?P<join>[,/+&| ]|,? ?(?:and|or|nor)) ?")
+_HEADING = re.compile(r"(?P<phrase>[^.,;!?\n|:\]}]{1,80})[:=][ \n(\[{-]*(?:\d{1,2}[.)] ?)?$")
+_DENIAL = re.compile(
+    rf"\b(?:no|without|lacks?|lacking|absence of|lack of|neither|nor|absent|inactive|"
+    rf"{_NOT}(?: (?:show|see|display|exhibit|have|contain|observe|detect))?)"
+    r"(?: (?:any|visible|active|clear|noticeable|the|of|(?:sign|evidence|trace|indication)s? of))* ?[(\[]?$"
+)
+_NOTHING = re.compile(
+    r"(?:(?:the|there are|i see|(?:active |present |facial )?(?:aus?|action units?)(?: present)?:|answer:) ?)*"
+    rf"(?:none|no (?:(?:{_PRESENT}|facial) )?(?:aus?|action units?)(?: (?:are|is|were))?(?: (?:{_PRESENT}))?)[.! ]*"
+)
+_TAIL, _HEAD = 200, 120  # characters after and before an AU's name that can bear on it
+
+# Spelling without meaning: full-width forms, typographic signs and markup.
+_SPELLING = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+_SPELLING |= str.maketrans({"\u2019": "'", "\u2212": "-", "\u2013": "-", "\u2014": " - ", "→": ">", "⇒": ">", "…": "."})
+_SPELLING |= str.maketrans(dict.fromkeys('*`"“”„«»•_#\\$', " "))
+_QUOTE = re.compile(r"(?<![a-z])'|'(?![a-z])")
+_SIDE_LETTERS = {"left": "L", "right": "R", "top": "T", "bottom": "B"}
+
+
+class _Reading(NamedTuple):
+    """What the text after an AU's name says of it."""
+
+    value: float | str | None  # a number; "present", "absent"; "unclear", "out of range", "off grid"; None: nothing
+    end: int = 0  # characters used up
+    firm: bool = False  # introduced by punctuation such as ":", so a doubt before the name does not touch it
+    plural: bool = False  # speaks of a whole list: "AU1 and AU2 are present"
+
+
+class _Lead(NamedTuple):
+    """What the text before an AU's name says of it."""
+
+    join: str | None  # how it continues the AU before it: "," "and" "or" "nor" …, None when it does not
+    in_list: bool  # there is nothing but list punctuation since the AU before it
+    heading: str | None  # "present", "absent" or "unclear", from a heading such as "Not visible:"
+    denied: bool  # "no AU4"
+    doubted: bool  # "I cannot tell whether AU4"
+
+
+def parse_answer(text: str, fmt) -> ParsedAnswer:
+    """Read the AU values that a text states. Never raises on a string; takes time linear in its length.
+
+    - A value follows its AU's name after ":", "=", "->", "|", ";", " - ", "is", "has intensity", a bracket, a blank
+      or a line break; a gloss may stand between ("AU12 (lip corner puller): 3"). JSON and Markdown need no rule of
+      their own. Words count ("present", "not visible", "yes" …): "absent" is 0 on every scale, while "present"
+      leaves a strength open and is then unclear. FACS letters A-E are 1-5 on the intensity scale.
+    - "AU12 is not visible", "no AU4", "without AU4", "neither AU1 nor AU2", "Absent: AU1, AU2" are absence. A plural
+      speaks of its whole list ("AU1 and AU2 are absent"); "no AU1 or AU2" denies both, "no AU1 and AU2" only AU1.
+    - Hedges, refusals, questions, ranges ("2 or 3"), "AU1 or AU2 is present", "null" and numbers in prose are
+      unclear. A draft inside <think>…</think> is no part of the answer.
+    - A plain list ("AU1, AU4", "Present: AU1, AU4", "The face shows AU1 and AU4.") answers an occurrence format in
+      full: the AUs that it leaves out are absent. It is a plain list only if it holds nothing but AUs without
+      values, list words and glosses in brackets. Elsewhere an AU without a value is unclear, and one that is not
+      named is missing, never absent. "None" or "No AUs are present" as the whole answer is 0 for all AUs.
+    - An AU that is named twice has to agree with itself. A FACS number is enough to know an AU by ("AU29" is AD29),
+      but a side is never dropped: AU12L does not answer AU12.
+    - The continuous scale also takes percent (37%), a decimal comma (0,37) and more than two decimals.
+    """
+    folded = _fold(text)
+    labels = {_key(label): label for label in fmt.labels}
+    said: dict[str, set[float | str]] = {}  # label -> all that the text says of it
+    foreign: dict[str, None] = {}
+    plain = fmt.scale == "occurrence"
+    for label, value in _statements(folded, labels, fmt.scale):
+        plain = plain and value in ("named", "listed")
+        if label in fmt.labels:
+            said.setdefault(label, set()).add(value)
+        else:
+            foreign[label] = None
+
+    if plain and said and _is_plain_list(folded):
+        said = {label: {float(label in said)} for label in fmt.labels}
+    elif not said and not foreign and len(folded) < _TAIL and _NOTHING.fullmatch(folded):
+        said = {label: {0.0} for label in fmt.labels}
+
+    values: dict[str, float | None] = {}
+    status: dict[str, str] = {}
+    for label in fmt.labels:
+        values[label], status[label] = _settle(said.get(label, set()))
+    problems = [f"{label}: {word}" for label, word in status.items() if word != "read"]
+    problems += [f"{label}: not in the format" for label in foreign]
+    return ParsedAnswer(values, status, tuple(foreign), problems)
+
+
+def _fold(text: str) -> str:
+    """The answer in lower case and plain signs, with single blanks and no blank lines; drafts are removed."""
+    answer = text.rpartition("</think>")[2].partition("<think>")[0]
+    answer = _QUOTE.sub(" ", answer.translate(_SPELLING).lower())
+    return "\n".join(line for line in (" ".join(line.split()) for line in answer.splitlines()) if line)
+
+
+def _key(label: str) -> tuple[int, str]:
+    """FACS number and side letter of a label: (12, "") for "AU12", (43, "L") for "AU43L"."""
+    digits = label[2:].rstrip("LRTB")
+    return int(digits), label[2 + len(digits) :]
+
+
+def _statements(folded: str, labels: Mapping[tuple[int, str], str], scale: str) -> Iterator[tuple[str, float | str]]:
+    """The label of every AU named in the text, with what is said of it there.
+
+    That is a value of the scale, "listed" (under a heading such as "Present:"), "named" (nothing is said), or one of
+    the statuses "unclear", "out of range" and "off grid".
+    """
+    run: list[tuple[str, _Reading, _Lead, str | None]] = []  # AUs joined by commas and conjunctions
+    meanings: dict[str, tuple[str, str | None]] = {}
+    heading, before = None, 0
+    mentions = _MENTION.finditer(folded)
+    mention = next(mentions, None)
+    while mention:
+        following = next(mentions, None)
+        stop = min(following.start() if following else len(folded), mention.end() + _TAIL)
+        lead = _read_lead(folded[max(before, mention.start() - _HEAD) : mention.start()])
+        heading = lead.heading or (heading if lead.in_list else None)
+        if mention[0] not in meanings:
+            meanings[mention[0]] = _label_and_grade(mention, labels)
+        label, grade = meanings[mention[0]]
+        reading = _read_tail(folded[mention.end() : stop], scale)
+        if grade:
+            reading = _read_grade(grade, scale) if reading.value is None else _Reading("unclear")
+        if run and not (lead.join and run[-1][1].value is None):
+            yield from _settle_run(run, scale)
+            run = []
+        run.append((label, reading, lead, heading))
+        before, mention = mention.end() + reading.end, following
+    if run:
+        yield from _settle_run(run, scale)
+
+
+def _label_and_grade(mention: re.Match, labels: Mapping[tuple[int, str], str]) -> tuple[str, str | None]:
+    """The label that a mention stands for, one of the format's if number and side fit, and its FACS letter if any."""
+    number, grade, suffix = int(mention["number"]), mention["grade"], mention["suffix"]
+    side = _SIDE_LETTERS.get(mention["after"] or mention["before"], (suffix or mention["prefix"] or "").upper())
+    attached = mention.end("number") == mention.start("suffix")
+    if suffix == "b" and attached and (number, "B") not in labels and (number, "") in labels:
+        side, grade = "", "b"  # "AU12B" is slight intensity where the format has no bottom lip of that number
+    kind = "AD" if mention["kind"].startswith("ad") else "AU"
+    return labels.get((number, side), f"{kind}{number}{side}"), grade
+
+
+@lru_cache(maxsize=4096)
+def _read_lead(head: str) -> _Lead:
+    run_gap = _RUN_GAP.fullmatch(head)
+    phrase = _HEADING.search(head)
+    clause = head[_EARLIER_CLAUSES.match(head).end() :]
+    denied = bool(_DENIAL.search(clause)) and not _DOUBT.search(clause)
+    return _Lead(
+        join=run_gap["join"].strip(" ,") or "," if run_gap else None,
+        in_list=bool(_LIST_GAP.fullmatch(head)),
+        heading=_polarity(phrase["phrase"]) if phrase else None,
+        denied=denied,
+        doubted=not denied and bool(_DOUBT.search(clause) or _NEGATION.search(clause)),
+    )
+
+
+def _polarity(phrase: str) -> str | None:
+    """Whether the AUs under a heading are "present", "absent" or "unclear"; None for a heading about something else."""
+    present, absent = re.search(rf"\b(?:{_PRESENT})\b", phrase), re.search(rf"\b(?:{_ABSENT})\b", phrase)
+    denied = _NEGATION.search(phrase)
+    if _DOUBT.search(phrase) or (denied and not present) or (absent and present):
+        return "unclear"
+    return "absent" if absent or denied else "present" if present else None
+
+
+def _read_grade(grade: str, scale: str) -> _Reading:
+    value = float("_abcde".index(grade)) if scale == "intensity" else "unclear"
+    return _Reading(value, firm=True)
+
+
+@lru_cache(maxsize=4096)
+def _read_tail(tail: str, scale: str) -> _Reading:
+    for pattern in _GLOSSES:
+        gloss = pattern.match(tail)
+        if not gloss or any(words.search(gloss[0]) for words in (_DOUBT, _NEGATION, _OTHER_KEYS)):
+            continue
+        link = _LINK.match(tail, gloss.end())
+        value = _VALUE.match(tail, link.end())
+        if link[0] and value and value.end() < _TAIL:
+            return _read_value(link[0], value, tail[value.end() :], scale)
+    clause = _CLAUSE.match(tail)[0]
+    return _Reading("unclear" if _DOUBT.search(clause) or _NEGATION.search(clause) else None)
+
+
+def _read_value(link: str, value: re.Match, rest: str, scale: str) -> _Reading:
+    firm, stated = bool(_FIRM.search(link)), bool(_STATED.search(link))
+    plural = bool(_PLURAL.search(link + (value["not"] or "")))
+    if value["grade"]:
+        return _read_grade(value["grade"], scale)._replace(end=value.end()) if stated else _Reading(None)
+    if value["number"]:
+        if not stated and not re.search(r"[(\[{]", link) and re.fullmatch(r"[.)] ", rest):
+            return _Reading(None)  # the number of the next item in a list
+        return _Reading(_read_number(value, rest, stated, "\n" in link, scale), value.end(), firm, plural)
+    clause = _CLAUSE.match(rest)[0]
+    if _DOUBT.search(clause) or _NEGATION.search(clause) or (value["no"] and not stated and rest.isspace()):
+        return _Reading("unclear")
+    if "\n" in link and not stated:  # the word may be the next list's heading
+        return _Reading(None)
+    present = bool(value["present"]) != bool(value["not"])
+    return _Reading("present" if present else "absent", value.end(), firm, plural)
+
+
+def _read_number(value: re.Match, rest: str, stated: bool, next_line: bool, scale: str) -> float | str:
+    """The value of the scale that a number in the text stands for, or why it stands for none."""
+    text, highest = value["number"], float(SCALES[scale][-1])
+    fraction = _FRACTION.match(rest)
+    if fraction and float(fraction[1]) == highest:
+        rest = rest[fraction.end() :]
+    if rest == "." and scale == "continuous" and "." not in text:  # "0." may be "0.37" cut short
+        return "unclear"
+    if _NUMBER_SPOILT.match(rest) or not (stated or _VALUE_CLOSED.match(rest)):
+        return "unclear"
+    if ("," in text or value["percent"]) and (scale != "continuous" or next_line):
+        return "unclear"
+    number = float(text.replace(",", ".")) / (100 if value["percent"] else 1)
+    if not 0 <= number <= highest:
+        return "out of range"
+    nearest = _nearest(number, scale)
+    return nearest if scale == "continuous" or nearest == number else "off grid"
+
+
+def _settle_run(run: list[tuple[str, _Reading, _Lead, str | None]], scale: str) -> Iterator[tuple[str, float | str]]:
+    """What is said of each AU of a run such as "no AU1, AU2 or AU4" or "AU6 and AU12 are visible"."""
+    last, first = run[-1][1], run[0][2]
+    choice = any(lead.join == "or" for _, _, lead, _ in run[1:])  # "AU1 or AU2"
+    all_denied = first.denied and len(run) > 1 and run[-1][2].join in ("or", "nor")
+    for position, (label, reading, lead, heading) in enumerate(run):
+        value, later = reading.value, position > 0
+        if value is None and last.plural:
+            value = last.value
+        if value is None:
+            value = heading
+        if lead.denied or all_denied:
+            value = "absent" if value in (None, "present") else "unclear"
+        elif (
+            ((lead.doubted or first.doubted) and not reading.firm)
+            or (later and first.denied)
+            or choice
+            or (later and isinstance(value, float) and not (reading.firm or last.plural))  # "AU1, AU2 1": a table?
+        ):
+            value = "unclear"
+        if value == "absent":
+            value = 0.0
+        elif value == "present":
+            listed = reading.value is None and not last.plural
+            value = "unclear" if scale != "occurrence" else "listed" if listed else 1.0
+        yield label, "named" if value is None else value
+
+
+def _is_plain_list(folded: str) -> bool:
+    """Whether the text holds nothing but AUs, list words, glosses in brackets and list numbers."""
+    if _DOUBT.search(folded) or _NEGATION.search(folded) or re.search(r"\d ?(?:-|to|through) ?a[ud]", folded):
+        return False
+    rest = re.sub(_GLOSS, " ", _MENTION.sub("@", folded))
+    rest = re.sub(r"(?:^|[\n ])\d{1,2}[.)] ?@", "@", rest)
+    return bool(_LIST.fullmatch(rest))
+
+
+def _settle(said: set[float | str]) -> tuple[float | None, str]:
+    """Value and status of one AU, from all that was said of it; saying nothing adds nothing to a value."""
+    readings = {1.0 if word == "listed" else word for word in said} - {"named", "unclear"}
+    if len(readings) > 1:
+        return None, "conflict"
+    if not readings:
+        return None, "unclear" if said else "missing"
+    (reading,) = readings
+    return (reading, "read") if isinstance(reading, float) else (None, reading)

@@ -14,7 +14,7 @@ Unusual choices
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +27,12 @@ _SIDED_SHAPES = {
     "AU2": {"browOuterUp{side}": 1.4},
     "AU4": {"browDown{side}": 1.3},
     "AU5": {"eyeWide{side}": 1.5},
-    "AU6": {"cheekSquint{side}": 1.2},
-    "AU7": {"eyeSquint{side}": 1.2},
+    "AU6": {"cheekSquint{side}": 1.6, "eyeSquint{side}": 0.25},
+    "AU7": {"eyeSquint{side}": 1.5},
     "AU12": {"mouthSmile{side}": 0.95},
     "AU14": {"mouthDimple{side}": 1.3},
     "AU15": {"mouthFrown{side}": 1.4},
-    "AU20": {"mouthStretch{side}": 1.4},
+    "AU20": {"mouthStretch{side}": 1.6},
     "AU43": {"eyeBlink{side}": 1.0},
 }
 SHAPES: dict[str, dict[str, float]] = {
@@ -53,9 +53,10 @@ SHAPES: dict[str, dict[str, float]] = {
     "AU26": {"jawOpen": 0.75},
     "AU28T": {"mouthRollUpper": 1.1},
     "AU28B": {"mouthRollLower": 1.2},
-    "AD29": {"jawForward": 1.6, "mouthShrugLower": 0.45},
-    "AD30L": {"jawLeft": 2.2},
-    "AD30R": {"jawRight": 2.2},
+    # The source's moving jaw leaves the upper lip behind and shows the inside of the lower one: lift it to stay closed.
+    "AD29": {"jawForward": 1.6, "mouthLowerDownLeft": -1.1, "mouthLowerDownRight": -1.1},
+    "AD30L": {"jawLeft": 2.2, "mouthLowerDownLeft": -0.8, "mouthLowerDownRight": -0.8},
+    "AD30R": {"jawRight": 2.2, "mouthLowerDownLeft": -0.8, "mouthLowerDownRight": -0.8},
     "AD34": {"cheekPuff": 0.9},
 }
 for _label, _gains in _SIDED_SHAPES.items():
@@ -102,8 +103,27 @@ class FaceRig:
         return (expected + self.residual_factor @ rng.standard_normal(len(expected))).clip(-2.5, 2.5)
 
     def identity(self, modes: np.ndarray) -> np.ndarray:
-        """(V, 3) neutral head of the identity with coefficients `modes` (M,)."""
-        return self.mean + np.tensordot(modes.astype(np.float32), self.modes, axes=1)
+        """(V, 3) neutral head of the identity with coefficients `modes` (M,), its lips closed.
+
+        Modes change the aperture of the lips; that change is taken back along AU25, so that AU25 alone shows there.
+        """
+        head = self.mean + np.tensordot(modes.astype(np.float32), self.modes, axes=1)
+        part = self.offsets({"AU25": 1.0})
+        rest = self.lip_gap(self.mean)
+        return head - part * ((self.lip_gap(head) - rest) / (self.lip_gap(self.mean + part) - rest))
+
+    def lip_gap(self, vertices: np.ndarray) -> float:
+        """Height between the lips' inner lines at the middle of the mouth, in eye distances. Closed is about 0.02."""
+        upper, lower = self._inner_lips
+        return float(vertices[upper, 1].mean() - vertices[lower, 1].mean())
+
+    @cached_property
+    def _inner_lips(self) -> tuple[np.ndarray, np.ndarray]:
+        line = np.intersect1d(self.vertices_of("skin"), self.vertices_of("mouth"))
+        line = line[np.abs(self.mean[line, 0]) < 0.15]  # eye distances; the mouth is 0.7 wide
+        by_height = line[np.argsort(self.mean[line, 1])]
+        lower, upper = np.split(by_height, [np.argmax(np.diff(self.mean[by_height, 1])) + 1])
+        return upper, lower
 
     def offsets(self, strengths: Mapping[str, float]) -> np.ndarray:
         """(V, 3) movement of the face for strengths by sided label (the keys of `SHAPES`)."""

@@ -1,4 +1,4 @@
-"""What a face is painted with: the colour of every sample of skin, brows, lips, hair, eyes, mouth, and what lies behind.
+"""What a face is painted with: the colour of every sample of skin, brows, lips, hair, eyes and mouth, and the backdrop.
 
 Colours are linear RGB. Masks are smooth functions of the mean face's coordinates, evaluated at the samples, so that
 brows, lips, beard and wrinkles move with the skin and have no ragged edges.

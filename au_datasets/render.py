@@ -91,7 +91,7 @@ def head_rotation(yaw: float, pitch: float) -> np.ndarray:
 
 
 def _project(vertices: np.ndarray, eyes: np.ndarray, view: View, size: int):
-    """Perspective and the eye-aligned crop: (V, 2) pixels, (V,) nearness, the eyes' midpoint, pixels per eye distance."""
+    """Perspective and the eye-aligned crop: (V, 2) pixels, (V,) nearness, the eyes' midpoint, pixels per unit."""
 
     def perspective(points):
         nearness = 1 / (view.distance - points[:, 2])
@@ -108,7 +108,9 @@ def _project(vertices: np.ndarray, eyes: np.ndarray, view: View, size: int):
     return pixels, nearness, centre, unit
 
 
-def _vertex_light(vertices: np.ndarray, normals: np.ndarray, faces: np.ndarray, oiliness: float, view: View):
+def _vertex_light(
+    vertices: np.ndarray, normals: np.ndarray, faces: np.ndarray, oiliness: float, opening: float, view: View
+):
     """(V, 4) light that the rig's vertices return: diffuse RGB, to be multiplied by their colour, and mirrored."""
     count = len(normals)
     sets = _vertex_sets()
@@ -128,9 +130,11 @@ def _vertex_light(vertices: np.ndarray, normals: np.ndarray, faces: np.ndarray, 
     gloss = (normals @ (half / np.linalg.norm(half)).astype(np.float32)).clip(0)
     mirrored = view.key_strength * lit * (0.10 * gloss**14 + 0.25 * gloss**60) * (0.3 + oiliness)
     mirrored[sets["eyes"]] = 1.2 * view.key_strength * gloss[sets["eyes"]] ** 90  # wet, so far sharper
+    # Light enters the mouth as far as the lips let it.
     light[sets["mouth"]] *= 0.35
-    light[sets["tongue"]] *= 0.5
-    light[sets["teeth"]] = 0.2 * light[sets["teeth"]] + 0.55 * (view.ambient + view.fill)
+    light[sets["tongue"]] *= 0.2 + 0.3 * opening
+    even = 0.55 * (view.ambient + view.fill)
+    light[sets["teeth"]] = (0.2 * light[sets["teeth"]] + even) * (0.12 + 0.88 * opening)
     return np.concatenate([light, mirrored[:, None]], axis=1)
 
 
@@ -151,6 +155,7 @@ def render(
     """
     rig, paint = load_rig(), paint_map()
     vertices = (identity + rig.offsets(strengths) + _turn_eyes(view.gaze)).astype(np.float32)
+    opening = float(smoothstep(0.0, 0.06, np.array(rig.lip_gap(vertices) - rig.lip_gap(identity))))
     normals = vertex_normals(vertices, rig.faces)
     if look.hair_amount > 0:
         lift = smoothstep(0.0, 0.35, paint.scalp - look.hair_line) * paint.is_skin * look.hair_volume
@@ -167,7 +172,7 @@ def render(
     samples = size * SUPERSAMPLING
     points, nearness, centre, unit = _project(vertices, eyes, view, samples)
     pixels, triangles, weights = rasterise(points, nearness, faces, samples)
-    light = _vertex_light(vertices, normals, faces, look.oiliness, view)
+    light = _vertex_light(vertices, normals, faces, look.oiliness, opening, view)
     picture = background(size, look, centre / SUPERSAMPLING, unit / SUPERSAMPLING, rng)
     picture = picture.repeat(SUPERSAMPLING, axis=0).repeat(SUPERSAMPLING, axis=1).reshape(-1, 3)
 

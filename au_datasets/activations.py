@@ -16,17 +16,10 @@ from .face_rig import SHAPES
 WEAKEST = 0.20  # below this a movement may not show in a small picture
 NAMES = tuple(dict.fromkeys(label[:-1] if label[-1] in "LR" else label for label in SHAPES))  # AD30 has its own rule
 # Chances of being proposed alone: what many others exclude is proposed more often, what nothing excludes less.
-WEIGHTS = np.array(
-    [
-        {"AU1": 0.6, "AU2": 0.6, "AU4": 0.6, "AD29": 0.7, "AD30": 0.7}.get(
-            name,
-            2.5
-            if name in ("AU14", "AU18", "AU23", "AU24", "AU28T", "AU28B", "AU43", "AD34", "AU16", "AU10", "AU12")
-            else 1.0,
-        )
-        for name in NAMES
-    ]
-)
+_RARE = {"AU10", "AU12", "AU14", "AU16", "AU18", "AU23", "AU24", "AU28T", "AU28B", "AU43", "AD34"}
+_FREQUENT = {"AU1": 0.6, "AU2": 0.6, "AU4": 0.6, "AD29": 0.7, "AD30": 0.7}
+WEIGHTS = np.array([_FREQUENT.get(name, 2.5 if name in _RARE else 1.0) for name in NAMES])
+WEIGHTS /= WEIGHTS.sum()
 SIDED = frozenset(label[:-1] for label in SHAPES if label[-1] in "LR" and label[:-1] != "AD30")
 PARTS_LIPS = ("AU10", "AU16", "AU26")
 
@@ -88,7 +81,7 @@ def sample_activations(rng: np.random.Generator) -> dict[str, float]:
         if target > 1 and rng.random() < 0.3:
             proposed = COMBINATIONS[rng.integers(len(COMBINATIONS))]
         else:
-            proposed = (str(rng.choice(NAMES, p=WEIGHTS / WEIGHTS.sum())),)
+            proposed = (NAMES[rng.choice(len(NAMES), p=WEIGHTS)],)
         together = active.union(proposed)
         if not any(EXCLUDES[name] & together for name in proposed):
             active = together

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+from PIL import Image
 
 from .face_rig import FaceRig, load_rig
 from .raster import light_reach, vertex_normals
@@ -282,8 +283,8 @@ def background(size: int, look: Appearance, centre: np.ndarray, unit: float, rng
         picture += blob[..., None] * (shade() - picture)
     if rng.random() < 0.4:
         cells = int(rng.integers(3, 24))
-        coarse = rng.uniform(0.7, 1.3, (cells, cells)).astype(np.float32)
-        picture *= coarse[(ys * cells).astype(int), (xs * cells).astype(int), None]
+        coarse = Image.fromarray(rng.uniform(0.7, 1.3, (cells, cells)).astype(np.float32))
+        picture *= np.asarray(coarse.resize((size, size), Image.Resampling.BILINEAR))[..., None]
     u, v = (xs * size - centre[0]) / unit, -(ys * size - centre[1]) / unit  # eye distances from between the eyes
     if look.long_hair and look.hair_amount > 0:
         crown = 1.55 * np.sqrt((1 - (v / 2.15) ** 2).clip(1e-4))

@@ -1,0 +1,100 @@
+"""`prepare_data.py rendered`: same content however it is run, resumable, clear about mistakes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from au_llava.au_datasets.folds import check_disjoint
+from au_llava.au_datasets.records import load_records
+from au_llava.prepare_data import main, make_parser
+
+SCRIPT = Path(__file__).resolve().parent.parent / "prepare_data.py"
+
+
+def arguments(out, workers=1, **changes):
+    options = {"subjects": 6, "images-per-subject": 2, "seed": 3, "size": 32, "out": out, "workers": workers, **changes}
+    return ["rendered", *(str(word) for name, value in options.items() for word in (f"--{name}", value))]
+
+
+def content(out):
+    return json.loads((out / "manifest.json").read_text())["content_sha256"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished folder of four shards, made by one worker."""
+    out = tmp_path_factory.mktemp("rendered") / "one"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("au_llava.prepare_data.IMAGES_PER_SHARD", 4)
+        assert main(arguments(out)) == 0
+    return out
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr("au_llava.prepare_data.IMAGES_PER_SHARD", 4)
+
+
+def test_records_have_every_format_and_exclusive_parts(finished):
+    records = load_records(finished)
+    assert len(list(finished.glob("data-*.parquet"))) == 3
+    assert len(records) == 6 * 2 * 3
+    assert records["format"][:6] == ["bp4d", "disfa", "feafa"] * 2
+    assert records[0]["image"].size == (32, 32)
+    people = {}
+    for part, subject in zip(records["part"][:], records["subject"][:], strict=True):
+        people.setdefault(part, set()).add(subject)
+    assert people.keys() == {"train", "validation", "test"}
+    check_disjoint(people)
+
+
+def test_two_workers_give_the_same_content(finished, tmp_path, small_shards):
+    assert main(arguments(tmp_path / "two", workers=2)) == 0
+    assert content(tmp_path / "two") == content(finished)
+
+
+def test_an_interrupted_run_resumes_to_the_same_content(finished, tmp_path, small_shards, monkeypatch):
+    out = tmp_path / "cut"
+    out.mkdir()
+    manifest = json.loads((finished / "manifest.json").read_text())
+    (out / "manifest.json").write_text(json.dumps({**manifest, "complete": False}))
+    kept = sorted(finished.glob("data-*.parquet"))[1]
+    (out / kept.name).write_bytes(kept.read_bytes())
+    (out / ".data-00000-of-00003.parquet.999").write_bytes(b"half a file")
+    with pytest.raises(ValueError, match="unfinished"):
+        load_records(out)
+    before = (out / kept.name).stat().st_mtime_ns
+    assert main(arguments(out)) == 0
+    assert (out / kept.name).stat().st_mtime_ns == before
+    assert content(out) == content(finished)
+    assert not list(out.glob(".data-*"))
+
+
+def test_other_arguments_are_refused_in_one_sentence(finished, capsys, small_shards):
+    assert main(arguments(finished, seed=4)) == 1
+    error = capsys.readouterr().err
+    assert "seed 3 (now 4)" in error
+    assert error.count("\n") == 1
+
+
+def test_too_few_subjects_is_one_sentence(tmp_path, capsys):
+    assert main(arguments(tmp_path / "few", subjects=2)) == 1
+    assert "2 subjects cannot fill the 3 parts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "value"), [("subjects", "0"), ("test", "1.5"), ("size", "big")])
+def test_bad_options_are_named(option, value, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        make_parser().parse_args(arguments(tmp_path, **{option: value}))
+    assert stopped.value.code == 2
+    assert f"--{option}" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_script_runs_from_the_command_line(tmp_path):
+    done = subprocess.run([sys.executable, SCRIPT, *arguments(tmp_path / "cli")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "12 images" in done.stdout

@@ -1,0 +1,195 @@
+"""Rendered faces: each AU moves the mesh the right way, shows in the picture and carries the right labels."""
+
+import numpy as np
+import pytest
+
+from au_llava.action_units import FORMATS
+from au_llava.au_datasets.activations import EXCLUDES, NAMES, label_values, sample_activations
+from au_llava.au_datasets.face_rig import SHAPES, expand_sides, load_rig
+from au_llava.au_datasets.render import View, head_rotation
+from au_llava.au_datasets.rendered import render_face, sample_subject
+
+RIG = load_rig()
+X, Y, Z = RIG.mean.T
+SKIN = np.isin(np.arange(len(X)), RIG.vertices_of("skin"))
+INNER_LIPS = np.intersect1d(RIG.vertices_of("skin"), RIG.vertices_of("mouth"))
+
+# Patches of the mean face, in eye distances; the subject's left is at positive x.
+PATCHES = {
+    "inner brows": SKIN & (np.abs(X) < 0.30) & (Y > 0.20) & (Y < 0.45) & (Z > 0),
+    "left outer brow": SKIN & (X > 0.65) & (X < 0.95) & (Y > 0.15) & (Y < 0.40) & (Z > -0.4),
+    "left brow": SKIN & (X > 0.2) & (X < 0.8) & (Y > 0.2) & (Y < 0.45) & (Z > -0.4),
+    "left upper lid": (RIG.lids > 0.9) & (X > 0.4) & (X < 0.6) & (Y > 0.03),
+    "left lower lid": (RIG.lids > 0.9) & (X > 0.4) & (X < 0.6) & (Y < -0.03),
+    "left cheek": SKIN & (X > 0.6) & (X < 1.0) & (Y > -0.9) & (Y < -0.5) & (Z > -0.5),
+    "left lip corner": np.isin(np.arange(len(X)), INNER_LIPS[X[INNER_LIPS] > 0.33]),
+    "upper lip": (RIG.lips > 0.9) & (np.abs(X) < 0.15) & (Y > -1.10),
+    "lower lip": (RIG.lips > 0.9) & (np.abs(X) < 0.15) & (Y < -1.17) & (Z > 0.25),
+    "chin": SKIN & (np.abs(X) < 0.15) & (Y < -1.5) & (Y > -1.8) & (Z > 0),
+    "chin boss": SKIN & (np.abs(X) < 0.15) & (Y < -1.3) & (Y > -1.5) & (Z > 0),
+    "root of the nose": SKIN & (np.abs(X) < 0.2) & (Y > 0.15) & (Y < 0.3) & (Z > 0),
+    "left side cheek": SKIN & (X > 0.5) & (X < 0.9) & (Y < -0.9) & (Y > -1.3) & (Z > -0.6),
+}
+AXES = {"left": (0, 1), "right": (0, -1), "up": (1, 1), "down": (1, -1), "forward": (2, 1), "back": (2, -1)}
+
+
+@pytest.mark.parametrize(
+    ("label", "patch", "direction"),
+    [
+        ("AU1", "inner brows", "up"),
+        ("AU2L", "left outer brow", "up"),
+        ("AU4L", "left brow", "down"),
+        ("AU4L", "left brow", "right"),  # towards the middle
+        ("AU5L", "left upper lid", "up"),
+        ("AU6L", "left cheek", "up"),
+        ("AU7L", "left lower lid", "up"),
+        ("AU9", "root of the nose", "down"),
+        ("AU10", "upper lip", "up"),
+        ("AU12L", "left lip corner", "up"),
+        ("AU12L", "left lip corner", "left"),
+        ("AU14L", "left lip corner", "left"),
+        ("AU14L", "left lip corner", "back"),
+        ("AU15L", "left lip corner", "down"),
+        ("AU16", "lower lip", "down"),
+        ("AU17", "lower lip", "up"),
+        ("AU18", "upper lip", "forward"),
+        ("AU20L", "left lip corner", "left"),
+        ("AU23", "left lip corner", "right"),
+        ("AU24", "upper lip", "back"),
+        ("AU25", "lower lip", "down"),
+        ("AU26", "chin", "down"),
+        ("AU28T", "upper lip", "back"),
+        ("AU28B", "lower lip", "up"),
+        ("AD29", "chin", "forward"),
+        ("AD30L", "chin", "left"),
+        ("AD30R", "chin", "right"),
+        ("AD34", "left side cheek", "forward"),
+        ("AU43L", "left upper lid", "down"),
+    ],
+)
+def test_au_moves_the_mesh_the_right_way(label, patch, direction):
+    assert PATCHES[patch].any()
+    moved = RIG.offsets({label: 1.0})[PATCHES[patch]].mean(axis=0)
+    axis, sign = AXES[direction]
+    assert sign * moved[axis] > 0.008  # half a millimetre
+
+
+@pytest.mark.parametrize("label", sorted(label for label in SHAPES if label.endswith("L")))
+def test_sided_au_moves_its_own_side(label):
+    movement = np.linalg.norm(RIG.offsets({label: 1.0}), axis=1)
+    if label == "AD30L":  # a direction, not a side
+        assert RIG.offsets({"AD30L": 1.0})[PATCHES["chin"], 0].mean() > 0
+        return
+    left, right = movement[SKIN & (X > 0.1)].sum(), movement[SKIN & (X < -0.1)].sum()
+    assert left > 10 * right
+
+
+def _grey(values, subject, **options):
+    return render_face(values, subject=subject, **options).astype(float).mean(axis=2)
+
+
+@pytest.mark.parametrize(
+    "label", sorted({label if label.startswith("AD30") else label.rstrip("LR") for label in SHAPES})
+)
+def test_au_shows_at_intensity_three(label):
+    """The most changed block of 8 x 8 pixels changes more than sensor noise changes any."""
+    for subject in (3, 12):
+        rest = _grey({}, subject)
+        change = np.abs(_grey({label: 0.6}, subject) - rest)
+        noise = np.abs(_grey({}, subject, view=View(noise=4.0)) - rest)
+        blocks, noise_blocks = (each.reshape(12, 8, 12, 8).mean(axis=(1, 3)) for each in (change, noise))
+        assert blocks.max() > 1.5 * noise_blocks.max()
+
+
+@pytest.mark.parametrize(("label", "rows"), [("AU43", (20, 50)), ("AU12", (55, 90)), ("AU2", (0, 40))])
+def test_left_of_the_subject_is_right_in_the_picture(label, rows):
+    rest = _grey({}, 3)
+    for letter, own, other in (("L", slice(48, 96), slice(0, 48)), ("R", slice(0, 48), slice(48, 96))):
+        change = np.abs(_grey({label + letter: 1.0}, 3) - rest)[slice(*rows)]
+        assert change[:, own].sum() > 2 * change[:, other].sum()
+
+
+def test_head_turns_to_the_subjects_own_left():
+    """The nose, the point nearest to the camera, moves to the picture's right."""
+    nose = np.array([0.0, 0.0, 1.0])
+    assert (nose @ head_rotation(20, 0))[0] > 0.3
+    assert (nose @ head_rotation(0, 20))[1] > 0.3
+
+
+def test_lips_are_equally_closed_on_every_identity():
+    gaps = [RIG.lip_gap(sample_subject(5, number).identity) for number in range(6)]
+    np.testing.assert_allclose(gaps, RIG.lip_gap(RIG.mean), atol=1e-4)
+
+
+def test_labels_of_all_formats():
+    strengths = {"AU12L": 0.30, "AU12R": 0.20, "AU2R": 0.5, "AU28T": 0.4, "AU1": 1.0}
+    feafa = dict(zip(FORMATS["feafa"].labels, label_values(strengths, "feafa"), strict=True))
+    assert {label: value for label, value in feafa.items() if value} == {
+        "AU12L": 0.30,
+        "AU12R": 0.20,
+        "AU2R": 0.5,
+        "AU28T": 0.4,
+    }
+    disfa = dict(zip(FORMATS["disfa"].labels, label_values(strengths, "disfa"), strict=True))
+    assert {label: value for label, value in disfa.items() if value} == {"AU1": 5, "AU2": 3, "AU12": 2}
+    bp4d = dict(zip(FORMATS["bp4d"].labels, label_values(strengths, "bp4d"), strict=True))
+    assert {label for label, value in bp4d.items() if value == 1} == {"AU1", "AU2", "AU12"}
+
+
+@pytest.mark.parametrize(
+    ("strength", "intensity"), [(0.2, 1), (0.29, 1), (0.3, 2), (0.49, 2), (0.5, 3), (0.7, 4), (0.9, 5)]
+)
+def test_intensity_rounds_half_up(strength, intensity):
+    assert label_values({"AU9": strength}, "disfa")[FORMATS["disfa"].labels.index("AU9")] == intensity
+
+
+def test_sampled_activations_are_possible_and_varied():
+    rng = np.random.default_rng(0)
+    draws = [sample_activations(rng) for _ in range(4000)]
+    seen = dict.fromkeys(NAMES, 0)
+    for strengths in draws:
+        assert all(
+            0.2 <= value <= 1 and round(value * 100) == pytest.approx(value * 100) for value in strengths.values()
+        )
+        names = {label if label in NAMES else label[:-1] for label in strengths}
+        for name in names:
+            seen[name] += 1
+            assert not EXCLUDES[name] & names
+        assert not {"AD30L", "AD30R"} <= strengths.keys()
+        parting = [strengths[name] for name in ("AU10", "AU16", "AU26") if name in strengths]
+        assert strengths.get("AU25", 0) >= max(parting, default=0)
+    assert min(seen.values()) > 0.04 * len(draws)
+    assert 0.18 < np.mean([count / len(draws) for count in seen.values()]) < 0.30
+    sizes = [len(strengths) for strengths in draws]
+    assert sizes.count(0) > 100
+    one_sided = sum(("AU12L" in strengths) != ("AU12R" in strengths) for strengths in draws)
+    assert 0.1 < one_sided / seen["AU12"] < 0.4
+
+
+def test_excludes_are_mutual():
+    assert all(name in EXCLUDES[other] for name in NAMES for other in EXCLUDES[name])
+
+
+def test_render_face_is_deterministic_and_sized():
+    first, again = (render_face({"AU12": 0.8}, subject=4, size=64) for _ in range(2))
+    assert first.shape == (64, 64, 3)
+    assert first.dtype == np.uint8
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, render_face({"AU12": 0.8}, subject=5, size=64))
+
+
+def test_expand_sides():
+    assert expand_sides({"AU12": 0.5, "AU28T": 0.3}) == {"AU12L": 0.5, "AU12R": 0.5, "AU28T": 0.3}
+    assert expand_sides({"AU2": 1.0}).keys() == {"AU2L", "AU2R"}
+    with pytest.raises(ValueError, match="no movement for 'AU99'"):
+        expand_sides({"AU99": 0.5})
+    with pytest.raises(ValueError, match="AU12 must lie in"):
+        expand_sides({"AU12": 1.5})
+
+
+def test_age_and_gender_shape_the_head():
+    """A subject's known values must be visible in the mesh: MakeHuman's men have the heavier jaw."""
+    expected = [RIG.identity(RIG.phenotype_map @ np.array([1, 0.3, gender, 0.3 * gender])) for gender in (0.0, 1.0)]
+    jaw = SKIN & (Y < -1.3) & (Y > -1.7) & (Z > -0.8)
+    widths = [np.ptp(head[jaw, 0]) for head in expected]
+    assert widths[0] > widths[1]

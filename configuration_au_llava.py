@@ -18,8 +18,9 @@ AUTO_MAP = {
     "AutoModelForImageTextToText": "modeling_au_llava.AuLlavaForConditionalGeneration",
 }
 
-# Total stride of convolutional towers with n stages, from their modeling files in Transformers: ResNet's stem divides by
-# four and every stage but the first by two; RegNet's stem and every stage by two; ConvNeXt's patches are patch_size wide.
+# Total stride of convolutional towers with n stages, from their modeling files in Transformers: ResNet's stem divides
+# by four and every stage but the first by two; RegNet's stem and every stage by two; ConvNeXt's patches are patch_size
+# wide.
 CONVOLUTIONAL_STRIDES = {
     "resnet": lambda config: 4 * 2 ** (len(config.depths) - 1 + config.downsample_in_first_stage),
     "regnet": lambda config: 2 * 2 ** len(config.depths),
@@ -80,7 +81,7 @@ class AuLlavaConfig(PreTrainedConfig):
         projector_bias: whether the linear projector has a bias.
 
     Raises:
-        ValueError: unknown key, or a stride or width that cannot be derived and was not given.
+        ValueError: unknown key, number below 1, or a stride or width that cannot be derived and was not given.
     """
 
     model_type = "au_llava"
@@ -121,20 +122,23 @@ class AuLlavaConfig(PreTrainedConfig):
         if getattr(self, "auto_map", None) is None:
             self.auto_map = dict(AUTO_MAP)
         self.tie_word_embeddings = self.tie_word_embeddings or self.text_config.tie_word_embeddings
-        if self.pixel_unshuffle < 1:
-            raise ValueError(f"pixel_unshuffle is {self.pixel_unshuffle}; it must be 1 (off) or more.")
+        if self.vision_feature_layer == []:
+            raise ValueError("vision_feature_layer is empty: leave it at None for the tower's final output.")
         if self.vision_stride is None:
             self.vision_stride = self._derived_stride()
         if self.vision_width is None:
             self.vision_width = self._derived_width()
+        for name in ("pixel_unshuffle", "vision_stride", "vision_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
 
     def _derived_stride(self) -> int:
         vision = self.vision_config
         if vision.model_type in CONVOLUTIONAL_STRIDES:
             if self.vision_feature_layer is not None:
                 raise ValueError(
-                    f"vision_feature_layer={self.vision_feature_layer} of a {vision.model_type} has a stride of its own: "
-                    "set vision_stride and vision_width too, or leave the layer at None for the last stage."
+                    f"vision_feature_layer={self.vision_feature_layer} of a {vision.model_type} has a stride of its "
+                    "own: set vision_stride and vision_width too, or leave the layer at None for the last stage."
                 )
             return CONVOLUTIONAL_STRIDES[vision.model_type](vision)
         if isinstance(getattr(vision, "patch_size", None), int):

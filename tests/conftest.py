@@ -5,6 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+import copy
 import importlib.util
 from pathlib import Path
 
@@ -12,7 +13,19 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerFast, SiglipVisionConfig
+from transformers import (
+    CLIPVisionConfig,
+    ConvNextV2Config,
+    Dinov2Config,
+    Dinov2WithRegistersConfig,
+    DINOv3ConvNextConfig,
+    DINOv3ViTConfig,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    RegNetConfig,
+    ResNetConfig,
+    SiglipVisionConfig,
+)
 
 from au_llava.action_units import FORMATS, prompt, write_answer
 from au_llava.configuration_au_llava import AuLlavaConfig, add_image_token
@@ -35,7 +48,9 @@ def load_tool(name: str):
 
 def _byte_level_bpe(number_pattern: str, **special) -> PreTrainedTokenizerFast:
     """Byte-level BPE trained on our own prompts; `number_pattern` decides how digits are grouped."""
-    pattern = rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{number_pattern}| ?[^\s\p{{L}}\p{{N}}]+|\s+"
+    pattern = (
+        rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{number_pattern}| ?[^\s\p{{L}}\p{{N}}]+|\s+"
+    )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -45,7 +60,9 @@ def _byte_level_bpe(number_pattern: str, **special) -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.ByteLevel()
     corpus = [prompt(fmt) for fmt in FORMATS.values()]
-    corpus += [write_answer({label: step / 100 for label in FORMATS["feafa"].labels}, FORMATS["feafa"]) for step in range(101)]
+    corpus += [
+        write_answer({label: step / 100 for label in FORMATS["feafa"].labels}, FORMATS["feafa"]) for step in range(101)
+    ]
     trainer = trainers.BpeTrainer(
         vocab_size=700,
         special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
@@ -76,12 +93,8 @@ def build_tiny(tokenizer: str = "grouped digits", vision_config=None, seed: int 
     """A random model of two layers a side and its processor: 32-pixel images, a 4 x 4 grid of features."""
     tokenizer_name, tokenizer = tokenizer, TOKENIZERS[tokenizer]()
     image_token_id = add_image_token(tokenizer)
-    if vision_config is None:
-        vision_config = SiglipVisionConfig(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=IMAGE_SIZE, patch_size=8
-        )
     settings = {
-        "vision_config": vision_config,
+        "vision_config": copy.deepcopy(vision_config or TOWERS["siglip"][0]),
         "text_config": LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=32,
@@ -106,7 +119,9 @@ def build_tiny(tokenizer: str = "grouped digits", vision_config=None, seed: int 
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     processor = AuLlavaProcessor(
-        AuLlavaImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}),
+        AuLlavaImageProcessor(
+            size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+        ),
         tokenizer,
         vision_stride=config.vision_stride,
         pixel_unshuffle=config.pixel_unshuffle,
@@ -115,10 +130,27 @@ def build_tiny(tokenizer: str = "grouped digits", vision_config=None, seed: int 
     return model, processor
 
 
-def tiny_clip() -> CLIPVisionConfig:
-    return CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=IMAGE_SIZE, patch_size=8
-    )
+_VIT = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": IMAGE_SIZE,
+    "patch_size": 8,
+}
+_STAGES = {"hidden_sizes": [8, 16], "depths": [1, 1]}
+# Name: a tiny vision configuration, its stride and the width of its features.
+TOWERS = {
+    "siglip": (SiglipVisionConfig(**_VIT), 8, 32),
+    "clip": (CLIPVisionConfig(**_VIT), 8, 32),
+    "dinov2": (Dinov2Config(**_VIT, mlp_ratio=2), 8, 32),
+    "dinov2 with registers": (Dinov2WithRegistersConfig(**_VIT, mlp_ratio=2, num_register_tokens=4), 8, 32),
+    "dinov3": (DINOv3ViTConfig(**_VIT, num_register_tokens=4), 8, 32),
+    "resnet": (ResNetConfig(**_STAGES, embedding_size=8, layer_type="basic"), 8, 16),
+    "regnet": (RegNetConfig(**_STAGES, embedding_size=8, groups_width=8), 8, 16),
+    "convnextv2": (ConvNextV2Config(**_STAGES, num_stages=2), 8, 16),
+    "dinov3 convnext": (DINOv3ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1]), 32, 16),
+}
 
 
 def random_faces(count: int, seed: int = 0, size: int = 48) -> list[np.ndarray]:

@@ -22,10 +22,9 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from peft import prepare_model_for_kbit_training
 from transformers import AutoProcessor
 from transformers.trainer_utils import get_last_checkpoint
-from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_kbit_device_map, get_peft_config, get_quantization_config
+from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
 
 from au_llava.au_datasets.folds import check_disjoint
 from au_llava.au_datasets.records import group_by_image, load_records
@@ -162,19 +161,14 @@ def load_model(model_args: ModelConfig, training_args: SFTConfig):
     quantization = get_quantization_config(model_args)
     if quantization is not None:
         quantization.llm_int8_skip_modules = UNQUANTISED
-    model = AuLlavaForConditionalGeneration.from_pretrained(
+    return AuLlavaForConditionalGeneration.from_pretrained(
         model_args.model_name_or_path,
         revision=model_args.model_revision,
         dtype=model_args.dtype if model_args.dtype not in (None, "auto") else "float32",
         attn_implementation=model_args.attn_implementation,
         quantization_config=quantization,
-        device_map=get_kbit_device_map() if quantization is not None else None,
+        device_map={"": training_args.device} if quantization is not None else None,
     )
-    if quantization is not None:
-        model = prepare_model_for_kbit_training(
-            model, use_gradient_checkpointing=training_args.gradient_checkpointing
-        )
-    return model
 
 
 def freeze_parts(model: AuLlavaForConditionalGeneration, parts: list[str]) -> None:

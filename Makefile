@@ -1,0 +1,34 @@
+# make demo: see it work on sample faces. make test: the test suite. Both set everything up by themselves.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export HF_HUB_OFFLINE = 1
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: demo test test-slow lint format
+
+demo: $(VENV)/.installed
+	$(BIN)/python recognize_au.py assets/faces --out aus.csv --picture aus.png
+	$(BIN)/python prepare_data.py rendered --subjects 30 --images-per-subject 5 --seed 2 --validation 0 --test 1 --out data/demo
+	$(BIN)/python eval_au.py --data data/demo --out runs/demo
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# torch goes first, so that nothing else pulls in another build of it.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@

@@ -9,6 +9,7 @@ content does not depend on the number of workers. Tested on CPUs only (2 cores).
 import argparse
 import multiprocessing
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -70,7 +71,9 @@ def prepare_rendered(args: argparse.Namespace) -> dict:
             # One thread a worker: the work is many small arrays, and sums must not depend on a thread count.
             for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
                 os.environ[name] = "1"
-            with multiprocessing.get_context("spawn").Pool(min(args.workers, len(jobs))) as pool:
+            # Ctrl-C is for this process alone; leaving the block ends the workers.
+            quiet = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+            with multiprocessing.get_context("spawn").Pool(min(args.workers, len(jobs)), **quiet) as pool:
                 for images in pool.imap_unordered(render_shard, jobs):
                     progress.advance(task, images)
     return finish_folder(

@@ -302,7 +302,7 @@ def glasses_mesh(identity: np.ndarray, rig: FaceRig) -> tuple[np.ndarray, np.nda
     turn = np.arange(steps) * 2 * np.pi / steps
     outline = np.stack([np.cos(turn), np.sin(turn)], axis=1)
     outline = np.sign(outline) * np.abs(outline) ** 0.75  # between an ellipse and a rectangle
-    depth = identity[rig.lids > 0.9, 2].max() + 0.20  # before the lids
+    depth = identity[rig.lids > 0.9, 2].max() + 0.26  # before the lids, shut ones too
     points, faces = [], []
     for region in ("eye_left", "eye_right"):
         x, y, _ = identity[rig.vertices_of(region)].mean(axis=0)

@@ -186,5 +186,7 @@ def render(
     attributes = np.ascontiguousarray((interpolate @ attributes.astype(np.float32)).T)  # (11, N)
     colour, shine = sample_colours(look, strengths, rig.regions[triangles], attributes[:7], rng)
     picture[pixels] = (colour * attributes[7:10] + shine * attributes[10]).T
-    picture = picture.reshape(size, SUPERSAMPLING, size, SUPERSAMPLING, 3).mean(axis=(1, 3))
-    return picture * np.float32(view.exposure)
+    picture = picture.reshape(samples, samples, 3)
+    steps = range(SUPERSAMPLING)
+    total = sum(picture[row::SUPERSAMPLING, column::SUPERSAMPLING] for row in steps for column in steps)
+    return total * np.float32(view.exposure / SUPERSAMPLING**2)

@@ -119,7 +119,7 @@ _MENTION = re.compile(
     r"(?P<prefix>[lrtb])?(?P<number>\d{1,3})"
     r"(?: ?[(-]?(?P<after>left|right|top|bottom)\b\)?|(?P<grade>[acde])| ?(?P<suffix>[lrtb])(?!'))?(?![a-z0-9])"
 )
-_GLOSS = r" ?\([^()\n]{0,80}\)"  # "AU12 (lip corner puller)"
+_GLOSS = r" ?\([^()\n\d]{0,80}\)"  # "AU12 (lip corner puller)"; a number in it might be meant as a value
 _GLOSSES = (
     re.compile(""),
     re.compile(_GLOSS),
@@ -330,7 +330,7 @@ def _read_tail(tail: str, scale: str) -> _Reading:
             continue
         link = _LINK.match(tail, gloss.end())
         value = _VALUE.match(tail, link.end())
-        if link[0] and value and value.end() < _TAIL:
+        if link[0] and value:
             return _read_value(link[0], value, tail[value.end() :], scale)
     clause = _CLAUSE.match(tail)[0]
     return _Reading("unclear" if _DOUBT.search(clause) or _NEGATION.search(clause) else None)
@@ -362,7 +362,7 @@ def _read_number(value: re.Match, rest: str, stated: bool, next_line: bool, scal
         rest = rest[fraction.end() :]
     if rest == "." and scale == "continuous" and "." not in text:  # "0." may be "0.37" cut short
         return "unclear"
-    if _NUMBER_SPOILT.match(rest) or not (stated or _VALUE_CLOSED.match(rest)):
+    if value.end() == _TAIL or _NUMBER_SPOILT.match(rest) or not (stated or _VALUE_CLOSED.match(rest)):
         return "unclear"
     if ("," in text or value["percent"]) and (scale != "continuous" or next_line):
         return "unclear"

@@ -101,7 +101,7 @@ _FILLERS = "be|do|does|has|have|with|an|the|at|of|as|appears to be|seems to be|r
 _DOUBT = re.compile(
     r"\?|n/a|\b(?:may|might|maybe|perhaps|possibl[ey]|probabl[ey]|likely|unlikely|unclear|unsure|uncertain\w*|unknown|"
     r"cannot|can't|could|if|whether|hard|difficult|undetermined|ambiguous|occluded|hidden|barely|hardly|scarcely|"
-    r"either|unable|would|should|none|null|nan)\b"
+    r"either|unable|would|should|none|null|nan|nowhere|false|untrue|except)\b"
 )
 _NEGATION = re.compile(r"\b(?:no|not|never|without|neither|nor|lack(?:s|ing)?|absence|fails?)\b|n't\b")
 _OTHER_KEYS = re.compile(
@@ -345,12 +345,14 @@ def _read_value(link: str, value: re.Match, rest: str, scale: str) -> _Reading:
         if not stated and not re.search(r"[(\[{]", link) and re.fullmatch(r"[.)] ", rest):
             return _Reading(None)  # the number of the next item in a list
         return _Reading(_read_number(value, rest, stated, "\n" in link, scale), value.end(), firm, plural)
+    present = bool(value["present"]) != bool(value["not"])
     clause = _CLAUSE.match(rest)[0]
-    if _DOUBT.search(clause) or _NEGATION.search(clause) or (value["no"] and not stated and rest.isspace()):
+    if _DOUBT.search(clause) or (present and _NEGATION.search(clause)):
+        return _Reading("unclear")
+    if value["no"] and not stated and rest.isspace():  # "AU1 no AU4": the word may belong to the next AU
         return _Reading("unclear")
     if "\n" in link and not stated:  # the word may be the next list's heading
         return _Reading(None)
-    present = bool(value["present"]) != bool(value["not"])
     return _Reading("present" if present else "absent", value.end(), firm, plural)
 
 

@@ -10,8 +10,7 @@ import urllib.request
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
-from transformers import AutoImageProcessor
+from PIL import Image, ImageOps
 from transformers.image_processing_backends import PilBackend
 
 MIN_SIDE = 16  # pixels; below this no action unit can be seen
@@ -21,9 +20,10 @@ def load_face_image(image, allow_urls: bool = False) -> Image.Image:
     """Open `image` and return it upright, as 8-bit RGB.
 
     Args:
-        image: a path; a PIL image of any mode (an EXIF rotation is applied, transparency is laid over white, 16-bit grey
-            and CMYK are converted); a NumPy array or tensor of (height, width), (height, width, 1, 3 or 4) or
-            (3, height, width), either integers 0 to 255 or floats 0 to 1; or, with `allow_urls`, an http(s) URL.
+        image: a path; a PIL image of any mode (an EXIF rotation is applied, transparency is laid over white, 16-bit
+            grey and CMYK are converted); a NumPy array or tensor of (height, width), (height, width, 1, 3 or 4) or
+            (3, height, width), holding integers 0 to 255 (uint16: 0 to 65535) or floats 0 to 1; or, with `allow_urls`,
+            an http(s) URL.
         allow_urls: whether a URL may be fetched. Off by default: nothing is loaded from the network unasked.
 
     Raises:
@@ -31,18 +31,10 @@ def load_face_image(image, allow_urls: bool = False) -> Image.Image:
             than 16 pixels.
         FileNotFoundError: no such file.
     """
-    if isinstance(image, str) and image.startswith(("http://", "https://")):
-        if not allow_urls:
-            raise ValueError(
-                f"{image} is a URL and URLs are not fetched unless asked for: download it, or set "
-                "processor.image_processor.allow_urls = True."
-            )
-        with urllib.request.urlopen(image, timeout=30) as response:
-            image = _open(io.BytesIO(response.read()), image)
-    elif isinstance(image, (str, os.PathLike)):
-        if not os.path.isfile(image):
-            raise FileNotFoundError(f"There is no image file {os.fspath(image)}.")
-        image = _open(image, os.fspath(image))
+    name = getattr(image, "filename", "") or "The image"  # a PIL image knows the file it was opened from
+    if isinstance(image, (str, os.PathLike)):
+        name = os.fsdecode(image)
+        image = _open(name, allow_urls)
     elif isinstance(image, (np.ndarray, torch.Tensor)):
         image = _from_array(image)
     elif not isinstance(image, Image.Image):
@@ -51,48 +43,64 @@ def load_face_image(image, allow_urls: bool = False) -> Image.Image:
         )
     if min(image.size) < MIN_SIDE:
         raise ValueError(
-            f"The image is {image.size[0]} x {image.size[1]} pixels; a face needs at least {MIN_SIDE} x {MIN_SIDE}."
+            f"{name} is {image.size[0]} x {image.size[1]} pixels; a face needs at least {MIN_SIDE} x {MIN_SIDE}."
         )
-    return _to_rgb(ImageOps.exif_transpose(image))
-
-
-def _open(source, name: str) -> Image.Image:
     try:
-        image = Image.open(source)
+        return _to_rgb(ImageOps.exif_transpose(image))
+    except Exception as error:  # a lazily opened file that is damaged, a broken EXIF block, an exotic mode
+        raise ValueError(f"{name} cannot be read as an image: {error}") from error
+
+
+def _open(name: str, allow_urls: bool) -> Image.Image:
+    is_url = name.lower().startswith(("http://", "https://"))
+    if is_url and not allow_urls:
+        raise ValueError(
+            f"{name} is a URL and URLs are not fetched unless asked for: download it, or set "
+            "processor.image_processor.allow_urls = True."
+        )
+    if os.path.isdir(name):
+        raise ValueError(f"{name} is a folder, not an image file.")
+    if not is_url and not os.path.isfile(name):
+        raise FileNotFoundError(f"There is no image file {name[:200]!r}.")
+    try:
+        if is_url:
+            with urllib.request.urlopen(name, timeout=30) as response:
+                image = Image.open(io.BytesIO(response.read()))
+        else:
+            image = Image.open(name)
         image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
         raise ValueError(f"{name} cannot be read as an image: {error}") from error
     return image
 
 
 def _from_array(array) -> Image.Image:
-    array = array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else array
+    if isinstance(array, torch.Tensor):
+        array = array.detach().cpu()
+        array = (array.float() if array.is_floating_point() else array).numpy()  # NumPy has no bfloat16
     if array.ndim == 3 and array.shape[0] == 3 and array.shape[2] not in (1, 3, 4):
         array = np.moveaxis(array, 0, -1)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or array.size == 0:
         raise ValueError(
-            f"An image array of shape {tuple(array.shape)} arrived; expected (height, width), (height, width, channels) "
-            "or (3, height, width) with 1, 3 or 4 channels."
+            f"An image array of shape {tuple(array.shape)} arrived; expected (height, width), "
+            "(height, width, channels) with 1, 3 or 4 channels, or (3, height, width)."
         )
-    if np.issubdtype(array.dtype, np.floating):
-        if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
-            raise ValueError("A floating-point image must hold finite values from 0 to 1.")
-        array = np.round(array * 255)
-    elif array.dtype == np.uint16:
-        array = array // 257
-    elif array.dtype == bool or array.min() < 0 or array.max() > 255:
+    top = {"f": 1, "u": 65535 if array.dtype == np.uint16 else 255, "i": 255}.get(array.dtype.kind)
+    if top is None:
+        raise ValueError(f"An image array must hold integers or floats; {array.dtype} arrived.")
+    if not (array.min() >= 0 and array.max() <= top):  # also catches NaN
         raise ValueError(
-            f"An integer image must hold values from 0 to 255; {array.dtype} {array.min()}..{array.max()} arrived."
+            f"An image array of {array.dtype} must hold values from 0 to {top}; {array.min()} to {array.max()} arrived."
         )
-    return Image.fromarray(array.astype(np.uint8))
+    return Image.fromarray(np.round(array * (255.0 / top)).astype(np.uint8))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):  # 16 or 32 bits of grey
         grey = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if grey.max() > 255 else 255.0
+        top = 65535.0 if "16" in image.mode or grey.max() > 255 else 255.0
         return Image.fromarray(np.round(grey.clip(0, top) / top * 255).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -125,34 +133,37 @@ class AuLlavaImageProcessor(PilBackend):
 
     def fetch_images(self, images):
         """Open and convert every image of a (nested) list; Transformers calls this before anything else."""
+        if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
+            images = list(images)
         if isinstance(images, (list, tuple)):
             return [self.fetch_images(image) for image in images]
         return load_face_image(images, allow_urls=self.allow_urls)
 
     def preprocess(self, images, *args, **kwargs):
-        if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
-            images = list(images)
-        if not isinstance(images, (list, tuple)):
-            images = [images]
-        if not images:
+        if isinstance(images, (list, tuple)) and not images:
             raise ValueError("There is no image: an empty list arrived.")
-        return super().preprocess(self.fetch_images(images), *args, **kwargs)
+        return super().preprocess(images, *args, **kwargs)
 
     def to_dict(self) -> dict:
         return {key: value for key, value in super().to_dict().items() if key != "allow_urls"}
 
     @classmethod
     def like(cls, source: str, **kwargs) -> "AuLlavaImageProcessor":
-        """The image processor that feeds the vision encoder of `source` (Hub id or folder): its size, mean and std."""
-        other = AutoImageProcessor.from_pretrained(source, backend="pil", **kwargs)
-        size = dict(other.crop_size if getattr(other, "do_center_crop", False) and other.crop_size else other.size)
-        side = size.get("height", size.get("shortest_edge"))
+        """The image processor that feeds the vision encoder of `source` (Hub id or folder): its size, mean and std.
+
+        Its settings are read from its file, not from its class, which may need torchvision (DINOv3's does).
+        """
+        settings, _ = cls.get_image_processor_dict(source, **kwargs)
+        size = settings["size"]
+        if settings.get("do_center_crop") and settings.get("crop_size"):
+            size = settings["crop_size"]
+        side = size if isinstance(size, int) else size.get("height", size.get("shortest_edge"))
         return cls(
             size={"shortest_edge": side},
             crop_size={"height": side, "width": side},
-            image_mean=list(other.image_mean),
-            image_std=list(other.image_std),
-            resample=other.resample,
+            image_mean=settings["image_mean"],
+            image_std=settings["image_std"],
+            resample=settings.get("resample", cls.resample),
         )
 
 

@@ -71,8 +71,8 @@ class AuLlavaConfig(PreTrainedConfig):
             `last_hidden_state` as tokens (batch, tokens, width) or as a feature map (batch, width, rows, columns).
         text_config: configuration (or its dict) of any causal language model in Transformers.
         image_token_id: id of the placeholder `<image>` that image features replace.
-        vision_feature_layer: `None` takes the tower's final output (after its last norm); an index takes that entry of
-            `hidden_states` (LLaVA-1.5 uses -2); several indices are concatenated along the width.
+        vision_feature_layer: `None` takes the tower's `last_hidden_state`; an index takes that entry of `hidden_states`
+            (LLaVA-1.5 uses -2); several indices are concatenated along the width.
         vision_stride: input pixels per feature along one side. Read from `vision_config` for ViTs (`patch_size`) and
             the convolutional towers in `CONVOLUTIONAL_STRIDES`; to be given for any other.
         vision_width: channels of one vision feature. Read from `vision_config` where possible.

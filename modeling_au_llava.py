@@ -3,8 +3,8 @@
 Owns the network only. It is LLaVA as Transformers has it (its forward, generation, caching and parallelism are
 inherited), with these differences:
 
-- the projector is a single linear layer, as in the paper (arXiv 2409.08444), optionally over r x r neighbouring features
-  folded into channels (pixel unshuffle), which divides the image tokens by r^2;
+- the projector is a single linear layer, as in the paper (arXiv 2409.08444), optionally over r x r neighbouring
+  features folded into channels (pixel unshuffle), which divides the image tokens by r^2;
 - the vision tower may be convolutional: a feature map (batch, width, rows, columns) becomes rows * columns tokens;
 - class and register tokens of ViTs are dropped by count, whatever their number;
 - a 4-D boolean attention mask (batch or 1, 1, queries, keys) is accepted by every backend that can honour it; the slots
@@ -23,13 +23,15 @@ from transformers.utils.output_capturing import select_hidden_states
 from .configuration_au_llava import AuLlavaConfig, add_image_token
 from .decoding_au_llava import recognize
 
+MAX_EXTRA_TOKENS = 32  # class token and registers of a ViT: 5 in DINOv3; more means that the stride is wrong
+
 
 def features_to_tokens(features: torch.Tensor, grid: tuple[int, int], fold: int) -> torch.Tensor:
     """Turn the output of a vision tower into a token sequence in row-major order.
 
     Args:
-        features: (batch, width, rows, columns) of a convolutional tower, or (batch, extra + rows * columns, width) of a
-            ViT, whose `extra` leading tokens (class, registers) are dropped.
+        features: (batch, width, rows, columns) of a convolutional tower, or (batch, extra + rows * columns, width) of
+            a ViT, whose `extra` leading tokens (class, registers) are dropped.
         grid: (rows, columns) expected from the image size and the stride of the tower.
         fold: `pixel_unshuffle`.
 
@@ -41,7 +43,7 @@ def features_to_tokens(features: torch.Tensor, grid: tuple[int, int], fold: int)
     """
     rows, columns = grid
     if features.ndim == 3:
-        if features.shape[1] < rows * columns:
+        if not 0 <= features.shape[1] - rows * columns <= MAX_EXTRA_TOKENS:
             raise ValueError(
                 f"The vision tower returned {features.shape[1]} tokens where the image size and vision_stride imply "
                 f"{rows} x {columns}: set vision_stride in the configuration to the tower's stride."
@@ -50,15 +52,13 @@ def features_to_tokens(features: torch.Tensor, grid: tuple[int, int], fold: int)
         features = features.transpose(1, 2).unflatten(2, (rows, columns))
     elif tuple(features.shape[2:]) != (rows, columns):
         raise ValueError(
-            f"The vision tower returned a {features.shape[2]} x {features.shape[3]} feature map where the image size and "
-            f"vision_stride imply {rows} x {columns}: set vision_stride in the configuration to the tower's stride."
+            f"The vision tower returned a {features.shape[2]} x {features.shape[3]} feature map where the image size "
+            f"and vision_stride imply {rows} x {columns}: set vision_stride in the configuration to the tower's stride."
         )
     if rows % fold or columns % fold:
         raise ValueError(f"A {rows} x {columns} feature map cannot be folded by pixel_unshuffle={fold}.")
-    features = nn.functional.pixel_unshuffle(
-        features, fold
-    )  # (batch, width * fold * fold, rows / fold, columns / fold)
-    return features.flatten(2).transpose(1, 2)
+    folded = nn.functional.pixel_unshuffle(features, fold)  # (batch, width * fold * fold, rows / fold, columns / fold)
+    return folded.flatten(2).transpose(1, 2)
 
 
 class AuLlavaPreTrainedModel(LlavaPreTrainedModel):
@@ -117,6 +117,10 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
         outputs.pooler_output = list(embeddings)
         return outputs
 
+    def get_placeholder_mask(self, input_ids, inputs_embeds, image_features):
+        """LLaVA's, whose message counts features rightly only where `image_features` has a batch dimension."""
+        return super().get_placeholder_mask(input_ids, inputs_embeds, image_features[None])
+
     def forward(self, input_ids=None, pixel_values=None, attention_mask=None, **kwargs):
         """LLaVA's forward; a 4-D boolean `attention_mask` (True = may attend) is fitted to the attention backend.
 
@@ -131,8 +135,9 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
         backend = self.language_model.config._attn_implementation
         if "flash" in backend:
             raise ValueError(
-                f"The attention backend {backend} cannot honour the tree mask of the slots decoder: load the model with "
-                "attn_implementation='sdpa' (or 'eager', 'flex_attention'), or use decoding='constrained' or 'free'."
+                f"The attention backend {backend} cannot honour the tree mask of the slots decoder: load the model "
+                "with attn_implementation='sdpa' (or 'eager', 'flex_attention'), or use decoding='constrained' "
+                "or 'free'."
             )
         if backend == "sdpa":
             return mask
@@ -155,6 +160,9 @@ class AuLlavaForConditionalGeneration(AuLlavaPreTrainedModel, LlavaForConditiona
         AuLlavaPreTrainedModel.__init__(self, config)
         self.model = AuLlavaModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        embeddings = self.get_input_embeddings()  # called embed_tokens in Llama, wte in GPT-2, ...
+        name = next(name for name, module in self.named_modules() if module is embeddings)
+        self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
         self.post_init()
 
     recognize = recognize
@@ -183,8 +191,11 @@ class AuLlavaForConditionalGeneration(AuLlavaPreTrainedModel, LlavaForConditiona
             trust_remote_code: whether `vision` and `text` may bring code of their own.
 
         Returns:
-            the model. The tokenizer of `text` gets the image token as its next id, the embeddings grow to hold it. Build
-            the matching processor with `AuLlavaProcessor.from_vision_text_pretrained(vision, text, ...)`.
+            the model. The tokenizer of `text` gets the image token as its next id, the embeddings grow to hold it.
+            Build the matching processor with `AuLlavaProcessor.from_vision_text_pretrained(vision, text, ...)`.
+
+        Raises:
+            ValueError: `vision` does not hold the weights of a vision encoder.
         """
         common = {"dtype": dtype, "trust_remote_code": trust_remote_code}
         language_model = _load_part(text, "language_model", **common)
@@ -206,8 +217,8 @@ class AuLlavaForConditionalGeneration(AuLlavaPreTrainedModel, LlavaForConditiona
         )
         model = cls._from_config(config, dtype=language_model.dtype)
         model.model.vision_tower.load_state_dict(vision_tower.state_dict())
-        model.model.language_model.load_state_dict(language_model.model.state_dict())
-        model.lm_head.load_state_dict(language_model.lm_head.state_dict())
+        model.model.language_model.load_state_dict(language_model.base_model.state_dict())
+        model.lm_head.load_state_dict(language_model.get_output_embeddings().state_dict())
         model.tie_weights()
         model.generation_config.pad_token_id = (
             tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -232,7 +243,15 @@ def _load_part(source: str, part: str, **kwargs):
         return language_model
     if part == "vision_tower":
         vision_config = config.vision_config if whole else config
-        return AutoModel.from_pretrained(source, config=vision_config, **kwargs)
+        if getattr(vision_config, "vision_use_head", False):
+            vision_config.vision_use_head = False  # SigLIP's pooled output, which is not used: it would never learn
+        tower, found = AutoModel.from_pretrained(source, config=vision_config, output_loading_info=True, **kwargs)
+        missing = sorted(name for name in found["missing_keys"] if not name.startswith("pooler."))
+        if missing:
+            raise ValueError(
+                f"{source} lacks weights of a {vision_config.model_type} vision encoder, such as {missing[0]}."
+            )
+        return tower
     return AutoModelForCausalLM.from_pretrained(source, **kwargs)
 
 

@@ -1,0 +1,462 @@
+"""The network: towers, folding, tying, attention backends, generation, training aids, quantisation, saving."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from conftest import TOKENIZERS, TOWERS, build_tiny, random_faces
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import BitsAndBytesConfig, DynamicCache, GPT2Config, LlamaConfig, Qwen3Config, SiglipVisionConfig
+
+from au_llava.configuration_au_llava import add_image_token
+from au_llava.modeling_au_llava import MAX_EXTRA_TOKENS, AuLlavaForConditionalGeneration, features_to_tokens
+
+
+def inputs_for(processor, count: int = 2, fmt: str = "bp4d"):
+    """A batch of prompts about different faces."""
+    text = processor.apply_chat_template(processor.messages(fmt), add_generation_prompt=True)
+    return processor(images=random_faces(count), text=[text] * count, return_tensors="pt")
+
+
+def text_config(kind: str, **settings):
+    """A tiny language model of another architecture, for the default tokenizer of `build_tiny`."""
+    tokenizer = TOKENIZERS["grouped digits"]()
+    add_image_token(tokenizer)
+    settings = {
+        "vocab_size": len(tokenizer),
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": None,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        **settings,
+    }
+    if kind == "gpt2":
+        return GPT2Config(**settings)
+    settings = {"intermediate_size": 64, "num_key_value_heads": 2, **settings}
+    return Qwen3Config(**settings, head_dim=8) if kind == "qwen3" else LlamaConfig(**settings)
+
+
+@torch.no_grad()
+def logits(model, inputs) -> torch.Tensor:
+    return model(**inputs).logits
+
+
+def assert_close(actual, expected, atol=1e-4):
+    np.testing.assert_allclose(actual.detach().float().numpy(), expected.detach().float().numpy(), atol=atol)
+
+
+# Vision towers and image tokens.
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_every_tower_runs_and_learns(tower):
+    model, processor = build_tiny(vision_config=TOWERS[tower][0])
+    inputs = inputs_for(processor)
+    features = model.get_image_features(inputs["pixel_values"], return_dict=True).pooler_output
+    per_image = (32 // TOWERS[tower][1]) ** 2
+    assert [tuple(f.shape) for f in features] == [(per_image, 32)] * 2
+    assert (inputs["input_ids"] == model.config.image_token_id).sum() == 2 * per_image
+    output = model(**inputs, labels=inputs["input_ids"])
+    shifted = output.logits[:, :-1].flatten(0, 1)
+    expected = torch.nn.functional.cross_entropy(shifted, inputs["input_ids"][:, 1:].flatten())
+    assert output.loss.item() == pytest.approx(expected.item(), abs=1e-5)
+    output.loss.backward()
+    for part in (model.model.vision_tower, model.model.multi_modal_projector, model.model.language_model):
+        assert any(p.grad is not None and p.grad.abs().max() > 0 for p in part.parameters())
+
+
+def test_an_image_changes_the_answer(tiny):
+    model, processor = tiny
+    result = logits(model, inputs_for(processor))[:, -1]
+    assert (result[0] - result[1]).abs().max() > 1e-3
+
+
+def test_feature_map_becomes_tokens_row_by_row():
+    features = torch.arange(12.0).reshape(1, 2, 2, 3)  # two channels, two rows, three columns
+    expected = [[[0, 6], [1, 7], [2, 8], [3, 9], [4, 10], [5, 11]]]
+    assert features_to_tokens(features, (2, 3), 1).tolist() == expected
+    tokens = torch.tensor([[[-1.0, -1.0], [-2.0, -2.0], *expected[0]]])  # a class token and a register first
+    assert features_to_tokens(tokens, (2, 3), 1).tolist() == expected
+
+
+@pytest.mark.parametrize("tower", ["dinov2 with registers", "dinov3", "clip"])
+def test_class_and_register_tokens_are_dropped(tower):
+    model, processor = build_tiny(vision_config=TOWERS[tower][0])
+    pixel_values = inputs_for(processor)["pixel_values"]
+    hidden = model.model.vision_tower(pixel_values).last_hidden_state
+    assert hidden.shape[1] - 16 == {"clip": 1}.get(tower, 5)
+    expected = model.model.multi_modal_projector(hidden[:, -16:])
+    assert_close(torch.stack(model.get_image_features(pixel_values).pooler_output), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("fold", [2, 4])
+@pytest.mark.parametrize("tower", ["siglip", "dinov3", "resnet"])
+def test_pixel_unshuffle_folds_neighbours(tower, fold):
+    model, processor = build_tiny(vision_config=TOWERS[tower][0], pixel_unshuffle=fold)
+    inputs = inputs_for(processor)
+    side = 4 // fold
+    assert (inputs["input_ids"] == model.config.image_token_id).sum() == 2 * side**2
+    hidden = model.model.vision_tower(inputs["pixel_values"]).last_hidden_state
+    if hidden.ndim == 3:  # to (batch, width, rows, columns)
+        hidden = hidden[:, -16:].transpose(1, 2).reshape(2, -1, 4, 4)
+    for image, tokens in zip(hidden, model.get_image_features(inputs["pixel_values"]).pooler_output, strict=True):
+        assert len(tokens) == side**2
+        for row in range(side):
+            for column in range(side):
+                block = [
+                    image[channel, row * fold + down, column * fold + right]
+                    for channel in range(len(image))
+                    for down in range(fold)
+                    for right in range(fold)
+                ]
+                expected = model.model.multi_modal_projector(torch.stack(block))
+                assert_close(tokens[row * side + column], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("tower", "extra"),
+    [
+        ("siglip", {}),
+        ("clip", {}),
+        ("dinov3", {}),
+        ("resnet", {"vision_stride": 8, "vision_width": 16}),
+        ("regnet", {"vision_stride": 8, "vision_width": 16}),
+        ("convnextv2", {"vision_stride": 8, "vision_width": 16}),
+    ],
+)
+def test_vision_feature_layer(tower, extra):
+    layers = [-1, -1] if extra else [-2, -1]  # the stages of a convolutional tower have strides of their own
+    for chosen in (layers[0], layers):
+        model, processor = build_tiny(vision_config=TOWERS[tower][0], vision_feature_layer=chosen, **extra)
+        pixel_values = inputs_for(processor)["pixel_values"]
+        hidden = model.model.vision_tower(pixel_values, output_hidden_states=True).hidden_states
+        picked = [hidden[layer] for layer in (layers if isinstance(chosen, list) else [chosen])]
+        tokens = torch.cat([h.flatten(2).transpose(1, 2) if h.ndim == 4 else h[:, -16:] for h in picked], dim=-1)
+        expected = model.model.multi_modal_projector(tokens)
+        assert_close(torch.stack(model.get_image_features(pixel_values).pooler_output), expected, atol=1e-6)
+        assert logits(model, inputs_for(processor)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "grid", "fold", "message"),
+    [
+        ((1, 15, 4), (4, 4), 1, "returned 15 tokens .* imply 4 x 4: set vision_stride"),
+        ((1, 16 + MAX_EXTRA_TOKENS + 1, 4), (4, 4), 1, "returned 49 tokens .* imply 4 x 4: set vision_stride"),
+        ((1, 8, 2, 2), (4, 4), 1, "a 2 x 2 feature map .* imply 4 x 4: set vision_stride"),
+        ((1, 9, 4), (3, 3), 2, "3 x 3 feature map cannot be folded by pixel_unshuffle=2"),
+    ],
+)
+def test_grids_that_do_not_fit_are_refused(shape, grid, fold, message):
+    with pytest.raises(ValueError, match=message):
+        features_to_tokens(torch.zeros(shape), grid, fold)
+
+
+def test_image_tokens_without_features_are_refused_with_both_counts(tiny):
+    model, processor = tiny
+    inputs = inputs_for(processor)
+    inputs["pixel_values"] = inputs["pixel_values"][:1]
+    with pytest.raises(ValueError, match="tokens: 32, features: 16"):
+        model(**inputs)
+
+
+def test_text_without_an_image_runs(tiny):
+    model, processor = tiny
+    assert logits(model, processor(text=["AU12: 1"], return_tensors="pt")).isfinite().all()
+
+
+# Language models.
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2"])
+def test_language_models_tied_and_untied(kind, tied, tmp_path):
+    model, processor = build_tiny(text_config=text_config(kind, tie_word_embeddings=tied))
+    assert model.config.tie_word_embeddings is tied
+    embeddings, head = model.get_input_embeddings().weight, model.lm_head.weight
+    assert (embeddings.data_ptr() == head.data_ptr()) is tied
+    for decoding in ("slots", "constrained", "free"):
+        assert model.recognize(processor, random_faces(1), formats=["bp4d"], decoding=decoding)
+    model.save_pretrained(tmp_path)
+    loaded = AuLlavaForConditionalGeneration.from_pretrained(tmp_path)
+    assert (loaded.get_input_embeddings().weight.data_ptr() == loaded.lm_head.weight.data_ptr()) is tied
+    inputs = inputs_for(processor)
+    assert torch.equal(logits(loaded, inputs), logits(model, inputs))
+
+
+def test_resizing_keeps_the_tie():
+    model, _ = build_tiny(text_config=text_config("llama", tie_word_embeddings=True))
+    model.resize_token_embeddings(900)
+    assert model.lm_head.weight.shape == (900, 32)
+    assert model.lm_head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
+    assert model.config.text_config.vocab_size == 900
+
+
+# Attention, compilation, generation.
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("flex_attention", marks=pytest.mark.slow)])
+def test_attention_backends_agree(backend):
+    model, processor = build_tiny()
+    inputs = inputs_for(processor)
+    expected = logits(model, inputs)
+    model.set_attn_implementation({"text_config": backend})
+    assert model.model.language_model.config._attn_implementation == backend
+    assert_close(logits(model, inputs), expected)
+
+
+def test_attention_backend_can_be_chosen_at_load(tmp_path):
+    model, processor = build_tiny()
+    model.save_pretrained(tmp_path)
+    loaded = AuLlavaForConditionalGeneration.from_pretrained(tmp_path, attn_implementation="eager")
+    for part in (loaded.model.vision_tower, loaded.model.language_model):
+        assert part.config._attn_implementation == "eager"
+    inputs = inputs_for(processor)
+    assert_close(logits(loaded, inputs), logits(model, inputs))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_forward_compiles_in_one_graph(backend):
+    model, processor = build_tiny()
+    inputs = inputs_for(processor)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    assert_close(logits(compiled, inputs), logits(model, inputs))
+    torch._dynamo.reset()
+
+
+def test_padding_side_does_not_matter(tiny):
+    """Prompts of different lengths, padded left or right or not at all, end in the same prediction."""
+    model, processor = tiny
+    faces = random_faces(2)
+    texts = [
+        processor.apply_chat_template(processor.messages(fmt), add_generation_prompt=True) for fmt in ("bp4d", "feafa")
+    ]
+    alone = [
+        logits(model, processor(images=face, text=text, return_tensors="pt"))[0, -1]
+        for face, text in zip(faces, texts, strict=True)
+    ]
+    for side in ("left", "right"):
+        batch = processor(images=faces, text=texts, padding=True, padding_side=side, return_tensors="pt")
+        result = logits(model, batch)
+        lengths = batch["attention_mask"].sum(1)
+        assert lengths[0] < lengths[1] == result.shape[1]
+        for row, expected in enumerate(alone):
+            last = -1 if side == "left" else lengths[row] - 1
+            assert_close(result[row, last], expected)
+
+
+def test_a_batch_equals_its_rows(tiny):
+    model, processor = tiny
+    batch = inputs_for(processor, count=4)
+    together = logits(model, batch)
+    for row in range(4):
+        assert_close(logits(model, {name: tensor[row : row + 1] for name, tensor in batch.items()})[0], together[row])
+
+
+def test_generation_with_a_static_cache_is_the_same(tiny):
+    model, processor = tiny
+    inputs = inputs_for(processor)
+    options = {"max_new_tokens": 12, "do_sample": False}
+    dynamic = model.generate(**inputs, **options)
+    assert torch.equal(model.generate(**inputs, **options, cache_implementation="static"), dynamic)
+    assert torch.equal(model.generate(**inputs, **options, use_cache=False), dynamic)
+    encoded = model.get_image_features(inputs.pop("pixel_values"), return_dict=True)
+    assert torch.equal(model.generate(**inputs, **options, mm_encoder_outputs={"image": encoded}), dynamic)
+
+
+def test_generation_equals_a_loop_of_forwards(tiny):
+    model, processor = tiny
+    inputs = inputs_for(processor, count=1)
+    generated = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+    for _ in range(generated.shape[1] - inputs["input_ids"].shape[1]):
+        token = logits(model, inputs)[:, -1:].argmax(-1)
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], token], 1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    assert torch.equal(inputs["input_ids"], generated)
+
+
+def test_beams_and_several_samples(tiny):
+    model, processor = tiny
+    inputs = inputs_for(processor)
+    length = inputs["input_ids"].shape[1]
+    beams = model.generate(**inputs, max_new_tokens=4, num_beams=3, num_return_sequences=2, do_sample=False)
+    samples = model.generate(**inputs, max_new_tokens=4, do_sample=True, num_return_sequences=3)
+    assert (len(beams), len(samples)) == (4, 6)
+    assert beams.shape[1] <= length + 4
+    assert torch.equal(beams[:2, :length], inputs["input_ids"][:1].expand(2, -1))
+
+
+def test_encoded_images_can_be_passed(tiny):
+    model, processor = tiny
+    inputs = inputs_for(processor)
+    expected = logits(model, inputs)
+    encoded = model.get_image_features(inputs.pop("pixel_values"), return_dict=True)
+    assert torch.equal(logits(model, {**inputs, "mm_encoder_outputs": {"image": encoded}}), expected)
+
+
+def test_a_cache_can_be_continued(tiny):
+    model, processor = tiny
+    inputs = inputs_for(processor)
+    expected = logits(model, inputs)[:, -5:]
+    cache = DynamicCache()
+    first = {name: tensor[:, :-5] for name, tensor in inputs.items() if name != "pixel_values"}
+    logits(model, {**first, "pixel_values": inputs["pixel_values"], "past_key_values": cache})
+    rest = {"input_ids": inputs["input_ids"][:, -5:], "attention_mask": inputs["attention_mask"]}
+    assert_close(logits(model, {**rest, "past_key_values": cache}), expected)
+
+
+# Training aids.
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_changes_no_gradient(reentrant):
+    gradients = []
+    for checkpointing in (False, True):
+        model, processor = build_tiny()
+        model.train()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            model.enable_input_require_grads()
+            assert model.is_gradient_checkpointing
+        inputs = inputs_for(processor)
+        model(**inputs, labels=inputs["input_ids"], use_cache=False).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    plain, checkpointed = gradients
+    assert plain.keys() == checkpointed.keys()
+    for part in ("vision_tower.encoder", "multi_modal_projector", "language_model"):
+        assert any(part in name for name in plain)
+    for name, gradient in plain.items():
+        assert_close(checkpointed[name], gradient, atol=1e-6)
+
+
+def test_lora_trains_the_language_model_only(tmp_path):
+    model, processor = build_tiny()
+    model.save_pretrained(tmp_path / "base")
+    inputs = inputs_for(processor)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    config = LoraConfig(r=4, target_modules=r".*language_model.*\.(q_proj|v_proj)", task_type="CAUSAL_LM")
+    adapted = get_peft_model(model, config)
+    places = {name.rpartition(".lora_")[0] for name, p in adapted.named_parameters() if p.requires_grad}
+    prefix = "base_model.model.model.language_model.layers"
+    assert places == {f"{prefix}.{layer}.self_attn.{kind}_proj" for layer in range(2) for kind in "qv"}
+    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=0.1)
+    losses = []
+    for _ in range(3):
+        loss = adapted(**inputs, labels=inputs["input_ids"]).loss
+        losses.append(loss.item())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < losses[0]
+    for name, p in model.named_parameters():
+        name = name.replace(".base_layer", "")
+        assert "lora_" in name or torch.equal(p, before[name])
+    adapted.eval()
+    adapted.save_pretrained(tmp_path / "adapter")
+    base = AuLlavaForConditionalGeneration.from_pretrained(tmp_path / "base")
+    untrained = logits(base, inputs)
+    loaded = PeftModel.from_pretrained(base, tmp_path / "adapter")
+    assert_close(logits(loaded, inputs), logits(adapted, inputs), atol=1e-5)
+    assert (logits(loaded, inputs) - untrained).abs().max() > 1e-3
+    merged = loaded.merge_and_unload()
+    assert_close(logits(merged, inputs), logits(adapted, inputs))
+    assert merged.recognize(processor, random_faces(1), formats=["bp4d"])
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_bitsandbytes(bits, tmp_path):
+    """The language model is quantised; vision tower, projector and head keep their precision."""
+    size = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = SiglipVisionConfig(**size, image_size=32, patch_size=8)
+    language = text_config("llama", hidden_size=64, intermediate_size=128)
+    model, processor = build_tiny(vision_config=vision, text_config=language)
+    model.save_pretrained(tmp_path)
+    quantization = BitsAndBytesConfig(
+        **{f"load_in_{bits}bit": True},
+        llm_int8_skip_modules=["model.vision_tower", "model.multi_modal_projector", "lm_head"],
+    )
+    loaded = AuLlavaForConditionalGeneration.from_pretrained(tmp_path, quantization_config=quantization)
+    kind = {8: "Linear8bitLt", 4: "Linear4bit"}[bits]
+    quantised = [name for name, module in loaded.named_modules() if type(module).__name__ == kind]
+    assert len(quantised) == 2 * 7
+    assert all(name.startswith("model.language_model.layers.") for name in quantised)
+    kept = model.model.vision_tower.state_dict()
+    for name, weight in loaded.model.vision_tower.state_dict().items():
+        assert torch.equal(weight, kept[name].to(weight.dtype))
+    inputs = inputs_for(processor)
+    result, expected = logits(loaded, inputs), logits(model, inputs)
+    agreement = torch.cosine_similarity(result.flatten().float(), expected.flatten(), dim=0)
+    assert agreement > {8: 0.999, 4: 0.95}[bits]
+    for decoding in ("slots", "constrained"):
+        answer = loaded.recognize(processor, random_faces(2), formats=["disfa"], decoding=decoding)[1]["disfa"]
+        assert all(np.isclose(sum(reading.distribution), 1, atol=1e-3) for reading in answer.values())
+
+
+def test_tensor_parallel_plan_covers_language_model_and_head(tiny):
+    model, _ = tiny
+    assert model._tp_plan["lm_head"] == "colwise_gather_output"
+    assert model._tp_plan["model.language_model.layers.*.self_attn.q_proj"] == "colwise"
+    assert model._tp_plan["model.language_model.layers.*.mlp.down_proj"] == "rowwise"
+    assert {"LlamaDecoderLayer", "SiglipEncoderLayer"} <= set(model._no_split_modules)
+
+
+# Saving and loading.
+
+
+@pytest.mark.parametrize("device_map", ["auto", "cpu", {"": "cpu"}])
+def test_device_maps(tiny, device_map, tmp_path):
+    model, processor = tiny
+    model.save_pretrained(tmp_path)
+    loaded = AuLlavaForConditionalGeneration.from_pretrained(tmp_path, device_map=device_map)
+    inputs = inputs_for(processor)
+    assert torch.equal(logits(loaded, inputs), logits(model, inputs))
+
+
+def test_offloading_to_disk(tiny, tmp_path):
+    model, processor = tiny
+    model.save_pretrained(tmp_path / "model", max_shard_size="20KB")
+    assert len(list((tmp_path / "model").glob("*.safetensors"))) > 1
+    parts = {"model.vision_tower": "cpu", "model.multi_modal_projector": "cpu", "lm_head": "cpu"}
+    loaded = AuLlavaForConditionalGeneration.from_pretrained(
+        tmp_path / "model", device_map={**parts, "model.language_model": "disk"}, offload_folder=tmp_path / "offload"
+    )
+    inputs = inputs_for(processor)
+    assert torch.equal(logits(loaded, inputs), logits(model, inputs))
+
+
+def test_bfloat16_saved_and_loaded_in_float32(tmp_path):
+    model, processor = build_tiny()
+    model = model.bfloat16()
+    model.save_pretrained(tmp_path)
+    assert AuLlavaForConditionalGeneration.from_pretrained(tmp_path).dtype == torch.bfloat16
+    loaded = AuLlavaForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32)
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    for name, weight in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight.float())
+    for each in (model, loaded):  # recognize casts the pixels itself
+        assert each.recognize(processor, random_faces(1), formats=["bp4d"])
+
+
+def test_a_channels_last_tower_is_saved(tmp_path):
+    model, processor = build_tiny(vision_config=TOWERS["resnet"][0])
+    inputs = inputs_for(processor)
+    expected = logits(model, inputs)
+    model.model.vision_tower.to(memory_format=torch.channels_last)
+    assert_close(logits(model, inputs), expected, atol=1e-5)
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").exists()
+    assert_close(logits(AuLlavaForConditionalGeneration.from_pretrained(tmp_path), inputs), expected, atol=1e-5)
+
+
+def test_parts_are_found_where_tools_look_for_them(tiny):
+    """Attribute names that generate, PEFT, vLLM and accelerate rely on."""
+    model, _ = tiny
+    assert model.get_encoder("image") is model.model.vision_tower
+    assert model.get_decoder() is model.model.language_model
+    assert model.base_model is model.model
+    assert model.get_output_embeddings() is model.lm_head
+    assert copy.deepcopy(model).config.to_dict() == model.config.to_dict()

@@ -55,7 +55,7 @@ def predict(
         `row` (its index in `records`), `references`, `values`, `expected`, `probability` (lists in the format's label
         order, NaN where unread), `text` and `problems`.
     """
-    names = records["format"]
+    names = records["format"][:]
     by_formats = defaultdict(list)  # formats asked of one image -> images, as {format name: row}
     for group in group_by_image(records):
         by_formats[tuple(group)].append(group)

@@ -114,7 +114,7 @@ def training_rows(tables: list[str], part: str, formats: list[str] | None, seed:
             raise ValueError(f"{entry}: the number after '=' must be positive, it says how often a table is seen.")
         records = load_records(path, part=part, formats=formats)
         groups = group_by_image(records)
-        names, values = records["format"], records["values"]
+        names, values = records["format"][:], records["values"][:]
         rows = records.select_columns(["image", "subject"]).select([min(group.values()) for group in groups])
         rows = rows.add_column("formats", [list(group) for group in groups])
         rows = rows.add_column("values", [[values[row] for row in group.values()] for group in groups])

@@ -39,8 +39,8 @@ class AUAnswer(dict):
 
     Attributes:
         format: the `AUFormat` that was asked for.
-        text: the answer as text; slots and constrained decoding always write one that `parse_answer` reads in full, free
-            decoding keeps what the model said.
+        text: the answer as text; slots and constrained decoding always write one that `parse_answer` reads in full,
+            free decoding keeps what the model said.
         problems: what `parse_answer` found wrong with `text` (empty except in free decoding).
     """
 
@@ -126,8 +126,8 @@ class SlotTree:
                     options.append(token)
         if len(set(map(tuple, sequences))) < len(sequences) or any(tuple(s) in following for s in sequences):
             raise ValueError(
-                f"The tokenizer does not tell the values of {label} apart: two of them share their tokens or one is the "
-                "beginning of another. Use a tokenizer that keeps digits."
+                f"The tokenizer does not tell the values of {label} apart: two of them share their tokens or one is "
+                "the beginning of another. Use a tokenizer that keeps digits."
             )
         decisions = {}
         for prefix, options in following.items():
@@ -216,8 +216,8 @@ def recognize(
 
     Args:
         processor: the `AuLlavaProcessor` of this model.
-        images: one image or a sequence of them: paths, PIL images, NumPy arrays or tensors (see `load_face_image`), each
-            showing one aligned face.
+        images: one image or a sequence of them: paths, PIL images, NumPy arrays or tensors (see `load_face_image`),
+            each showing one aligned face.
         formats: names of built-in formats, or `AUFormat`s.
         decoding: "slots", "constrained" or "free" (see the head of this file).
         batch_size: images per forward pass. Answers do not depend on it.
@@ -291,7 +291,7 @@ def compile_template(processor, fmt: AUFormat) -> list[tuple[tuple[int, ...], li
     """Per AU of a whole answer: the fixed tokens before its value, and the tokens of every value of the scale.
 
     Raises:
-        ValueError: the tokenizer is not a fast one (no character offsets), or it merges a value with the text around it.
+        ValueError: the tokenizer is not a fast one (no character offsets), or merges a value with the text around it.
     """
     spans, texts = [], []
     for value in fmt.value_strings:
@@ -314,8 +314,8 @@ def compile_template(processor, fmt: AUFormat) -> list[tuple[tuple[int, ...], li
             fixed, values = segments[index]
             if offsets[last][1] != end or fixed not in (None, tuple(ids[position:first])):
                 raise ValueError(
-                    f"The tokenizer merges the value of {fmt.labels[index]} with the text around it, so that it cannot be "
-                    "decoded on its own: use decoding='slots'."
+                    f"The tokenizer merges the value of {fmt.labels[index]} with the text around it, so that it cannot "
+                    "be decoded on its own: use decoding='slots'."
                 )
             segments[index] = (tuple(ids[position:first]), [*values, tuple(ids[first : last + 1])])
             position = last + 1

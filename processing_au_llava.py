@@ -4,8 +4,6 @@ Owns the chat templates and the number of tokens an image takes. The wording of 
 action_units.py.
 """
 
-from functools import lru_cache
-
 from transformers import AutoConfig, AutoTokenizer
 from transformers.image_utils import get_image_size, to_numpy_array
 from transformers.processing_utils import MultiModalData, ProcessorMixin
@@ -75,6 +73,8 @@ class AuLlavaProcessor(ProcessorMixin):
         chat_template: Jinja template; `CHATML_TEMPLATE` or `PLAIN_TEMPLATE` if built by `from_vision_text_pretrained`.
     """
 
+    text_kwargs = {"add_special_tokens": False}  # noqa: RUF012 - the chat template writes them: never twice
+
     def __init__(self, image_processor, tokenizer, vision_stride=14, pixel_unshuffle=1, chat_template=None):
         self.image_token = IMAGE_TOKEN
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
@@ -137,7 +137,7 @@ class AuLlavaProcessor(ProcessorMixin):
         return MultiModalData(num_image_tokens=[tokens] * len(image_sizes), num_image_patches=[1] * len(image_sizes))
 
     def messages(self, fmt: str | AUFormat, answer: str | None = None) -> list[dict]:
-        """The conversation that asks one image for `fmt`, in the form of `apply_chat_template`; with `answer`, answered."""
+        """The conversation that asks one image for `fmt`, as `apply_chat_template` takes it; with `answer`, answered."""
         text = prompt(get_format(fmt))
         turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
         if answer is not None:
@@ -150,27 +150,17 @@ class AuLlavaProcessor(ProcessorMixin):
         Args:
             image_tokens: how many image tokens the image takes, see `num_image_tokens`.
         """
-        return list(_prompt_ids(self, get_format(fmt), image_tokens))
+        text = self.apply_chat_template(self.messages(fmt), add_generation_prompt=True)
+        before, after = text.split(self.image_token)
+        text = before + self.image_token * image_tokens + after
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def answer_ids(self, answer: str) -> list[int]:
         """Token ids of an answer as training text: the answer and the marker that ends the assistant's turn."""
-        return self.tokenizer(answer, add_special_tokens=False)["input_ids"] + list(_end_ids(self))
-
-
-@lru_cache(maxsize=64)
-def _prompt_ids(processor, fmt, image_tokens: int) -> tuple[int, ...]:
-    text = processor.apply_chat_template(processor.messages(fmt), add_generation_prompt=True)
-    before, after = text.split(processor.image_token)
-    text = before + processor.image_token * image_tokens + after
-    return tuple(processor.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-@lru_cache(maxsize=8)
-def _end_ids(processor) -> tuple[int, ...]:
-    """The end of an assistant's turn, read off the chat template."""
-    conversation = processor.apply_chat_template(processor.messages("bp4d", answer="AU1: 0"))
-    end = conversation.rpartition("AU1: 0")[2].strip()
-    return tuple(processor.tokenizer(end, add_special_tokens=False)["input_ids"])
+        conversation = self.apply_chat_template(self.messages("bp4d", answer="AU1: 0"))
+        end = conversation.rpartition("AU1: 0")[2].strip()
+        ids = self.tokenizer([answer, end], add_special_tokens=False)["input_ids"]
+        return ids[0] + ids[1]
 
 
 AuLlavaProcessor.register_for_auto_class("AutoProcessor")

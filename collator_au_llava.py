@@ -1,7 +1,7 @@
 """From images with known AUs to training batches: the two layouts that AU-LLaVA is trained on.
 
 - slots: the token tree of the slots decoder (`SlotTree`), all formats known for an image in one sequence, so that the
-  image is encoded once; loss on value tokens only.
+  image is encoded once; loss on the values only (`slot_loss`).
 - causal: prompt and answer as ordinary text, for `generate`; loss on the answer only. One known format per image, and
   the prompt asks only for the AUs that are annotated, so that the model never learns to leave AUs out.
 
@@ -11,6 +11,7 @@ and the rows in the batch, not of hidden state: a resumed run sees what the unin
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -30,22 +31,64 @@ def mirrored_values(values: Sequence[float], fmt: AUFormat) -> list[float]:
     return [values[fmt.labels.index(label)] if label in fmt.labels else math.nan for label in sources]
 
 
+@lru_cache(maxsize=4096)
+def value_target(value: float, fmt: AUFormat, width: float) -> torch.Tensor:
+    """Target distribution (values,) over the scale for a label.
+
+    With `width` 0 all mass is on the label. Otherwise the mass of a present AU spreads over the values above 0 as a Gaussian
+    around the label, `width` being its standard deviation as a share of the scale; an absent AU (0) stays exactly absent,
+    since presence is a matter of kind, not of degree.
+    """
+    numbers = torch.tensor(fmt.value_numbers)
+    if width == 0 or value == 0:
+        return (numbers == numbers[fmt.value_numbers.index(value)]).float()
+    distance = (numbers - value) / (width * fmt.value_numbers[-1])
+    return (-0.5 * distance.square()).masked_fill(numbers == 0, -torch.inf).softmax(0)
+
+
+def slot_loss(
+    logits: torch.Tensor, rows: torch.Tensor, choices: torch.Tensor, targets: torch.Tensor, annotated: torch.Tensor
+) -> torch.Tensor:
+    """Mean cross-entropy between target and predicted value distribution over the annotated AUs.
+
+    Args:
+        logits: (batch, positions, vocabulary).
+        rows: (batch, D) which of the positions holds each decision.
+        choices: (batch, D, C) token ids that may follow, -1 where there are fewer than C.
+        targets: (batch, D, C) target mass of each choice; all zero at decisions of AUs that are not annotated.
+        annotated: (batch,) number of annotated AUs of each row.
+
+    Returns:
+        scalar; only tokens that can follow compete, as in the slots decoder.
+    """
+    cells = rows[..., None] * logits.shape[-1] + choices.clamp(min=0)  # (batch, D, C) into positions x vocabulary
+    chosen = logits.flatten(1).gather(1, cells.flatten(1)).view(choices.shape).float()
+    chosen = chosen.masked_fill(choices < 0, torch.finfo(torch.float32).min)
+    return -(targets * chosen.log_softmax(-1)).sum() / annotated.sum().clamp(min=1)
+
+
 class AUCollator:
     """Collates rows of `train_sft.training_rows` into model inputs.
 
     Args:
         processor: `AuLlavaProcessor`.
         causal_share: share of the batches laid out as ordinary causal text, 0 to 1; the rest are slot trees.
+        ordinal_width: spread of the slots' targets over neighbouring values, see `value_target`; 0 is plain cross-entropy.
         flip: probability of a horizontal flip (sided labels swap), 0 to 1.
         seed: of all random choices.
     """
 
-    def __init__(self, processor, causal_share: float = 0.25, flip: float = 0.0, seed: int = 0):
+    def __init__(
+        self, processor, causal_share: float = 0.25, ordinal_width: float = 0.0, flip: float = 0.0, seed: int = 0
+    ):
         for name, share in (("causal_share", causal_share), ("flip", flip)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} is {share}; it must lie between 0 and 1.")
         self.processor = processor
+        if ordinal_width < 0:
+            raise ValueError(f"ordinal_width is {ordinal_width}; it must be 0 (off) or more.")
         self.causal_share = causal_share
+        self.ordinal_width = ordinal_width
         self.flip = flip
         self.seed = seed
 
@@ -70,33 +113,38 @@ class AUCollator:
     def _slots(self, labels: list[dict[AUFormat, Sequence[float]]], image_tokens: int) -> dict[str, torch.Tensor]:
         trees = [compile_slots(self.processor, tuple(known), image_tokens) for known in labels]
         length = max(map(len, trees))
-        input_ids = torch.full((len(trees), length), self.processor.tokenizer.pad_token_id)
-        positions = torch.zeros(len(trees), length, dtype=torch.long)
-        mask = torch.eye(length, dtype=torch.bool).repeat(len(trees), 1, 1, 1)  # padding attends to itself
-        targets = torch.full((len(trees), length), IGNORED)
+        decisions, choices = (max(tree.choices.shape[dim] for tree in trees) for dim in (0, 1))
+        batch = {
+            "input_ids": torch.full((len(trees), length), self.processor.tokenizer.pad_token_id),
+            "attention_mask": torch.eye(length, dtype=torch.bool).repeat(len(trees), 1, 1, 1),  # padding sees itself
+            "position_ids": torch.zeros(len(trees), length, dtype=torch.long),
+            "decision_nodes": torch.zeros(len(trees), decisions, dtype=torch.long),
+            "choices": torch.full((len(trees), decisions, choices), -1),
+            "choice_targets": torch.zeros(len(trees), decisions, choices),
+            "annotated": torch.tensor([sum(not math.isnan(v) for vs in known.values() for v in vs) for known in labels]),
+        }
         for row, (tree, known) in enumerate(zip(trees, labels, strict=True)):
-            input_ids[row, : len(tree)] = tree.input_ids
-            positions[row, : len(tree)] = tree.positions
-            mask[row, 0, : len(tree), : len(tree)] = tree.mask
-            nodes, tokens = self._targets(tree, known)
-            targets[row, nodes] = tokens
-        return {"input_ids": input_ids, "attention_mask": mask, "position_ids": positions, "shift_labels": targets}
+            size, (nodes, width) = len(tree), tree.choices.shape
+            batch["input_ids"][row, :size] = tree.input_ids
+            batch["attention_mask"][row, 0, :size, :size] = tree.mask
+            batch["position_ids"][row, :size] = tree.positions
+            batch["decision_nodes"][row, :nodes] = tree.decision_nodes
+            batch["choices"][row, :nodes, :width] = tree.choices
+            batch["choice_targets"][row, :nodes, :width] = self._targets(tree, known)
+        return batch
 
-    @staticmethod
-    def _targets(tree, known: dict[AUFormat, Sequence[float]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Nodes of the tree with a target, and the token ids that should follow them."""
+    def _targets(self, tree, known: dict[AUFormat, Sequence[float]]) -> torch.Tensor:
+        """Per decision and choice (D, C), the target probability mass of the values that pass through it."""
         formats = list(known)
-        decisions, tokens = [], []
+        value_masses = torch.zeros(len(tree.value_paths))
         for slot in tree.slots:
             fmt = formats[slot.format_index]
             value = known[fmt][fmt.labels.index(slot.label)]
-            if math.isnan(value):
-                continue
-            index = fmt.value_numbers.index(quantise(value, fmt))
-            for decision, token in tree.value_targets[slot.values.start + index]:
-                decisions.append(decision)
-                tokens.append(token)
-        return tree.decision_nodes[decisions], torch.tensor(tokens, dtype=torch.long)
+            if not math.isnan(value):
+                value_masses[slot.values] = value_target(quantise(value, fmt), fmt, self.ordinal_width)
+        masses = torch.zeros(tree.choices.numel() + 1)  # the last cell collects the padding of short paths
+        masses.index_add_(0, tree.value_paths.flatten(), value_masses.repeat_interleave(tree.value_paths.shape[1]))
+        return masses[:-1].view(tree.choices.shape)
 
     def _causal(self, labels, image_tokens: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         sequences = []

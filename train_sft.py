@@ -28,7 +28,7 @@ from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, 
 
 from au_llava.au_datasets.folds import check_disjoint
 from au_llava.au_datasets.records import group_by_image, load_records
-from au_llava.collator_au_llava import AUCollator
+from au_llava.collator_au_llava import AUCollator, slot_loss
 from au_llava.eval_au import predict, score_predictions
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 
@@ -60,6 +60,10 @@ class AUArguments:
     causal_share: float = field(
         default=0.25,
         metadata={"help": "Share of batches laid out as ordinary text (for `generate`); the rest train the slots."},
+    )
+    ordinal_width: float = field(
+        default=0.0,
+        metadata={"help": "Spread of a slot's target over neighbouring values, as a share of the scale; 0: cross-entropy."},
     )
     flip: float = field(default=0.0, metadata={"help": "Probability of a horizontal flip (sided AU labels swap)."})
     freeze: list[str] = field(
@@ -130,7 +134,9 @@ def training_rows(tables: list[str], part: str, formats: list[str] | None, seed:
 
 
 class AUTrainer(SFTTrainer):
-    """SFTTrainer whose evaluation also scores the AUs.
+    """SFTTrainer that trains slot batches by `slot_loss` and whose evaluation also scores the AUs.
+
+    Causal batches go SFTTrainer's own way. Slot batches project only the decision tokens, not the whole sequence.
 
     Args:
         validation: records to score, or None.
@@ -139,6 +145,18 @@ class AUTrainer(SFTTrainer):
     def __init__(self, *args, validation: datasets.Dataset | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.validation = validation
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if "choice_targets" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        inputs = dict(inputs)
+        nodes, choices, targets, annotated = map(
+            inputs.pop, ("decision_nodes", "choices", "choice_targets", "annotated")
+        )
+        kept, rows = nodes.unique(return_inverse=True)  # the images of a batch may have different trees
+        outputs = model(**inputs, logits_to_keep=kept, use_cache=False)
+        loss = slot_loss(outputs.logits, rows, choices, targets, annotated)
+        return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
@@ -212,7 +230,9 @@ def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: Mo
         eval_dataset=validation_rows,
         validation=validation,
         processing_class=processor,
-        data_collator=AUCollator(processor, arguments.causal_share, arguments.flip, training_args.seed),
+        data_collator=AUCollator(
+            processor, arguments.causal_share, arguments.ordinal_width, arguments.flip, training_args.seed
+        ),
         peft_config=get_peft_config(model_args),
     )
     resume = training_args.resume_from_checkpoint

@@ -137,7 +137,7 @@ class AuLlavaProcessor(ProcessorMixin):
         return MultiModalData(num_image_tokens=[tokens] * len(image_sizes), num_image_patches=[1] * len(image_sizes))
 
     def messages(self, fmt: str | AUFormat, answer: str | None = None) -> list[dict]:
-        """The conversation that asks one image for `fmt`, as `apply_chat_template` takes it; with `answer`, answered."""
+        """The conversation that asks one image for `fmt`, for `apply_chat_template`; with `answer`, answered."""
         text = prompt(get_format(fmt))
         turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
         if answer is not None:

@@ -119,7 +119,7 @@ def provenance(arguments: argparse.Namespace, model) -> dict:
     manifests = {}
     for path in arguments.data:
         manifest = Path(path) / "manifest.json"
-        manifests[path] = json.loads(manifest.read_text()).get("content_hash") if manifest.is_file() else None
+        manifests[path] = json.loads(manifest.read_text())["content_sha256"] if manifest.is_file() else None
     packages = ("au-llava", "torch", "transformers", "datasets", "numpy", "scikit-learn")
     return {
         "model": arguments.model,

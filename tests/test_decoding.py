@@ -21,15 +21,16 @@ def brute_force(model, processor, image, fmt, label) -> np.ndarray:
         tuple(processor.tokenizer(f"{label}: {value}", add_special_tokens=False)["input_ids"])
         for value in fmt.value_strings
     ]
+    longest = max(map(len, answers))
+    ids = torch.tensor([prompt + list(answer) + [0] * (longest - len(answer)) for answer in answers])
+    with torch.no_grad():  # ordinary causal attention: what stands to the right changes nothing
+        logits = model(input_ids=ids, pixel_values=pixel_values.expand(len(ids), -1, -1, -1)).logits.double()
     probabilities = []
-    for answer in answers:
-        ids = torch.tensor([prompt + list(answer)])
-        with torch.no_grad():
-            logits = model(input_ids=ids, pixel_values=pixel_values).logits[0].double()
+    for row, answer in enumerate(answers):
         probability = 1.0
         for depth, token in enumerate(answer):
             options = sorted({other[depth] for other in answers if other[:depth] == answer[:depth]})
-            step = logits[len(prompt) + depth - 1, options].softmax(-1)
+            step = logits[row, len(prompt) + depth - 1, options].softmax(-1)
             probability *= step[options.index(token)].item()
         probabilities.append(probability)
     return np.array(probabilities)
@@ -72,7 +73,9 @@ def test_batch_size_does_not_matter(tiny, faces, decoding):
             assert one[name].text == other[name].text
             for label in one[name]:
                 if one[name][label].distribution is not None:
-                    np.testing.assert_allclose(one[name][label].distribution, other[name][label].distribution, atol=1e-4)
+                    np.testing.assert_allclose(
+                        one[name][label].distribution, other[name][label].distribution, atol=1e-4
+                    )
 
 
 def test_formats_do_not_influence_each_other(tiny, faces):

@@ -1,0 +1,192 @@
+"""Training batches: what carries loss, and that both layouts train what the decoders read."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import build_tiny, random_faces
+from PIL import Image
+
+from au_llava.action_units import FORMATS, AUFormat, parse_answer, prompt, write_answer
+from au_llava.collator_au_llava import IGNORED, AUCollator, mirrored_values, slot_loss, value_target
+from au_llava.decoding_au_llava import compile_slots
+
+NAN = math.nan
+BP4D = [1, 0, NAN, 1, 0, 0, 1, 0, 0, 1, NAN, 0]
+FEAFA = [round(0.04 * step, 2) for step in range(24)]
+
+
+def rows(count: int = 3) -> list[dict]:
+    images = [Image.fromarray((face * 255).astype(np.uint8)) for face in random_faces(count)]
+    return [
+        {"image": image, "formats": ["bp4d", "feafa"], "values": [BP4D, FEAFA], "index": index}
+        for index, image in enumerate(images)
+    ]
+
+
+def test_slot_targets_are_the_values_and_nothing_else(tiny_any_tokenizer):
+    """Every decision with a target spells, followed from the label, the AU's value; NaN labels have none."""
+    _, processor = tiny_any_tokenizer
+    batch = AUCollator(processor, causal_share=0)(rows(1))
+    tree = compile_slots(processor, (FORMATS["bp4d"], FORMATS["feafa"]), 16)
+    target_of = {}  # decision -> the token that should follow
+    for decision, (tokens, masses) in enumerate(zip(batch["choices"][0], batch["choice_targets"][0], strict=True)):
+        assert masses.sum() in (0, 1)
+        if masses.any():
+            target_of[decision] = int(tokens[masses.argmax()])
+    read = {}
+    used = set()
+    for slot in tree.slots:
+        paths = tree.value_targets[slot.values]
+        chosen = [v for v, path in enumerate(paths) if all(target_of.get(d) == token for d, token in path)]
+        used |= {d for v in chosen for d, _ in paths[v]}
+        name = ("bp4d", "feafa")[slot.format_index]
+        read[name, slot.label] = FORMATS[name].value_numbers[chosen[0]] if len(chosen) == 1 else None
+    bp4d = zip(FORMATS["bp4d"].labels, BP4D, strict=True)
+    expected = {("bp4d", label): None if math.isnan(value) else value for label, value in bp4d}
+    expected |= {("feafa", label): value for label, value in zip(FORMATS["feafa"].labels, FEAFA, strict=True)}
+    assert read == expected
+    assert used == set(target_of)
+    assert batch["annotated"].tolist() == [10 + 24]
+
+
+@pytest.mark.parametrize("width", [0.0, 0.1])
+def test_slot_loss_is_cross_entropy_with_what_recognize_reports(width):
+    model, processor = build_tiny("single digits")
+    row = rows(1)
+    batch = AUCollator(processor, causal_share=0, ordinal_width=width)(row)
+    nodes, choices, targets, annotated = (
+        batch.pop(key) for key in ("decision_nodes", "choices", "choice_targets", "annotated")
+    )
+    with torch.no_grad():
+        loss = slot_loss(model(**batch).logits, nodes, choices, targets, annotated).item()
+    answers = model.recognize(processor, [row[0]["image"]], formats=["bp4d", "feafa"])[0]
+    expected = []
+    for name, values in (("bp4d", BP4D), ("feafa", FEAFA)):
+        fmt = FORMATS[name]
+        for label, value in zip(fmt.labels, values, strict=True):
+            if not math.isnan(value):
+                predicted = np.array(answers[name][label].distribution)
+                expected.append(-(value_target(value, fmt, width).numpy() * np.log(predicted)).sum())
+    assert loss == pytest.approx(np.mean(expected), rel=1e-4)
+
+
+def test_ordinal_target_by_hand():
+    disfa = FORMATS["disfa"]
+    weights = np.exp(-0.5 * (np.arange(1, 6) - 3.0) ** 2 / 0.5**2)  # width 0.1 of the scale of 5
+    np.testing.assert_allclose(value_target(3.0, disfa, 0.1), [0, *(weights / weights.sum())], rtol=1e-6)
+    assert value_target(0.0, disfa, 0.1).tolist() == [1, 0, 0, 0, 0, 0]  # absent stays absent
+    assert value_target(3.0, disfa, 0.0).tolist() == [0, 0, 0, 1, 0, 0]
+
+
+def test_unknown_labels_have_no_gradient():
+    model, processor = build_tiny()
+    face = rows(1)[0]["image"]
+    collate = AUCollator(processor, causal_share=0)
+    nothing = collate([{"image": face, "formats": ["bp4d"], "values": [[NAN] * 12], "index": 0}])
+    nodes, choices, targets, annotated = (
+        nothing.pop(key) for key in ("decision_nodes", "choices", "choice_targets", "annotated")
+    )
+    loss = slot_loss(model(**nothing).logits, nodes, choices, targets, annotated)
+    loss.backward()
+    assert loss == 0
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+    first = collate([{"image": face, "formats": ["bp4d"], "values": [[1.0] + [NAN] * 11], "index": 0}])
+    assert first["annotated"].item() == 1
+    assert first["choice_targets"].sum() == 1
+
+
+def test_causal_text_asks_only_for_what_is_annotated(tiny_any_tokenizer):
+    _, processor = tiny_any_tokenizer
+    batch = AUCollator(processor, causal_share=1, seed=1)(rows(6))
+    seen = set()
+    for ids, mask, labels in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True):
+        text = processor.tokenizer.decode(ids[mask.bool()], skip_special_tokens=True)
+        answer = processor.tokenizer.decode(labels[labels != IGNORED], skip_special_tokens=True)
+        name = "bp4d" if "present" in text else "feafa"
+        seen.add(name)
+        values = BP4D if name == "bp4d" else FEAFA
+        known = {label: v for label, v in zip(FORMATS[name].labels, values, strict=True) if not math.isnan(v)}
+        asked = AUFormat(name, tuple(known), FORMATS[name].scale)
+        assert answer == write_answer(known, asked)
+        assert prompt(asked) in text
+        assert parse_answer(answer, asked).values == known
+        last = labels[labels != IGNORED][-1].item()
+        assert last == processor.tokenizer.eos_token_id
+        assert (ids[labels != IGNORED] == labels[labels != IGNORED]).all()
+    assert seen == {"bp4d", "feafa"}
+
+
+def test_rows_with_different_formats_share_a_batch():
+    """Padding a slot batch changes nothing: its loss is the mean over the AUs of its rows, each taken alone."""
+    model, processor = build_tiny()
+    pair = rows(2)
+    pair[1]["formats"], pair[1]["values"] = ["disfa"], [[0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5]]
+    collate = AUCollator(processor, causal_share=0)
+
+    def total(batch):
+        nodes, choices, targets, annotated = (
+            batch.pop(key) for key in ("decision_nodes", "choices", "choice_targets", "annotated")
+        )
+        with torch.no_grad():
+            return slot_loss(model(**batch).logits, nodes, choices, targets, annotated) * annotated.sum()
+
+    together = total(collate(pair))
+    alone = sum(total(collate([row])) for row in pair)
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-3)
+
+
+def test_mirroring_swaps_sides():
+    values = [float(step) for step in range(24)]
+    mirrored = mirrored_values(values, FORMATS["feafa"])
+    swapped = [1, 0, 3, 2, 5, 4, 7, 6, 8, 10, 9, 12, 11, 14, 13, *range(15, 24)]  # the pairs of the FEAFA manual
+    assert mirrored == [float(step) for step in swapped]
+    assert mirrored_values(BP4D, FORMATS["bp4d"]) == pytest.approx(BP4D, nan_ok=True)
+    one_sided = AUFormat("mine", ("AU12L", "AU6"), "continuous")
+    assert mirrored_values([0.4, 0.2], one_sided) == pytest.approx([NAN, 0.2], nan_ok=True)
+
+
+def test_flip_mirrors_image_and_labels_together():
+    _, processor = build_tiny()
+    row = rows(1)
+    plain = AUCollator(processor, causal_share=0, flip=0)(row)
+    flipped = AUCollator(processor, causal_share=0, flip=1)(row)
+    torch.testing.assert_close(flipped["pixel_values"], plain["pixel_values"].flip(-1))
+    mirrored = [
+        {
+            **row[0],
+            "values": [
+                mirrored_values(v, FORMATS[n]) for n, v in zip(row[0]["formats"], row[0]["values"], strict=True)
+            ],
+        }
+    ]
+    expected = AUCollator(processor, causal_share=0, flip=0)(mirrored)["choice_targets"]
+    assert torch.equal(flipped["choice_targets"], expected)
+    assert not torch.equal(plain["choice_targets"], expected)
+
+
+def test_choices_depend_on_the_rows_alone():
+    """The same rows give the same batch whenever they come: what exact resumption rests on."""
+    _, processor = build_tiny("phrases")
+    collate = AUCollator(processor, causal_share=0.5, flip=0.5, seed=3)
+    batches = [rows(4)[i : i + 2] for i in (0, 1, 2)]
+    first = [collate(batch) for batch in batches]
+    second = [AUCollator(processor, causal_share=0.5, flip=0.5, seed=3)(batch) for batch in reversed(batches)]
+    for one, other in zip(first, reversed(second), strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_causal_share_is_a_share():
+    _, processor = build_tiny("phrases")
+    row = rows(1)[0]
+    collate = AUCollator(processor, causal_share=0.3)
+    causal = sum("labels" in collate([{**row, "index": index}]) for index in range(200))
+    assert 40 <= causal <= 80
+
+
+@pytest.mark.parametrize("setting", [{"causal_share": 1.5}, {"flip": -0.1}])
+def test_shares_outside_0_to_1_are_refused(tiny, setting):
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        AUCollator(tiny[1], **setting)

@@ -18,7 +18,6 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import LlavaForConditionalGeneration, LlavaModel, LlavaPreTrainedModel
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import select_hidden_states
 
 from .configuration_au_llava import AuLlavaConfig, add_image_token
 from .decoding_au_llava import recognize
@@ -86,7 +85,6 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
 
     @merge_with_config_defaults
     @can_return_tuple
-    @select_hidden_states("vision_feature_layer")
     def get_image_features(
         self, pixel_values: torch.Tensor, vision_feature_layer: int | list[int] | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
@@ -99,20 +97,14 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
         Returns:
             the tower's output, with `pooler_output` = one (tokens, hidden size) tensor per image.
         """
-        if vision_feature_layer is None:
-            kwargs.pop("output_hidden_states", None)
-        elif self.config.vision_config.model_type in ("resnet", "regnet"):  # want a bool, not the indices
-            kwargs["output_hidden_states"] = True
+        layers = [vision_feature_layer] if isinstance(vision_feature_layer, int) else vision_feature_layer
+        if layers is not None and not kwargs.get("output_hidden_states"):
+            kwargs["output_hidden_states"] = layers  # keeps these only; never a plain 0, which would mean none
         outputs = self.vision_tower(pixel_values, return_dict=True, **kwargs)
-        if vision_feature_layer is None:
-            layers = [outputs.last_hidden_state]
-        elif isinstance(vision_feature_layer, int):
-            layers = [outputs.hidden_states[vision_feature_layer]]
-        else:
-            layers = [outputs.hidden_states[layer] for layer in vision_feature_layer]
+        features = [outputs.last_hidden_state] if layers is None else [outputs.hidden_states[i] for i in layers]
         stride = self.config.vision_stride
         grid = (pixel_values.shape[-2] // stride, pixel_values.shape[-1] // stride)
-        tokens = [features_to_tokens(layer, grid, self.config.pixel_unshuffle) for layer in layers]
+        tokens = [features_to_tokens(layer, grid, self.config.pixel_unshuffle) for layer in features]
         embeddings = self.multi_modal_projector(torch.cat(tokens, dim=-1))  # (images, tokens, hidden size)
         outputs.pooler_output = list(embeddings)
         return outputs
@@ -199,7 +191,6 @@ class AuLlavaForConditionalGeneration(AuLlavaPreTrainedModel, LlavaForConditiona
         """
         common = {"dtype": dtype, "trust_remote_code": trust_remote_code}
         language_model = _load_part(text, "language_model", **common)
-        common["dtype"] = language_model.dtype
         vision_tower = _load_part(vision, "vision_tower", **common)
         tokenizer = AutoTokenizer.from_pretrained(text, trust_remote_code=trust_remote_code)
         image_token_id = add_image_token(tokenizer)
@@ -219,7 +210,6 @@ class AuLlavaForConditionalGeneration(AuLlavaPreTrainedModel, LlavaForConditiona
         model.model.vision_tower.load_state_dict(vision_tower.state_dict())
         model.model.language_model.load_state_dict(language_model.base_model.state_dict())
         model.lm_head.load_state_dict(language_model.get_output_embeddings().state_dict())
-        model.tie_weights()
         model.generation_config.pad_token_id = (
             tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         )

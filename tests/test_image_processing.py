@@ -180,7 +180,7 @@ def test_files_that_cannot_be_read_are_named(quarters, tmp_path):
             load_face_image(missing)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore:Image size:PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "tiff", "webp", "ppm"])
 def test_damaged_files_never_fail_otherwise(quarters, tmp_path, suffix):
     exif = Image.Exif()
@@ -252,6 +252,10 @@ def test_resizing_is_pillows(quarters):
     resized = np.asarray(quarters.resize((32, 64), Image.Resampling.BICUBIC), dtype=np.float64)[16:48]
     actual = processor(quarters, return_tensors="np")["pixel_values"][0]
     np.testing.assert_allclose(actual, np.moveaxis(resized / 255 * 2 - 1, -1, 0), atol=1e-5)
+    by_number = AuLlavaImageProcessor(
+        size=32, crop_size=32
+    )  # a number is the shorter side, not a square to squeeze into
+    np.testing.assert_array_equal(by_number(quarters, return_tensors="np")["pixel_values"][0], actual)
 
 
 def test_batches(quarters, tmp_path):

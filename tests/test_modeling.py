@@ -116,28 +116,29 @@ def test_pixel_unshuffle_folds_neighbours(tower, fold):
                 assert_close(tokens[row * side + column], expected, atol=1e-5)
 
 
+STAGE = {"vision_stride": 8, "vision_width": 16}  # of the last stage; each has a stride and a width of its own
+FIRST = {"vision_stride": 4, "vision_width": 8}  # of the stem
+
+
 @pytest.mark.parametrize(
-    ("tower", "extra"),
+    ("tower", "layer", "extra"),
     [
-        ("siglip", {}),
-        ("clip", {}),
-        ("dinov3", {}),
-        ("resnet", {"vision_stride": 8, "vision_width": 16}),
-        ("regnet", {"vision_stride": 8, "vision_width": 16}),
-        ("convnextv2", {"vision_stride": 8, "vision_width": 16}),
+        *((tower, layer, {}) for tower in ("siglip", "clip", "dinov3") for layer in (0, -2, [-2, -1], [0, 1])),
+        *((tower, layer, STAGE) for tower in ("resnet", "convnextv2") for layer in (-1, [-1, -1])),
+        ("resnet", 0, FIRST),
+        ("convnextv2", 0, FIRST),
+        ("regnet", -1, STAGE),
     ],
 )
-def test_vision_feature_layer(tower, extra):
-    layers = [-1, -1] if extra else [-2, -1]  # the stages of a convolutional tower have strides of their own
-    for chosen in (layers[0], layers):
-        model, processor = build_tiny(vision_config=TOWERS[tower][0], vision_feature_layer=chosen, **extra)
-        pixel_values = inputs_for(processor)["pixel_values"]
-        hidden = model.model.vision_tower(pixel_values, output_hidden_states=True).hidden_states
-        picked = [hidden[layer] for layer in (layers if isinstance(chosen, list) else [chosen])]
-        tokens = torch.cat([h.flatten(2).transpose(1, 2) if h.ndim == 4 else h[:, -16:] for h in picked], dim=-1)
-        expected = model.model.multi_modal_projector(tokens)
-        assert_close(torch.stack(model.get_image_features(pixel_values).pooler_output), expected, atol=1e-6)
-        assert logits(model, inputs_for(processor)).isfinite().all()
+def test_vision_feature_layer(tower, layer, extra):
+    model, processor = build_tiny(vision_config=TOWERS[tower][0], vision_feature_layer=layer, **extra)
+    pixel_values = inputs_for(processor)["pixel_values"]
+    hidden = model.model.vision_tower(pixel_values, output_hidden_states=True).hidden_states
+    picked = [hidden[index] for index in (layer if isinstance(layer, list) else [layer])]
+    tokens = torch.cat([h.flatten(2).transpose(1, 2) if h.ndim == 4 else h[:, -16:] for h in picked], dim=-1)
+    expected = model.model.multi_modal_projector(tokens)
+    assert_close(torch.stack(model.get_image_features(pixel_values).pooler_output), expected, atol=1e-6)
+    assert logits(model, inputs_for(processor)).isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,9 @@ def main(arguments: argparse.Namespace):
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--model", default=".", help="checkpoint folder or Hub id (default: this repository)")
     parser.add_argument("--data", nargs="+", required=True, help="folders made by prepare_data.py")
     parser.add_argument("--part", default="test", help="value of the records' `part` column (default: test)")

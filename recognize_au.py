@@ -31,7 +31,7 @@ from au_llava.decoding_au_llava import DECODERS
 from au_llava.image_processing_au_llava import load_face_image
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402 - after choosing a backend that needs no display
+import matplotlib.pyplot as plt
 
 SUFFIXES = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
 BAR_COLOUR, PRESENT_COLOUR = "#9aa7b8", "#0b63a5"  # told apart in grey and by the colour-blind
@@ -183,10 +183,14 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="images, or folders of images")
     parser.add_argument("--model", default=".", help="checkpoint folder or Hub id (default: this repository)")
-    parser.add_argument("--formats", nargs="+", default=list(FORMATS), help=f"any of {', '.join(FORMATS)} (default: all)")
+    parser.add_argument(
+        "--formats", nargs="+", default=list(FORMATS), help=f"any of {', '.join(FORMATS)} (default: all)"
+    )
     parser.add_argument("--decoding", choices=DECODERS, default="slots", help="how answers are read (default: slots)")
     parser.add_argument("--batch_size", type=int, default=16, help="images per forward pass (default: 16)")
     parser.add_argument("--out", type=Path, help="CSV to write")

@@ -63,7 +63,9 @@ class AUArguments:
     )
     ordinal_width: float = field(
         default=0.0,
-        metadata={"help": "Spread of a slot's target over neighbouring values, as a share of the scale; 0: cross-entropy."},
+        metadata={
+            "help": "Spread of a slot's target over neighbouring values, as a share of the scale; 0: cross-entropy."
+        },
     )
     flip: float = field(default=0.0, metadata={"help": "Probability of a horizontal flip (sided AU labels swap)."})
     freeze: list[str] = field(
@@ -246,7 +248,7 @@ def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: Mo
 
 
 def make_parser() -> TrlParser:
-    return TrlParser((AUArguments, AUTrainingConfig, ModelConfig), description=__doc__)
+    return TrlParser((AUArguments, AUTrainingConfig, ModelConfig), description=__doc__, allow_abbrev=False)
 
 
 if __name__ == "__main__":

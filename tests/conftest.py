@@ -1,8 +1,10 @@
 """Tiny models, processors and tokenizers, built in memory: nothing is downloaded."""
 
 import os
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="au-llava-tests-")  # caches of this run only
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import copy
@@ -27,6 +29,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from au_llava import prepare_data
 from au_llava.action_units import FORMATS, prompt, write_answer
 from au_llava.configuration_au_llava import AuLlavaConfig, add_image_token
 from au_llava.image_processing_au_llava import AuLlavaImageProcessor
@@ -175,3 +178,22 @@ def tiny():
 @pytest.fixture
 def faces():
     return random_faces(5)
+
+
+@pytest.fixture(scope="session")
+def rendered_records(tmp_path_factory):
+    """A folder of records: 10 rendered subjects, 2 images each, in three formats and three parts."""
+    out = tmp_path_factory.mktemp("records") / "rendered"
+    options = "--subjects 10 --images-per-subject 2 --size 32 --validation 0.2 --test 0.3 --workers 1"
+    assert prepare_data.main(["rendered", *options.split(), "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory):
+    """A saved tiny checkpoint with a convolutional tower (it has batch-norm statistics) and the phrase tokenizer."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    tower = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    for part in build_tiny("phrases", vision_config=tower):
+        part.save_pretrained(folder)
+    return folder

@@ -1,0 +1,213 @@
+"""Training: what moves and what stays, exact resumption, mixtures, LoRA, two processes, and bad input."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT, build_tiny
+from datasets import Dataset
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from trl import SFTConfig, SFTTrainer
+
+from au_llava.action_units import FORMATS
+from au_llava.au_datasets.records import load_records
+from au_llava.train_sft import AUTrainer, main, make_parser, training_rows
+
+QUIET = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none", "--disable_tqdm", "true"]
+
+
+def train(checkpoint, records, out, *flags):
+    """Run main() as the command line would."""
+    words = ["--model_name_or_path", checkpoint, "--data", records, "--output_dir", out, *QUIET]
+    words += ["--per_device_train_batch_size", 2, "--max_steps", 4, "--learning_rate", 1e-2, *flags]
+    main(*make_parser().parse_args_and_config([str(word) for word in words]))
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def part_of(name):
+    return next(part for part in ("vision_tower", "multi_modal_projector", "language_model", "lm_head") if part in name)
+
+
+def moved_parts(before, after):
+    """Parts of the model of which some tensor (parameters and batch-norm statistics) changed."""
+    assert before.keys() == after.keys()
+    return {part_of(name) for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_training_moves_everything_and_scores_the_aus(tiny_checkpoint, rendered_records, tmp_path):
+    train(tiny_checkpoint, rendered_records, tmp_path, "--eval_strategy", "steps", "--eval_steps", 2, "--flip", 0.5)
+    moved = moved_parts(weights(tiny_checkpoint), weights(tmp_path))
+    assert moved == {"vision_tower", "multi_modal_projector", "language_model", "lm_head"}
+    logged = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    scores = {key: value for entry in logged for key, value in entry.items()}
+    assert 0 <= scores["eval_bp4d_accuracy"] <= 1
+    assert {"eval_bp4d_f1", "eval_disfa_icc", "eval_feafa_mae", "eval_loss"} <= scores.keys()
+    assert [entry["step"] for entry in logged if "eval_bp4d_f1" in entry] == [2, 4]
+
+
+def test_checkpoint_carries_its_code(tiny_checkpoint, rendered_records, tmp_path):
+    train(tiny_checkpoint, rendered_records, tmp_path, "--max_steps", 1, "--save_steps", 1)
+    for folder in (tmp_path, tmp_path / "checkpoint-1"):
+        assert {"modeling_au_llava.py", "processing_au_llava.py", "action_units.py"} <= {
+            f.name for f in folder.iterdir()
+        }
+        model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+        image = load_records(rendered_records)[0]["image"]
+        assert tuple(model.recognize(processor, [image])[0]["disfa"]) == FORMATS["disfa"].labels
+
+
+@pytest.mark.parametrize("frozen", [["vision_tower"], ["language_model", "multi_modal_projector"]])
+def test_frozen_parts_stay(tiny_checkpoint, rendered_records, tmp_path, frozen):
+    train(tiny_checkpoint, rendered_records, tmp_path, "--freeze", *frozen)
+    parts = {"vision_tower", "multi_modal_projector", "language_model", "lm_head"}
+    kept = {*frozen, "lm_head"} if "language_model" in frozen else {*frozen}
+    assert moved_parts(weights(tiny_checkpoint), weights(tmp_path)) == parts - kept
+
+
+def test_resumed_run_equals_the_uninterrupted_one(tiny_checkpoint, rendered_records, tmp_path):
+    flags = ["--max_steps", 6, "--save_steps", 3, "--causal_share", 0.4, "--flip", 0.5]
+    train(tiny_checkpoint, rendered_records, tmp_path / "whole", *flags)
+    shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "cut" / "checkpoint-3")
+    train(tiny_checkpoint, rendered_records, tmp_path / "cut", *flags, "--resume_from_checkpoint", "true")
+    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_loss_falls(tiny_checkpoint, rendered_records, tmp_path):
+    flags = ["--max_steps", 30, "--learning_rate", 5e-3, "--logging_steps", 1, "--per_device_train_batch_size", 8]
+    train(tiny_checkpoint, rendered_records, tmp_path, *flags, "--causal_share", 0)
+    logged = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    losses = [entry["loss"] for entry in logged if "loss" in entry]
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
+def test_lora_trains_adapters_of_the_language_model_only(tiny_checkpoint, rendered_records, tmp_path):
+    train(tiny_checkpoint, rendered_records, tmp_path, "--use_peft", "true", "--lora_r", 2)
+    adapters = load_file(tmp_path / "adapter_model.safetensors")
+    assert adapters
+    assert all("language_model" in name for name in adapters)
+    assert any("q_proj" in name for name in adapters)
+    assert any(tensor.any() for name, tensor in adapters.items() if "lora_B" in name)
+
+
+def test_recipe_is_overridden_by_flags(tiny_checkpoint, rendered_records, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        yaml.safe_dump({"data": [str(rendered_records)], "output_dir": "x", "learning_rate": 0.5, "flip": 0.1})
+    )
+    ours, training, _ = make_parser().parse_args_and_config(
+        ["--config", str(recipe), "--learning_rate", "0.25", "--output_dir", str(tmp_path), *QUIET]
+    )
+    assert (ours.flip, training.learning_rate, training.output_dir) == (0.1, 0.25, str(tmp_path))
+    assert ours.data == [str(rendered_records)]
+
+
+@pytest.mark.parametrize("name", [path.name for path in (ROOT / "recipes").glob("*.yaml")])
+def test_every_recipe_parses(name):
+    make_parser().parse_args_and_config(["--config", str(ROOT / "recipes" / name)])
+
+
+def test_mixture_repeats_and_halves(rendered_records):
+    once = training_rows([str(rendered_records)], "train", None)
+    assert once["formats"][0] == ["bp4d", "disfa", "feafa"]
+    records = load_records(rendered_records, part="train")
+    assert len(once) == len(records) / 3
+    for row in range(len(once)):
+        for name, values in zip(once[row]["formats"], once[row]["values"], strict=True):
+            same = records.filter(lambda r, name=name, row=row: r["format"] == name)[row]
+            assert values == same["values"]
+    mixed = training_rows([f"{rendered_records}=2", f"{rendered_records}=0.5"], "train", ["disfa"])
+    assert len(mixed) == 2 * len(once) + round(0.5 * len(once))
+    assert mixed["index"][:] == list(range(len(mixed)))
+    assert all(formats == ["disfa"] for formats in mixed["formats"])
+
+
+@pytest.mark.parametrize("weight", ["0", "-1", "x", "nan", "inf"])
+def test_bad_weights_are_refused(rendered_records, weight):
+    with pytest.raises(ValueError, match="must be positive"):
+        training_rows([f"{rendered_records}={weight}"], "train", None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--freeze", "eyes"], "freeze names eyes; it takes any of vision_tower"),
+        (["--data", "nowhere"], "nowhere"),
+        (["--train_part", "holiday"], "no record of part 'holiday'"),
+        (["--causal_share", "2"], "between 0 and 1"),
+        (["--learning_rat", "1"], "--learning_rat"),
+    ],
+)
+def test_bad_input_is_named(tiny_checkpoint, rendered_records, tmp_path, flags, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        train(tiny_checkpoint, rendered_records, tmp_path, *flags)
+
+
+def test_unknown_recipe_key_is_refused(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("data: [x]\nlearning_rte: 0.5\n")
+    with pytest.raises(ValueError, match="learning_rte"):
+        make_parser().parse_args_and_config(["--config", str(recipe)])
+
+
+def test_command_line_ends_with_one_sentence(tmp_path):
+    words = ["--model_name_or_path", tmp_path, "--data", "nowhere", "--output_dir", tmp_path / "out", *QUIET]
+    run = subprocess.run([sys.executable, ROOT / "train_sft.py", *words], capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "train_sft.py: " in run.stderr.splitlines()[-1]
+    assert "nowhere" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_two_processes_train_and_score(tiny_checkpoint, rendered_records, tmp_path):
+    launch = "accelerate.commands.accelerate_cli launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    words = [*launch.split(), "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
+    words += [ROOT / "train_sft.py", "--model_name_or_path", tiny_checkpoint, "--data", rendered_records]
+    words += ["--output_dir", tmp_path, *QUIET, "--per_device_train_batch_size", "2", "--max_steps", "2"]
+    words += ["--eval_strategy", "steps", "--eval_steps", "2"]
+    run = subprocess.run([sys.executable, "-m", *map(str, words)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    logged = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    assert any("eval_disfa_icc" in entry for entry in logged)
+    assert len(moved_parts(weights(tiny_checkpoint), weights(tmp_path))) == 4
+
+
+def test_compute_loss_leaves_causal_batches_to_trl(tiny_checkpoint, rendered_records, tmp_path, monkeypatch):
+    """Both layouts are trained: slot batches by slot_loss, causal ones by SFTTrainer's own loss."""
+    seen = []
+    original = SFTTrainer.compute_loss
+    monkeypatch.setattr(SFTTrainer, "compute_loss", lambda *a, **k: seen.append("causal") or original(*a, **k))
+    ours = AUTrainer.compute_loss
+    monkeypatch.setattr(AUTrainer, "compute_loss", lambda *a, **k: seen.append("any") or ours(*a, **k))
+    train(tiny_checkpoint, rendered_records, tmp_path, "--max_steps", 6, "--causal_share", 0.5)
+    assert seen.count("any") == 6
+    assert 0 < seen.count("causal") < 6
+
+
+def test_plain_trl_trains_the_model_unpatched(tmp_path, rendered_records):
+    """A user's own SFTTrainer on prompt/completion records: no code of ours beyond model and processor."""
+    model, processor = build_tiny()
+    image = load_records(rendered_records)[0]["image"]
+    turns = processor.messages("bp4d", answer="AU1: 1, AU2: 0")
+    rows = Dataset.from_list([{"images": [image], "prompt": turns[:1], "completion": turns[1:]}] * 4)
+    arguments = SFTConfig(
+        tmp_path, use_cpu=True, bf16=False, max_steps=2, max_length=None, report_to="none", learning_rate=1e-2
+    )
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainer = SFTTrainer(model, arguments, train_dataset=rows, processing_class=processor)
+    trainer.train()
+    assert moved_parts(before, trainer.model.state_dict()) == {
+        "vision_tower",
+        "multi_modal_projector",
+        "language_model",
+        "lm_head",
+    }

@@ -1,1 +1,1 @@
-"""AU-LLaVA: a vision-language model that reads facial action units. Import from the modules, e.g. `au_llava.action_units`."""
+"""AU-LLaVA reads facial action units off face images. Import from the modules: `au_llava.action_units`, …"""

@@ -35,9 +35,9 @@ def mirrored_values(values: Sequence[float], fmt: AUFormat) -> list[float]:
 def value_target(value: float, fmt: AUFormat, width: float) -> torch.Tensor:
     """Target distribution (values,) over the scale for a label.
 
-    With `width` 0 all mass is on the label. Otherwise the mass of a present AU spreads over the values above 0 as a Gaussian
-    around the label, `width` being its standard deviation as a share of the scale; an absent AU (0) stays exactly absent,
-    since presence is a matter of kind, not of degree.
+    With `width` 0 all mass is on the label. Otherwise the mass of a present AU spreads over the values above 0 as a
+    Gaussian around the label, `width` being its standard deviation as a share of the scale; an absent AU (0) stays
+    exactly absent, since presence is a matter of kind, not of degree.
     """
     numbers = torch.tensor(fmt.value_numbers)
     if width == 0 or value == 0:
@@ -73,7 +73,8 @@ class AUCollator:
     Args:
         processor: `AuLlavaProcessor`.
         causal_share: share of the batches laid out as ordinary causal text, 0 to 1; the rest are slot trees.
-        ordinal_width: spread of the slots' targets over neighbouring values, see `value_target`; 0 is plain cross-entropy.
+        ordinal_width: spread of the slots' targets over neighbouring values, see `value_target`; 0 is plain
+            cross-entropy.
         flip: probability of a horizontal flip (sided labels swap), 0 to 1.
         seed: of all random choices.
     """
@@ -121,7 +122,9 @@ class AUCollator:
             "decision_nodes": torch.zeros(len(trees), decisions, dtype=torch.long),
             "choices": torch.full((len(trees), decisions, choices), -1),
             "choice_targets": torch.zeros(len(trees), decisions, choices),
-            "annotated": torch.tensor([sum(not math.isnan(v) for vs in known.values() for v in vs) for known in labels]),
+            "annotated": torch.tensor(
+                [sum(not math.isnan(value) for values in known.values() for value in values) for known in labels]
+            ),
         }
         for row, (tree, known) in enumerate(zip(trees, labels, strict=True)):
             size, (nodes, width) = len(tree), tree.choices.shape

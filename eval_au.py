@@ -1,7 +1,7 @@
 """Evaluate an AU-LLaVA checkpoint on prepared records.
 
     python eval_au.py --model . --data data/rendered --part test --out runs/eval
-    accelerate launch eval_au.py --model . --data data/rendered --formats bp4d disfa --decoding free --out runs/eval-free
+    accelerate launch eval_au.py --data data/rendered --formats bp4d disfa --decoding free --out runs/eval-free
 
 Writes to --out:
 - results.json: {"schema_version", "provenance" (model, data, decoder, versions, commit), "formats": {"bp4d": {"n",

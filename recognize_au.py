@@ -4,12 +4,12 @@
     python recognize_au.py assets/faces --formats bp4d disfa feafa --out aus.csv --picture aus.png
     python recognize_au.py faces/*.png --model runs/rendered-tiny --decoding constrained
 
-PATHs are images or folders (every image inside is taken). Each image should show one face, upright and cropped from brows to
-chin. A file that cannot be read is named, counted and skipped; the exit status is then 1.
+PATHs are images or folders (every image inside is taken). Each image should show one face, upright and cropped from
+brows to chin. A file that cannot be read is named, counted and skipped; the exit status is then 1.
 
 CSV columns, named as OpenFace names them: `file`; of occurrence formats `AU01_c` (0 or 1) and `AU01_p` (probability of
-presence, 0 to 1); of intensity formats `AU01_r` (mean of the distribution, 0 to 5); of continuous formats `AU43L` (mean, 0 to
-1). Where two formats would write the same column, both are prefixed by the format's name.
+presence, 0 to 1); of intensity formats `AU01_r` (mean of the distribution, 0 to 5); of continuous formats `AU43L`
+(mean, 0 to 1). Where two formats would write the same column, both are prefixed by the format's name.
 """
 
 import argparse

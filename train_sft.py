@@ -4,9 +4,9 @@
     accelerate launch train_sft.py --config recipes/rendered_tiny.yaml --learning_rate 5e-4 --output_dir runs/trial
     accelerate launch train_sft.py --model_name_or_path runs/tiny-base --data data/rendered --output_dir runs/first
 
-`--data` takes record tables made by prepare_data.py; several are mixed. A row of the recipe is overridden by the flag of
-the same name; an unknown key or flag is an error. Any option of TRL's SFTConfig (batch size, learning rate, precision,
-report_to, ...) and ModelConfig (LoRA, quantisation, attention) may be given too.
+`--data` takes record tables made by prepare_data.py; several are mixed. A row of the recipe is overridden by the flag
+of the same name; an unknown key or flag is an error. Any option of TRL's SFTConfig (batch size, learning rate,
+precision, report_to, ...) and ModelConfig (LoRA, quantisation, attention) may be given too.
 
 Training state is saved every `save_steps`; start the same command with `--resume_from_checkpoint true` to go on exactly
 where it stopped. Evaluation scores the AUs on the validation part and logs eval_<format>_<metric>, so that
@@ -45,8 +45,8 @@ class AUArguments:
 
     data: list[str] = field(
         metadata={
-            "help": "Record tables (folders made by prepare_data.py), each optionally with how often its images are seen "
-            "per epoch: data/disfa=2 (twice), data/feafa=0.5 (a fixed random half). Default: once."
+            "help": "Record tables (folders made by prepare_data.py), each optionally with how often its images are "
+            "seen per epoch: data/disfa=2 (twice), data/feafa=0.5 (a fixed random half). Default: once."
         }
     )
     formats: list[str] | None = field(

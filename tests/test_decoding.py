@@ -1,4 +1,4 @@
-"""The three decoders: slots against a brute-force loop, constrained against greedy generation, free against its text."""
+"""The three decoders: slots against a brute-force loop, constrained against greedy generation, free against text."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ ALL = ("bp4d", "disfa", "feafa")
 
 
 def brute_force(model, processor, image, fmt, label) -> np.ndarray:
-    """P(value) of one AU by ordinary causal attention: one sequence per value, conditional on the choices at each step."""
+    """P(value) of one AU by ordinary causal attention: one sequence per value, conditional step by step."""
     pixel_values = processor.image_processor([image], return_tensors="pt")["pixel_values"]
     prompt = processor.prompt_ids(fmt, processor.num_image_tokens(*pixel_values.shape[-2:]))
     answers = [
@@ -105,7 +105,7 @@ def test_attention_backends_agree(tiny, faces, backend):
 def test_flash_attention_is_refused_with_a_way_out(tiny, faces, monkeypatch):
     model, processor = tiny
     monkeypatch.setattr(model.model.language_model.config, "_attn_implementation_internal", "flash_attention_2")
-    with pytest.raises(ValueError, match="cannot honour the tree mask.*sdpa"):
+    with pytest.raises(ValueError, match=r"cannot honour the tree mask.*sdpa"):
         model.recognize(processor, faces)
 
 

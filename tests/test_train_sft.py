@@ -154,7 +154,7 @@ def test_bad_input_is_named(tiny_checkpoint, rendered_records, tmp_path, flags, 
 
 def test_unknown_recipe_key_is_refused(tmp_path):
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("data: [x]\nlearning_rte: 0.5\n")
+    recipe.write_text("data: [x]\nuse_cpu: true\nbf16: false\nlearning_rte: 0.5\n")
     with pytest.raises(ValueError, match="learning_rte"):
         make_parser().parse_args_and_config(["--config", str(recipe)])
 

@@ -3,9 +3,9 @@
     python tools/build_tiny_base.py --out runs/tiny-base
     accelerate launch train_sft.py --config recipes/rendered_tiny.yaml
 
-Two choices make it fast on a CPU. The tower is convolutional: a ViT of this size does not learn faces from scratch in the
-time a CPU gives it. The tokenizer knows every sentence of the prompt, every AU label and every value as one token each, so
-that the whole text description of three formats takes 60 tokens; any other text falls back to bytes.
+Two choices make it fast on a CPU. The tower is convolutional: a ViT of this size does not learn faces from scratch in
+the time a CPU gives it. The tokenizer knows every sentence of the prompt, every AU label and every value as one token
+each, so that the whole text description of three formats takes 60 tokens; any other text falls back to bytes.
 """
 
 import argparse

@@ -163,6 +163,13 @@ def test_image_tokens_without_features_are_refused_with_both_counts(tiny):
         model(**inputs)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_projector_is_one_linear_layer(bias):
+    model, _ = build_tiny(projector_bias=bias)
+    projector = {name for name, _ in model.named_parameters() if "multi_modal_projector" in name}
+    assert projector == {"model.multi_modal_projector.weight", *["model.multi_modal_projector.bias"] * bias}
+
+
 def test_text_without_an_image_runs(tiny):
     model, processor = tiny
     assert logits(model, processor(text=["AU12: 1"], return_tensors="pt")).isfinite().all()

@@ -5,7 +5,8 @@
 
 Writes to --out:
 - results.json: {"schema_version", "provenance" (model, data, decoder, versions, commit), "formats": {"bp4d": {"n",
-  "unparsed", "mean": {"f1": ...}, "per_au": {"AU12": {"f1": ..., "support": ...}}}, ...}};
+  "unparsed", "mean": {"f1": ...}, "mean_interval": {"f1": [low, high]}, "per_au": {"AU12": {"f1": ..., "support":
+  ..., "interval": {"f1": [low, high]}}}}, ...}}; intervals are 95 % bootstrap intervals over subjects;
 - predictions.parquet: one row per record: what was read (values, expected, probability, text) beside the labels.
 
 How a number is scored: occurrence by the most probable value; intensity and continuous by the mean of the predicted
@@ -37,7 +38,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from au_llava.action_units import get_format
 from au_llava.au_datasets.records import group_by_image, load_records
 from au_llava.decoding_au_llava import DECODERS
-from au_llava.metrics_au import score
+from au_llava.metrics_au import intervals, score
 
 SCHEMA_VERSION = 1
 KEYS = ("dataset", "subject", "clip", "frame", "format")
@@ -96,7 +97,12 @@ def _prediction(record: dict, row: int, answer) -> dict:
 
 
 def score_predictions(predictions: list[dict]) -> dict[str, dict]:
-    """Scores per format of what `predict` returned: format name -> {"n", "unparsed", "mean", "per_au"}."""
+    """Scores per format of what `predict` returned, with 95 % bootstrap intervals over subjects.
+
+    Returns:
+        format name -> what `metrics_au.score` returns, plus "mean_interval" and in each AU "interval": metric ->
+        [low, high].
+    """
     by_format = defaultdict(list)
     for row in predictions:
         by_format[row["format"]].append(row)
@@ -104,7 +110,12 @@ def score_predictions(predictions: list[dict]) -> dict[str, dict]:
     for name, rows in sorted(by_format.items()):
         fmt = get_format(name)
         read = "values" if fmt.scale == "occurrence" else "expected"
-        scores[name] = score(np.array([r[read] for r in rows]), np.array([r["references"] for r in rows]), fmt)
+        read, known = (np.array([row[column] for row in rows]) for column in (read, "references"))
+        scores[name] = score(read, known, fmt)
+        bounds = intervals(read, known, [f"{row['dataset']}/{row['subject']}" for row in rows], fmt)
+        scores[name]["mean_interval"] = bounds["mean"]
+        for label, values in scores[name]["per_au"].items():
+            values["interval"] = bounds["per_au"][label]
     return scores
 
 
@@ -148,6 +159,9 @@ def scores_table(scores: dict[str, dict], title: str) -> Table:
             counts = (f"{values.get('support', 0):.0f}", f"{values['n']:.0f}")
             table.add_row(name, label, *(show(values, key) for key in keys), *counts)
         table.add_row(name, "mean", *(show(result["mean"], key) for key in keys), "", f"{result['n']}", style="bold")
+        bounds = result["mean_interval"]
+        spans = [f"{bounds[key][0]:.3f}-{bounds[key][1]:.3f}" if key in bounds else "" for key in keys]
+        table.add_row(name, "95 %", *spans, "", "", style="dim")
         table.add_section()
     return table
 

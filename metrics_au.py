@@ -11,6 +11,7 @@ The rules, which differ between published evaluations and so are stated here:
 """
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.stats import ConstantInputWarning, NearConstantInputWarning, pearsonr
@@ -155,3 +156,83 @@ def _checked(name: str, values, fmt) -> np.ndarray:
             "is not annotated or not read"
         )
     return values
+
+
+def intervals(
+    predictions, references, subjects: Sequence[str], fmt, resamples: int = 1000, level: float = 0.95, seed: int = 0
+) -> dict:
+    """Percentile bootstrap intervals of `score`, drawing subjects (images of one person are no independent samples).
+
+    Every metric is a function of sums over images, so each subject is reduced to its sums once and a resample is a
+    weighted sum of subjects. Metrics that are undefined in a resample are left out of it.
+
+    Args:
+        predictions, references, fmt: as in `score`.
+        subjects: (n images) who is shown.
+        resamples: bootstrap resamples. level: coverage, 0 to 1. seed: of the resampling.
+
+    Returns:
+        "mean": metric -> [low, high] of the mean over AUs; "per_au": label -> metric -> [low, high].
+
+    Raises:
+        ValueError: as `score`, or a number of subjects that is not the number of images.
+    """
+    predictions, references = (
+        _checked(name, values, fmt) for name, values in (("predictions", predictions), ("references", references))
+    )
+    if not len(predictions) == len(references) == len(subjects):
+        raise ValueError(
+            f"there are {len(predictions)} predictions, {len(references)} references and {len(subjects)} subjects; "
+            "give one of each per image"
+        )
+    people, who = np.unique(np.asarray(subjects), return_inverse=True)
+    sums = np.zeros((len(people), *predictions.shape[1:], len(_SUMS)))  # (subjects, AUs, sums)
+    np.add.at(sums, who, _image_sums(predictions, references, fmt))
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(len(people), np.full(len(people), 1 / len(people)), size=resamples)
+    drawn = (counts @ sums.reshape(len(people), -1)).reshape(resamples, *sums.shape[1:])
+    metrics = _metrics_of_sums(drawn, fmt)  # metric -> (resamples, AUs)
+    tails = [50 * (1 - level), 50 * (1 + level)]
+    with warnings.catch_warnings():  # all-NaN: the interval is NaN, which says it
+        warnings.simplefilter("ignore", RuntimeWarning)
+        mean = {name: np.nanpercentile(np.nanmean(each, axis=1), tails).tolist() for name, each in metrics.items()}
+        bounds = {name: np.nanpercentile(each, tails, axis=0) for name, each in metrics.items()}
+    per_au = {
+        label: {name: bound[:, column].tolist() for name, bound in bounds.items()}
+        for column, label in enumerate(fmt.labels)
+    }
+    return {"mean": mean, "per_au": per_au}
+
+
+_SUMS = ("n", "tp", "fp", "fn", "p", "t", "pp", "tt", "pt", "absolute")
+
+
+def _image_sums(predictions: np.ndarray, references: np.ndarray, fmt) -> np.ndarray:
+    """What each (image, AU) cell adds to the sums that metrics are made of: (n, AUs, sums), 0 where not scored."""
+    scored = ~np.isnan(predictions) & ~np.isnan(references)
+    p, t = np.where(scored, predictions, 0), np.where(scored, references, 0)
+    guess = scored & (p >= fmt.presence_threshold)
+    truth = scored & (t >= fmt.presence_threshold)
+    terms = (scored, guess & truth, guess & ~truth, truth & ~guess, p, t, p * p, t * t, p * t, abs(p - t))
+    return np.stack([term.astype(np.float64) for term in terms], axis=-1)
+
+
+def _metrics_of_sums(sums: np.ndarray, fmt) -> dict[str, np.ndarray]:
+    """The metrics of `score` from their sums (…, AUs, sums): metric -> (…, AUs)."""
+    n, tp, fp, fn, p, t, pp, tt, pt, absolute = np.moveaxis(sums, -1, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):  # undefined is NaN
+        metrics = {
+            "f1": 2 * tp / (2 * tp + fp + fn),
+            "precision": tp / (tp + fp),
+            "recall": tp / (tp + fn),
+            "accuracy": 1 - (fp + fn) / n,
+        }
+        if fmt.scale != "occurrence":
+            # Sums of squares about the mean; rounding leaves a constant column a hair off 0.
+            spp, stt, spt = pp - p * p / n, tt - t * t / n, pt - p * t / n
+            spp, stt = (np.where(square > 1e-9 * (1 + total), square, 0) for square, total in ((spp, pp), (stt, tt)))
+            metrics["icc"] = 2 * spt / (spp + stt)  # ICC(3,1) of two raters, simplified
+            metrics["pcc"] = spt / np.sqrt(spp * stt)
+            metrics["mae"] = absolute / n
+            metrics["mse"] = (pp + tt - 2 * pt) / n
+    return {name: np.where(np.isinf(value), np.nan, value) for name, value in metrics.items()}

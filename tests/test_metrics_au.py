@@ -8,7 +8,7 @@ import scipy.stats
 import sklearn.metrics
 
 from au_llava.action_units import FORMATS, AUFormat
-from au_llava.metrics_au import agreement, detection, icc, score
+from au_llava.metrics_au import agreement, detection, icc, intervals, score
 
 NAN = float("nan")
 OCCURRENCE = AUFormat("o", ("AU1", "AU2"), "occurrence")
@@ -152,3 +152,45 @@ def test_nothing_to_score_is_nan_not_zero(empty, fmt):
 def test_wrong_input_is_refused_with_the_reason(predictions, references, fmt, message):
     with pytest.raises(ValueError, match=message):
         score(predictions, references, fmt)
+
+
+@pytest.mark.parametrize("scale", ["occurrence", "intensity", "continuous"])
+def test_intervals_equal_a_bootstrap_by_loop(scale):
+    """The same resamples of subjects, each scored by `score` on the images put together one by one."""
+    rng = np.random.default_rng(5)
+    fmt = AUFormat("f", ("AU1", "AU2", "AU4"), scale)
+    top = fmt.value_numbers[-1]
+    references = rng.integers(0, 2, (60, 3)) * (1.0 if scale == "occurrence" else rng.uniform(0, top, (60, 3)).round(2))
+    predictions = np.where(rng.random((60, 3)) < 0.7, references, rng.integers(0, 2, (60, 3)) * top)
+    references[rng.random((60, 3)) < 0.1] = NAN
+    predictions[rng.random((60, 3)) < 0.1] = NAN
+    subjects = np.array([f"s{number}" for number in rng.integers(0, 8, 60)])
+    ours = intervals(predictions, references, subjects, fmt, resamples=40, seed=3)
+
+    people = np.unique(subjects)
+    counts = np.random.default_rng(3).multinomial(len(people), np.full(len(people), 1 / len(people)), size=40)
+    scores = []
+    for row in counts:
+        drawn = zip(people, row, strict=True)
+        images = np.concatenate([np.flatnonzero(subjects == who).repeat(times) for who, times in drawn])
+        scores.append(score(predictions[images], references[images], fmt))
+    for metric, (low, high) in ours["mean"].items():
+        values = [each["mean"][metric] for each in scores]
+        np.testing.assert_allclose([low, high], np.nanpercentile(values, [2.5, 97.5]), rtol=1e-7)
+        for label in fmt.labels:
+            values = [each["per_au"][label][metric] for each in scores]
+            np.testing.assert_allclose(
+                ours["per_au"][label][metric], np.nanpercentile(values, [2.5, 97.5]), rtol=1e-6, atol=1e-9
+            )
+
+
+def test_interval_of_one_subject_is_a_point_and_of_nothing_is_nan():
+    predictions = references = np.array([[1.0, 0.0], [0.0, NAN]])
+    ours = intervals(predictions, references, ["a", "a"], OCCURRENCE, resamples=10)
+    assert ours["per_au"]["AU1"]["f1"] == [1, 1]
+    assert np.isnan(ours["per_au"]["AU2"]["f1"]).all()
+
+
+def test_intervals_want_one_subject_per_image():
+    with pytest.raises(ValueError, match="2 predictions, 2 references and 1 subjects"):
+        intervals(np.zeros((2, 2)), np.zeros((2, 2)), ["a"], OCCURRENCE)

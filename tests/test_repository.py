@@ -4,9 +4,9 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
-import tomllib
 import torch
 from conftest import ROOT, load_tool
 from PIL import Image

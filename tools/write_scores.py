@@ -17,8 +17,8 @@ METRICS = {"f1": "F1", "accuracy": "accuracy", "icc": "ICC(3,1)", "pcc": "PCC", 
 
 def number(value: float | None, bounds: list[float | None] | None = None) -> str:
     if value is None:
-        return "–"
-    return f"{value:.3f}" + (f" ({bounds[0]:.3f}–{bounds[1]:.3f})" if bounds else "")
+        return "n.d."
+    return f"{value:.3f}" + (f" ({bounds[0]:.3f} to {bounds[1]:.3f})" if bounds else "")
 
 
 def mean_table() -> str:

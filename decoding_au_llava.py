@@ -238,7 +238,8 @@ def recognize(
     formats = tuple(get_format(fmt) for fmt in ([formats] if isinstance(formats, str) else formats))
     if not formats or len({fmt.name for fmt in formats}) < len(formats):
         raise ValueError("formats must name at least one format, and none twice.")
-    images = list(images) if isinstance(images, (list, tuple)) else [images]
+    stacked = hasattr(images, "shape") and len(images.shape) == 4  # an array or tensor of several images
+    images = list(images) if isinstance(images, (list, tuple)) or stacked else [images]
     if not images:
         raise ValueError("There is no image to recognise: images is empty.")
     decode = {"slots": _decode_slots, "constrained": _decode_constrained, "free": _decode_free}[decoding]
@@ -402,11 +403,8 @@ def _decode_free(model, processor, pixel_values, formats, **generate_kwargs) -> 
     for fmt in formats:
         prompt = torch.tensor(processor.prompt_ids(fmt, image_tokens), device=model.device)
         input_ids = prompt.expand(len(pixel_values), -1)
-        if "max_new_tokens" not in generate_kwargs:  # the longest right answer, and room to end it
-            longest = write_answer(dict.fromkeys(fmt.labels, fmt.value_numbers[-1]), fmt)
-            limit = len(processor.tokenizer(longest, add_special_tokens=False)["input_ids"]) + 8
-        else:
-            limit = generate_kwargs.pop("max_new_tokens")
+        longest = write_answer(dict.fromkeys(fmt.labels, fmt.value_numbers[-1]), fmt)
+        limit = len(processor.tokenizer(longest, add_special_tokens=False)["input_ids"]) + 8  # room to end it
         output = model.generate(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),

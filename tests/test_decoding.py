@@ -166,9 +166,17 @@ def test_free_passes_options_to_generate(tiny, faces):
     model, processor = tiny
     torch.manual_seed(0)
     sampled = model.recognize(
-        processor, faces[:1], formats=["bp4d"], decoding="free", do_sample=True, temperature=5.0, max_new_tokens=3
+        processor, faces[:1], formats=ALL, decoding="free", do_sample=True, temperature=5.0, max_new_tokens=3
     )
-    assert len(processor.tokenizer(sampled[0]["bp4d"].text, add_special_tokens=False)["input_ids"]) <= 6
+    for name in ALL:
+        assert len(processor.tokenizer(sampled[0][name].text, add_special_tokens=False)["input_ids"]) <= 6
+
+
+def test_images_may_be_stacked(tiny, faces):
+    model, processor = tiny
+    stacked = model.recognize(processor, np.stack(faces), formats=["bp4d"])
+    listed = model.recognize(processor, faces, formats=["bp4d"])
+    assert [answers["bp4d"].text for answers in stacked] == [answers["bp4d"].text for answers in listed]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import torch
 from PIL import ImageOps
 
 from .action_units import AUFormat, get_format, mirrored_label, quantise, write_answer
-from .decoding_au_llava import compile_slots
+from .slot_tree_au_llava import compile_slots
 
 IGNORED = -100  # label id without loss, as in Transformers
 

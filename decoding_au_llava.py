@@ -1,25 +1,19 @@
 """How answers are read out of the network: `recognize`, and the three decoders behind it.
 
-- slots (default): one forward pass reads the value distribution of every AU of every requested format.
+- slots (default): one forward pass over a token tree (slot_tree_au_llava.py) reads the value distribution of every AU
+  of every requested format.
 - constrained: autoregressive over the values only; the fixed text between them costs no step of its own.
 - free: plain `generate`, then `parse_answer`: what other LLM-based recognisers do, kept as the honest baseline.
-
-The slots decoder rests on one idea: everything that could be asked and answered about an image is a set of token
-sequences (a prompt, then "AU12: 3"), and that set is a tree whose trunk is the image. `SlotTree` lays the tree out as
-one sequence: a token attends to its ancestors and itself, and its position is its depth. Each token then has exactly
-the hidden state that ordinary causal attention over its own path would give it, so one pass equals asking for each AU
-on its own. Formats share the image and the purpose, values of several tokens (0.37) share their leading digits, and any
-tokenizer works, because nothing but token sequences is looked at.
 """
 
-import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 
 from .action_units import AUFormat, get_format, parse_answer, write_answer
+from .slot_tree_au_llava import compile_slots
 
 DECODERS = ("slots", "constrained", "free")
 
@@ -49,157 +43,6 @@ class AUAnswer(dict):
         self.format = fmt
         self.text = text
         self.problems = tuple(problems)
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One AU of one format in a `SlotTree`."""
-
-    format_index: int
-    label: str
-    decisions: slice  # its rows in SlotTree.decision_nodes
-    values: slice  # its rows in SlotTree.value_paths
-
-
-class SlotTree:
-    """The token tree of some formats: layout, mask, and where to read every value.
-
-    Args:
-        prompts: token ids of one prompt per format, image tokens expanded, up to where the answer begins.
-        answers: per format, per AU label, per value of the scale: the token ids of "label: value".
-
-    Attributes (N tokens, D decisions, C = most choices at one decision, V = values of all slots together):
-        input_ids: (N,) long. positions: (N,) long, depth in the tree. mask: (N, N) bool, True = may attend.
-        slots: `Slot` per format and AU.
-        decision_nodes: (D,) long, the token whose next-token logits decide between values.
-        choices: (D, C) long, the token ids that may follow, -1 where there are fewer than C.
-        value_paths: (V, longest path) long, for each value the flat indices decision * C + choice that lead to it,
-            D * C where the path is shorter.
-        value_targets: per value, the (decision, token id) pairs that lead to it: the training targets.
-
-    Raises:
-        ValueError: the tokenizer writes two values of a scale with the same tokens, or one value as the beginning of
-            another.
-    """
-
-    def __init__(self, prompts: Sequence[Sequence[int]], answers: Sequence[dict[str, Sequence[Sequence[int]]]]):
-        self._tokens: list[int] = []
-        self._parents: list[int] = []
-        self._children: dict[tuple[int, int], int] = {}
-        self.slots: list[Slot] = []
-        self.value_targets: list[list[tuple[int, int]]] = []
-        nodes: list[int] = []
-        choices: list[list[int]] = []
-        for index, (prompt, labels) in enumerate(zip(prompts, answers, strict=True)):
-            start = self._add_path(-1, prompt)
-            for label, sequences in labels.items():
-                first_decision, first_value = len(nodes), len(self.value_targets)
-                targets = self._add_slot(start, label, sequences, nodes, choices)
-                self.value_targets.extend(targets)
-                self.slots.append(
-                    Slot(index, label, slice(first_decision, len(nodes)), slice(first_value, len(self.value_targets)))
-                )
-        self._finish(nodes, choices)
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-    def _add_path(self, node: int, tokens: Iterable[int]) -> int:
-        for token in tokens:
-            child = self._children.get((node, token))
-            if child is None:
-                child = len(self._tokens)
-                self._children[node, token] = child
-                self._tokens.append(token)
-                self._parents.append(node)
-            node = child
-        return node
-
-    def _add_slot(self, start, label, sequences, nodes, choices) -> list[list[tuple[int, int]]]:
-        """Add the decisions of one AU; returns per value its (decision, token) pairs. Only tokens that lead to a
-        decision become part of the tree: the last token of a value is never an input."""
-        following: dict[tuple[int, ...], list[int]] = {}  # prefix of the answer -> tokens that may come next
-        for sequence in sequences:
-            for depth, token in enumerate(sequence):
-                options = following.setdefault(tuple(sequence[:depth]), [])
-                if token not in options:
-                    options.append(token)
-        if len(set(map(tuple, sequences))) < len(sequences) or any(tuple(s) in following for s in sequences):
-            raise ValueError(
-                f"The tokenizer does not tell the values of {label} apart: two of them share their tokens or one is "
-                "the beginning of another. Use a tokenizer that keeps digits."
-            )
-        decisions = {}
-        for prefix, options in following.items():
-            if len(options) > 1:
-                decisions[prefix] = len(nodes)
-                nodes.append(self._add_path(start, prefix))
-                choices.append(options)
-        return [[(decisions[s[:d]], s[d]) for d in range(len(s)) if s[:d] in decisions] for s in map(tuple, sequences)]
-
-    def _finish(self, nodes: list[int], choices: list[list[int]]):
-        count, width = len(self._tokens), max(map(len, choices))
-        self.input_ids = torch.tensor(self._tokens)
-        self.positions = torch.zeros(count, dtype=torch.long)
-        self.mask = torch.eye(count, dtype=torch.bool)
-        for node, parent in enumerate(self._parents):  # parents come before their children
-            if parent >= 0:
-                self.positions[node] = self.positions[parent] + 1
-                self.mask[node] |= self.mask[parent]
-        self.decision_nodes = torch.tensor(nodes)
-        self.choices = torch.tensor([row + [-1] * (width - len(row)) for row in choices])
-        flat = len(nodes) * width
-        paths = [
-            [decision * width + choices[decision].index(token) for decision, token in targets]
-            for targets in self.value_targets
-        ]
-        longest = max(map(len, paths))
-        self.value_paths = torch.tensor([path + [flat] * (longest - len(path)) for path in paths])
-
-    def to(self, device) -> "SlotTree":
-        """A copy whose tensors are on `device`."""
-        moved = copy.copy(self)
-        for name in ("input_ids", "positions", "mask", "decision_nodes", "choices", "value_paths"):
-            setattr(moved, name, getattr(self, name).to(device))
-        return moved
-
-    def model_inputs(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The tree as inputs of one forward pass over `pixel_values` (batch, 3, height, width)."""
-        batch = pixel_values.shape[0]
-        return {
-            "input_ids": self.input_ids.expand(batch, -1),
-            "attention_mask": self.mask.expand(batch, 1, -1, -1),
-            "position_ids": self.positions.expand(batch, -1),
-            "pixel_values": pixel_values,
-        }
-
-    def log_probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        """Log-probability of every value of every slot.
-
-        Args:
-            logits: (batch, D, vocabulary) at `decision_nodes`.
-
-        Returns:
-            (batch, V) float32; over the values of one slot the probabilities sum to 1.
-        """
-        absent = self.choices < 0
-        chosen = logits.gather(2, self.choices.clamp(min=0).expand(len(logits), -1, -1)).float()
-        steps = chosen.masked_fill(absent, -torch.inf).log_softmax(-1)  # (batch, D, C)
-        steps = torch.nn.functional.pad(steps.flatten(1), (0, 1))  # one more column: 0, for shorter paths
-        return steps[:, self.value_paths].sum(-1)
-
-
-@lru_cache(maxsize=16)
-def compile_slots(processor, formats: tuple[AUFormat, ...], image_tokens: int) -> SlotTree:
-    """The `SlotTree` of `formats` for this processor's tokenizer; kept, since it is the same for every image."""
-    prompts = [processor.prompt_ids(fmt, image_tokens) for fmt in formats]
-    answers = []
-    for fmt in formats:
-        texts = [f"{label}: {value}" for label in fmt.labels for value in fmt.value_strings]
-        ids = processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        width = len(fmt.value_strings)
-        answers.append({label: ids[i * width : (i + 1) * width] for i, label in enumerate(fmt.labels)})
-    return SlotTree(prompts, answers)
 
 
 @torch.no_grad()
@@ -257,34 +100,28 @@ def recognize(
         model.train(was_training)
 
 
-def _answer(fmt: AUFormat, distributions: Sequence[torch.Tensor | None], values: Sequence[int]) -> AUAnswer:
-    """The answer whose AUs have these values (indices into the scale) and, where known, distributions (values,)."""
-    numbers = torch.tensor(fmt.value_numbers)
-    readings = {}
-    for label, distribution, index in zip(fmt.labels, distributions, values, strict=True):
-        value = fmt.value_numbers[index]
-        if distribution is None:
-            readings[label] = AUReading(value, None, None, None)
-            continue
-        expected = (distribution * numbers).sum().item()
-        probability = distribution[numbers >= fmt.presence_threshold].sum().clamp(max=1.0).item()
-        readings[label] = AUReading(value, expected, probability, tuple(distribution.tolist()))
-    return AUAnswer(fmt, readings, write_answer({label: reading.value for label, reading in readings.items()}, fmt))
+def _answer(fmt: AUFormat, values: Sequence[int], distributions: torch.Tensor | None = None) -> AUAnswer:
+    """The answer whose AUs have these values (indices into the scale) and distributions (AUs, values), where known."""
+    found = [fmt.value_numbers[index] for index in values]
+    if distributions is None:
+        readings = [AUReading(value, None, None, None) for value in found]
+    else:
+        numbers = torch.tensor(fmt.value_numbers)
+        expected = (distributions @ numbers).tolist()
+        probability = distributions[:, numbers >= fmt.presence_threshold].sum(1).clamp(max=1).tolist()
+        rows = map(tuple, distributions.tolist())
+        readings = [AUReading(*each) for each in zip(found, expected, probability, rows, strict=True)]
+    text = write_answer(dict(zip(fmt.labels, found, strict=True)), fmt)
+    return AUAnswer(fmt, dict(zip(fmt.labels, readings, strict=True)), text)
 
 
 def _decode_slots(model, processor, pixel_values, formats) -> list[list[AUAnswer]]:
     tree = compile_slots(processor, formats, processor.num_image_tokens(*pixel_values.shape[-2:])).to(model.device)
     logits = model(**tree.model_inputs(pixel_values), logits_to_keep=tree.decision_nodes, use_cache=False).logits
-    probabilities = tree.log_probabilities(logits).exp().cpu()
-    results = []
-    for row in probabilities:
-        by_format = [[] for _ in formats]
-        for slot in tree.slots:
-            by_format[slot.format_index].append(row[slot.values])
-        results.append(
-            [_answer(fmt, rows, [int(r.argmax()) for r in rows]) for fmt, rows in zip(formats, by_format, strict=True)]
-        )
-    return results
+    columns = []
+    for fmt, probabilities in zip(formats, tree.by_format(tree.log_probabilities(logits).exp().cpu()), strict=True):
+        columns.append([_answer(fmt, rows.argmax(1).tolist(), rows) for rows in probabilities])
+    return [list(answers) for answers in zip(*columns, strict=True)]
 
 
 @lru_cache(maxsize=16)
@@ -330,13 +167,13 @@ def _decode_constrained(model, processor, pixel_values, formats) -> list[list[AU
     for fmt in formats:
         prompt = processor.prompt_ids(fmt, image_tokens)
         walker = _Walker(model, [list(prompt) for _ in pixel_values], {"image": images})
-        per_au = [walker.choose(fixed, values) for fixed, values in compile_template(processor, fmt)]
-        columns.append(
-            [
-                _answer(fmt, [d for d, _ in per_image], [v for _, v in per_image])
-                for per_image in zip(*per_au, strict=True)
-            ]
-        )
+        chosen = [walker.choose(fixed, values) for fixed, values in compile_template(processor, fmt)]
+        answers = []
+        for choices in zip(*chosen, strict=True):  # of one image: (value, distribution or None) per AU
+            values, distributions = zip(*choices, strict=True)
+            known = None if any(each is None for each in distributions) else torch.stack(distributions)
+            answers.append(_answer(fmt, values, known))
+        columns.append(answers)
     return [list(answers) for answers in zip(*columns, strict=True)]
 
 
@@ -377,8 +214,12 @@ class _Walker:
         self.pending = [[] for _ in self.pending]
         return outputs.logits[:, -1]
 
-    def choose(self, fixed: tuple[int, ...], values: list[tuple[int, ...]]) -> list[tuple[torch.Tensor | None, int]]:
-        """Append `fixed` to every row, then the greedily best of `values`; per row (distribution or None, index)."""
+    def choose(self, fixed: tuple[int, ...], values: list[tuple[int, ...]]) -> list[tuple[int, torch.Tensor | None]]:
+        """Append `fixed` to every row, then the greedily best of `values`.
+
+        Returns:
+            per row the index of the value, and its distribution (values,) if a single token decides.
+        """
         for row in self.pending:
             row.extend(fixed)
         chosen = [() for _ in self.pending]
@@ -394,7 +235,7 @@ class _Walker:
                 token = options[int(scores.argmax())]
                 chosen[i] += (token,)
                 self.pending[i].append(token)
-        return [(d, values.index(c)) for d, c in zip(distributions, chosen, strict=True)]
+        return [(values.index(tokens), rest) for tokens, rest in zip(chosen, distributions, strict=True)]
 
 
 def _decode_free(model, processor, pixel_values, formats, **generate_kwargs) -> list[list[AUAnswer]]:
@@ -422,4 +263,4 @@ def _parsed_answer(fmt: AUFormat, text: str) -> AUAnswer:
     return AUAnswer(fmt, readings, text, parsed.problems)
 
 
-__all__ = ["DECODERS", "AUAnswer", "AUReading", "Slot", "SlotTree", "compile_slots", "compile_template", "recognize"]
+__all__ = ["DECODERS", "AUAnswer", "AUReading", "compile_template", "recognize"]

@@ -8,7 +8,7 @@ inherited), with these differences:
 - the vision tower may be convolutional: a feature map (batch, width, rows, columns) becomes rows * columns tokens;
 - class and register tokens of ViTs are dropped by count, whatever their number;
 - a 4-D boolean attention mask (batch or 1, 1, queries, keys) is accepted by every backend that can honour it; the slots
-  decoder and its training use one (see decoding_au_llava.py).
+  decoder and its training use one (see slot_tree_au_llava.py).
 """
 
 import torch

@@ -10,7 +10,7 @@ from PIL import Image
 
 from au_llava.action_units import FORMATS, AUFormat, parse_answer, prompt, write_answer
 from au_llava.collator_au_llava import IGNORED, AUCollator, mirrored_values, slot_loss, value_target
-from au_llava.decoding_au_llava import compile_slots
+from au_llava.slot_tree_au_llava import compile_slots
 
 NAN = math.nan
 BP4D = [1, 0, NAN, 1, 0, 0, 1, 0, 0, 1, NAN, 0]

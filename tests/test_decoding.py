@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from au_llava.action_units import ACTION_UNITS, FORMATS, SCALES, AUFormat, parse_answer
-from au_llava.decoding_au_llava import SlotTree, compile_slots, compile_template
+from au_llava.decoding_au_llava import compile_template
+from au_llava.slot_tree_au_llava import SlotTree, compile_slots
 
 ALL = ("bp4d", "disfa", "feafa")
 
@@ -63,19 +64,17 @@ def test_reading_is_consistent(tiny, faces):
                 assert reading.probability == pytest.approx(present, abs=1e-5)
 
 
-@pytest.mark.parametrize("decoding", ["slots", "constrained", "free"])
-def test_batch_size_does_not_matter(tiny, faces, decoding):
+@pytest.mark.parametrize(("decoding", "formats"), [("slots", ALL), ("constrained", ALL[:2]), ("free", ALL[:1])])
+def test_batch_size_does_not_matter(tiny, faces, decoding, formats):
     model, processor = tiny
-    batched = model.recognize(processor, faces, formats=ALL, decoding=decoding, batch_size=5)
-    single = model.recognize(processor, faces, formats=ALL, decoding=decoding, batch_size=1)
+    batched = model.recognize(processor, faces, formats=formats, decoding=decoding, batch_size=5)
+    single = model.recognize(processor, faces, formats=formats, decoding=decoding, batch_size=1)
     for one, other in zip(batched, single, strict=True):
-        for name in ALL:
+        for name in formats:
             assert one[name].text == other[name].text
-            for label in one[name]:
-                if one[name][label].distribution is not None:
-                    np.testing.assert_allclose(
-                        one[name][label].distribution, other[name][label].distribution, atol=1e-4
-                    )
+            for label, reading in one[name].items():
+                if decoding != "free":
+                    np.testing.assert_allclose(reading.distribution, other[name][label].distribution, atol=1e-4)
 
 
 def test_formats_do_not_influence_each_other(tiny, faces):

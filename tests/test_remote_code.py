@@ -15,6 +15,7 @@ CODE = {
     "answers_au_llava.py",
     "configuration_au_llava.py",
     "decoding_au_llava.py",
+    "slot_tree_au_llava.py",
     "image_processing_au_llava.py",
     "modeling_au_llava.py",
     "processing_au_llava.py",
@@ -113,7 +114,7 @@ def test_exactly_these_files_travel(tiny, tmp_path):
     processor.image_processor.save_pretrained(tmp_path / "images")
     model.config.save_pretrained(tmp_path / "config")
     assert files(tmp_path / "model") == MODEL_FILES | CODE - {"image_processing_au_llava.py", "processing_au_llava.py"}
-    processor_code = CODE - {"decoding_au_llava.py", "modeling_au_llava.py"}
+    processor_code = CODE - {"decoding_au_llava.py", "modeling_au_llava.py", "slot_tree_au_llava.py"}
     assert files(tmp_path / "processor") == PROCESSOR_FILES | processor_code
     assert files(tmp_path / "config") == {"config.json", "configuration_au_llava.py"}
     assert files(tmp_path / "images") == {"preprocessor_config.json", "image_processing_au_llava.py"}

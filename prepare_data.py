@@ -92,13 +92,15 @@ def _share(text: str) -> float:
         share = float(text)
     except ValueError:
         share = -1.0
-    if not 0 <= share < 1:
-        raise argparse.ArgumentTypeError(f"expected a share of the subjects from 0 to below 1, got {text!r}")
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"expected a share of the subjects from 0 to 1, got {text!r}")
     return share
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     datasets = parser.add_subparsers(dest="dataset", required=True, metavar="DATASET")
     rendered = datasets.add_parser(
         "rendered",

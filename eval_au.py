@@ -149,19 +149,17 @@ def provenance(arguments: argparse.Namespace, model) -> dict:
 
 def scores_table(scores: dict[str, dict], title: str) -> Table:
     """The scores as a table: one row per AU and a mean per format."""
-    table = Table(title=title, title_justify="left")
-    for column in ("format", "AU", "F1", "accuracy", "ICC(3,1)", "PCC", "MAE", "present", "n"):
-        table.add_column(column, justify="left" if column in ("format", "AU") else "right")
+    table = Table(title=title, title_justify="left", caption="± half of the 95 % bootstrap interval over subjects")
+    for column in ("format", "AU", "F1", "acc", "ICC", "PCC", "MAE", "present", "n"):
+        table.add_column(column, justify="left" if column in ("format", "AU") else "right", no_wrap=True)
     keys = ("f1", "accuracy", "icc", "pcc", "mae")
     show = lambda values, key: "" if values.get(key) is None else f"{values[key]:.3f}"  # noqa: E731
     for name, result in scores.items():
         for label, values in result["per_au"].items():
-            counts = (f"{values.get('support', 0):.0f}", f"{values['n']:.0f}")
-            table.add_row(name, label, *(show(values, key) for key in keys), *counts)
+            table.add_row(name, label, *(show(values, k) for k in keys), f"{values['support']}", f"{values['n']}")
+        bounds = {key: (high - low) / 2 for key, (low, high) in result["mean_interval"].items()}
         table.add_row(name, "mean", *(show(result["mean"], key) for key in keys), "", f"{result['n']}", style="bold")
-        bounds = result["mean_interval"]
-        spans = [f"{bounds[key][0]:.3f}-{bounds[key][1]:.3f}" if key in bounds else "" for key in keys]
-        table.add_row(name, "95 %", *spans, "", "", style="dim")
+        table.add_row("", "±", *(show(bounds, key) for key in keys), "", "", style="dim")
         table.add_section()
     return table
 

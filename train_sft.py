@@ -22,6 +22,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
+from huggingface_hub import ModelCard, ModelCardData
 from transformers import AutoProcessor
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
@@ -36,6 +37,7 @@ logger = logging.getLogger("au_llava.train")
 
 PARTS = ("vision_tower", "multi_modal_projector", "language_model")
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+CARD_TAGS = ["facial-action-units", "facs", "llava", "trl", "sft"]
 UNQUANTISED = ["lm_head", "model.vision_tower", "model.multi_modal_projector"]
 
 
@@ -142,11 +144,13 @@ class AUTrainer(SFTTrainer):
 
     Args:
         validation: records to score, or None.
+        tables: what was trained on, for the model card.
     """
 
-    def __init__(self, *args, validation: datasets.Dataset | None = None, **kwargs):
+    def __init__(self, *args, validation: datasets.Dataset | None = None, tables: list[str] = (), **kwargs):
         super().__init__(*args, **kwargs)
         self.validation = validation
+        self.tables = tables
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if "choice_targets" not in inputs:
@@ -174,6 +178,28 @@ class AUTrainer(SFTTrainer):
         }
         self.log(flat)
         return {**metrics, **flat}
+
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None):
+        """Write the README.md of a checkpoint; TRL's own describes a text-only model."""
+        if not self.is_world_process_zero():
+            return
+        scores = [
+            f"| {step['step']} | {key.removeprefix('eval_')} | {value:.3f} |"
+            for step in self.state.log_history[-2:]
+            for key, value in step.items()
+            if key.endswith(("_f1", "_icc", "_pcc", "_mae"))
+        ]
+        data = ModelCardData(library_name="transformers", pipeline_tag="image-text-to-text", tags=CARD_TAGS)
+        card = ModelCard.from_template(
+            data,
+            template_path=str(Path(__file__).parent / "assets" / "checkpoint_card.md"),
+            base=self.model.config.name_or_path or "a new model",
+            data=", ".join(self.tables) or "records in memory",
+            images=len(self.train_dataset),
+            steps=self.state.global_step,
+            scores="\n".join(scores) or "| | none were computed | |",
+        )
+        card.save(Path(self.args.output_dir) / "README.md")
 
 
 def load_model(model_args: ModelConfig, training_args: SFTConfig):
@@ -231,6 +257,7 @@ def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: Mo
         train_dataset=train,
         eval_dataset=validation_rows,
         validation=validation,
+        tables=arguments.data,
         processing_class=processor,
         data_collator=AUCollator(
             processor, arguments.causal_share, arguments.ordinal_width, arguments.flip, training_args.seed
@@ -243,6 +270,7 @@ def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: Mo
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     trainer.save_state()
+    trainer.create_model_card()
     if training_args.push_to_hub:
         trainer.push_to_hub()
 

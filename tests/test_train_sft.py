@@ -61,6 +61,7 @@ def test_checkpoint_carries_its_code(tiny_checkpoint, rendered_records, tmp_path
         }
         model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+        assert "Trained on: " + str(rendered_records) in (tmp_path / "README.md").read_text()
         image = load_records(rendered_records)[0]["image"]
         assert tuple(model.recognize(processor, [image])[0]["disfa"]) == FORMATS["disfa"].labels
 

@@ -34,6 +34,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import logging
 
 from au_llava.action_units import get_format
 from au_llava.au_datasets.records import group_by_image, load_records
@@ -186,6 +187,7 @@ def main(arguments: argparse.Namespace):
         groups = group_by_image(records)[: arguments.max_images]
         records = records.select(sorted(row for group in groups for row in group.values()))
     state = PartialState()
+    logging.disable_progress_bar()  # of loading weights
     model = AutoModelForImageTextToText.from_pretrained(arguments.model, trust_remote_code=True)
     processor = AutoProcessor.from_pretrained(arguments.model, trust_remote_code=True)
     model = model.to(state.device).eval()

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import logging
 
 from au_llava.action_units import FORMATS, get_format
 from au_llava.decoding_au_llava import DECODERS
@@ -100,7 +101,7 @@ def summary_table(files: list[Path], results: list[dict]) -> Table:
         for answer in result.values():
             found = [(label, reading) for label, reading in answer.items() if _present(answer.format, reading)]
             unread = sum(reading.value is None for reading in answer.values())
-            text = "  ".join(f"{label} {_strength(answer.format, reading)}" for label, reading in found) or "none"
+            text = ", ".join(f"{label}={_strength(answer.format, reading)}" for label, reading in found) or "none"
             cells.append(text + (f"  ({unread} unread)" if unread else ""))
         table.add_row(file.name, *cells)
     return table
@@ -146,6 +147,7 @@ def draw(files: list[Path], results: list[dict], images: list[Image.Image]):
 
 
 def main(arguments: argparse.Namespace) -> int:
+    logging.disable_progress_bar()  # of loading weights
     formats = [get_format(name) for name in arguments.formats]
     files, images, skipped = [], [], []
     for file in find_images(arguments.paths):
@@ -175,7 +177,7 @@ def main(arguments: argparse.Namespace) -> int:
         print(f"Written: {arguments.out} ({len(rows)} rows)")
     if arguments.picture:
         shown = slice(0, arguments.picture_faces)
-        draw(files[shown], results[shown], images[shown]).savefig(arguments.picture, dpi=150)
+        draw(files[shown], results[shown], images[shown]).savefig(arguments.picture, dpi=110)
         print(f"Written: {arguments.picture}")
     if skipped:
         print(f"{len(skipped)} of {len(files) + len(skipped)} files could not be read.", file=sys.stderr)

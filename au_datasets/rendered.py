@@ -43,7 +43,10 @@ def linear(colour: str) -> np.ndarray:
 
 def encode_srgb(picture: np.ndarray) -> np.ndarray:
     """sRGB in [0, 1] of linear light, with a soft shoulder instead of a hard clip above 0.8."""
-    picture = np.where(picture > 0.8, 0.8 + 0.2 * np.tanh((picture - 0.8) / 0.2 * 0.7), picture).clip(0, 1)
+    picture = picture.copy()
+    bright = picture > 0.8
+    picture[bright] = 0.8 + 0.2 * np.tanh((picture[bright] - 0.8) / 0.2 * 0.7)
+    picture = picture.clip(0, 1)
     return np.where(picture <= 0.0031308, 12.92 * picture, 1.055 * picture ** (1 / 2.4) - 0.055)
 
 

@@ -19,6 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import LlavaForConditionalGeneration, LlavaModel, LlavaPreTrainedModel
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
+from .card_au_llava import write_card
 from .configuration_au_llava import AuLlavaConfig, add_image_token
 from .decoding_au_llava import recognize
 
@@ -158,6 +159,12 @@ class AuLlavaForConditionalGeneration(AuLlavaPreTrainedModel, LlavaForConditiona
         self.post_init()
 
     recognize = recognize
+
+    def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs):
+        """As in Transformers; the folder also gets a model card, unless it has one."""
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if is_main_process:
+            write_card(save_directory)
 
     @classmethod
     def from_vision_text_pretrained(

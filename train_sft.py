@@ -22,13 +22,13 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from huggingface_hub import ModelCard, ModelCardData
 from transformers import AutoProcessor
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
 
 from au_llava.au_datasets.folds import check_disjoint
 from au_llava.au_datasets.records import group_by_image, load_records
+from au_llava.card_au_llava import write_card
 from au_llava.collator_au_llava import AUCollator, slot_loss
 from au_llava.eval_au import predict, score_predictions
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
@@ -37,7 +37,6 @@ logger = logging.getLogger("au_llava.train")
 
 PARTS = ("vision_tower", "multi_modal_projector", "language_model")
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-CARD_TAGS = ["facial-action-units", "facs", "llava", "trl", "sft"]
 UNQUANTISED = ["lm_head", "model.vision_tower", "model.multi_modal_projector"]
 
 
@@ -184,22 +183,19 @@ class AUTrainer(SFTTrainer):
         if not self.is_world_process_zero():
             return
         scores = [
-            f"| {step['step']} | {key.removeprefix('eval_')} | {value:.3f} |"
-            for step in self.state.log_history[-2:]
-            for key, value in step.items()
+            (entry["step"], key.removeprefix("eval_"), f"{value:.3f}")
+            for entry in self.state.log_history[-2:]
+            for key, value in entry.items()
             if key.endswith(("_f1", "_icc", "_pcc", "_mae"))
         ]
-        data = ModelCardData(library_name="transformers", pipeline_tag="image-text-to-text", tags=CARD_TAGS)
-        card = ModelCard.from_template(
-            data,
-            template_path=str(Path(__file__).parent / "assets" / "checkpoint_card.md"),
+        write_card(
+            self.args.output_dir,
             base=self.model.config.name_or_path or "a new model",
             data=", ".join(self.tables) or "records in memory",
             images=len(self.train_dataset),
             steps=self.state.global_step,
-            scores="\n".join(scores) or "| | none were computed | |",
+            scores=scores,
         )
-        card.save(Path(self.args.output_dir) / "README.md")
 
 
 def load_model(model_args: ModelConfig, training_args: SFTConfig):

@@ -13,6 +13,7 @@ from PIL import Image
 CODE = {
     "action_units.py",
     "answers_au_llava.py",
+    "card_au_llava.py",
     "configuration_au_llava.py",
     "decoding_au_llava.py",
     "slot_tree_au_llava.py",
@@ -20,7 +21,7 @@ CODE = {
     "modeling_au_llava.py",
     "processing_au_llava.py",
 }
-MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors"}
+MODEL_FILES = {"README.md", "config.json", "generation_config.json", "model.safetensors"}
 PROCESSOR_FILES = {"chat_template.jinja", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
 
 # What the other process runs: the checkpoint's folder is its first argument, the folder for its results the second.
@@ -50,7 +51,7 @@ from transformers import (
 )
 
 checkpoint, out = Path(sys.argv[1]), Path(sys.argv[2])
-expected = torch.load(checkpoint.parent / "expected.pt")
+expected = torch.load(checkpoint.parent / "expected.pt", weights_only=True)
 images = [str(path) for path in sorted(checkpoint.parent.glob("*.png"))]
 
 for loader in (AutoConfig, AutoProcessor, AutoImageProcessor, AutoModel, AutoModelForImageTextToText):
@@ -119,7 +120,12 @@ def test_exactly_these_files_travel(tiny, tmp_path):
     processor.image_processor.save_pretrained(tmp_path / "images")
     model.config.save_pretrained(tmp_path / "config")
     assert files(tmp_path / "model") == MODEL_FILES | CODE - {"image_processing_au_llava.py", "processing_au_llava.py"}
-    processor_code = CODE - {"decoding_au_llava.py", "modeling_au_llava.py", "slot_tree_au_llava.py"}
+    processor_code = CODE - {
+        "card_au_llava.py",
+        "decoding_au_llava.py",
+        "modeling_au_llava.py",
+        "slot_tree_au_llava.py",
+    }
     assert files(tmp_path / "processor") == PROCESSOR_FILES | processor_code
     assert files(tmp_path / "config") == {"config.json", "configuration_au_llava.py"}
     assert files(tmp_path / "images") == {"preprocessor_config.json", "image_processing_au_llava.py"}
@@ -157,7 +163,7 @@ def test_a_stranger_loads_it_and_gets_the_same(tmp_path):
     home.mkdir()
     model.save_pretrained(checkpoint)
     processor.save_pretrained(checkpoint)
-    assert files(checkpoint) == MODEL_FILES | PROCESSOR_FILES | CODE  # no model card, nothing else
+    assert files(checkpoint) == MODEL_FILES | PROCESSOR_FILES | CODE
     images = []
     for index, face in enumerate(random_faces(2)):
         images.append(str(tmp_path / f"{index}.png"))

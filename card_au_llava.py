@@ -1,0 +1,65 @@
+"""The model card that every saved checkpoint carries: how to load it, what it was trained on where that is known."""
+
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+
+TAGS = ["facial-action-units", "facs", "llava"]
+TEMPLATE = """\
+---
+{{ card_data }}
+---
+
+# AU-LLaVA checkpoint
+
+Reads facial action units (AUs) off an aligned face image, in the formats it was trained on, with a probability for
+every AU.
+
+{% if data %}
+- Started from: {{ base }}
+- Trained on: {{ data }} ({{ images }} images, {{ steps }} steps), with train_sft.py and TRL's SFTTrainer
+{% else %}
+How it was trained is not recorded here.
+{% endif %}
+
+```python
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained(REPO, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(REPO, trust_remote_code=True)
+result = model.recognize(processor, "face.png", formats=["bp4d", "disfa", "feafa"])[0]
+print(result["disfa"].text)
+```
+
+{% if scores %}
+## Scores on the validation part during training
+
+They were looked at during training; evaluate on people that were not, with eval_au.py, before you quote any.
+
+| step | metric | value |
+|---:|---|---:|
+{% for step, metric, value in scores %}| {{ step }} | {{ metric }} | {{ value }} |
+{% endfor %}{% endif %}
+
+## Limits
+
+Action units are movements of the face. They are not emotions, intentions or truthfulness; do not use this model to
+infer those, nor for surveillance. Weights trained on licensed data sets (BP4D, DISFA, FEAFA) fall under those sets'
+agreements.
+"""
+
+
+def write_card(folder: str | Path, **facts) -> None:
+    """Write README.md into `folder`, unless there is one and no facts are given.
+
+    Args:
+        facts: of the training, all or none: `base`, `data`, `images`, `steps`, and `scores`, a list of
+            (step, metric, value).
+    """
+    path = Path(folder) / "README.md"
+    if facts or not path.exists():
+        data = ModelCardData(library_name="transformers", pipeline_tag="image-text-to-text", tags=TAGS)
+        ModelCard.from_template(data, template_str=TEMPLATE, **facts).save(path)
+
+
+__all__ = ["write_card"]

@@ -9,6 +9,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import copy
 import importlib.util
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,10 @@ from au_llava.processing_au_llava import CHATML_TEMPLATE, PLAIN_TEMPLATE, AuLlav
 
 ROOT = Path(__file__).parent.parent
 IMAGE_SIZE = 32
+
+
+def pytest_sessionfinish():
+    shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
 
 
 def load_tool(name: str):

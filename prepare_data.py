@@ -17,7 +17,14 @@ from datasets import Value
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from au_llava.au_datasets.folds import assign_parts
-from au_llava.au_datasets.records import finish_folder, record_features, shard_path, start_folder, write_shard
+from au_llava.au_datasets.records import (
+    PARTS,
+    finish_folder,
+    record_features,
+    shard_path,
+    start_folder,
+    write_shard,
+)
 from au_llava.au_datasets.rendered import RENDERED_METADATA, sample_records, sample_subject, subject_name
 
 IMAGES_PER_SHARD = 240
@@ -26,14 +33,14 @@ RENDERED_FEATURES = record_features({name: Value(dtype) for name, dtype in RENDE
 
 def render_shard(job: tuple) -> int:
     """Render the subjects of one shard and write it; returns its number of images. Runs in a worker process."""
-    path, numbers, parts, arguments = job
+    path, numbers, part, arguments = job
     records = []
     for number in numbers:
         subject = sample_subject(arguments["seed"], number)
         for record in sample_records(
             subject, arguments["seed"], number, arguments["images_per_subject"], arguments["size"]
         ):
-            records.append({**record, "part": parts[subject.name]})
+            records.append({**record, "part": part})
     write_shard(records, RENDERED_FEATURES, path)
     return len(numbers) * arguments["images_per_subject"]
 
@@ -47,22 +54,16 @@ def prepare_rendered(args: argparse.Namespace) -> dict:
     start_folder(args.out, arguments)
 
     per_shard = max(1, IMAGES_PER_SHARD // args.images_per_subject)
-    starts = range(0, args.subjects, per_shard)
     jobs, done = [], 0
-    for shard, start in enumerate(starts):
-        path = shard_path(args.out, shard, len(starts))
-        numbers = range(start, min(start + per_shard, args.subjects))
-        if path.is_file():
-            done += len(numbers) * args.images_per_subject
-        else:
-            jobs.append(
-                (
-                    path,
-                    numbers,
-                    {name: parts[name] for name in (subject_name(args.seed, k) for k in numbers)},
-                    arguments,
-                )
-            )
+    for part in PARTS:
+        members = [k for k in range(args.subjects) if parts[subject_name(args.seed, k)] == part]
+        shards = [members[start : start + per_shard] for start in range(0, len(members), per_shard)]
+        for shard, numbers in enumerate(shards):
+            path = shard_path(args.out, part, shard, len(shards))
+            if path.is_file():
+                done += len(numbers) * args.images_per_subject
+            else:
+                jobs.append((path, numbers, part, arguments))
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:

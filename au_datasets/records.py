@@ -57,9 +57,13 @@ def record_features(metadata: Mapping[str, object]) -> Features:
     )
 
 
-def shard_path(folder: Path, number: int, total: int) -> Path:
-    """Where shard `number` of `total` lies."""
-    return folder / f"data-{number:05d}-of-{total:05d}.parquet"
+def shard_path(folder: Path, part: str, number: int, total: int) -> Path:
+    """Where shard `number` of the `total` of a part lies.
+
+    By the part in the name `datasets.load_dataset("parquet", data_dir=folder)` makes its splits, and takes the shards
+    alone: without it, it would also try to read the manifest as Parquet.
+    """
+    return folder / f"data-{part}-{number:05d}-of-{total:05d}.parquet"
 
 
 def write_shard(records: Sequence[Mapping], features: Features, path: Path) -> None:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from datasets import load_dataset
 
 from au_llava.au_datasets.folds import check_disjoint
 from au_llava.au_datasets.records import load_records
@@ -40,7 +41,7 @@ def small_shards(monkeypatch):
 
 def test_records_have_every_format_and_exclusive_parts(finished):
     records = load_records(finished)
-    assert len(list(finished.glob("data-*.parquet"))) == 3
+    assert len(list(finished.glob("data-*.parquet"))) == 4  # two of the training part, one of each other
     assert len(records) == 6 * 2 * 3
     assert records["format"][:6] == ["bp4d", "disfa", "feafa"] * 2
     assert records[0]["image"].size == (32, 32)
@@ -49,6 +50,16 @@ def test_records_have_every_format_and_exclusive_parts(finished):
         people.setdefault(part, set()).add(subject)
     assert people.keys() == {"train", "validation", "test"}
     check_disjoint(people)
+
+
+def test_datasets_reads_the_folder_with_a_split_per_part(finished):
+    splits = load_dataset("parquet", data_dir=str(finished))
+    records = load_records(finished)
+    assert splits.keys() == {"train", "validation", "test"}
+    for part, rows in splits.items():
+        assert set(rows["part"]) == {part}
+        assert len(rows) == records["part"][:].count(part)
+    assert splits["test"][0]["image"].size == (32, 32)
 
 
 def test_two_workers_give_the_same_content(finished, tmp_path, small_shards):
@@ -63,7 +74,7 @@ def test_an_interrupted_run_resumes_to_the_same_content(finished, tmp_path, smal
     (out / "manifest.json").write_text(json.dumps({**manifest, "complete": False}))
     kept = sorted(finished.glob("data-*.parquet"))[1]
     (out / kept.name).write_bytes(kept.read_bytes())
-    (out / ".data-00000-of-00003.parquet.999").write_bytes(b"half a file")
+    (out / ".data-train-00000-of-00002.parquet.999").write_bytes(b"half a file")
     with pytest.raises(ValueError, match="unfinished"):
         load_records(out)
     before = (out / kept.name).stat().st_mtime_ns

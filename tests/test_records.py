@@ -56,7 +56,7 @@ def folder(tmp_path):
     ]
     start_folder(out, {"seed": 1})
     for number, rows in enumerate(shards):
-        write_shard(rows, FEATURES, shard_path(out, number, len(shards)))
+        write_shard(rows, FEATURES, shard_path(out, "train", number, len(shards)))
     finish_folder(out, {"seed": 1}, ["made up"])
     return out
 

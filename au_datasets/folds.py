@@ -1,8 +1,22 @@
-"""Subject-exclusive parts: which people a model trains on and which it is measured on."""
+"""Which people a model trains on and which it is measured on: drawn parts, published parts, and who is who.
+
+- `assign_parts` and `kfold` draw subject-exclusive parts of any names, the same on every platform.
+- `PROTOCOLS` holds the published parts of BP4D and DISFA, FERA-2015's, and a clip-exclusive one for FEAFA;
+  `protocol_split` makes train, validation and test of a protocol.
+- `person_key` and `check_disjoint` keep one person from training and test, across datasets too.
+
+Unusual choices: a part is named after the people in it and a run after the part that it tests, because the published
+lists number their runs differently (see `PROTOCOLS`). Validation people always come from the training people: many
+published scores chose their epoch or threshold on the tested part.
+"""
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from itertools import combinations
+
+from ..action_units import FORMATS
 
 
 def assign_parts(subjects: Iterable[str], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
@@ -13,7 +27,7 @@ def assign_parts(subjects: Iterable[str], fractions: Mapping[str, float], seed: 
     """
     if any(share < 0 for share in fractions.values()) or abs(sum(fractions.values()) - 1) > 1e-6:
         raise ValueError(f"the parts' fractions must be at least 0 and sum to 1, got {dict(fractions)}")
-    names = sorted(set(subjects), key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+    names = _drawn(subjects, seed)
     wanted = {part: share for part, share in fractions.items() if share > 0}
     if len(names) < len(wanted):
         raise ValueError(f"{len(names)} subjects cannot fill the {len(wanted)} parts {sorted(wanted)}: take more")
@@ -26,10 +40,265 @@ def assign_parts(subjects: Iterable[str], fractions: Mapping[str, float], seed: 
     return dict(zip(names, order, strict=True))
 
 
-def check_disjoint(parts: Mapping[str, Iterable[str]]) -> None:
-    """Raise ValueError, naming the people, where two parts share a subject."""
-    for (one, first), (other, second) in combinations(((part, set(names)) for part, names in parts.items()), 2):
+def kfold(names: Iterable[str], folds: int, seed: int) -> dict[str, tuple[str, ...]]:
+    """The distinct names dealt to parts "K1", "K2", … whose sizes differ by one at most; every name is in one part.
+
+    Give subjects for subject-exclusive parts, clips for clip-exclusive ones. The deal depends on the set of names and
+    the seed only, not on order or platform. Raises ValueError for fewer than 2 folds and for fewer names than folds.
+    """
+    drawn = _drawn(names, seed)
+    if not 2 <= folds <= len(drawn):
+        raise ValueError(f"{len(drawn)} names cannot be dealt to {folds} folds: take from 2 folds to one a name")
+    return {f"K{number + 1}": tuple(sorted(drawn[number::folds])) for number in range(folds)}
+
+
+def _drawn(names: Iterable[str], seed: int) -> list[str]:
+    """The distinct names in an order that the seed decides."""
+    return sorted(set(names), key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a dataset is divided and what is scored, so that results can stand beside published ones.
+
+    Args:
+        name: how tables and `assets/published_results.json` call it.
+        dataset: the records' `dataset`.
+        format: the name of the records' format. All but "bp4d-intensity" are in `FORMATS`; that one is
+            `AUFormat("bp4d-intensity", protocol.labels, "intensity")`.
+        labels: the AUs that are scored, AUs of the format in its order.
+        metrics: what published results report, first the one that ranks them.
+        tested: the parts that are tested, each by a run of its own, which trains on all other parts.
+        parts: the names in each part; None where nothing is published and `kfold` deals the names that there are.
+        source: where the parts were published.
+        unit: the records' column that holds the names, "subject" or "clip".
+        presence: the least label value that counts as present, where F1 is scored.
+    """
+
+    name: str
+    dataset: str
+    format: str
+    labels: tuple[str, ...]
+    metrics: tuple[str, ...]
+    tested: tuple[str, ...]
+    parts: Mapping[str, tuple[str, ...]] | None
+    source: str
+    unit: str = "subject"
+    presence: float | None = None
+
+
+def _parts(**names: str) -> dict[str, tuple[str, ...]]:
+    return {part: tuple(text.split()) for part, text in names.items()}
+
+
+_BP4D = _parts(
+    P1="F001 F002 F008 F009 F010 F016 F018 F023 M001 M004 M007 M008 M012 M014",
+    P2="F003 F005 F011 F013 F020 F022 M002 M005 M010 M011 M013 M016 M017 M018",
+    P3="F004 F006 F007 F012 F014 F015 F017 F019 F021 M003 M006 M009 M015",
+)
+_DISFA = _parts(
+    P1="SN001 SN002 SN009 SN010 SN016 SN026 SN027 SN030 SN032",
+    P2="SN006 SN011 SN012 SN013 SN018 SN021 SN024 SN028 SN031",
+    P3="SN003 SN004 SN005 SN007 SN008 SN017 SN023 SN025 SN029",
+)
+_FERA_2015 = _parts(
+    train="F001 F003 F005 F007 F009 F011 F013 F015 F017 F019 F021 F023 M001 M003 M005 M007 M009 M011 M013 M015 M017",
+    development="F002 F004 F006 F008 F010 F012 F014 F016 F018 F020 F022 M002 M004 M006 M008 M010 M012 M014 M016 M018",
+)
+_INTENSITY_METRICS = ("icc", "pcc", "mae", "mse")
+
+PROTOCOLS: dict[str, Protocol] = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            name="bp4d-3fold",
+            dataset="bp4d",
+            format="bp4d",
+            labels=FORMATS["bp4d"].labels,
+            metrics=("f1",),
+            tested=("P1", "P2", "P3"),
+            parts=_BP4D,
+            source="CVI-SZU/ME-GraphAU, tool/BP4D_image_label_process.py; the same in ZhiwenShao/PyTorch-JAANet, "
+            "data/list/BP4D_part*_path.txt",
+            presence=1.0,
+        ),
+        Protocol(
+            name="disfa-3fold",
+            dataset="disfa",
+            format="disfa",
+            labels=("AU1", "AU2", "AU4", "AU6", "AU9", "AU12", "AU25", "AU26"),
+            metrics=("f1",),
+            tested=("P1", "P2", "P3"),
+            parts=_DISFA,
+            source="CVI-SZU/ME-GraphAU, tool/DISFA_image_label_process.py; the same in ZhiwenShao/PyTorch-JAANet, "
+            "data/list/DISFA_part*_path.txt",
+            presence=2.0,
+        ),
+        Protocol(
+            name="disfa-intensity-3fold",
+            dataset="disfa",
+            format="disfa",
+            labels=FORMATS["disfa"].labels,
+            metrics=_INTENSITY_METRICS,
+            tested=("P1", "P2", "P3"),
+            parts=_DISFA,
+            source="ShuangquanFeng/CSN, config/datasets.py (DISFA_3FOLDS, DISFA_AUS_IE)",
+        ),
+        Protocol(
+            name="fera2015-intensity",
+            dataset="bp4d",
+            format="bp4d-intensity",
+            labels=("AU6", "AU10", "AU12", "AU14", "AU17"),
+            metrics=_INTENSITY_METRICS,
+            tested=("development",),
+            parts=_FERA_2015,
+            source="TadasBaltrusaitis/FERA-2015, BP4D_baseline/shared_defs.m (train_recs, devel_recs, all_aus_int)",
+        ),
+        Protocol(
+            name="feafa-clip",
+            dataset="feafa",
+            format="feafa",
+            labels=FORMATS["feafa"].labels,
+            metrics=("mae", "pcc", "icc"),
+            tested=("K1", "K2", "K3"),
+            parts=None,
+            source="ours: no official division of FEAFA is public, and the public test list is of single frames",
+            unit="clip",
+        ),
+    )
+}
+"""Protocols by name.
+
+**The numbering trap.** ME-GraphAU, PyTorch-JAANet, AUNCE and (for DISFA) CSN share the three parts of BP4D and DISFA
+but do not number their runs alike: ME-GraphAU's fold 1 tests P3 and its fold 3 tests P1 (comments in its
+tool/*_image_label_process.py), CSN's fold 1 tests P1 (ShuangquanFeng/CSN, config/datasets.py and its scripts named
+*_threefold_*). Here P1, P2 and P3 are part1, part2 and part3 of both ME-GraphAU and PyTorch-JAANet, and a run is named
+after the part that it tests. Not every publication uses these parts: see EAC-Net issue 6.
+
+**Known:** 41 people in BP4D and 27 in DISFA, each in one part. FERA-2015 trains on BP4D's odd numbers and develops on
+the even ones. **Not known:** who FERA-2015's test people are (the public lists hold training and development only, so
+development is what can be tested); an official division of FEAFA; which of FEAFA's part-A clips PV001 to PV127 show the
+same person (there are 122 people), so "feafa-clip" separates clips, not certainly people.
+"""
+
+
+def get_protocol(name: str) -> Protocol:
+    """The protocol of that name. Raises ValueError for a name that is not in `PROTOCOLS`."""
+    if name not in PROTOCOLS:
+        raise ValueError(f"unknown protocol {name!r}; choose one of {list(PROTOCOLS)}")
+    return PROTOCOLS[name]
+
+
+def protocol_parts(name: str, names: Iterable[str] | None = None) -> dict[str, tuple[str, ...]]:
+    """The names in each part of a protocol.
+
+    Args:
+        name: the protocol's.
+        names: the subjects (clips, where that is the protocol's unit) that there are. Needed where nothing is
+            published: `kfold` then deals them, always with seed 0, for a protocol's parts do not change between runs.
+            Elsewhere they are only checked.
+
+    Raises:
+        ValueError: for an unknown protocol, for missing names, for names that are in no published part.
+    """
+    protocol = get_protocol(name)
+    if protocol.parts is None:
+        if names is None:
+            raise ValueError(f"the parts of {name!r} are dealt from the {protocol.unit}s that there are: pass `names`")
+        return kfold(names, len(protocol.tested), seed=0)
+    strangers = sorted(set(names or ()).difference(*protocol.parts.values()))
+    if strangers:
+        raise ValueError(f"{_shown(strangers)} are in no part of {name!r}, which divides {protocol.dataset}")
+    return dict(protocol.parts)
+
+
+def protocol_split(
+    name: str, tested: str, seed: int, validation: float, names: Iterable[str] | None = None
+) -> dict[str, list[str]]:
+    """Whom to train on, validate on and test on, in the run of a protocol that tests the part `tested`.
+
+    Args:
+        name: the protocol's.
+        tested: one of its `tested` parts; all other parts train.
+        seed: decides which of the training people validate, nothing else.
+        validation: share of the training people who validate instead, from 0 to below 1. Nobody of the tested part
+            ever does.
+        names: as in `protocol_parts`.
+
+    Returns:
+        {"train": [...], "validation": [...], "test": [...]}, sorted names of the protocol's unit.
+
+    Raises:
+        ValueError: for an unknown protocol, a part that it does not test, a share out of range, wrong names.
+    """
+    protocol = get_protocol(name)
+    if tested not in protocol.tested:
+        raise ValueError(f"protocol {name!r} tests {', '.join(protocol.tested)}, not {tested!r}")
+    if not 0 <= validation < 1:
+        raise ValueError(f"the validation share must be from 0 to below 1, got {validation}")
+    parts = protocol_parts(name, names)
+    training = [each for part, members in parts.items() if part != tested for each in members]
+    drawn = assign_parts(training, {"train": 1 - validation, "validation": validation}, seed)
+    split = {role: sorted(each for each in drawn if drawn[each] == role) for role in ("train", "validation")}
+    return {**split, "test": sorted(parts[tested])}
+
+
+# Datasets whose people are numbered in common: dataset -> whose numbers.
+_NUMBERED_AS = {
+    "fera2015": "bp4d",
+    "disfa+": "disfa",
+    "feafa+": "feafa",
+    "feafa-a": "feafa",
+    "feafa-b": "feafa",
+}
+
+
+def person_key(dataset: str, subject: str) -> str:
+    """One name for one person, "disfa:SN001", whichever dataset shows them: what parts have to be exclusive by.
+
+    **Known to be shared.** FEAFA+'s part B is DISFA's 27 videos with new labels, so FEAFA's SN001 is DISFA's SN001
+    (layout read by youknowitskyle/farapy-data-tools, FEAFA+/*.py). FERA-2015's BP4D copy has BP4D's people under
+    BP4D's numbers (TadasBaltrusaitis/FERA-2015).
+
+    **Taken to be shared,** which is the safe side: DISFA+ uses nine of DISFA's numbers (ShuangquanFeng/CSN,
+    config/datasets.py).
+
+    **Known to be different.** BP4D's F001 to F023 and M001 to M018 and BP4D+'s F001 to F082 and M001 to M058 are
+    numbered separately: an equal number does not mean the same person.
+
+    **Unknown.** Whether some person took part in both BP4D and BP4D+ under two numbers; which of FEAFA's part-A clips
+    PV001 to PV127 show the same person (122 people), each counts as a person here; whether any other two datasets
+    share people. None of these can be caught.
+
+    Raises ValueError for a subject of DISFA or FEAFA that is numbered neither SN001 nor PV001, such as the bare
+    numbers that some copies of FEAFA's part B use: which person they mean is not documented.
+    """
+    dataset = dataset.lower()
+    dataset = _NUMBERED_AS.get(dataset, dataset)
+    if dataset in ("bp4d", "disfa", "feafa"):
+        subject = subject.upper()
+    if dataset == "feafa" and re.fullmatch(r"SN\d{3}", subject):
+        dataset = "disfa"
+    form = {"disfa": "SN001", "feafa": "PV001 or SN001"}.get(dataset)
+    if form and not re.fullmatch(r"SN\d{3}" if dataset == "disfa" else r"PV\d{3}", subject):
+        raise ValueError(f"cannot tell who {subject!r} of {dataset} is: name the subject like {form}")
+    return f"{dataset}:{subject}"
+
+
+def check_disjoint(parts: Mapping[str, Iterable[str | tuple[str, str]]]) -> None:
+    """Raise ValueError, naming the people, where two parts share a person.
+
+    A person is a name, or a (dataset, subject) pair, which `person_key` turns into one: give pairs wherever more than
+    one dataset takes part, or people shared between datasets stay unseen.
+    """
+    people = {
+        part: {name if isinstance(name, str) else person_key(*name) for name in names} for part, names in parts.items()
+    }
+    for (one, first), (other, second) in combinations(people.items(), 2):
         shared = sorted(first & second)
         if shared:
-            shown = ", ".join(shared[:5]) + (" …" if len(shared) > 5 else "")
-            raise ValueError(f"{len(shared)} subjects are in both {one} and {other}: {shown}")
+            raise ValueError(f"{len(shared)} subjects are in both {one} and {other}: {_shown(shared)}")
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")

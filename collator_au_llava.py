@@ -47,23 +47,23 @@ def value_target(value: float, fmt: AUFormat, width: float) -> torch.Tensor:
 
 
 def slot_loss(
-    logits: torch.Tensor, rows: torch.Tensor, choices: torch.Tensor, targets: torch.Tensor, annotated: torch.Tensor
+    logits: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, targets: torch.Tensor, annotated: torch.Tensor
 ) -> torch.Tensor:
     """Mean cross-entropy between target and predicted value distribution over the annotated AUs.
 
     Args:
-        logits: (batch, positions, vocabulary).
+        logits: (batch, positions, tokens).
         rows: (batch, D) which of the positions holds each decision.
-        choices: (batch, D, C) token ids that may follow, -1 where there are fewer than C.
+        columns: (batch, D, C) which of the tokens may follow, -1 where there are fewer than C.
         targets: (batch, D, C) target mass of each choice; all zero at decisions of AUs that are not annotated.
         annotated: (batch,) number of annotated AUs of each row.
 
     Returns:
         scalar; only tokens that can follow compete, as in the slots decoder.
     """
-    cells = rows[..., None] * logits.shape[-1] + choices.clamp(min=0)  # (batch, D, C) into positions x vocabulary
-    chosen = logits.flatten(1).gather(1, cells.flatten(1)).view(choices.shape).float()
-    chosen = chosen.masked_fill(choices < 0, torch.finfo(torch.float32).min)
+    cells = rows[..., None] * logits.shape[-1] + columns.clamp(min=0)  # (batch, D, C) into positions x tokens
+    chosen = logits.flatten(1).gather(1, cells.flatten(1)).view(columns.shape).float()
+    chosen = chosen.masked_fill(columns < 0, torch.finfo(torch.float32).min)
     return -(targets * chosen.log_softmax(-1)).sum() / annotated.sum().clamp(min=1)
 
 

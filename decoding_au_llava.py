@@ -117,7 +117,7 @@ def _answer(fmt: AUFormat, values: Sequence[int], distributions: torch.Tensor | 
 
 def _decode_slots(model, processor, pixel_values, formats) -> list[list[AUAnswer]]:
     tree = compile_slots(processor, formats, processor.num_image_tokens(*pixel_values.shape[-2:])).to(model.device)
-    logits = model(**tree.model_inputs(pixel_values), logits_to_keep=tree.decision_nodes, use_cache=False).logits
+    logits = model(**tree.model_inputs(pixel_values)).logits
     columns = []
     for fmt, probabilities in zip(formats, tree.by_format(tree.log_probabilities(logits).exp().cpu()), strict=True):
         columns.append([_answer(fmt, rows.argmax(1).tolist(), rows) for rows in probabilities])

@@ -7,21 +7,28 @@ inherited), with these differences:
   features folded into channels (pixel unshuffle), which divides the image tokens by r^2;
 - the vision tower may be convolutional: a feature map (batch, width, rows, columns) becomes rows * columns tokens;
 - class and register tokens of ViTs are dropped by count, whatever their number;
-- a 4-D boolean attention mask (batch or 1, 1, queries, keys) is accepted by every backend that can honour it; the slots
-  decoder and its training use one (see slot_tree_au_llava.py).
+- a 4-D boolean attention mask (batch or 1, 1, queries, keys) is accepted by every backend that can honour it, and the
+  logits can be asked for at some tokens only; the slots decoder and its training do both (see slot_tree_au_llava.py).
 """
 
 import torch
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.llava.modeling_llava import LlavaForConditionalGeneration, LlavaModel, LlavaPreTrainedModel
+from transformers.models.llava.modeling_llava import (
+    LlavaCausalLMOutputWithPast,
+    LlavaForConditionalGeneration,
+    LlavaModel,
+    LlavaPreTrainedModel,
+)
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from .card_au_llava import write_card
 from .configuration_au_llava import AuLlavaConfig, add_image_token
 from .decoding_au_llava import recognize
+from .tree_attention_au_llava import TreeMask
 
 MAX_EXTRA_TOKENS = 32  # class token and registers of a ViT: 5 in DINOv3; more means that the stride is wrong
 
@@ -133,7 +140,7 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
                 "or 'free'."
             )
         if backend == "sdpa":
-            return mask
+            return TreeMask.of(mask, self.dtype) if mask.device.type == "cpu" else mask
         if backend == "flex_attention":
             batch, _, queries, keys = mask.shape
             allowed = lambda b, h, q, k: mask[b, 0, q, k]  # noqa: E731
@@ -159,6 +166,51 @@ class AuLlavaForConditionalGeneration(AuLlavaPreTrainedModel, LlavaForConditiona
         self.post_init()
 
     recognize = recognize
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        mm_encoder_outputs: dict | None = None,
+        logit_tokens: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> LlavaCausalLMOutputWithPast:
+        """LLaVA's forward (its signature is what `generate` reads); with `logit_tokens`, logits of these tokens only.
+
+        Args:
+            logits_to_keep: as in LLaVA: how many last positions, or which ones, get logits.
+            logit_tokens: (K,) ids of the tokens whose logits are wanted. A value is one of a few digits: their rows of
+                the head cost next to nothing, while a whole vocabulary at every decision of a batch takes gigabytes.
+
+        Returns:
+            LLaVA's output; with `logit_tokens`, `logits` (batch, positions, K), in the order of `logit_tokens`.
+        """
+        inputs = {
+            "input_ids": input_ids,
+            "pixel_values": pixel_values,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "inputs_embeds": inputs_embeds,
+            "mm_encoder_outputs": mm_encoder_outputs,
+            **kwargs,
+        }
+        if logit_tokens is None:
+            return super().forward(labels=labels, logits_to_keep=logits_to_keep, **inputs)
+        outputs = self.model(**inputs)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        hidden = outputs.last_hidden_state[:, kept]
+        if type(self.lm_head) is nn.Linear:
+            logits = nn.functional.linear(hidden, self.lm_head.weight.index_select(0, logit_tokens))
+        else:  # quantised, adapted or sharded: only the module itself knows its weights
+            logits = self.lm_head(hidden).index_select(-1, logit_tokens)
+        return LlavaCausalLMOutputWithPast(logits=logits, past_key_values=outputs.past_key_values)
 
     def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs):
         """As in Transformers; the folder also gets a model card, unless it has one."""

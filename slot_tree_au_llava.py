@@ -40,6 +40,7 @@ class SlotTree:
         slots: `Slot` per format and AU.
         decision_nodes: (D,) long, the token whose next-token logits decide between values.
         choices: (D, C) long, the token ids that may follow, -1 where there are fewer than C.
+        logit_tokens: (K,) long, the distinct token ids among the choices: the only logits that are needed.
         value_paths: (V, longest path) long, for each value the flat indices decision * C + choice that lead to it,
             D * C where the path is shorter.
         value_targets: per value, the (decision, token id) pairs that lead to it: the training targets.
@@ -115,6 +116,7 @@ class SlotTree:
                 self.mask[node] |= self.mask[parent]
         self.decision_nodes = torch.tensor(nodes)
         self.choices = torch.tensor([row + [-1] * (width - len(row)) for row in choices])
+        self.logit_tokens = self.choices[self.choices >= 0].unique()
         flat = len(nodes) * width
         paths = [
             [decision * width + choices[decision].index(token) for decision, token in targets]
@@ -126,31 +128,36 @@ class SlotTree:
     def to(self, device) -> "SlotTree":
         """A copy whose tensors are on `device`."""
         moved = copy.copy(self)
-        for name in ("input_ids", "positions", "mask", "decision_nodes", "choices", "value_paths"):
+        for name in ("input_ids", "positions", "mask", "decision_nodes", "choices", "logit_tokens", "value_paths"):
             setattr(moved, name, getattr(self, name).to(device))
         return moved
 
     def model_inputs(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The tree as inputs of one forward pass over `pixel_values` (batch, 3, height, width)."""
+        """One forward pass over `pixel_values` (batch, 3, height, width) that gives the logits (batch, D, K) at
+        `decision_nodes` of `logit_tokens`."""
         batch = pixel_values.shape[0]
         return {
             "input_ids": self.input_ids.expand(batch, -1),
             "attention_mask": self.mask.expand(batch, 1, -1, -1),
             "position_ids": self.positions.expand(batch, -1),
             "pixel_values": pixel_values,
+            "logits_to_keep": self.decision_nodes,
+            "logit_tokens": self.logit_tokens,
+            "use_cache": False,
         }
 
     def log_probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Log-probability of every value of every slot.
 
         Args:
-            logits: (batch, D, vocabulary) at `decision_nodes`.
+            logits: (batch, D, K) at `decision_nodes` of `logit_tokens`.
 
         Returns:
             (batch, V) float32; over the values of one slot the probabilities sum to 1.
         """
         absent = self.choices < 0
-        chosen = logits.gather(2, self.choices.clamp(min=0).expand(len(logits), -1, -1)).float()
+        columns = torch.searchsorted(self.logit_tokens, self.choices).clamp(min=0)  # (D, C) into the logits
+        chosen = logits.gather(2, columns.expand(len(logits), -1, -1)).float()
         steps = chosen.masked_fill(absent, -torch.inf).log_softmax(-1)  # (batch, D, C)
         steps = torch.nn.functional.pad(steps.flatten(1), (0, 1))  # one more column: 0, for shorter paths
         return steps[:, self.value_paths].sum(-1)

@@ -139,7 +139,8 @@ def training_rows(tables: list[str], part: str, formats: list[str] | None, seed:
 class AUTrainer(SFTTrainer):
     """SFTTrainer that trains slot batches by `slot_loss` and whose evaluation also scores the AUs.
 
-    Causal batches go SFTTrainer's own way. Slot batches project only the decision tokens, not the whole sequence.
+    Causal batches go SFTTrainer's own way. Slot batches project the decisions onto the values' tokens only, not the
+    whole sequence onto the whole vocabulary.
 
     Args:
         validation: records to score, or None.
@@ -159,8 +160,9 @@ class AUTrainer(SFTTrainer):
             inputs.pop, ("decision_nodes", "choices", "choice_targets", "annotated")
         )
         kept, rows = nodes.unique(return_inverse=True)  # the images of a batch may have different trees
-        outputs = model(**inputs, logits_to_keep=kept, use_cache=False)
-        loss = slot_loss(outputs.logits, rows, choices, targets, annotated)
+        tokens, columns = choices.clamp(min=0).unique(return_inverse=True)
+        outputs = model(**inputs, logits_to_keep=kept, logit_tokens=tokens, use_cache=False)
+        loss = slot_loss(outputs.logits, rows, columns.masked_fill(choices < 0, -1), targets, annotated)
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from au_llava.action_units import ACTION_UNITS, FORMATS, SCALES, AUFormat, parse_answer
 from au_llava.decoding_au_llava import compile_template
 from au_llava.slot_tree_au_llava import SlotTree, compile_slots
+from au_llava.tree_attention_au_llava import BLOCK, TreeMask
 
 ALL = ("bp4d", "disfa", "feafa")
 
@@ -233,11 +234,48 @@ def test_tree_by_hand():
     assert tree.decision_nodes.tolist() == [2, 4, 5]
     assert tree.choices.tolist() == [[8, 9], [8, 9], [5, 6]]
     assert tree.value_targets == [[(0, 8)], [(0, 9)], [(1, 8)], [(1, 9), (2, 5)], [(1, 9), (2, 6)]]
-    logits = torch.zeros(1, 3, 10)
-    logits[0, 1, 9] = np.log(3)  # P(9) = 3/4 at the second decision
-    logits[0, 2, 6] = np.log(4)  # P(6) = 4/5 at the third
+    assert tree.logit_tokens.tolist() == [5, 6, 8, 9]
+    logits = torch.zeros(1, 3, 4)
+    logits[0, 1, 3] = np.log(3)  # P(9) = 3/4 at the second decision
+    logits[0, 2, 1] = np.log(4)  # P(6) = 4/5 at the third
     probabilities = tree.log_probabilities(logits).exp()[0]
     np.testing.assert_allclose(probabilities, [0.5, 0.5, 0.25, 0.75 * 0.2, 0.75 * 0.8], rtol=1e-6)
+
+
+def test_tree_mask_gives_what_the_whole_mask_gives():
+    """Two different trees in a batch, several blocks, gradients too."""
+    torch.manual_seed(0)
+    length = 3 * BLOCK + 5
+    mask = torch.rand(2, 1, length, length) < 0.05
+    mask |= torch.eye(length, dtype=torch.bool)
+    tensors = [torch.randn(2, 3, length, 8, requires_grad=True) for _ in range(3)]
+    results = []
+    for each in (mask, TreeMask.of(mask, torch.float32)):
+        output = torch.nn.functional.scaled_dot_product_attention(*tensors, attn_mask=each)
+        results.append((output, *torch.autograd.grad(output.square().sum(), tensors)))
+    for whole, blocks in zip(*results, strict=True):
+        torch.testing.assert_close(whole, blocks, atol=1e-4, rtol=1e-4)
+
+
+def test_logits_of_some_tokens_are_those_of_all(tiny, faces):
+    model, processor = tiny
+    tree = compile_slots(processor, (FORMATS["disfa"],), 16)
+    pixels = processor.image_processor(faces[:2], return_tensors="pt")["pixel_values"]
+    inputs = tree.model_inputs(pixels)
+    with torch.no_grad():
+        some = model(**inputs).logits
+        del inputs["logit_tokens"]
+        every = model(**inputs).logits
+    assert some.shape == (2, len(tree.decision_nodes), len(tree.logit_tokens))
+    torch.testing.assert_close(some, every[..., tree.logit_tokens])
+    inputs |= {"logit_tokens": tree.logit_tokens, "logits_to_keep": 1}
+    model.lm_head = torch.nn.Sequential(model.lm_head)  # as an adapter or a quantiser would wrap it
+    try:
+        with torch.no_grad():
+            wrapped = model(**inputs).logits
+    finally:
+        model.lm_head = model.lm_head[0]
+    assert wrapped.shape == (2, 1, len(tree.logit_tokens))
 
 
 def test_tokenizer_that_cannot_tell_values_apart_is_refused():

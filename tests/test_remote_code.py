@@ -17,6 +17,7 @@ CODE = {
     "configuration_au_llava.py",
     "decoding_au_llava.py",
     "slot_tree_au_llava.py",
+    "tree_attention_au_llava.py",
     "image_processing_au_llava.py",
     "modeling_au_llava.py",
     "processing_au_llava.py",
@@ -125,6 +126,7 @@ def test_exactly_these_files_travel(tiny, tmp_path):
         "decoding_au_llava.py",
         "modeling_au_llava.py",
         "slot_tree_au_llava.py",
+        "tree_attention_au_llava.py",
     }
     assert files(tmp_path / "processor") == PROCESSOR_FILES | processor_code
     assert files(tmp_path / "config") == {"config.json", "configuration_au_llava.py"}

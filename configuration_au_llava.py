@@ -9,6 +9,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .calibration_au_llava import check_calibration
+
 IMAGE_TOKEN = "<image>"
 
 # Which file and class the Auto classes load from a checkpoint with trust_remote_code.
@@ -79,9 +81,11 @@ class AuLlavaConfig(PreTrainedConfig):
         pixel_unshuffle: r folds r x r neighbouring features into one token of r*r times the width, so that an image
             costs r*r times fewer tokens.
         projector_bias: whether the linear projector has a bias.
+        calibration: what the slots decoder applies to its readings, see calibration_au_llava.py; None applies nothing.
 
     Raises:
-        ValueError: unknown key, number below 1, or a stride or width that cannot be derived and was not given.
+        ValueError: unknown key, calibration of another shape, number below 1, or a stride or width that cannot be
+            derived and was not given.
     """
 
     model_type = "au_llava"
@@ -110,6 +114,7 @@ class AuLlavaConfig(PreTrainedConfig):
     vision_width: int | None = None
     pixel_unshuffle: int = 1
     projector_bias: bool = True
+    calibration: dict | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
@@ -122,6 +127,7 @@ class AuLlavaConfig(PreTrainedConfig):
         if getattr(self, "auto_map", None) is None:
             self.auto_map = dict(AUTO_MAP)
         self.tie_word_embeddings = self.tie_word_embeddings or self.text_config.tie_word_embeddings
+        check_calibration(self.calibration)
         if self.vision_feature_layer == []:
             raise ValueError("vision_feature_layer is empty: leave it at None for the tower's final output.")
         if self.vision_stride is None:

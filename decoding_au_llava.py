@@ -10,9 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 
 from .action_units import AUFormat, get_format, parse_answer, write_answer
+from .calibration_au_llava import DEFAULT_THRESHOLD, calibrate
+from .consistency_au_llava import Contradiction, contradictions
 from .slot_tree_au_llava import compile_slots
 
 DECODERS = ("slots", "constrained", "free")
@@ -22,9 +25,10 @@ DECODERS = ("slots", "constrained", "free")
 class AUReading:
     """What was read for one AU. `None` marks what the decoder cannot tell (free decoding, an unread AU)."""
 
-    value: float | None  # on the format's scale: the most probable value
+    value: float | None  # on the format's scale: the most probable value; on the occurrence scale, 1 if present
     expected: float | None  # mean of the distribution, on the format's scale
     probability: float | None  # of presence: P(value >= the format's presence_threshold), 0 to 1
+    present: bool | None  # whether the probability reaches the AU's decision threshold (0.5 unless calibrated)
     distribution: tuple[float, ...] | None  # probability of each of the format's value_numbers, sums to 1
 
 
@@ -45,6 +49,19 @@ class AUAnswer(dict):
         self.problems = tuple(problems)
 
 
+class AUResult(dict):
+    """What was read off one image: a dict of format name -> `AUAnswer`, in the order asked for.
+
+    Attributes:
+        contradictions: where one of the formats finds an AU present and another finds it absent altogether, see
+            consistency_au_llava.py.
+    """
+
+    def __init__(self, answers: dict[str, AUAnswer]):
+        super().__init__(answers)
+        self.contradictions: tuple[Contradiction, ...] = contradictions(answers)
+
+
 @torch.no_grad()
 def recognize(
     model,
@@ -54,8 +71,10 @@ def recognize(
     decoding: str = "slots",
     batch_size: int = 16,
     **generate_kwargs,
-) -> list[dict[str, AUAnswer]]:
+) -> list[AUResult]:
     """Read the action units of face images.
+
+    The slots decoder applies the checkpoint's calibration (`model.config.calibration`), if it has one.
 
     Args:
         processor: the `AuLlavaProcessor` of this model.
@@ -67,7 +86,7 @@ def recognize(
         generate_kwargs: for free decoding, passed to `generate` (`do_sample`, `max_new_tokens`, ...).
 
     Returns:
-        per image a dict: format name -> `AUAnswer`, itself a dict of label -> `AUReading`.
+        per image an `AUResult`: format name -> `AUAnswer`, itself a dict of label -> `AUReading`.
 
     Raises:
         ValueError: unknown decoder or format, no image, or an image that cannot be read.
@@ -94,24 +113,32 @@ def recognize(
             batch = processor.image_processor(images[start : start + batch_size], return_tensors="pt")
             pixel_values = batch["pixel_values"].to(model.device, model.dtype)
             for answers in decode(model, processor, pixel_values, formats, **generate_kwargs):
-                results.append({fmt.name: answer for fmt, answer in zip(formats, answers, strict=True)})
+                results.append(AUResult({fmt.name: answer for fmt, answer in zip(formats, answers, strict=True)}))
         return results
     finally:
         model.train(was_training)
 
 
-def _answer(fmt: AUFormat, values: Sequence[int], distributions: torch.Tensor | None = None) -> AUAnswer:
-    """The answer whose AUs have these values (indices into the scale) and distributions (AUs, values), where known."""
-    found = [fmt.value_numbers[index] for index in values]
+def _answer(fmt: AUFormat, found: Sequence[int], distributions=None, thresholds=None) -> AUAnswer:
+    """The answer whose AUs have these values (indices into the scale) and, where known, these distributions.
+
+    Args:
+        distributions: (AUs, values) array, or None.
+        thresholds: (AUs,) decision thresholds of presence; by default what the values say.
+    """
+    values = [fmt.value_numbers[index] for index in found]
     if distributions is None:
-        readings = [AUReading(value, None, None, None) for value in found]
+        readings = [AUReading(value, None, None, value >= fmt.presence_threshold, None) for value in values]
     else:
-        numbers = torch.tensor(fmt.value_numbers)
-        expected = (distributions @ numbers).tolist()
-        probability = distributions[:, numbers >= fmt.presence_threshold].sum(1).clamp(max=1).tolist()
+        numbers = np.array(fmt.value_numbers)
+        probability = distributions[:, numbers >= fmt.presence_threshold].sum(axis=1).clip(max=1)
+        present = probability >= (DEFAULT_THRESHOLD if thresholds is None else thresholds)
+        if thresholds is not None and fmt.scale == "occurrence":
+            values = present.astype(float).tolist()
+        columns = (values, (distributions @ numbers).tolist(), probability.tolist(), present.tolist())
         rows = map(tuple, distributions.tolist())
-        readings = [AUReading(*each) for each in zip(found, expected, probability, rows, strict=True)]
-    text = write_answer(dict(zip(fmt.labels, found, strict=True)), fmt)
+        readings = [AUReading(*each) for each in zip(*columns, rows, strict=True)]
+    text = write_answer(dict(zip(fmt.labels, values, strict=True)), fmt)
     return AUAnswer(fmt, dict(zip(fmt.labels, readings, strict=True)), text)
 
 
@@ -119,8 +146,9 @@ def _decode_slots(model, processor, pixel_values, formats) -> list[list[AUAnswer
     tree = compile_slots(processor, formats, processor.num_image_tokens(*pixel_values.shape[-2:])).to(model.device)
     logits = model(**tree.model_inputs(pixel_values)).logits
     columns = []
-    for fmt, probabilities in zip(formats, tree.by_format(tree.log_probabilities(logits).exp().cpu()), strict=True):
-        columns.append([_answer(fmt, rows.argmax(1).tolist(), rows) for rows in probabilities])
+    for fmt, read in zip(formats, tree.by_format(tree.log_probabilities(logits).exp().cpu()), strict=True):
+        distributions, thresholds = calibrate(read.double().numpy(), fmt, model.config.calibration)
+        columns.append([_answer(fmt, rows.argmax(axis=1), rows, thresholds) for rows in distributions])
     return [list(answers) for answers in zip(*columns, strict=True)]
 
 
@@ -171,7 +199,7 @@ def _decode_constrained(model, processor, pixel_values, formats) -> list[list[AU
         answers = []
         for choices in zip(*chosen, strict=True):  # of one image: (value, distribution or None) per AU
             values, distributions = zip(*choices, strict=True)
-            known = None if any(each is None for each in distributions) else torch.stack(distributions)
+            known = None if any(each is None for each in distributions) else np.stack(distributions)
             answers.append(_answer(fmt, values, known))
         columns.append(answers)
     return [list(answers) for answers in zip(*columns, strict=True)]
@@ -214,7 +242,7 @@ class _Walker:
         self.pending = [[] for _ in self.pending]
         return outputs.logits[:, -1]
 
-    def choose(self, fixed: tuple[int, ...], values: list[tuple[int, ...]]) -> list[tuple[int, torch.Tensor | None]]:
+    def choose(self, fixed: tuple[int, ...], values: list[tuple[int, ...]]) -> list[tuple[int, np.ndarray | None]]:
         """Append `fixed` to every row, then the greedily best of `values`.
 
         Returns:
@@ -231,7 +259,7 @@ class _Walker:
                 options = list(dict.fromkeys(v[depth] for v in values if v[:depth] == chosen[i]))
                 scores = logits[i, options].float()
                 if depth == 0 and all(len(value) == 1 for value in values):
-                    distributions[i] = scores.softmax(-1).cpu()
+                    distributions[i] = scores.double().softmax(-1).cpu().numpy()
                 token = options[int(scores.argmax())]
                 chosen[i] += (token,)
                 self.pending[i].append(token)
@@ -259,8 +287,12 @@ def _decode_free(model, processor, pixel_values, formats, **generate_kwargs) -> 
 
 def _parsed_answer(fmt: AUFormat, text: str) -> AUAnswer:
     parsed = parse_answer(text, fmt)
-    readings = {label: AUReading(parsed.values[label], parsed.values[label], None, None) for label in fmt.labels}
+    readings = {}
+    for label, value in parsed.values.items():
+        readings[label] = AUReading(
+            value, value, None, None if value is None else value >= fmt.presence_threshold, None
+        )
     return AUAnswer(fmt, readings, text, parsed.problems)
 
 
-__all__ = ["DECODERS", "AUAnswer", "AUReading", "compile_template", "recognize"]
+__all__ = ["DECODERS", "AUAnswer", "AUReading", "AUResult", "compile_template", "recognize"]

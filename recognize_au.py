@@ -99,18 +99,12 @@ def summary_table(files: list[Path], results: list[dict]) -> Table:
     for file, result in zip(files, results, strict=True):
         cells = []
         for answer in result.values():
-            found = [(label, reading) for label, reading in answer.items() if _present(answer.format, reading)]
+            found = [(label, reading) for label, reading in answer.items() if reading.present]
             unread = sum(reading.value is None for reading in answer.values())
             text = ", ".join(f"{label}={_strength(answer.format, reading)}" for label, reading in found) or "none"
             cells.append(text + (f"  ({unread} unread)" if unread else ""))
         table.add_row(file.name, *cells)
     return table
-
-
-def _present(fmt, reading) -> bool:
-    if reading.probability is not None:
-        return reading.probability >= 0.5
-    return reading.value is not None and reading.value >= fmt.presence_threshold
 
 
 def _strength(fmt, reading) -> str:
@@ -135,7 +129,7 @@ def draw(files: list[Path], results: list[dict], images: list[Image.Image]):
             readings = list(answer.values())
             heights = [r.probability if fmt.scale == "occurrence" else r.expected for r in readings]
             heights = [0.0 if height is None else height for height in heights]
-            colours = [PRESENT_COLOUR if _present(fmt, r) else BAR_COLOUR for r in readings]
+            colours = [PRESENT_COLOUR if r.present else BAR_COLOUR for r in readings]
             axis.bar(range(len(heights)), heights, color=colours)
             axis.set_xticks(range(len(heights)), fmt.labels, rotation=90, fontsize=6)
             axis.set_ylim(0, fmt.value_numbers[-1])

@@ -122,7 +122,7 @@ def training_rows(tables: list[str], part: str, formats: list[str] | None, seed:
         records = load_records(path, part=part, formats=formats)
         groups = group_by_image(records)
         names, values = records["format"][:], records["values"][:]
-        rows = records.select_columns(["image", "subject"]).select([min(group.values()) for group in groups])
+        rows = records.select_columns(["image", "dataset", "subject"]).select([min(group.values()) for group in groups])
         rows = rows.add_column("formats", [list(group) for group in groups])
         rows = rows.add_column("values", [[values[row] for row in group.values()] for group in groups])
         assert all(names[row] == name for group in groups[:100] for name, row in group.items())
@@ -235,11 +235,13 @@ def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: Mo
         validation_rows = training_rows(paths, arguments.validation_part, arguments.formats)
         validation_rows = validation_rows.select(range(min(arguments.validation_images, len(validation_rows))))
         validation = load_records(paths, part=arguments.validation_part, formats=arguments.formats)
-        check_disjoint({"train": set(train["subject"]), "validation": set(validation["subject"])})
+        people = {"train": train, "validation": validation}
+        check_disjoint({part: set(zip(rows["dataset"], rows["subject"], strict=True)) for part, rows in people.items()})
         kept = [row for group in group_by_image(validation)[: arguments.validation_images] for row in group.values()]
         validation = validation.select(sorted(kept))
 
     model = load_model(model_args, training_args)
+    model.config.calibration = None  # of the weights that training is about to change
     freeze_parts(model, arguments.freeze)
     if arguments.channels_last:
         model.model.vision_tower.to(memory_format=torch.channels_last)

@@ -13,8 +13,10 @@ from PIL import Image
 CODE = {
     "action_units.py",
     "answers_au_llava.py",
+    "calibration_au_llava.py",
     "card_au_llava.py",
     "configuration_au_llava.py",
+    "consistency_au_llava.py",
     "decoding_au_llava.py",
     "slot_tree_au_llava.py",
     "tree_attention_au_llava.py",
@@ -123,13 +125,18 @@ def test_exactly_these_files_travel(tiny, tmp_path):
     assert files(tmp_path / "model") == MODEL_FILES | CODE - {"image_processing_au_llava.py", "processing_au_llava.py"}
     processor_code = CODE - {
         "card_au_llava.py",
+        "consistency_au_llava.py",
         "decoding_au_llava.py",
         "modeling_au_llava.py",
         "slot_tree_au_llava.py",
         "tree_attention_au_llava.py",
     }
     assert files(tmp_path / "processor") == PROCESSOR_FILES | processor_code
-    assert files(tmp_path / "config") == {"config.json", "configuration_au_llava.py"}
+    assert files(tmp_path / "config") == {
+        "calibration_au_llava.py",
+        "config.json",
+        "configuration_au_llava.py",
+    }
     assert files(tmp_path / "images") == {"preprocessor_config.json", "image_processing_au_llava.py"}
 
 

@@ -1,0 +1,213 @@
+"""Calibration: applied by hand-computed numbers, fitted on data whose answer is known, carried by the checkpoint."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import build_tiny, random_faces
+from sklearn.metrics import f1_score
+
+from au_llava import eval_au, fit_calibration
+from au_llava.action_units import FORMATS, AUFormat, parse_answer
+from au_llava.calibration_au_llava import calibrate, check_calibration
+from au_llava.configuration_au_llava import AuLlavaConfig
+from au_llava.fit_calibration import best_threshold, fit_format
+
+INTENSITY = AUFormat("i", ("AU1", "AU2", "AU4"), "intensity")
+
+
+def entry(fmt, **aus):
+    return {
+        "formats": {fmt.name: {"scale": fmt.scale, "presence_threshold": fmt.presence_threshold, "aus": aus}},
+        "fitted_on": {},
+    }
+
+
+def test_applied_by_hand():
+    read = np.array([[[0.5, 0.1, 0.2, 0.1, 0.1, 0.0]] * 3])  # P(presence) = P(2) + … = 0.4
+    calibration = entry(
+        INTENSITY,
+        AU1={"method": "temperature", "temperature": 0.5, "threshold": 0.3},
+        AU2={"method": "isotonic", "probability": [0.2, 0.6], "calibrated": [0.1, 0.3], "threshold": 0.25},
+    )
+    changed, thresholds = calibrate(read, INTENSITY, calibration)
+    squares = np.array([0.25, 0.01, 0.04, 0.01, 0.01, 0])
+    np.testing.assert_allclose(changed[0, 0], squares / squares.sum())  # exponent 1 / 0.5
+    # The curve maps 0.4 to 0.2: present values shrink by half, the others grow from 0.6 to 0.8.
+    np.testing.assert_allclose(changed[0, 1], [0.5 * 4 / 3, 0.1 * 4 / 3, 0.1, 0.05, 0.05, 0])
+    np.testing.assert_allclose(changed[0, 2], read[0, 2])
+    assert thresholds.tolist() == [0.3, 0.25, 0.5]
+    assert read[0, 0, 0] == 0.5  # the input is left alone
+
+
+def test_a_format_of_the_same_name_and_another_meaning_is_left_alone():
+    read = np.full((1, 3, 6), 1 / 6)
+    calibration = entry(INTENSITY, AU1={"method": "temperature", "temperature": 3.0, "threshold": 0.9})
+    for other in (AUFormat("i", INTENSITY.labels, "intensity", 3.0), AUFormat("j", INTENSITY.labels, "intensity")):
+        _, thresholds = calibrate(read, other, calibration)
+        assert thresholds.tolist() == [0.5] * 3
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"method": "magic", "threshold": 0.5}, "method is 'magic'"),
+        ({"method": "none", "threshold": 1.5}, "threshold is 1.5"),
+        ({"method": "temperature", "temperature": 0.0, "threshold": 0.5}, "must be above 0"),
+        ({"method": "isotonic", "probability": [0, 1], "calibrated": [0.9, 0.1], "threshold": 0.5}, "must rise"),
+    ],
+)
+def test_wrong_entries_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        check_calibration(entry(INTENSITY, AU1=values))
+    with pytest.raises(ValueError, match="fit it with eval_au.py"):
+        check_calibration({"AU1": values})
+
+
+def simulate(temperature, images=4000, seed=0):
+    """Labels drawn from distributions, and the distributions as a model whose logits are `temperature` times too big
+    would report them."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 1.2, (images, 1, 6))
+    true = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    labels = np.array([[rng.choice(6, p=row[0])] for row in true], dtype=float)
+    read = np.exp(logits * temperature)
+    subjects = [f"S{index % 40}" for index in range(images)]
+    return read / read.sum(-1, keepdims=True), labels, subjects
+
+
+@pytest.mark.parametrize("temperature", [0.6, 2.5])
+def test_the_temperature_is_found(temperature):
+    fmt = AUFormat("one", ("AU1",), "intensity")
+    read, labels, subjects = simulate(temperature)
+    labels[:50] = np.nan
+    fit = fit_format(read, labels, subjects, fmt)
+    found = fit["entry"]["aus"]["AU1"]
+    assert found["method"] == "temperature"
+    assert found["temperature"] == pytest.approx(temperature, rel=0.06)
+    assert np.isnan(fit["before"][:50]).all()
+    assert np.isnan(fit["after"][:50]).all()
+    truth = labels[50:] >= 2
+
+    def error(probability):
+        bins = np.minimum((probability * 15).astype(int), 14)
+        return sum(abs(probability[bins == b].sum() - truth[bins == b].sum()) for b in range(15)) / len(truth)
+
+    assert error(fit["after"][50:]) < 0.6 * error(fit["before"][50:])
+
+
+def test_a_bent_curve_needs_isotonic_and_a_calibrated_model_nothing():
+    fmt = AUFormat("one", ("AU1",), "occurrence")
+    rng = np.random.default_rng(1)
+    true = rng.random(6000)
+    labels = (rng.random(6000) < true).astype(float)[:, None]
+    subjects = [f"S{index % 30}" for index in range(6000)]
+    straight = fit_format(np.stack([1 - true, true], -1)[:, None], labels, subjects, fmt)
+    assert straight["entry"]["aus"]["AU1"]["method"] == "none"
+    bent = np.where(true < 0.5, 0.02 + 0.1 * true, 0.3 + 0.4 * true)
+    fit = fit_format(np.stack([1 - bent, bent], -1)[:, None], labels, subjects, fmt)
+    assert fit["entry"]["aus"]["AU1"]["method"] == "isotonic"
+    assert np.abs(fit["after"][:, 0] - true).mean() < 0.06
+    assert len(fit["entry"]["aus"]["AU1"]["probability"]) <= fit_calibration.KNOTS
+
+
+def test_no_subject_calibrates_itself(monkeypatch):
+    """A subject's `after` does not change with that subject's own labels."""
+    fmt = AUFormat("one", ("AU1",), "intensity")
+    read, labels, subjects = simulate(2.0, images=400)
+    first = fit_format(read, labels, subjects, fmt)["after"]
+    own = np.array(subjects) == "S7"
+    labels[own] = 5 - labels[own]
+    second = fit_format(read, labels, subjects, fmt)["after"]
+    np.testing.assert_array_equal(first[own], second[own])
+
+
+def test_rare_aus_and_few_subjects():
+    fmt = AUFormat("one", ("AU1",), "intensity")
+    read, labels, subjects = simulate(2.0, images=300)
+    rare = fit_format(read, np.where(labels >= 2, 0, labels), subjects, fmt)
+    assert rare["entry"]["aus"]["AU1"] == {"method": "none", "threshold": 0.5}
+    with pytest.raises(ValueError, match="too few to calibrate"):
+        fit_format(read, labels, ["S1"] * 300, fmt)
+
+
+def test_best_threshold_is_the_best():
+    rng = np.random.default_rng(0)
+    probabilities = rng.random(200).round(2)
+    truth = rng.random(200) < probabilities**2
+    found = best_threshold(probabilities, truth)
+    best = max(f1_score(truth, probabilities >= each) for each in np.linspace(0, 1, 401))
+    assert f1_score(truth, probabilities >= found) == pytest.approx(best)
+
+
+def test_recognize_applies_it_to_slots_only():
+    model, processor = build_tiny()
+    fmt = FORMATS["bp4d"]
+    faces = random_faces(2)
+    plain = model.recognize(processor, faces, formats=["bp4d"])
+    constrained = model.recognize(processor, faces, formats=["bp4d"], decoding="constrained")
+    model.config.calibration = entry(
+        fmt,
+        AU1={"method": "temperature", "temperature": 2.0, "threshold": 0.001},
+        AU2={"method": "none", "threshold": 0.999},
+    )
+    for before, after in zip(plain, model.recognize(processor, faces, formats=["bp4d"]), strict=True):
+        before, after = before["bp4d"], after["bp4d"]
+        odds = before["AU1"].probability / (1 - before["AU1"].probability)
+        assert after["AU1"].probability == pytest.approx(odds**0.5 / (1 + odds**0.5), abs=1e-5)
+        assert (after["AU1"].value, after["AU1"].present) == (1, True)
+        assert (after["AU2"].value, after["AU2"].present) == (0, False)
+        assert after["AU2"].probability == pytest.approx(before["AU2"].probability)
+        assert parse_answer(after.text, fmt).values == {label: reading.value for label, reading in after.items()}
+    again = model.recognize(processor, faces, formats=["bp4d"], decoding="constrained")
+    assert [answers["bp4d"].text for answers in again] == [answers["bp4d"].text for answers in constrained]
+
+
+def run(checkpoint, *flags):
+    return eval_au.main(eval_au.make_parser().parse_args([str(flag) for flag in ("--model", checkpoint, *flags)]))
+
+
+def test_command_stores_it_in_the_checkpoint(tiny_checkpoint, rendered_records, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fit_calibration, "FEWEST", 1)
+    checkpoint = tmp_path / "model"
+    shutil.copytree(tiny_checkpoint, checkpoint)
+    before = json.loads((checkpoint / "config.json").read_text())
+    run(checkpoint, "--calibrate", rendered_records, "--part", "train", "--out", tmp_path / "out")
+    assert "log loss" in capsys.readouterr().out
+    after = json.loads((checkpoint / "config.json").read_text())
+    calibration = after.pop("calibration")
+    before.pop("calibration", None)
+    assert after == before
+    assert calibration["fitted_on"]["subjects"] == 5
+    assert calibration["fitted_on"]["images"] == 10
+    manifest = json.loads((rendered_records / "manifest.json").read_text())
+    assert calibration["fitted_on"]["data"] == {str(rendered_records): manifest["content_sha256"]}
+    report = json.loads((tmp_path / "out" / "calibration.json").read_text())["formats"]
+    assert set(report["feafa"]["per_au"]) == set(FORMATS["feafa"].labels)
+    assert {"ece_before", "ece_after", "log_loss_before", "brier_after"} <= set(report["feafa"]["all"])
+    assert (tmp_path / "out" / "reliability.png").stat().st_size > 5000
+
+    config = AuLlavaConfig.from_pretrained(checkpoint)
+    assert config.calibration == calibration
+    config.save_pretrained(tmp_path / "again")
+    assert AuLlavaConfig.from_pretrained(tmp_path / "again").calibration == calibration
+
+    flags = ("--data", rendered_records, "--formats", "feafa", "--out")
+    run(checkpoint, *flags, tmp_path / "calibrated")
+    run(checkpoint, *flags, tmp_path / "raw", "--uncalibrated")
+    run(tiny_checkpoint, *flags, tmp_path / "original")
+    scores = [json.loads((tmp_path / each / "results.json").read_text()) for each in ("calibrated", "raw", "original")]
+    assert scores[1]["formats"] == scores[2]["formats"] != scores[0]["formats"]
+    assert [each["provenance"]["calibrated"] for each in scores] == [True, False, False]
+
+
+def test_a_hub_id_cannot_be_calibrated(tiny_checkpoint, rendered_records, tmp_path, monkeypatch):
+    monkeypatch.chdir(tiny_checkpoint)
+    with pytest.raises(ValueError, match="are needed"):
+        run(".", "--calibrate", rendered_records, "--out", tmp_path)  # two validation subjects
+    monkeypatch.setattr(eval_au.AutoModelForImageTextToText, "from_pretrained", lambda *_, **__: torch.nn.Linear(1, 1))
+    monkeypatch.setattr(eval_au.AutoProcessor, "from_pretrained", lambda *_, **__: None)
+    with pytest.raises(ValueError, match=r"no folder that holds one"):
+        run("somebody/model", "--calibrate", rendered_records, "--out", tmp_path)

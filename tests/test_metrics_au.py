@@ -1,44 +1,108 @@
 """Every score against an independent computation, on data with missing cells and degenerate AUs."""
 
+import itertools
 import warnings
 
 import numpy as np
 import pytest
 import scipy.stats
+import sklearn.calibration
 import sklearn.metrics
 
 from au_llava.action_units import FORMATS, AUFormat
-from au_llava.metrics_au import agreement, detection, icc, intervals, score
+from au_llava.metrics_au import (
+    agreement,
+    confusion,
+    detection,
+    fold_scores,
+    holm,
+    icc,
+    icc_1_1,
+    intervals,
+    paired_difference,
+    presence,
+    reliability_curve,
+    risk_coverage,
+    score,
+)
 
 NAN = float("nan")
 OCCURRENCE = AUFormat("o", ("AU1", "AU2"), "occurrence")
 INTENSITY = AUFormat("i", ("AU1", "AU2"), "intensity")
+DETECTION = ("f1", "precision", "recall", "accuracy", "balanced_accuracy", "mcc", "f1_skew_normalised")
+AGREEMENT = ("icc", "icc_1_1", "pcc", "mae", "mse", "mae_nonzero")
+PRESENCE = ("roc_auc", "average_precision", "ece", "brier")
+SCALES = ("occurrence", "intensity", "continuous")
 
 
-def brute_force_icc(ratings):
-    """ICC(3,1) from the two-way analysis of variance, cell by cell."""
+def simulate(fmt, images, seed, missing=0.1, subjects=8):
+    """Labels, who is shown, and a system's predictions, probabilities with ties, and decisions; each with gaps."""
+    rng = np.random.default_rng(seed)
+    shape, top = (images, len(fmt.labels)), fmt.value_numbers[-1]
+    references = rng.integers(0, 2, shape) * rng.choice(fmt.value_numbers, shape)
+    noisy = np.clip(references + rng.normal(0, 0.4 * top, shape), 0, top)
+    system = {
+        "predictions": np.round(noisy) if fmt.scale == "occurrence" else noisy,
+        "probabilities": np.round(np.clip(noisy / top + rng.normal(0, 0.1, shape), 0, 1), 2),
+        "decisions": (noisy >= 0.6 * top).astype(float),
+    }
+    for values in (references, *system.values()):
+        values[rng.random(shape) < missing] = NAN
+    return references, np.array([f"s{number}" for number in rng.integers(0, subjects, images)]), system
+
+
+def brute_force_mean_squares(ratings):
+    """(between targets, within targets, residual) of the analysis of variance, cell by cell."""
     n, k = len(ratings), len(ratings[0])
     grand = sum(map(sum, ratings)) / (n * k)
     rows = [sum(row) / k for row in ratings]
     columns = [sum(row[j] for row in ratings) / n for j in range(k)]
+    cells = list(itertools.product(range(n), range(k)))
     bms = k * sum((row - grand) ** 2 for row in rows) / (n - 1)
-    residual = [(ratings[i][j] - rows[i] - columns[j] + grand) ** 2 for i in range(n) for j in range(k)]
-    ems = sum(residual) / ((n - 1) * (k - 1))
-    return (bms - ems) / (bms + (k - 1) * ems)
+    wms = sum((ratings[i][j] - rows[i]) ** 2 for i, j in cells) / (n * (k - 1))
+    ems = sum((ratings[i][j] - rows[i] - columns[j] + grand) ** 2 for i, j in cells) / ((n - 1) * (k - 1))
+    return bms, wms, ems
+
+
+def brute_force_icc(ratings):
+    bms, _, ems = brute_force_mean_squares(ratings)
+    return (bms - ems) / (bms + (len(ratings[0]) - 1) * ems)
+
+
+def brute_force_icc_1_1(ratings):
+    bms, wms, _ = brute_force_mean_squares(ratings)
+    return (bms - wms) / (bms + (len(ratings[0]) - 1) * wms)
+
+
+def brute_force_ece(probabilities, labels):
+    total = 0
+    for number in range(15):
+        inside = (probabilities > number / 15) & (probabilities <= (number + 1) / 15)
+        inside |= (probabilities == 0) & (number == 0)
+        if inside.any():
+            total += inside.mean() * abs(probabilities[inside].mean() - labels[inside].mean())
+    return total
+
+
+# Table 2 of Shrout and Fleiss (1979): six targets, four judges.
+SHROUT_FLEISS = np.array([[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]])
 
 
 def test_icc_on_the_published_example():
-    # Table 2 of Shrout and Fleiss (1979): six targets, four judges; their ICC(3,1) is .71.
-    ratings = np.array([[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]])
-    assert round(icc(ratings), 2) == 0.71
-    assert icc(ratings) == pytest.approx(brute_force_icc(ratings.tolist()))
+    assert round(icc(SHROUT_FLEISS), 2) == 0.71
+    assert round(icc_1_1(SHROUT_FLEISS), 2) == 0.17
+    assert icc(SHROUT_FLEISS) == pytest.approx(brute_force_icc(SHROUT_FLEISS.tolist()))
+    assert icc_1_1(SHROUT_FLEISS) == pytest.approx(brute_force_icc_1_1(SHROUT_FLEISS.tolist()))
 
 
-def test_icc_is_consistency_not_absolute_agreement():
+def test_icc_is_consistency_and_icc_1_1_absolute_agreement():
     labels = np.array([0.0, 1, 3, 5])
     assert icc(np.stack([labels, labels + 1], axis=1)) == pytest.approx(1)
     assert icc(np.stack([labels, -labels], axis=1)) == pytest.approx(-1)
     assert icc(np.stack([labels, np.full(4, 2.0)], axis=1)) == pytest.approx(0)
+    assert icc_1_1(np.stack([labels, labels], axis=1)) == pytest.approx(1)
+    assert icc_1_1(np.stack([labels, labels + 1], axis=1)) < 0.95
+    assert icc_1_1(np.array([[0.0, 1.0], [0.0, 1.0]])) == pytest.approx(-1)
 
 
 @pytest.mark.parametrize("ratings", [[[1.0, 2.0]], [[0.1, 0.7]] * 3, np.zeros((0, 2))])
@@ -46,43 +110,80 @@ def test_icc_is_undefined_where_targets_cannot_be_told_apart(ratings):
     assert np.isnan(icc(np.array(ratings)))
 
 
-@pytest.mark.parametrize("name", list(FORMATS))
-def test_scores_equal_independent_computations(name):
-    fmt = FORMATS[name]
-    rng = np.random.default_rng(7)
-    shape = (400, len(fmt.labels))
-    references = rng.choice(fmt.value_numbers, size=shape)
-    noisy = np.clip(references + rng.normal(0, 0.4 * fmt.value_numbers[-1], shape), 0, fmt.value_numbers[-1])
-    predictions = np.round(noisy) if fmt.scale == "occurrence" else noisy
-    references[rng.random(shape) < 0.2] = NAN
-    predictions[rng.random(shape) < 0.1] = NAN
+@pytest.mark.parametrize("ratings", [[[1.0, 2.0]], [[0.7, 0.7]] * 3, np.zeros((0, 2))])
+def test_icc_1_1_is_undefined_where_all_is_equal(ratings):
+    assert np.isnan(icc_1_1(np.array(ratings)))
 
-    result = score(predictions, references, fmt)
+
+@pytest.mark.parametrize(("name", "decided"), [("bp4d", False), ("bp4d", True), ("disfa", True), ("feafa", False)])
+def test_scores_equal_independent_computations(name, decided):
+    fmt = FORMATS[name]
+    references, subjects, system = simulate(fmt, 240, seed=7, missing=0.15)
+    if not decided:
+        del system["decisions"]
+    result = score(references=references, fmt=fmt, subjects=subjects, **system)
+    predictions = system["predictions"]
+    decisions = system.get("decisions", predictions)
+
     for column, label in enumerate(fmt.labels):
-        kept = ~np.isnan(references[:, column]) & ~np.isnan(predictions[:, column])
-        guess, truth = predictions[kept, column], references[kept, column]
-        present, positive = guess >= fmt.presence_threshold, truth >= fmt.presence_threshold
-        of_au = result["per_au"][label]
-        hits = np.sum(present & positive)
-        assert of_au["f1"] == pytest.approx(2 * hits / (present.sum() + positive.sum()))
-        assert of_au["precision"] == pytest.approx(hits / present.sum())
-        assert of_au["recall"] == pytest.approx(hits / positive.sum())
-        assert of_au["accuracy"] == pytest.approx(np.mean(present == positive))
-        assert of_au["f1"] == pytest.approx(sklearn.metrics.f1_score(positive, present))
-        assert (of_au["support"], of_au["n"]) == (positive.sum(), kept.sum())
-        assert of_au["unparsed"] == np.sum(~np.isnan(references[:, column]) & np.isnan(predictions[:, column]))
+        annotated = ~np.isnan(references[:, column])
+        kept = annotated & ~np.isnan(predictions[:, column]) & ~np.isnan(decisions[:, column])
+        guess, truth, whose = predictions[kept, column], references[kept, column], subjects[kept]
+        present = decisions[kept, column] >= (1 if decided else fmt.presence_threshold)
+        positive = truth >= fmt.presence_threshold
+        balance = np.where(positive, 1, positive.sum() / (~positive).sum())
+        expected = {
+            "f1": sklearn.metrics.f1_score(positive, present),
+            "precision": np.sum(present & positive) / present.sum(),
+            "recall": sklearn.metrics.recall_score(positive, present),
+            "accuracy": np.mean(present == positive),
+            "balanced_accuracy": sklearn.metrics.balanced_accuracy_score(positive, present),
+            "mcc": sklearn.metrics.matthews_corrcoef(positive, present),
+            "f1_skew_normalised": sklearn.metrics.f1_score(positive, present, sample_weight=balance),
+        }
         if fmt.scale != "occurrence":
-            assert of_au["mae"] == pytest.approx(np.mean(np.abs(guess - truth)))
-            assert of_au["mse"] == pytest.approx(np.mean((guess - truth) ** 2))
-            assert of_au["pcc"] == pytest.approx(np.corrcoef(guess, truth)[0, 1])
-            assert of_au["pcc"] == pytest.approx(scipy.stats.pearsonr(guess, truth).statistic)
-            assert of_au["icc"] == pytest.approx(brute_force_icc(np.stack([guess, truth], 1).tolist()))
-    assert result["n"] == 400
-    assert result["annotated"] == np.sum(~np.isnan(references))
-    assert result["unparsed"] == sum(of_au["unparsed"] for of_au in result["per_au"].values()) > 0
+            pairs = np.stack([guess, truth], axis=1)
+            expected |= {
+                "icc": brute_force_icc(pairs.tolist()),
+                "icc_1_1": brute_force_icc_1_1(pairs.tolist()),
+                "pcc": scipy.stats.pearsonr(guess, truth).statistic,
+                "mae": sklearn.metrics.mean_absolute_error(truth, guess),
+                "mse": sklearn.metrics.mean_squared_error(truth, guess),
+                "mae_nonzero": np.mean([abs(p - t) for p, t in pairs if t > 0]),
+                "icc_within": np.mean([brute_force_icc(pairs[whose == who].tolist()) for who in np.unique(whose)]),
+            }
+            assert expected["icc"] == pytest.approx(icc(pairs))
+            assert expected["icc_1_1"] == pytest.approx(icc_1_1(pairs))
+        rated = annotated & ~np.isnan(system["probabilities"][:, column])
+        probability = system["probabilities"][rated, column]
+        positive = references[rated, column] >= fmt.presence_threshold
+        expected |= {
+            "roc_auc": sklearn.metrics.roc_auc_score(positive, probability),
+            "average_precision": sklearn.metrics.average_precision_score(positive, probability),
+            "ece": brute_force_ece(probability, positive),
+            "brier": sklearn.metrics.brier_score_loss(positive, probability),
+        }
+        counts = {"support": np.sum(truth >= fmt.presence_threshold), "n": kept.sum(), "n_probability": rated.sum()}
+        counts |= {"unparsed": np.sum(annotated & ~kept), "undefined": {}}
+        of_au = result["per_au"][label]
+        assert {key: of_au[key] for key in counts} == counts
+        assert {key: of_au[key] for key in expected} == pytest.approx(expected, rel=1e-9)
+        assert set(of_au) == set(counts) | set(expected)
+
+    assert set(result["mean"]) == set(expected)
     for metric, mean in result["mean"].items():
         assert mean == pytest.approx(np.mean([of_au[metric] for of_au in result["per_au"].values()]))
         assert result["averaged"][metric] == len(fmt.labels)
+    assert result["n"] == 240
+    assert result["annotated"] == np.sum(~np.isnan(references))
+    assert result["unparsed"] == sum(of_au["unparsed"] for of_au in result["per_au"].values()) > 0
+
+    assert list(result["per_subject"]) == sorted(set(subjects))
+    for who, ours in result["per_subject"].items():
+        theirs = {key: values[subjects == who] for key, values in system.items()}
+        theirs = score(references=references[subjects == who], fmt=fmt, **theirs)["mean"]
+        assert set(ours) == {"f1", "accuracy"} | ({"icc", "mae"} if fmt.scale != "occurrence" else set())
+        assert ours == pytest.approx({metric: theirs[metric] for metric in ours}, nan_ok=True)
 
 
 def test_hand_worked_occurrence():
@@ -91,32 +192,125 @@ def test_hand_worked_occurrence():
     result = score(predictions, references, OCCURRENCE)
     assert result["per_au"]["AU1"] == {
         **{"f1": 0.5, "precision": 0.5, "recall": 0.5, "accuracy": 0.5},
-        **{"support": 2, "n": 4, "unparsed": 1},
+        **{"balanced_accuracy": 0.5, "mcc": 0, "f1_skew_normalised": 0.5},
+        **{"support": 2, "n": 4, "unparsed": 1, "undefined": {}},
     }
     second = result["per_au"]["AU2"]  # three cells left, all absent and read as absent
     assert (second["accuracy"], second["support"], second["n"], second["unparsed"]) == (1, 0, 3, 1)
     assert np.isnan([second["f1"], second["precision"], second["recall"]]).all()
     assert result["mean"]["f1"] == 0.5
-    assert result["averaged"] == {"f1": 1, "precision": 1, "recall": 1, "accuracy": 2}
+    assert result["averaged"] == {**dict.fromkeys(DETECTION, 1), "accuracy": 2}
     assert (result["annotated"], result["unparsed"]) == (9, 2)
 
 
-def test_false_alarms_without_a_positive_are_an_f1_of_zero():
-    scores = detection(np.array([True, False]), np.array([False, False]))
-    assert (scores["f1"], scores["precision"], scores["support"]) == (0, 0, 0)
-    assert np.isnan(scores["recall"])
+def test_skew_normalised_f1_does_not_depend_on_how_rare_an_au_is():
+    predictions = np.array([True, True, False, True, False, False])
+    references = np.array([True, True, True, False, False, False])
+    frames = np.array([0, 1, 2] + [3, 4, 5] * 10)
+    scores, rare = detection(predictions, references), detection(predictions[frames], references[frames])
+    assert scores["f1_skew_normalised"] == rare["f1_skew_normalised"] == pytest.approx(2 / 3)
+    assert scores["f1"] == pytest.approx(2 / 3)
+    assert rare["f1"] == pytest.approx(4 / 15)
 
 
-def test_constants_leave_correlation_undefined_without_a_warning():
+YES, NO = True, False
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references", "undefined"),
+    [
+        ([], [], dict.fromkeys(DETECTION, "no image scored")),
+        (
+            [NO, NO],
+            [NO, NO],
+            {
+                "f1": "no positive label and none predicted",
+                "precision": "none predicted",
+                "recall": "no positive label",
+                **dict.fromkeys(("balanced_accuracy", "mcc", "f1_skew_normalised"), "one class only"),
+            },
+        ),
+        (  # false alarms without a positive label are an F1 of 0
+            [YES, NO],
+            [NO, NO],
+            {
+                "recall": "no positive label",
+                **dict.fromkeys(("balanced_accuracy", "mcc", "f1_skew_normalised"), "one class only"),
+            },
+        ),
+        (
+            [YES, NO],
+            [YES, YES],
+            dict.fromkeys(("balanced_accuracy", "mcc", "f1_skew_normalised"), "one class only"),
+        ),
+        ([NO, NO], [YES, NO], {"precision": "none predicted", "mcc": "one class predicted only"}),
+        ([YES, YES], [YES, NO], {"mcc": "one class predicted only"}),
+    ],
+)
+def test_undefined_detection_is_nan_with_the_reason(predictions, references, undefined):
+    scores = detection(np.array(predictions, dtype=bool), np.array(references, dtype=bool))
+    assert scores["undefined"] == undefined
+    assert {metric for metric in DETECTION if np.isnan(scores[metric])} == set(undefined)
+    if predictions == [YES, NO] and references == [NO, NO]:
+        assert (scores["f1"], scores["precision"]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references", "undefined"),
+    [
+        ([], [], dict.fromkeys(AGREEMENT, "no image scored")),
+        ([2.0], [1.0], dict.fromkeys(("icc", "icc_1_1", "pcc"), "one image only")),
+        ([2.0, 2, 2], [1.0, 2, 3], {"pcc": "predictions constant"}),
+        ([0.1, 0.2, 0.7], [0.3] * 3, {"pcc": "labels constant"}),
+        ([0.1] * 3, [0.7] * 3, {"icc": "labels and predictions constant", "pcc": "labels constant"}),
+        (
+            [0.0] * 3,
+            [0.0] * 3,
+            {
+                **dict.fromkeys(("icc", "icc_1_1"), "labels and predictions constant"),
+                "pcc": "labels constant",
+                "mae_nonzero": "no label above 0",
+            },
+        ),
+    ],
+)
+def test_undefined_agreement_is_nan_with_the_reason(predictions, references, undefined):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        scores = agreement(np.array([2.0, 2, 2]), np.array([1.0, 2, 3]))
-        alone = agreement(np.array([2.0]), np.array([1.0]))
-    assert np.isnan(scores["pcc"])
-    assert scores["icc"] == pytest.approx(0)
-    assert scores["mae"] == pytest.approx(2 / 3)
-    assert alone["mse"] == 1
-    assert np.isnan([alone["pcc"], alone["icc"]]).all()
+        scores = agreement(np.array(predictions), np.array(references))
+    assert scores["undefined"] == undefined
+    assert {metric for metric in AGREEMENT if np.isnan(scores[metric])} == set(undefined)
+
+
+@pytest.mark.parametrize(
+    ("references", "undefined"),
+    [
+        ([], dict.fromkeys(PRESENCE, "no image scored")),
+        ([NO, NO], {"roc_auc": "one class only", "average_precision": "no positive label"}),
+        ([YES, YES], {"roc_auc": "one class only"}),
+    ],
+)
+def test_undefined_presence_is_nan_with_the_reason(references, undefined):
+    scores = presence(np.linspace(0, 1, len(references)), np.array(references, dtype=bool))
+    assert scores["undefined"] == undefined
+    assert {metric for metric in PRESENCE if np.isnan(scores[metric])} == set(undefined)
+
+
+def test_hand_worked_presence():
+    scores = presence(np.array([0.9, 0.9, 0.2, 0.0]), np.array([True, False, True, False]))
+    # Of four pairs one is won, one tied, one lost (0.9 against 0.2) and one won.
+    assert scores["roc_auc"] == 2.5 / 4
+    assert scores["average_precision"] == pytest.approx(1 / 2 * 1 / 2 + 1 / 2 * 2 / 3)
+    assert scores["brier"] == pytest.approx((0.01 + 0.81 + 0.64 + 0) / 4)
+    assert scores["ece"] == pytest.approx((2 * abs(0.9 - 0.5) + 0.8 + 0) / 4)
+
+
+def test_agreement_is_exact_far_from_zero_and_for_close_values():
+    rng = np.random.default_rng(0)
+    predictions, references = 1e4 + rng.normal(0, 1e-3, (2, 1000))
+    scores = agreement(predictions, references)
+    assert scores["icc"] == pytest.approx(icc(np.stack([predictions, references], axis=1)), rel=1e-6)
+    assert scores["pcc"] == pytest.approx(scipy.stats.pearsonr(predictions, references).statistic, rel=1e-6)
 
 
 def test_intensity_counts_as_present_from_the_threshold_on():
@@ -127,61 +321,161 @@ def test_intensity_counts_as_present_from_the_threshold_on():
     assert score(predictions, references, strict)["per_au"]["AU1"]["support"] == 2
 
 
+def test_decisions_replace_the_threshold_on_predictions():
+    references, predictions = [[0, 5], [2, 5]], [[5, 5], [0, 5]]
+    result = score(predictions, references, INTENSITY, decisions=[[0, 1], [1, NAN]])
+    assert result["per_au"]["AU1"]["f1"] == 1
+    assert result["per_au"]["AU1"]["mae"] == 3.5
+    assert (result["per_au"]["AU2"]["n"], result["per_au"]["AU2"]["unparsed"], result["unparsed"]) == (1, 1, 1)
+
+
+def test_within_subject_icc_gives_nothing_for_telling_faces_apart():
+    """Each subject's label is its own constant; the prediction knows the subject and adds noise."""
+    references = np.repeat([0.0, 5.0], 4)[:, None]
+    predictions = references + np.array([0.0, 0.5, 0.0, 0.5] * 2)[:, None]
+    fmt = AUFormat("i", ("AU1",), "intensity")
+    scores = score(predictions, references, fmt, subjects=["a"] * 4 + ["b"] * 4)["per_au"]["AU1"]
+    assert scores["icc"] > 0.9
+    assert scores["icc_within"] == 0
+    alone = score(predictions, references, fmt, subjects=list("abcdefgh"))["per_au"]["AU1"]
+    assert alone["undefined"] == {"icc_within": "icc undefined within every subject"}
+
+
 @pytest.mark.parametrize("fmt", [OCCURRENCE, INTENSITY])
 @pytest.mark.parametrize("empty", [[], np.zeros((0, 2)), [[NAN, NAN]]])
 def test_nothing_to_score_is_nan_not_zero(empty, fmt):
-    result = score(empty, empty, fmt)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        subjects = ["a"] * len(empty)
+        result = score(empty, empty, fmt, probabilities=empty, decisions=empty, subjects=subjects)
+        bounds = intervals(empty, empty, subjects, fmt, probabilities=empty, resamples=3)
+        system = {"predictions": empty, "probabilities": empty}
+        difference = paired_difference(system, system, empty, subjects, fmt, resamples=3)
     assert np.isnan(list(result["mean"].values())).all()
     assert set(result["averaged"].values()) == {0}
     assert (result["n"], result["annotated"], result["unparsed"]) == (len(empty), 0, 0)
+    for of_au in result["per_au"].values():
+        assert of_au["undefined"] == dict.fromkeys(result["mean"], "no image scored")
+    assert set(bounds["mean"]) == set(result["mean"])
+    assert np.isnan(list(bounds["mean"].values())).all()
+    for values in (*difference["mean"].values(), *difference["per_au"]["AU1"].values()):
+        assert np.isnan([value for value in values.values() if value != values["interval"]]).all()
+        assert np.isnan(values["interval"]).all()
+
+
+ONES = [[1, 1]]
 
 
 @pytest.mark.parametrize(
-    ("predictions", "references", "fmt", "message"),
+    ("predictions", "references", "fmt", "more", "message"),
     [
-        ([[1, 0, 0]], [[1, 0]], OCCURRENCE, r"predictions have shape \(1, 3\)"),
-        ([1, 0], [[1, 0]], OCCURRENCE, r"predictions have shape \(2,\)"),
-        ([[1, 0]], [[1, 0], [1, 0]], OCCURRENCE, "1 predictions but 2 references"),
-        ([[1, 0]], [[1, 9]], OCCURRENCE, "1 references of format 'o' are not 0 or 1"),
-        ([[0.7, 0]], [[1, 0]], OCCURRENCE, "threshold probabilities"),
-        ([[1, 0]], [[9, 0]], INTENSITY, "not from 0 to 5, such as 9"),
-        ([[np.inf, 0]], [[1, 0]], INTENSITY, "not finite"),
-        ([[1, 0], [1]], [[1, 0]], INTENSITY, "rows of equal length"),
+        ([[1, 0, 0]], [[1, 0]], OCCURRENCE, {}, r"predictions have shape \(1, 3\)"),
+        ([1, 0], [[1, 0]], OCCURRENCE, {}, r"predictions have shape \(2,\)"),
+        ([[1, 0]], [[1, 0], [1, 0]], OCCURRENCE, {}, "1 predictions but 2 references"),
+        ([[1, 0]], [[1, 9]], OCCURRENCE, {}, "1 references of format 'o' are not 0 or 1"),
+        ([[0.7, 0]], [[1, 0]], OCCURRENCE, {}, "threshold probabilities"),
+        ([[1, 0]], [[9, 0]], INTENSITY, {}, "not from 0 to 5, such as 9"),
+        ([[np.inf, 0]], [[1, 0]], INTENSITY, {}, "not finite"),
+        ([[1, 0], [1]], [[1, 0]], INTENSITY, {}, "rows of equal length"),
+        (ONES, ONES, INTENSITY, {"probabilities": [[1.2, 0]]}, "1 probabilities of format 'i' are not from 0 to 1"),
+        (ONES, ONES, INTENSITY, {"probabilities": [[1, 0], [1, 0]]}, "1 predictions but 2 probabilities"),
+        (ONES, ONES, INTENSITY, {"decisions": [[0.5, 0]]}, "1 decisions of format 'i' are not 0 or 1"),
+        (ONES, ONES, INTENSITY, {"decisions": [[0, 0, 0]]}, r"decisions have shape \(1, 3\)"),
+        (ONES, ONES, INTENSITY, {"subjects": ["a", "b"]}, "1 predictions but 2 subjects"),
+        (ONES, ONES, INTENSITY, {"subjects": [["a"]]}, r"subjects have shape \(1, 1\)"),
+        (ONES, ONES, INTENSITY, {"subjects": [None]}, "1 images have no subject"),
+        (ONES, ONES, INTENSITY, {"subjects": [NAN]}, "1 images have no subject"),
     ],
 )
-def test_wrong_input_is_refused_with_the_reason(predictions, references, fmt, message):
+def test_wrong_input_is_refused_with_the_reason(predictions, references, fmt, more, message):
     with pytest.raises(ValueError, match=message):
-        score(predictions, references, fmt)
+        score(predictions, references, fmt, **more)
 
 
-@pytest.mark.parametrize("scale", ["occurrence", "intensity", "continuous"])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: intervals(ONES, ONES, ["a", "b"], INTENSITY), "1 predictions but 2 subjects"),
+        (lambda: intervals(ONES, ONES, ["a"], INTENSITY, level=95), "level between 0 and 1, not 1000 and 95"),
+        (lambda: intervals(ONES, ONES, ["a"], INTENSITY, resamples=0), "resamples must be at least 1"),
+        (
+            lambda: paired_difference({"predictions": ONES}, {"predictions": ONES * 2}, ONES, ["a"], INTENSITY),
+            "2 predictions but 1 references",
+        ),
+        (lambda: fold_scores({}, INTENSITY), "0 folds were given"),
+        (
+            lambda: fold_scores(
+                {
+                    "1": {"predictions": ONES, "references": ONES},
+                    "2": {"predictions": ONES, "references": ONES, "subjects": ["a"]},
+                },
+                INTENSITY,
+            ),
+            "the same arguments in every fold",
+        ),
+        (lambda: reliability_curve([0.1, 1.1], [0, 1]), "1 probabilities are not from 0 to 1, such as 1.1"),
+        (lambda: reliability_curve([0.1], [0, 1]), "1 probabilities but 2 references"),
+        (lambda: reliability_curve([[0.1]], [[1]]), r"probabilities have shape \(1, 1\)"),
+        (lambda: risk_coverage([0.1, 0.2], [0, 3]), "1 errors are not 0 or 1, such as 3"),
+        (lambda: confusion(ONES, [[1, 7]], INTENSITY), "not from 0 to 5, such as 7"),
+    ],
+)
+def test_wrong_calls_are_refused_with_the_reason(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def drawn_images(subjects, resamples, seed):
+    """For each resample of subjects, the same that `intervals` draws: its images, and whose they are, copies apart."""
+    people = np.unique(subjects)
+    counts = np.random.default_rng(seed).multinomial(len(people), np.full(len(people), 1 / len(people)), size=resamples)
+    for row in counts:
+        copies = [(who, copy) for who, times in zip(people, row, strict=True) for copy in range(times)]
+        images = [np.flatnonzero(subjects == who) for who, _ in copies]
+        names = [f"{who} {copy}" for (who, copy), each in zip(copies, images, strict=True) for _ in each]
+        yield np.concatenate(images), names
+
+
+@pytest.mark.parametrize("scale", SCALES)
 def test_intervals_equal_a_bootstrap_by_loop(scale):
     """The same resamples of subjects, each scored by `score` on the images put together one by one."""
-    rng = np.random.default_rng(5)
     fmt = AUFormat("f", ("AU1", "AU2", "AU4"), scale)
-    top = fmt.value_numbers[-1]
-    references = rng.integers(0, 2, (60, 3)) * (1.0 if scale == "occurrence" else rng.uniform(0, top, (60, 3)).round(2))
-    predictions = np.where(rng.random((60, 3)) < 0.7, references, rng.integers(0, 2, (60, 3)) * top)
-    references[rng.random((60, 3)) < 0.1] = NAN
-    predictions[rng.random((60, 3)) < 0.1] = NAN
-    subjects = np.array([f"s{number}" for number in rng.integers(0, 8, 60)])
-    ours = intervals(predictions, references, subjects, fmt, resamples=40, seed=3)
+    references, subjects, system = simulate(fmt, 60, seed=5)
+    references[:, 2] *= subjects == "s1"  # constant but for one subject: undefined in a third of the resamples
+    ours = intervals(references=references, subjects=subjects, fmt=fmt, resamples=40, level=0.9, seed=3, **system)
 
-    people = np.unique(subjects)
-    counts = np.random.default_rng(3).multinomial(len(people), np.full(len(people), 1 / len(people)), size=40)
     scores = []
-    for row in counts:
-        drawn = zip(people, row, strict=True)
-        images = np.concatenate([np.flatnonzero(subjects == who).repeat(times) for who, times in drawn])
-        scores.append(score(predictions[images], references[images], fmt))
-    for metric, (low, high) in ours["mean"].items():
+    for images, names in drawn_images(subjects, 40, seed=3):
+        drawn = {key: values[images] for key, values in system.items()}
+        scores.append(score(references=references[images], fmt=fmt, subjects=names, **drawn))
+    assert set(ours["mean"]) == set(ours["per_au"]["AU1"]) == set(scores[0]["mean"])
+    for metric, bounds in ours["mean"].items():
         values = [each["mean"][metric] for each in scores]
-        np.testing.assert_allclose([low, high], np.nanpercentile(values, [2.5, 97.5]), rtol=1e-7)
+        np.testing.assert_allclose(bounds, np.nanpercentile(values, [5, 95]), rtol=1e-9, err_msg=metric)
         for label in fmt.labels:
             values = [each["per_au"][label][metric] for each in scores]
-            np.testing.assert_allclose(
-                ours["per_au"][label][metric], np.nanpercentile(values, [2.5, 97.5]), rtol=1e-6, atol=1e-9
-            )
+            bounds = ours["per_au"][label][metric]
+            np.testing.assert_allclose(bounds, np.nanpercentile(values, [5, 95]), rtol=1e-9, atol=1e-12, err_msg=metric)
+    assert any(np.isnan(each["per_au"]["AU4"]["f1_skew_normalised"]) for each in scores)
+
+
+@pytest.mark.parametrize("rate", [0.005, 0.3])
+def test_binned_ranks_are_close_to_a_full_bootstrap(rate):
+    """More distinct probabilities than bins, for a common AU and for one with some thirty positives."""
+    rng = np.random.default_rng(1)
+    references = (rng.random((6000, 1)) < rate).astype(float)
+    probabilities = scipy.special.expit(rng.normal(size=(6000, 1)) + 3 * references - 2)
+    subjects = np.array([f"s{number}" for number in rng.integers(0, 20, 6000)])
+    fmt = AUFormat("o", ("AU1",), "occurrence")
+    ours = intervals(np.round(probabilities), references, subjects, fmt, probabilities, resamples=30)["mean"]
+    scores = [
+        presence(probabilities[images, 0], references[images, 0] == 1)
+        for images, _ in drawn_images(subjects, 30, seed=0)
+    ]
+    for metric, tolerance in {"roc_auc": 1e-3, "average_precision": 1e-3, "ece": 1e-12, "brier": 1e-12}.items():
+        loop = np.percentile([each[metric] for each in scores], [2.5, 97.5])
+        np.testing.assert_allclose(ours[metric], loop, rtol=0, atol=tolerance, err_msg=metric)
+        assert np.abs(ours[metric] - loop).max() < 0.1 * np.ptp(loop)
 
 
 def test_interval_of_one_subject_is_a_point_and_of_nothing_is_nan():
@@ -191,6 +485,163 @@ def test_interval_of_one_subject_is_a_point_and_of_nothing_is_nan():
     assert np.isnan(ours["per_au"]["AU2"]["f1"]).all()
 
 
-def test_intervals_want_one_subject_per_image():
-    with pytest.raises(ValueError, match="2 predictions, 2 references and 1 subjects"):
-        intervals(np.zeros((2, 2)), np.zeros((2, 2)), ["a"], OCCURRENCE)
+@pytest.mark.parametrize("scale", SCALES)
+def test_paired_differences_equal_a_bootstrap_by_loop(scale):
+    fmt = AUFormat("f", ("AU1", "AU2", "AU4"), scale)
+    references, subjects, a = simulate(fmt, 80, seed=2)
+    b = {key: values[::-1].copy() for key, values in a.items()}  # reads the wrong images
+    if scale == "intensity":
+        del b["probabilities"]
+    ours = paired_difference(a, b, references, subjects, fmt, resamples=50, level=0.9, seed=4)
+
+    points = [score(references=references, fmt=fmt, subjects=subjects, **system)["per_au"] for system in (a, b)]
+    loops = []
+    for images, names in drawn_images(subjects, 50, seed=4):
+        drawn = [{key: values[images] for key, values in system.items()} for system in (a, b)]
+        loops.append(
+            [score(references=references[images], fmt=fmt, subjects=names, **each)["per_au"] for each in drawn]
+        )
+    assert set(ours["mean"]) == set(points[1]["AU1"]) - {"support", "n", "unparsed", "n_probability", "undefined"}
+    for metric, mean in ours["mean"].items():
+        differences = np.array([[x[label][metric] - y[label][metric] for label in fmt.labels] for x, y in loops])
+        for column, label in enumerate(fmt.labels):
+            values = ours["per_au"][label][metric]
+            assert values["difference"] == pytest.approx(points[0][label][metric] - points[1][label][metric])
+            each = differences[:, column]
+            np.testing.assert_allclose(values["interval"], np.nanpercentile(each, [5, 95]), rtol=1e-7, atol=1e-11)
+            tail = min(np.sum(each <= 1e-12), np.sum(each >= -1e-12))
+            assert values["p"] == min(1, 2 * (tail + 1) / (np.sum(~np.isnan(each)) + 1))
+        assert mean["difference"] == pytest.approx(
+            np.mean([ours["per_au"][au][metric]["difference"] for au in fmt.labels])
+        )
+        np.testing.assert_allclose(
+            mean["interval"], np.percentile(np.nanmean(differences, axis=1), [5, 95]), rtol=1e-7, atol=1e-11
+        )
+        uncorrected, corrected = ([ours["per_au"][au][metric][key] for au in fmt.labels] for key in ("p", "p_holm"))
+        np.testing.assert_array_equal(corrected, holm(uncorrected))
+
+
+def test_paired_differences_are_sane():
+    references, subjects, good = simulate(INTENSITY, 300, seed=0, missing=0, subjects=30)
+    bad = {key: np.roll(values, 7, axis=0) for key, values in good.items()}
+
+    def compare(a, b, whose=subjects):
+        return paired_difference(a, b, references, whose, INTENSITY, resamples=200)
+
+    same = compare(good, good)["mean"]
+    assert {(each["difference"], *each["interval"], each["p"]) for each in same.values()} == {(0, 0, 0, 1)}
+    forth, back = compare(good, bad)["mean"], compare(bad, good)["mean"]
+    for metric, each in forth.items():
+        worse = metric in ("mae", "mse", "mae_nonzero", "ece", "brier")
+        assert (each["difference"] < 0) == worse, metric
+        assert each["p"] == pytest.approx(2 / 201), metric
+        assert each["interval"][0] < each["difference"] < each["interval"][1]
+        assert back[metric]["difference"] == -each["difference"]
+        np.testing.assert_allclose(back[metric]["interval"], [-each["interval"][1], -each["interval"][0]])
+    one = compare(good, bad, ["a"] * 300)
+    assert np.isnan([each["p"] for each in one["mean"].values()]).all()
+
+
+def test_p_values_of_equal_systems_are_seldom_small():
+    """Two systems of the same quality, 60 times: a p value below 0.1 should come up about 6 times."""
+    small = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        references = rng.integers(0, 6, (100, 1)).astype(float)
+        a, b = ({"predictions": references + rng.normal(0, 1, (100, 1))} for _ in range(2))
+        fmt = AUFormat("i", ("AU1",), "intensity")
+        result = paired_difference(a, b, references, np.arange(100) // 4, fmt, resamples=100)
+        small += result["mean"]["mae"]["p"] < 0.1
+    assert 2 <= small <= 13
+
+
+def test_holm_by_hand():
+    # Sorted 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1; the last would be 0.04, below the one before.
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(holm([0.02, NAN, 0.6, 0.6]), [0.06, NAN, 1, 1])
+    assert holm([]).shape == (0,)
+
+
+def test_folds_are_averaged_and_pooled():
+    references, subjects, system = simulate(INTENSITY, 90, seed=3)
+    given = {"references": references, "subjects": subjects, **system}
+    bounds = {"first": (0, 20), "second": (20, 90), "empty": (90, 90)}
+    folds = {name: {key: values[low:high] for key, values in given.items()} for name, (low, high) in bounds.items()}
+    folds["empty"] = {key: [] for key in given}
+    result = fold_scores(folds, INTENSITY)
+    assert str(result["pooled"]) == str(score(fmt=INTENSITY, **given))
+    assert {name: str(scores) for name, scores in result["folds"].items()} == {
+        name: str(score(fmt=INTENSITY, **fold)) for name, fold in folds.items()
+    }
+    for metric, mean in result["mean_of_folds"]["mean"].items():
+        first, second = (result["folds"][name] for name in ("first", "second"))
+        assert mean == pytest.approx((first["mean"][metric] + second["mean"][metric]) / 2)
+        for label, of_au in result["mean_of_folds"]["per_au"].items():
+            assert of_au[metric] == pytest.approx(
+                (first["per_au"][label][metric] + second["per_au"][label][metric]) / 2
+            )
+    assert result["mean_of_folds"]["mean"]["f1"] != pytest.approx(result["pooled"]["mean"]["f1"])
+
+
+def test_an_au_that_a_fold_lacks_is_averaged_over_the_others():
+    there = {"predictions": [[1, 1], [0, 0]], "references": [[1, 1], [0, 0]], "probabilities": None}
+    lacking = {"predictions": [[0, 1]], "references": [[0, NAN]]}
+    result = fold_scores({1: there, 2: lacking}, OCCURRENCE)
+    assert result["mean_of_folds"]["per_au"]["AU2"]["f1"] == 1
+    assert np.isnan(result["folds"][2]["mean"]["f1"])
+    assert result["mean_of_folds"]["mean"]["f1"] == 1
+
+
+def test_reliability_curve_is_what_ece_sums_up():
+    references, _, system = simulate(INTENSITY, 300, seed=1)
+    probabilities, labels = system["probabilities"][:, 0], (references[:, 0] >= 2).astype(float)
+    labels[np.isnan(references[:, 0])] = NAN
+    known = ~np.isnan(probabilities) & ~np.isnan(labels)
+    curve = reliability_curve(probabilities, labels)
+    rate, mean = sklearn.calibration.calibration_curve(labels[known], probabilities[known], n_bins=15)
+    np.testing.assert_allclose(curve["rate"][curve["count"] > 0], rate)
+    np.testing.assert_allclose(curve["probability"][curve["count"] > 0], mean)
+    assert curve["count"].sum() == known.sum()
+    ece = np.nansum(curve["count"] * np.abs(curve["probability"] - curve["rate"])) / known.sum()
+    assert ece == pytest.approx(score(references=references, fmt=INTENSITY, **system)["per_au"]["AU1"]["ece"])
+    none = reliability_curve([], [], bins=4)
+    assert none["count"].tolist() == [0] * 4
+    assert np.isnan([none["rate"], none["probability"]]).all()
+
+
+def test_risk_coverage_by_hand_and_by_loop():
+    curve = risk_coverage([0.9, 0.5, 0.5, 0.1, NAN, 1.0], [0, 1, 0, 1, 1, NAN])
+    np.testing.assert_allclose(curve["coverage"], [0.25, 0.75, 1])
+    np.testing.assert_allclose(curve["risk"], [0, 1 / 3, 1 / 2])
+    assert curve["aurc"] == pytest.approx((0 + 1 / 3 + 1 / 3 + 1 / 2) / 4)
+
+    rng = np.random.default_rng(0)
+    confidence, errors = rng.random(200).round(2), rng.integers(0, 2, 200)
+    risks = [errors[confidence >= each].mean() for each in confidence]
+    assert risk_coverage(confidence, errors)["aurc"] == pytest.approx(np.mean(risks))
+    nothing = risk_coverage([], [])
+    assert np.isnan(nothing["aurc"])
+    assert len(nothing["risk"]) == len(nothing["coverage"]) == 0
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_confusion_equals_scikit_learn(scale):
+    fmt = AUFormat("f", ("AU1", "AU2"), scale)
+    references, _, system = simulate(fmt, 200, seed=6)
+    ours = confusion(system["predictions"], references, fmt)
+    step = 5 if scale == "continuous" else 1
+    levels = 2 if scale == "occurrence" else 6
+    for table, predicted, labels in zip(ours, system["predictions"].T, references.T, strict=True):
+        known = ~np.isnan(predicted) & ~np.isnan(labels)
+        predicted, labels = (np.floor(each[known] * step + 0.5).astype(int) for each in (predicted, labels))
+        expected = sklearn.metrics.confusion_matrix(labels, predicted, labels=range(levels))
+        np.testing.assert_array_equal(table, expected)
+
+
+def test_confusion_rounds_ties_up_and_clips():
+    table = confusion([[2.5, -3.0], [2.4, 9.0]], [[2, 0], [2, 5]], INTENSITY)
+    assert table.shape == (2, 6, 6)
+    assert (table[0, 2, 3], table[0, 2, 2], table[1, 0, 0], table[1, 5, 5]) == (1, 1, 1, 1)
+    assert confusion([], [], INTENSITY).sum() == 0
+    fifths = confusion([[0.1], [0.3], [0.95]], [[0.0], [0.29], [1.0]], AUFormat("c", ("AU1",), "continuous"))[0]
+    assert (fifths[0, 1], fifths[1, 2], fifths[5, 5]) == (1, 1, 1)

@@ -8,6 +8,7 @@ import pytest
 import scipy.stats
 import sklearn.calibration
 import sklearn.metrics
+from conftest import load_tool
 
 from au_llava.action_units import FORMATS, AUFormat
 from au_llava.metrics_au import (
@@ -645,3 +646,9 @@ def test_confusion_rounds_ties_up_and_clips():
     assert confusion([], [], INTENSITY).sum() == 0
     fifths = confusion([[0.1], [0.3], [0.95]], [[0.0], [0.29], [1.0]], AUFormat("c", ("AU1",), "continuous"))[0]
     assert (fifths[0, 1], fifths[1, 2], fifths[5, 5]) == (1, 1, 1)
+
+
+def test_the_benchmark_runs(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["metrics.py", "--images", "200", "--subjects", "5", "--resamples", "10"])
+    load_tool("metrics").main()
+    assert "paired_difference" in capsys.readouterr().out

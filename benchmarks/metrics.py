@@ -1,0 +1,77 @@
+"""Seconds and memory of scores, bootstrap intervals and the comparison of two systems, on simulated answers.
+
+    python benchmarks/metrics.py                                        # as DISFA: 140,000 images, 12 AUs, 41 subjects
+    python benchmarks/metrics.py --format feafa --images 28000 --subjects 7000
+
+All metrics are computed: of decisions, of values and of probabilities, 5 % of the cells without a label. Memory is the
+most that the process held by then, imports and data included.
+"""
+
+import argparse
+import os
+import platform
+import resource
+import time
+
+import numpy as np
+import scipy
+from rich.console import Console
+from rich.table import Table
+
+from au_llava.action_units import FORMATS
+from au_llava.metrics_au import intervals, paired_difference, score
+
+
+def simulate(fmt, images: int, subjects: int, seed: int = 0) -> tuple[np.ndarray, list[str], list[dict]]:
+    """Labels (images, AUs) with rare high values, whose they are, and two systems that read them with noise."""
+    rng = np.random.default_rng(seed)
+    shape, highest = (images, len(fmt.labels)), fmt.value_numbers[-1]
+    strength = rng.beta(0.3, 1.5, shape)
+    systems = []
+    for noise in (0.1, 0.12):
+        read = np.clip(strength + rng.normal(0, noise, shape), 0, 1)
+        values = np.round(read) if fmt.scale == "occurrence" else read * highest
+        systems.append({"predictions": values, "probabilities": 1 / (1 + np.exp(-10 * (read - 0.4)))})
+    references = np.round(strength * highest, 2 if fmt.scale == "continuous" else 0)
+    references[rng.random(shape) < 0.05] = np.nan
+    return references, [f"subject {number}" for number in rng.integers(subjects, size=images)], systems
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--format", choices=FORMATS, default="disfa", help="AUs and scale (default: disfa)")
+    parser.add_argument("--images", type=int, default=140_000, help="(default: 140000)")
+    parser.add_argument("--subjects", type=int, default=41, help="(default: 41)")
+    parser.add_argument("--resamples", type=int, default=1000, help="(default: 1000)")
+    arguments = parser.parse_args()
+    fmt = FORMATS[arguments.format]
+    references, subjects, (a, b) = simulate(fmt, arguments.images, arguments.subjects)
+    runs = {
+        "imports and data": lambda: None,
+        "score": lambda: score(references=references, fmt=fmt, subjects=subjects, **a),
+        "intervals": lambda: intervals(
+            references=references, subjects=subjects, fmt=fmt, resamples=arguments.resamples, **a
+        ),
+        "paired_difference": lambda: paired_difference(a, b, references, subjects, fmt, resamples=arguments.resamples),
+    }
+    table = Table(
+        title=f"{arguments.images:,} images, {len(fmt.labels)} AUs ({fmt.scale}), {arguments.subjects:,} subjects, "
+        f"{arguments.resamples:,} resamples",
+        caption=f"{os.cpu_count()} CPU cores, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')}, "
+        f"Python {platform.python_version()}, numpy {np.__version__}, scipy {scipy.__version__}",
+    )
+    for column in ("what", "seconds", "peak memory (MB)"):
+        table.add_column(column, justify="left" if column == "what" else "right")
+    for name, run in runs.items():
+        start = time.perf_counter()
+        run()
+        took = time.perf_counter() - start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in KiB
+        table.add_row(name, f"{took:.2f}", f"{peak:.0f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,14 +2,16 @@
 
 - slots: the token tree of the slots decoder (`SlotTree`), all formats known for an image in one sequence, so that the
   image is encoded once; loss on the values only (`slot_loss`).
-- causal: prompt and answer as ordinary text, for `generate`; loss on the answer only. One known format per image, and
-  the prompt asks only for the AUs that are annotated, so that the model never learns to leave AUs out.
+- causal: prompt and answer as ordinary text, for `generate`; loss on the answer's values only, or on the whole answer,
+  which a language model that has not learned to write yet needs. One known format per image, and the prompt asks only
+  for the AUs that are annotated, so that the model never learns to leave AUs out.
 
 An AU whose label is NaN carries no loss in either. Every random choice (layout, format, flip) is a function of the seed
 and the rows in the batch, not of hidden state: a resumed run sees what the uninterrupted one would have seen.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -21,6 +23,7 @@ from .action_units import AUFormat, get_format, mirrored_label, quantise, write_
 from .slot_tree_au_llava import compile_slots
 
 IGNORED = -100  # label id without loss, as in Transformers
+CAUSAL_LOSSES = ("values", "answer")
 
 
 def mirrored_values(values: Sequence[float], fmt: AUFormat) -> list[float]:
@@ -77,10 +80,17 @@ class AUCollator:
             cross-entropy.
         flip: probability of a horizontal flip (sided labels swap), 0 to 1.
         seed: of all random choices.
+        causal_loss: what of a causal answer carries loss: its "values", or the whole "answer" and its end.
     """
 
     def __init__(
-        self, processor, causal_share: float = 0.25, ordinal_width: float = 0.0, flip: float = 0.0, seed: int = 0
+        self,
+        processor,
+        causal_share: float = 0.25,
+        ordinal_width: float = 0.0,
+        flip: float = 0.0,
+        seed: int = 0,
+        causal_loss: str = "values",
     ):
         for name, share in (("causal_share", causal_share), ("flip", flip)):
             if not 0 <= share <= 1:
@@ -88,7 +98,10 @@ class AUCollator:
         self.processor = processor
         if ordinal_width < 0:
             raise ValueError(f"ordinal_width is {ordinal_width}; it must be 0 (off) or more.")
+        if causal_loss not in CAUSAL_LOSSES:
+            raise ValueError(f"causal_loss is {causal_loss!r}; it must be one of {', '.join(CAUSAL_LOSSES)}.")
         self.causal_share = causal_share
+        self.causal_loss = causal_loss
         self.ordinal_width = ordinal_width
         self.flip = flip
         self.seed = seed
@@ -157,15 +170,30 @@ class AUCollator:
             values = {label: v for label, v in zip(fmt.labels, values, strict=True) if not math.isnan(v)}
             asked = AUFormat(fmt.name, tuple(values) or fmt.labels, fmt.scale, fmt.presence_threshold)
             prompt = self.processor.prompt_ids(asked, image_tokens)
-            answer = self.processor.answer_ids(write_answer(values, asked)) if values else []
-            sequences.append((prompt, answer))
-        length = max(len(prompt) + len(answer) for prompt, answer in sequences)
+            answer, learned = self._answer(write_answer(values, asked)) if values else ([], [])
+            sequences.append((prompt, answer, learned))
+        length = max(len(prompt) + len(answer) for prompt, answer, _ in sequences)
         input_ids = torch.full((len(sequences), length), self.processor.tokenizer.pad_token_id)
         mask = torch.zeros_like(input_ids)
         targets = torch.full_like(input_ids, IGNORED)
-        for row, (prompt, answer) in enumerate(sequences):
+        for row, (prompt, answer, learned) in enumerate(sequences):
             end = len(prompt) + len(answer)
             input_ids[row, :end] = torch.tensor(prompt + answer)
             mask[row, :end] = 1
-            targets[row, len(prompt) : end] = torch.tensor(answer, dtype=torch.long)
+            targets[row, len(prompt) : end] = torch.tensor(learned, dtype=torch.long)
         return {"input_ids": input_ids, "attention_mask": mask, "labels": targets}
+
+    def _answer(self, text: str) -> tuple[list[int], list[int]]:
+        """Token ids of an answer with its end, and the same with `IGNORED` for tokens that carry no loss."""
+        ids = self.processor.answer_ids(text)
+        if self.causal_loss == "answer":
+            return ids, ids
+        values = [match.span(1) for match in re.finditer(r": ([\d.]+)", text)]
+        offsets = self.processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)[
+            "offset_mapping"
+        ]
+        learned = [
+            token if any(start < last and first < end for first, last in values) else IGNORED
+            for token, (start, end) in zip(ids, offsets, strict=False)  # the end of the turn has no offset
+        ]
+        return ids, learned + [IGNORED] * (len(ids) - len(learned))

@@ -62,6 +62,13 @@ class AUArguments:
         default=0.25,
         metadata={"help": "Share of batches laid out as ordinary text (for `generate`); the rest train the slots."},
     )
+    causal_loss: str = field(
+        default="values",
+        metadata={
+            "help": "What of a text answer carries loss: its values, or the whole answer, which a language model that "
+            "has never learned to write needs for `generate`."
+        },
+    )
     ordinal_width: float = field(
         default=0.0,
         metadata={
@@ -260,7 +267,12 @@ def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: Mo
         tables=arguments.data,
         processing_class=processor,
         data_collator=AUCollator(
-            processor, arguments.causal_share, arguments.ordinal_width, arguments.flip, training_args.seed
+            processor,
+            arguments.causal_share,
+            arguments.ordinal_width,
+            arguments.flip,
+            training_args.seed,
+            arguments.causal_loss,
         ),
         peft_config=get_peft_config(model_args),
     )

@@ -9,11 +9,12 @@ import torch
 from conftest import build_tiny, random_faces
 from sklearn.metrics import f1_score
 
-from au_llava import eval_au, fit_calibration
+from au_llava import eval_au
 from au_llava.action_units import FORMATS, AUFormat, parse_answer
+from au_llava.au_evaluation import calibration as fit_calibration
+from au_llava.au_evaluation.calibration import best_threshold, fit_format
 from au_llava.calibration_au_llava import calibrate, check_calibration
 from au_llava.configuration_au_llava import AuLlavaConfig
-from au_llava.fit_calibration import best_threshold, fit_format
 
 INTENSITY = AUFormat("i", ("AU1", "AU2", "AU4"), "intensity")
 
@@ -62,7 +63,7 @@ def test_a_format_of_the_same_name_and_another_meaning_is_left_alone():
 def test_wrong_entries_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         check_calibration(entry(INTENSITY, AU1=values))
-    with pytest.raises(ValueError, match="fit it with eval_au.py"):
+    with pytest.raises(ValueError, match=r"fit it with eval_au\.py"):
         check_calibration({"AU1": values})
 
 

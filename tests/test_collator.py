@@ -1,6 +1,7 @@
 """Training batches: what carries loss, and that both layouts train what the decoders read."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -99,7 +100,7 @@ def test_unknown_labels_have_no_gradient():
 
 def test_causal_text_asks_only_for_what_is_annotated(tiny_any_tokenizer):
     _, processor = tiny_any_tokenizer
-    batch = AUCollator(processor, causal_share=1, seed=1)(rows(6))
+    batch = AUCollator(processor, causal_share=1, seed=1, causal_loss="answer")(rows(6))
     seen = set()
     for ids, mask, labels in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True):
         text = processor.tokenizer.decode(ids[mask.bool()], skip_special_tokens=True)
@@ -116,6 +117,20 @@ def test_causal_text_asks_only_for_what_is_annotated(tiny_any_tokenizer):
         assert last == processor.tokenizer.eos_token_id
         assert (ids[labels != IGNORED] == labels[labels != IGNORED]).all()
     assert seen == {"bp4d", "feafa"}
+
+
+def test_causal_loss_on_values_alone(tiny_any_tokenizer):
+    """The tokens that carry loss spell the values, nothing of the text between them and no end of turn."""
+    _, processor = tiny_any_tokenizer
+    values = AUCollator(processor, causal_share=1, seed=1)(rows(6))
+    answers = AUCollator(processor, causal_share=1, seed=1, causal_loss="answer")(rows(6))
+    assert torch.equal(values["input_ids"], answers["input_ids"])
+    for labels, whole in zip(values["labels"], answers["labels"], strict=True):
+        learned = labels != IGNORED
+        assert torch.equal(labels[learned], whole[learned])
+        answer = processor.tokenizer.decode(whole[whole != IGNORED], skip_special_tokens=True)
+        written = "".join(re.findall(r": ([\d.]+)", answer))
+        assert re.sub(r"\s", "", processor.tokenizer.decode(labels[learned])) == written
 
 
 def test_rows_with_different_formats_share_a_batch():
@@ -184,6 +199,11 @@ def test_causal_share_is_a_share():
     collate = AUCollator(processor, causal_share=0.3)
     causal = sum("labels" in collate([{**row, "index": index}]) for index in range(200))
     assert 40 <= causal <= 80
+
+
+def test_unknown_causal_loss_is_refused(tiny):
+    with pytest.raises(ValueError, match="values, answer"):
+        AUCollator(tiny[1], causal_loss="everything")
 
 
 @pytest.mark.parametrize("setting", [{"causal_share": 1.5}, {"flip": -0.1}])

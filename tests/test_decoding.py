@@ -6,6 +6,7 @@ import torch
 from conftest import build_tiny, random_faces
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import TextIteratorStreamer
 
 from au_llava.action_units import ACTION_UNITS, FORMATS, SCALES, AUFormat, parse_answer
 from au_llava.decoding_au_llava import compile_template
@@ -92,6 +93,7 @@ def test_formats_do_not_influence_each_other(tiny, faces):
 def test_attention_backends_agree(tiny, faces, backend):
     model, processor = tiny
     expected = model.recognize(processor, faces, formats=["disfa"])
+    torch.compiler.reset()  # PyTorch's flex attention does not compile on a CPU once two lengths were seen
     model.set_attn_implementation({"text_config": backend})
     try:
         actual = model.recognize(processor, faces, formats=["disfa"])
@@ -170,6 +172,25 @@ def test_free_passes_options_to_generate(tiny, faces, monkeypatch):
     torch.manual_seed(0)
     model.recognize(processor, faces[:1], formats=ALL, decoding="free", do_sample=True, max_new_tokens=3)
     assert [(call["do_sample"], call["max_new_tokens"]) for call in calls] == [(True, 3)] * 3
+
+
+def test_free_streams(tiny, faces):
+    """A streamer sees the tokens of the answer as they come."""
+    model, processor = tiny
+    streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    answer = model.recognize(processor, faces[:1], formats=["bp4d"], decoding="free", streamer=streamer)[0]["bp4d"]
+    assert "".join(streamer).strip() == answer.text
+
+
+def test_free_samples_whole_batches(tiny, faces):
+    model, processor = tiny
+    texts = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        options = {"decoding": "free", "do_sample": True, "temperature": 2.0, "max_new_tokens": 30}
+        texts.append([a["bp4d"].text for a in model.recognize(processor, faces, formats=["bp4d"], **options)])
+    assert texts[0] == texts[1]
+    assert len(set(texts[0])) == len(faces)
 
 
 def test_images_may_be_stacked(tiny, faces):

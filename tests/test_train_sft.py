@@ -16,7 +16,9 @@ from trl import SFTConfig, SFTTrainer
 
 from au_llava.action_units import FORMATS
 from au_llava.au_datasets.records import load_records
-from au_llava.train_sft import AUTrainer, main, make_parser, training_rows
+from au_llava.collator_au_llava import AUCollator
+from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
+from au_llava.train_sft import AUTrainer, AUTrainingConfig, main, make_parser, training_rows
 
 QUIET = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none", "--disable_tqdm", "true"]
 
@@ -180,6 +182,36 @@ def test_two_processes_train_and_score(tiny_checkpoint, rendered_records, tmp_pa
     logged = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
     assert any("eval_disfa_icc" in entry for entry in logged)
     assert len(moved_parts(weights(tiny_checkpoint), weights(tmp_path))) == 4
+
+
+@pytest.mark.parametrize("backend", ["eager", "flex_attention"])
+def test_backends_have_the_same_loss(tiny_checkpoint, rendered_records, tmp_path, backend):
+    """Mask and positions of slot batches reach the language model through the trainer, whatever attends."""
+    processor = AutoProcessor.from_pretrained(tiny_checkpoint, trust_remote_code=True)
+    rows = training_rows([str(rendered_records)], "train", None)
+    batch = AUCollator(processor, causal_share=0)([rows[index] for index in range(4)])
+    torch.compiler.reset()  # PyTorch's flex attention does not compile on a CPU once two lengths were seen
+    losses = []
+    for name in ("sdpa", backend):
+        model = AuLlavaForConditionalGeneration.from_pretrained(tiny_checkpoint)
+        model.set_attn_implementation({"text_config": name})
+        arguments = AUTrainingConfig(tmp_path / name, use_cpu=True, bf16=False, report_to="none")
+        trainer = AUTrainer(model, arguments, train_dataset=rows, processing_class=processor, data_collator=lambda _: 0)
+        with torch.no_grad():
+            losses.append(trainer.compute_loss(trainer.model.eval(), dict(batch)).item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_flash_attention_is_refused_in_training(tiny_checkpoint, rendered_records, tmp_path, monkeypatch):
+    processor = AutoProcessor.from_pretrained(tiny_checkpoint, trust_remote_code=True)
+    rows = training_rows([str(rendered_records)], "train", None)
+    model = AuLlavaForConditionalGeneration.from_pretrained(tiny_checkpoint)
+    arguments = AUTrainingConfig(tmp_path, use_cpu=True, bf16=False, report_to="none", max_steps=1)
+    collate = AUCollator(processor, causal_share=0)
+    trainer = AUTrainer(model, arguments, train_dataset=rows, processing_class=processor, data_collator=collate)
+    monkeypatch.setattr(model.model.language_model.config, "_attn_implementation_internal", "flash_attention_2")
+    with pytest.raises(ValueError, match=r"cannot honour the tree mask.*sdpa"):
+        trainer.train()
 
 
 def test_compute_loss_leaves_causal_batches_to_trl(tiny_checkpoint, rendered_records, tmp_path, monkeypatch):

@@ -1,0 +1,1 @@
+"""Evaluation beyond the plain scores of `metrics_au.py`: intervals, calibration, audits, protocols, the report."""

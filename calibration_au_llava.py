@@ -1,8 +1,8 @@
 """Calibration: what makes the probabilities of the slots decoder mean what they say, and where "present" begins.
 
-Owns the entries of `AuLlavaConfig.calibration` and how they are applied. `eval_au.py --calibrate` fits them on validation
-subjects (au_evaluation/calibration.py). They travel in config.json, so that every way to load a checkpoint applies them.
-Shape of the entry:
+Owns the entries of `AuLlavaConfig.calibration` and how they are applied. `eval_au.py --calibrate` fits them on
+validation subjects (au_evaluation/calibration.py). They travel in config.json, so that every way to load a checkpoint
+applies them. Shape of the entry:
 
     {"formats": {"disfa": {"scale": "intensity", "presence_threshold": 2.0, "aus": {
          "AU12": {"method": "temperature", "temperature": 1.3, "threshold": 0.41},

@@ -49,8 +49,9 @@ from au_llava.action_units import get_format
 from au_llava.au_datasets.folds import person_key
 from au_llava.au_datasets.records import group_by_image, load_records
 from au_llava.au_evaluation.calibration import draw_reliability, fit_format
+from au_llava.au_evaluation.intervals import intervals
 from au_llava.decoding_au_llava import DECODERS
-from au_llava.metrics_au import intervals, presence, score
+from au_llava.metrics_au import presence, score
 
 SCHEMA_VERSION = 1
 KEYS = ("dataset", "subject", "clip", "frame", "format")

@@ -1,4 +1,4 @@
-"""Scores of AU values, their bootstrap intervals and the comparison of two systems, as pure functions of arrays.
+"""Scores of AU values, as pure functions of arrays.
 
 The rules, which differ between published evaluations and so are stated here:
 
@@ -8,22 +8,20 @@ The rules, which differ between published evaluations and so are stated here:
 - What is undefined is NaN and comes with a reason, never 0. A mean over AUs leaves it out, and `averaged` says how many
   AUs the mean covers.
 - An AU's scores pool all its images; labels and values from `fmt.presence_threshold` on are present.
-- Intervals draw subjects, not images: the frames of one person are no independent samples.
 
-Each metric is written once, as a function of counts, moments or histograms of the images (`_of_…`). Summed over all
-images these give a score, summed per subject and weighted they give a resample, so the two cannot disagree. The tests
-hold every metric against scikit-learn, SciPy or a plain loop.
+Each metric is written once, as a function of counts, moments or histograms of the images (`metrics_of_…`). Summed over
+all images these give a score, summed per subject the scores of subjects and, weighted, the resamples of
+`au_evaluation/intervals.py`. The tests hold every metric against scikit-learn, SciPy or a plain loop.
+
+This file travels with the metric script `au_metric.py`: it needs numpy only and imports nothing of the package.
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.sparse import coo_array
 
 ECE_BINS = 15  # Guo et al. (2017), "On calibration of modern neural networks"
-RANK_BINS = 512  # of scores, in resampling ROC AUC and average precision; see `intervals`
 PER_SUBJECT = ("f1", "accuracy", "icc", "mae")
 
 
@@ -41,8 +39,8 @@ def detection(predictions: np.ndarray, references: np.ndarray) -> dict:
         f1, precision, recall, accuracy, balanced_accuracy, mcc, f1_skew_normalised; "support": the present labels;
         "undefined": metric -> why it is NaN.
     """
-    tp, fp, fn, tn = _totals(_count_terms(predictions, references))
-    scores = _floats(_of_counts(tp, fp, fn, tn))
+    tp, fp, fn, tn = _totals(count_terms(predictions, references))
+    scores = _floats(metrics_of_counts(tp, fp, fn, tn))
     mixed = tp + fn > 0 and fp + tn > 0
     reasons = _reasons(
         scores,
@@ -71,10 +69,10 @@ def presence(probabilities: np.ndarray, references: np.ndarray) -> dict:
     Returns:
         roc_auc, average_precision, ece, brier; "undefined": metric -> why it is NaN.
     """
-    ranks = _rank(probabilities, references)
+    _, ranks = np.unique(-probabilities, return_inverse=True)  # 0 for the highest
     histograms = [np.bincount(ranks[of_class], minlength=len(ranks)) for of_class in (references, ~references)]
-    gaps = _totals(_gap_terms(probabilities, references))
-    scores = _floats(_of_ranks(*histograms) | _of_gaps(*gaps))
+    gaps = _totals(gap_terms(probabilities, references))
+    scores = _floats(metrics_of_ranks(*histograms) | metrics_of_gaps(*gaps))
     reasons = _reasons(scores, len(references), roc_auc="one class only", average_precision="no positive label")
     return {**scores, "undefined": reasons}
 
@@ -89,7 +87,7 @@ def agreement(predictions: np.ndarray, references: np.ndarray) -> dict:
         icc, icc_1_1, pcc (Pearson), -1 to 1; mae, mse, and mae_nonzero (over the labels above 0), in units of the
         scale and its square; "undefined": metric -> why it is NaN.
     """
-    scores = _floats(_of_moments(*_totals(_moment_terms(predictions, references))))
+    scores = _floats(metrics_of_moments(*_totals(moment_terms(predictions, references))))
     alone = len(references) == 1
     constant = "one image only" if alone else "labels and predictions constant"
     one_constant = "labels constant" if len(references) and not np.ptp(references) else "predictions constant"
@@ -169,8 +167,8 @@ def score(predictions, references, fmt, probabilities=None, decisions=None, subj
     Raises:
         ValueError: shapes that do not fit, or values that are not on the scale, such as a dataset's code for missing.
     """
-    columns = _columns(predictions, references, fmt, probabilities, decisions)
-    people, who = _people(subjects, columns) if subjects is not None else (None, None)
+    columns = divide_by_au(predictions, references, fmt, probabilities, decisions)
+    people, who = name_subjects(subjects, columns) if subjects is not None else (None, None)
     per_au, by_subject = {}, []
     for label, column in zip(fmt.labels, columns, strict=True):
         groups = [detection(column.decision, column.present)]
@@ -182,7 +180,7 @@ def score(predictions, references, fmt, probabilities=None, decisions=None, subj
         if subjects is not None:
             by_subject.append(_metrics_by_subject(column, who, len(people), fmt))
             if fmt.scale != "occurrence":
-                within = {"icc_within": float(_mean(by_subject[-1]["icc"]))}
+                within = {"icc_within": float(mean_of_defined(by_subject[-1]["icc"]))}
                 reasons = _reasons(within, len(column.label), icc_within="icc undefined within every subject")
                 groups.append({**within, "undefined": reasons})
         groups.append({"n": len(column.label), "unparsed": column.annotated - len(column.label)})
@@ -192,7 +190,7 @@ def score(predictions, references, fmt, probabilities=None, decisions=None, subj
     metrics = [key for key in per_au[fmt.labels[0]] if key not in _NO_METRICS]
     table = np.array([[scores[metric] for metric in metrics] for scores in per_au.values()])  # (AUs, metrics)
     result = {
-        "mean": dict(zip(metrics, _mean(table).tolist(), strict=True)),
+        "mean": dict(zip(metrics, mean_of_defined(table).tolist(), strict=True)),
         "averaged": dict(zip(metrics, np.sum(~np.isnan(table), axis=0).tolist(), strict=True)),
         "per_au": per_au,
         "n": len(columns[0].read),
@@ -201,7 +199,7 @@ def score(predictions, references, fmt, probabilities=None, decisions=None, subj
     }
     if subjects is not None:
         means = {
-            metric: _mean(np.stack([each[metric] for each in by_subject])).tolist()  # (subjects,)
+            metric: mean_of_defined(np.stack([each[metric] for each in by_subject])).tolist()  # (subjects,)
             for metric in PER_SUBJECT
             if metric in by_subject[0]
         }
@@ -226,8 +224,10 @@ def fold_scores(folds: Mapping[str, Mapping], fmt) -> dict:
         "pooled": what `score` returns for the images of all folds together.
 
     Raises:
-        ValueError: as `score`, no fold, or folds with different arguments.
+        ValueError: as `score`, no fold, a fold with other arguments, or folds with different ones.
     """
+    for name, fold in folds.items():
+        require_arguments(f"fold {name!r}", fold, ("predictions", "references"), (*_OPTIONAL, "subjects"))
     folds = {name: {key: value for key, value in fold.items() if value is not None} for name, fold in folds.items()}
     arguments = sorted({tuple(sorted(fold)) for fold in folds.values()})
     if len(arguments) != 1:
@@ -238,7 +238,7 @@ def fold_scores(folds: Mapping[str, Mapping], fmt) -> dict:
     scores = {name: score(fmt=fmt, **fold) for name, fold in folds.items()}
 
     def mean(scores: list[Mapping]) -> dict[str, float]:
-        return {metric: float(_mean(np.array([each[metric] for each in scores]))) for metric in metrics}
+        return {metric: float(mean_of_defined(np.array([each[metric] for each in scores]))) for metric in metrics}
 
     def pool(argument: str):
         parts = [fold[argument] for fold in folds.values()]
@@ -255,121 +255,6 @@ def fold_scores(folds: Mapping[str, Mapping], fmt) -> dict:
         },
         "pooled": score(fmt=fmt, **{argument: pool(argument) for argument in arguments[0]}),
     }
-
-
-def intervals(
-    predictions,
-    references,
-    subjects: Sequence,
-    fmt,
-    probabilities=None,
-    decisions=None,
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> dict:
-    """Percentile bootstrap intervals of every metric of `score`, drawing subjects.
-
-    A metric that is undefined in a resample is left out of it. With few subjects, below about 20, such intervals are
-    too narrow; with one they are a point.
-
-    Resampling is exact but for ROC AUC and average precision, of which only the interval is approximate: where an AU
-    has more than RANK_BINS distinct probabilities, they are put into at most as many bins and count as ties within
-    one. The bins end at quantiles, half of them of the positives' and half of the negatives' probabilities, since bins
-    of equal size would hold most positives of a rare AU in one. On 2,000 to 140,000 simulated images with 0.1 to 30 %
-    positives this moved ROC AUC by less than 0.001 and average precision by less than 0.002.
-
-    Args:
-        predictions, references, subjects, fmt, probabilities, decisions: as in `score`.
-        resamples: bootstrap resamples. level: coverage, between 0 and 1. seed: of the resampling.
-
-    Returns:
-        "mean": metric -> [low, high] of the mean over AUs; "per_au": label -> metric -> [low, high].
-
-    Raises:
-        ValueError: as `score`, no resample, or a level that is not between 0 and 1.
-    """
-    columns = _columns(predictions, references, fmt, probabilities, decisions)
-    people, who = _people(subjects, columns)
-    drawn = _resampled(columns, who, _draws(len(people), resamples, level, seed), fmt)
-    bounds = {metric: _bounds(values, level) for metric, values in drawn.items()}
-    return {
-        "mean": {metric: _bounds(_mean(values), level) for metric, values in drawn.items()},
-        "per_au": {
-            label: {metric: bound[row] for metric, bound in bounds.items()} for row, label in enumerate(fmt.labels)
-        },
-    }
-
-
-def paired_difference(
-    a: Mapping,
-    b: Mapping,
-    references,
-    subjects: Sequence,
-    fmt,
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> dict:
-    """How much higher system `a` scores than `b` on the same images, by a bootstrap of subjects drawn for both at once.
-
-    Each system is scored as by `score`: a cell that only one of them left unread counts for the other.
-
-    The p value is two-sided: twice the share of resamples in which the difference has the other sign or is none, as
-    (count + 1) / (resamples + 1) (Davison and Hinkley 1997). It is 2 / (resamples + 1) at least, so take more resamples
-    where Holm's correction over many AUs needs less, and NaN where fewer than two subjects are scored.
-
-    Args:
-        a, b: a system, as the arguments of `score` that describe it: {"predictions": …} and, where wanted,
-            "probabilities" and "decisions".
-        references, subjects, fmt: as in `score`. resamples, level, seed: as in `intervals`.
-
-    Returns:
-        "mean": metric -> {"difference": a - b, "interval": [low, high], "p"}, of the mean over the AUs for which the
-            metric is defined for both systems;
-        "per_au": label -> metric -> the same and "p_holm", corrected over the AUs.
-
-    Raises:
-        ValueError: as `intervals`.
-    """
-    points = [score(references=references, fmt=fmt, subjects=subjects, **system)["per_au"] for system in (a, b)]
-    both = [_columns(references=references, fmt=fmt, **system) for system in (a, b)]
-    people, who = _people(subjects, both[0])
-    draws = _draws(len(people), resamples, level, seed)
-    resampled = [_resampled(columns, who, draws, fmt) for columns in both]
-    several = np.all([[len(np.unique(who[column.read])) > 1 for column in columns] for columns in both], axis=0)
-
-    mean, per_au = {}, {label: {} for label in fmt.labels}
-    for metric in (metric for metric in resampled[0] if metric in resampled[1]):
-        difference = np.array([points[0][label][metric] - points[1][label][metric] for label in fmt.labels])
-        drawn = np.round(resampled[0][metric] - resampled[1][metric], 12)  # (AUs, resamples), free of rounding
-        p = np.where(several, _p_values(drawn), np.nan)
-        rows = zip(difference.tolist(), _bounds(drawn, level), p.tolist(), holm(p).tolist(), strict=True)
-        for label, row in zip(fmt.labels, rows, strict=True):
-            per_au[label][metric] = dict(zip(("difference", "interval", "p", "p_holm"), row, strict=True))
-        drawn = _mean(drawn)
-        mean[metric] = {
-            "difference": float(_mean(difference)),
-            "interval": _bounds(drawn, level),
-            "p": float(_p_values(drawn)) if several.any() else float("nan"),
-        }
-    return {"mean": mean, "per_au": per_au}
-
-
-def holm(p_values: np.ndarray) -> np.ndarray:
-    """Holm's (1979) step-down correction for several tests; a NaN is no test.
-
-    Args:
-        p_values: (tests,) from 0 to 1 or NaN.
-
-    Returns:
-        (tests,) corrected p values: significant below a level means that the level holds for all tests together.
-    """
-    p_values = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(p_values)[: np.sum(~np.isnan(p_values))]  # NaN sorts last
-    corrected = np.full(p_values.shape, np.nan)
-    corrected[order] = np.minimum(np.maximum.accumulate(p_values[order] * np.arange(len(order), 0, -1)), 1)
-    return corrected
 
 
 def reliability_curve(probabilities, references, bins: int = ECE_BINS) -> dict[str, np.ndarray]:
@@ -437,7 +322,7 @@ def confusion(predictions, references, fmt) -> np.ndarray:
     """
     highest = 1 if fmt.scale == "occurrence" else 5
     table = np.zeros((len(fmt.labels), highest + 1, highest + 1), dtype=int)
-    for counts, column in zip(table, _columns(predictions, references, fmt), strict=True):
+    for counts, column in zip(table, divide_by_au(predictions, references, fmt), strict=True):
         levels = (np.floor(each * (highest / fmt.value_numbers[-1]) + 0.5) for each in (column.label, column.value))
         np.add.at(counts, tuple(np.clip(each, 0, highest).astype(int) for each in levels), 1)
     return table
@@ -445,10 +330,11 @@ def confusion(predictions, references, fmt) -> np.ndarray:
 
 # What arrives, checked and divided by AU.
 
+_OPTIONAL = ("probabilities", "decisions")
 _NO_METRICS = ("support", "n", "unparsed", "n_probability", "undefined")
 
 
-class _Column(NamedTuple):
+class Column(NamedTuple):
     """The cells of one AU that can be scored: those that are annotated and read, and those with a probability."""
 
     annotated: int
@@ -462,7 +348,7 @@ class _Column(NamedTuple):
     truth: np.ndarray  # (rated,) booleans
 
 
-def _columns(predictions, references, fmt, probabilities=None, decisions=None) -> list[_Column]:
+def divide_by_au(predictions, references, fmt, probabilities=None, decisions=None) -> list[Column]:
     """Check what arrives and divide it by AU."""
     optional = {"probabilities": probabilities, "decisions": decisions}
     given = {"predictions": predictions, "references": references}
@@ -478,7 +364,7 @@ def _columns(predictions, references, fmt, probabilities=None, decisions=None) -
     rated = annotated & ~np.isnan(given.get("probabilities", np.nan))
     present = references >= fmt.presence_threshold
     return [
-        _Column(
+        Column(
             annotated=int(annotated[:, au].sum()),
             read=read[:, au],
             value=predictions[read[:, au], au],
@@ -491,6 +377,16 @@ def _columns(predictions, references, fmt, probabilities=None, decisions=None) -
         )
         for au in range(len(fmt.labels))
     ]
+
+
+def require_arguments(whose: str, arguments: Mapping, needed: Sequence[str], optional: Sequence[str]):
+    """Raise a ValueError unless `arguments` is a dict with all needed keys and, beyond them, none but optional ones."""
+    keys = list(arguments) if isinstance(arguments, Mapping) else None
+    if keys is None or not set(needed) <= set(keys) <= {*needed, *optional}:
+        raise ValueError(
+            f"{whose} must be a dict with {' and '.join(needed)} and, where wanted, {', '.join(optional)}; it is "
+            + (f"one with {keys}" if keys is not None else f"of type {type(arguments).__name__}")
+        )
 
 
 def _checked(name: str, values, fmt) -> np.ndarray:
@@ -548,7 +444,7 @@ def _require_length(expected: int, of: str, length: int, name: str):
         raise ValueError(f"there are {expected} {of} but {length} {name}; give one of each per image")
 
 
-def _people(subjects: Sequence, columns: list[_Column]) -> tuple[list, np.ndarray]:
+def name_subjects(subjects: Sequence, columns: list[Column]) -> tuple[list, np.ndarray]:
     """The different subjects, and for every image (n,) which of them it shows."""
     subjects = np.asarray(subjects)
     if subjects.ndim != 1:
@@ -561,74 +457,21 @@ def _people(subjects: Sequence, columns: list[_Column]) -> tuple[list, np.ndarra
     return people.tolist(), who
 
 
-# Resampling: subjects are reduced to sums once, and a resample is a weighted sum of subjects.
-
-
-def _draws(people: int, resamples: int, level: float, seed: int) -> np.ndarray:
-    """How often each subject is drawn: (people, resamples), columns summing to `people`."""
-    if resamples < 1 or not 0 < level < 1:
-        raise ValueError(f"resamples must be at least 1 and level between 0 and 1, not {resamples} and {level}")
-    if not people:
-        return np.zeros((0, resamples))
-    counts = np.random.default_rng(seed).multinomial(people, np.full(people, 1 / people), size=resamples)
-    return np.ascontiguousarray(counts.T, dtype=np.float64)
-
-
-def _resampled(columns: list[_Column], who: np.ndarray, draws: np.ndarray, fmt) -> dict[str, np.ndarray]:
-    """Every metric of every resample: metric -> (AUs, resamples)."""
-    people = len(draws)
-    rows = []
-    for column in columns:
-        counts = _by_subject(_count_terms(column.decision, column.present), who[column.read], people)
-        row = _of_counts(*counts @ draws)
-        if fmt.scale != "occurrence":
-            moments = _by_subject(_moment_terms(column.value, column.label), who[column.read], people)
-            row |= _of_moments(*moments @ draws)
-            within = _of_moments(*moments)["icc"]  # (people,)
-            with np.errstate(invalid="ignore"):
-                row["icc_within"] = np.nan_to_num(within) @ draws / (~np.isnan(within) @ draws)
-        if column.probability is not None:
-            whose = who[column.rated]
-            gaps = _by_subject(_gap_terms(column.probability, column.truth), whose, people)
-            ranks = _rank(column.probability, column.truth, RANK_BINS)
-            histograms = [
-                coo_array((np.ones(len(ranks))[of_class], (ranks[of_class], whose[of_class])), (RANK_BINS, people))
-                for of_class in (column.truth, ~column.truth)
-            ]
-            row |= _of_ranks(*(histogram.tocsr() @ draws for histogram in histograms)) | _of_gaps(*gaps @ draws)
-        rows.append(row)
-    return {metric: np.stack([row[metric] for row in rows]) for metric in rows[0]}
-
-
-def _metrics_by_subject(column: _Column, who: np.ndarray, people: int, fmt) -> dict[str, np.ndarray]:
+def _metrics_by_subject(column: Column, who: np.ndarray, people: int, fmt) -> dict[str, np.ndarray]:
     """The metrics of each subject's images of one AU: metric -> (people,)."""
-    metrics = _of_counts(*_by_subject(_count_terms(column.decision, column.present), who[column.read], people))
+    whose = who[column.read]
+    metrics = metrics_of_counts(*sum_by_subject(count_terms(column.decision, column.present), whose, people))
     if fmt.scale != "occurrence":
-        metrics |= _of_moments(*_by_subject(_moment_terms(column.value, column.label), who[column.read], people))
+        metrics |= metrics_of_moments(*sum_by_subject(moment_terms(column.value, column.label), whose, people))
     return metrics
 
 
-def _by_subject(terms, who: np.ndarray, people: int) -> np.ndarray:
+def sum_by_subject(terms, who: np.ndarray, people: int) -> np.ndarray:
     """Terms of (n,) images each, summed over the images of each subject: (terms, people)."""
     return np.stack([np.bincount(who, weights=term, minlength=people) for term in terms])
 
 
-def _bounds(values: np.ndarray, level: float) -> list:
-    """[low, high] of the central `level` of (…, resamples), without NaN: (…, 2) as lists."""
-    with warnings.catch_warnings():  # all-NaN: the interval is NaN, which says it
-        warnings.simplefilter("ignore", RuntimeWarning)
-        bounds = np.nanpercentile(values, [50 * (1 - level), 50 * (1 + level)], axis=-1)
-    return np.moveaxis(bounds, 0, -1).tolist()
-
-
-def _p_values(differences: np.ndarray) -> np.ndarray:
-    """Two-sided p values (…) that differences (…, resamples) are around 0, NaN without any; see `paired_difference`."""
-    tail = np.minimum(np.sum(differences <= 0, axis=-1), np.sum(differences >= 0, axis=-1))
-    defined = np.sum(~np.isnan(differences), axis=-1)
-    return np.where(defined > 0, np.minimum(2 * (tail + 1) / (defined + 1), 1), np.nan)
-
-
-def _mean(values: np.ndarray) -> np.ndarray:
+def mean_of_defined(values: np.ndarray) -> np.ndarray:
     """Mean over the first axis of what is not NaN there, NaN where nothing is."""
     defined = ~np.isnan(values)
     counts = defined.sum(axis=0)
@@ -636,15 +479,16 @@ def _mean(values: np.ndarray) -> np.ndarray:
     return np.divide(total, counts, out=np.full(np.shape(total), np.nan), where=counts > 0)
 
 
-# The metrics. `_…_terms` is what each image of an AU adds, and `_of_…` what the sums say; they may have any shape.
+# The metrics. `…_terms` is what each image of an AU adds, `metrics_of_…` what the sums say; they may have any shape.
 
 
-def _count_terms(predictions: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, ...]:
+def count_terms(predictions: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, ...]:
     """tp, fp, fn, tn of booleans (n,)."""
     return predictions & references, predictions & ~references, ~predictions & references, ~predictions & ~references
 
 
-def _of_counts(tp, fp, fn, tn) -> dict[str, np.ndarray]:
+def metrics_of_counts(tp, fp, fn, tn) -> dict[str, np.ndarray]:
+    """The metrics of `detection`, from the sums of `count_terms`."""
     with np.errstate(divide="ignore", invalid="ignore"):  # what is undefined is 0 / 0, hence NaN
         recall, specificity = tp / (tp + fn), tn / (fp + tn)
         return {
@@ -658,7 +502,7 @@ def _of_counts(tp, fp, fn, tn) -> dict[str, np.ndarray]:
         }
 
 
-def _moment_terms(predictions: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, ...]:
+def moment_terms(predictions: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, ...]:
     """Moments of numbers (n,). The values are taken from their median, which is within a standard deviation of the
     mean: so the sums of squares hardly cancel, and those of a constant are exactly 0."""
     p, t = (values - np.median(values) if len(values) else values for values in (predictions, references))
@@ -666,7 +510,8 @@ def _moment_terms(predictions: np.ndarray, references: np.ndarray) -> tuple[np.n
     return np.ones(len(p)), p, t, p * p, t * t, p * t, error, error**2, positive, positive * error
 
 
-def _of_moments(n, p, t, pp, tt, pt, absolute, squared, positive, absolute_positive) -> dict[str, np.ndarray]:
+def metrics_of_moments(n, p, t, pp, tt, pt, absolute, squared, positive, absolute_positive) -> dict[str, np.ndarray]:
+    """The metrics of `agreement`, from the sums of `moment_terms`."""
     with np.errstate(divide="ignore", invalid="ignore"):
         # Sums of squares about the mean. In a resample, rounding can leave that of a constant a hair off 0.
         spp, stt, spt = pp - p * p / n, tt - t * t / n, pt - p * t / n
@@ -688,32 +533,21 @@ def _bin(probabilities: np.ndarray, bins: int) -> np.ndarray:
     return np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], probabilities)
 
 
-def _gap_terms(probabilities: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, ...]:
+def gap_terms(probabilities: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, ...]:
     """1, squared error, and probability - label in the bin where the probability is: 2 + ECE_BINS terms (n,)."""
     gap = probabilities - references
     of_bin = _bin(probabilities, ECE_BINS)
     return np.ones(len(gap)), gap**2, *(gap * (of_bin == each) for each in range(ECE_BINS))
 
 
-def _of_gaps(n, squared, *gaps) -> dict[str, np.ndarray]:
+def metrics_of_gaps(n, squared, *gaps) -> dict[str, np.ndarray]:
+    """ECE and Brier score, from the sums of `gap_terms`."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return {"ece": np.sum(np.abs(gaps), axis=0) / n, "brier": squared / n}
 
 
-def _rank(probabilities: np.ndarray, references: np.ndarray, bins: int | None = None) -> np.ndarray:
-    """Rank (n,) of each probability among the distinct ones, 0 for the highest; or its bin, of at most `bins`."""
-    falling = -probabilities
-    ends, ranks = np.unique(falling, return_inverse=True)
-    if bins is None or len(ends) <= bins:
-        return ranks
-    shares = np.linspace(0, 1, bins // 2 + 1)[1:]
-    classes = [falling[of_class] for of_class in (references, ~references) if of_class.any()]
-    ends = np.unique([np.quantile(of_class, shares, method="inverted_cdf") for of_class in classes])
-    return np.searchsorted(ends, falling)
-
-
-def _of_ranks(positives, negatives) -> dict[str, np.ndarray]:
-    """From the numbers of positives and negatives at each rank: (ranks, …) -> metric -> (…)."""
+def metrics_of_ranks(positives, negatives) -> dict[str, np.ndarray]:
+    """ROC AUC and average precision, from the numbers (ranks, …) of positives and negatives, highest rank first."""
     tp = np.cumsum(positives, axis=0)  # with the threshold at each rank
     every = tp + np.cumsum(negatives, axis=0)
     total, total_negative = positives.sum(axis=0), negatives.sum(axis=0)

@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from au_llava.action_units import FORMATS
-from au_llava.metrics_au import intervals, paired_difference, score
+from au_llava.au_evaluation.intervals import intervals, paired_difference
+from au_llava.metrics_au import score
 
 
 def simulate(fmt, images: int, subjects: int, seed: int = 0) -> tuple[np.ndarray, list[str], list[dict]]:

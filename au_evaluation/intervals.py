@@ -1,0 +1,214 @@
+"""Bootstrap intervals of every metric of `metrics_au.score`, and the comparison of two systems.
+
+- Resamples draw subjects, not images: the frames of one person are no independent samples.
+- Every metric is the function of sums over images that `metrics_au` scores by (`metrics_of_…`). Subjects are reduced to
+  their sums once, and a resample is a weighted sum of subjects: score and interval cannot disagree.
+- What is undefined in a resample is left out of the interval, which is NaN where nothing is defined.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.sparse import coo_array
+
+from au_llava.metrics_au import (
+    Column,
+    count_terms,
+    divide_by_au,
+    gap_terms,
+    mean_of_defined,
+    metrics_of_counts,
+    metrics_of_gaps,
+    metrics_of_moments,
+    metrics_of_ranks,
+    moment_terms,
+    name_subjects,
+    require_arguments,
+    score,
+    sum_by_subject,
+)
+
+RANK_BINS = 512  # of probabilities, in resampling ROC AUC and average precision; see `intervals`
+
+
+def intervals(
+    predictions,
+    references,
+    subjects: Sequence,
+    fmt,
+    probabilities=None,
+    decisions=None,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict:
+    """Percentile bootstrap intervals of every metric of `metrics_au.score`, drawing subjects.
+
+    A metric that is undefined in a resample is left out of it. With few subjects, below about 20, such intervals are
+    too narrow; with one they are a point.
+
+    Resampling is exact but for ROC AUC and average precision, of which only the interval is approximate: where an AU
+    has more than RANK_BINS distinct probabilities, they are put into at most as many bins and count as ties within
+    one. The bins end at quantiles, half of them of the positives' and half of the negatives' probabilities, since bins
+    of equal size would hold most positives of a rare AU in one. On 2,000 to 140,000 simulated images with 0.1 to 30 %
+    positives this moved ROC AUC by less than 0.001 and average precision by less than 0.002.
+
+    Args:
+        predictions, references, subjects, fmt, probabilities, decisions: as in `metrics_au.score`.
+        resamples: bootstrap resamples. level: coverage, between 0 and 1. seed: of the resampling.
+
+    Returns:
+        "mean": metric -> [low, high] of the mean over AUs; "per_au": label -> metric -> [low, high].
+
+    Raises:
+        ValueError: as `metrics_au.score`, no resample, or a level that is not between 0 and 1.
+    """
+    columns = divide_by_au(predictions, references, fmt, probabilities, decisions)
+    people, who = name_subjects(subjects, columns)
+    drawn = _resampled(columns, who, _draws(len(people), resamples, level, seed), fmt)
+    bounds = {metric: _bounds(values, level) for metric, values in drawn.items()}
+    return {
+        "mean": {metric: _bounds(mean_of_defined(values), level) for metric, values in drawn.items()},
+        "per_au": {
+            label: {metric: bound[row] for metric, bound in bounds.items()} for row, label in enumerate(fmt.labels)
+        },
+    }
+
+
+def paired_difference(
+    a: Mapping,
+    b: Mapping,
+    references,
+    subjects: Sequence,
+    fmt,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict:
+    """How much higher system `a` scores than `b` on the same images, by a bootstrap of subjects drawn for both at once.
+
+    Each system is scored as by `metrics_au.score`: a cell that only one of them left unread counts for the other.
+
+    The p value is two-sided: twice the share of resamples in which the difference has the other sign or is none, as
+    (count + 1) / (resamples + 1) (Davison and Hinkley 1997). It is 2 / (resamples + 1) at least, so take more resamples
+    where Holm's correction over many AUs needs less, and NaN where fewer than two subjects are scored.
+
+    Args:
+        a, b: a system, as the arguments of `metrics_au.score` that describe it: {"predictions": …} and, where wanted,
+            "probabilities" and "decisions".
+        references, subjects, fmt: as in `metrics_au.score`. resamples, level, seed: as in `intervals`.
+
+    Returns:
+        "mean": metric -> {"difference": a - b, "interval": [low, high], "p"}, of the mean over the AUs for which the
+            metric is defined for both systems;
+        "per_au": label -> metric -> the same and "p_holm", corrected over the AUs.
+
+    Raises:
+        ValueError: as `intervals`, or a system described by other arguments.
+    """
+    for name, system in (("a", a), ("b", b)):
+        require_arguments(f"system {name}", system, ("predictions",), ("probabilities", "decisions"))
+    points = [score(references=references, fmt=fmt, subjects=subjects, **system)["per_au"] for system in (a, b)]
+    both = [divide_by_au(references=references, fmt=fmt, **system) for system in (a, b)]
+    people, who = name_subjects(subjects, both[0])
+    draws = _draws(len(people), resamples, level, seed)
+    resampled = [_resampled(columns, who, draws, fmt) for columns in both]
+    several = np.all([[len(np.unique(who[column.read])) > 1 for column in columns] for columns in both], axis=0)
+
+    mean, per_au = {}, {label: {} for label in fmt.labels}
+    for metric in (metric for metric in resampled[0] if metric in resampled[1]):
+        difference = np.array([points[0][label][metric] - points[1][label][metric] for label in fmt.labels])
+        drawn = np.round(resampled[0][metric] - resampled[1][metric], 12)  # (AUs, resamples), free of rounding
+        p = np.where(several, _p_values(drawn), np.nan)
+        rows = zip(difference.tolist(), _bounds(drawn, level), p.tolist(), holm(p).tolist(), strict=True)
+        for label, row in zip(fmt.labels, rows, strict=True):
+            per_au[label][metric] = dict(zip(("difference", "interval", "p", "p_holm"), row, strict=True))
+        drawn = mean_of_defined(drawn)
+        mean[metric] = {
+            "difference": float(mean_of_defined(difference)),
+            "interval": _bounds(drawn, level),
+            "p": float(_p_values(drawn)) if several.any() else float("nan"),
+        }
+    return {"mean": mean, "per_au": per_au}
+
+
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """Holm's (1979) step-down correction for several tests; a NaN is no test.
+
+    Args:
+        p_values: (tests,) from 0 to 1 or NaN.
+
+    Returns:
+        (tests,) corrected p values: significant below a level means that the level holds for all tests together.
+    """
+    p_values = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p_values)[: np.sum(~np.isnan(p_values))]  # NaN sorts last
+    corrected = np.full(p_values.shape, np.nan)
+    corrected[order] = np.minimum(np.maximum.accumulate(p_values[order] * np.arange(len(order), 0, -1)), 1)
+    return corrected
+
+
+def _draws(people: int, resamples: int, level: float, seed: int) -> np.ndarray:
+    """How often each subject is drawn: (people, resamples), columns summing to `people`."""
+    if resamples < 1 or not 0 < level < 1:
+        raise ValueError(f"resamples must be at least 1 and level between 0 and 1, not {resamples} and {level}")
+    if not people:
+        return np.zeros((0, resamples))
+    counts = np.random.default_rng(seed).multinomial(people, np.full(people, 1 / people), size=resamples)
+    return np.ascontiguousarray(counts.T, dtype=np.float64)
+
+
+def _resampled(columns: list[Column], who: np.ndarray, draws: np.ndarray, fmt) -> dict[str, np.ndarray]:
+    """Every metric of every resample: metric -> (AUs, resamples)."""
+    people = len(draws)
+    rows = []
+    for column in columns:
+        counts = sum_by_subject(count_terms(column.decision, column.present), who[column.read], people)
+        row = metrics_of_counts(*counts @ draws)
+        if fmt.scale != "occurrence":
+            moments = sum_by_subject(moment_terms(column.value, column.label), who[column.read], people)
+            row |= metrics_of_moments(*moments @ draws)
+            within = metrics_of_moments(*moments)["icc"]  # (people,)
+            with np.errstate(invalid="ignore"):
+                row["icc_within"] = np.nan_to_num(within) @ draws / (~np.isnan(within) @ draws)
+        if column.probability is not None:
+            whose = who[column.rated]
+            gaps = sum_by_subject(gap_terms(column.probability, column.truth), whose, people)
+            ranks = _rank(column.probability, column.truth)
+            histograms = [
+                coo_array((np.ones(len(ranks))[of_class], (ranks[of_class], whose[of_class])), (RANK_BINS, people))
+                for of_class in (column.truth, ~column.truth)
+            ]
+            row |= metrics_of_ranks(*(histogram.tocsr() @ draws for histogram in histograms)) | metrics_of_gaps(
+                *gaps @ draws
+            )
+        rows.append(row)
+    return {metric: np.stack([row[metric] for row in rows]) for metric in rows[0]}
+
+
+def _bounds(values: np.ndarray, level: float) -> list:
+    """[low, high] of the central `level` of (…, resamples), without NaN: (…, 2) as lists."""
+    with warnings.catch_warnings():  # all-NaN: the interval is NaN, which says it
+        warnings.simplefilter("ignore", RuntimeWarning)
+        bounds = np.nanpercentile(values, [50 * (1 - level), 50 * (1 + level)], axis=-1)
+    return np.moveaxis(bounds, 0, -1).tolist()
+
+
+def _p_values(differences: np.ndarray) -> np.ndarray:
+    """Two-sided p values (…) that differences (…, resamples) are around 0, NaN without any; see `paired_difference`."""
+    tail = np.minimum(np.sum(differences <= 0, axis=-1), np.sum(differences >= 0, axis=-1))
+    defined = np.sum(~np.isnan(differences), axis=-1)
+    return np.where(defined > 0, np.minimum(2 * (tail + 1) / (defined + 1), 1), np.nan)
+
+
+def _rank(probabilities: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """Rank (n,) of each probability among the distinct ones, 0 for the highest; if these are too many, of its bin."""
+    falling = -probabilities
+    ends, ranks = np.unique(falling, return_inverse=True)
+    if len(ends) <= RANK_BINS:
+        return ranks
+    shares = np.linspace(0, 1, RANK_BINS // 2 + 1)[1:]
+    classes = [falling[of_class] for of_class in (references, ~references) if of_class.any()]
+    ends = np.unique([np.quantile(of_class, shares, method="inverted_cdf") for of_class in classes])
+    return np.searchsorted(ends, falling)

@@ -1,15 +1,26 @@
-"""Images per second of the three decoders, side by side on the same weights in one run.
+"""Speed, use of the machine and memory of the three decoders, side by side on the same weights in one run.
 
     python benchmarks/decoding.py --model .                # the shipped checkpoint
     python benchmarks/decoding.py --shape siglip2-smollm2  # random weights, SigLIP2-base/16-224 + SmolLM2-135M
+    python benchmarks/decoding.py --shape clip-vicuna-7b --dtype bfloat16  # needs a GPU: 14 GB of weights
+    python benchmarks/decoding.py --model . --memory       # peak memory instead of seconds
 
-`prefill` is the least any decoder can do: one forward pass over the prompts, without an answer. Random weights never
-end an answer, so `free` is given exactly the tokens of a whole answer; a trained model stops there too.
+`prefill` is the least that any prompt-by-prompt decoder can do: the network encodes the images once and reads every
+prompt once, on pixels and tokens that are ready, and writes no answer. The others are whole calls of `recognize`, image
+processing and answers included. "all" is the three formats. Runs take turns, so that a slow spell of the machine falls
+on all alike, and the best of each counts. Random weights never end an answer, so `free` is given exactly the tokens of
+a whole answer; a trained model stops there too.
 """
 
 import argparse
+import multiprocessing
+import os
 import platform
+import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,26 +28,34 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
+    CLIPVisionConfig,
     LlamaConfig,
     PreTrainedTokenizerFast,
     SiglipVisionConfig,
 )
+from transformers.utils import logging
 
 from au_llava.action_units import FORMATS, prompt, write_answer
 from au_llava.configuration_au_llava import AuLlavaConfig, add_image_token
+from au_llava.decoding_au_llava import DECODERS
 from au_llava.image_processing_au_llava import AuLlavaImageProcessor
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
-from au_llava.processing_au_llava import CHATML_TEMPLATE, AuLlavaProcessor
+from au_llava.processing_au_llava import CHATML_TEMPLATE, PLAIN_TEMPLATE, AuLlavaProcessor
 from au_llava.slot_tree_au_llava import compile_slots
 
 ALL = tuple(FORMATS.values())
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SHAPES = ("siglip2-smollm2", "clip-vicuna-7b")
 
 
+# ---- What is measured -----------------------------------------------------------------------------------------
 def word_tokenizer() -> PreTrainedTokenizerFast:
-    """About a token a word and a token a digit, as SmolLM2's tokenizer gives for this text (it splits digits)."""
+    """About a token a word and a token a digit; SmolLM2's tokenizer gives that for this text, Llama's some more."""
     tokenizer = Tokenizer(models.BPE())
     pattern = Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -54,117 +73,270 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=special[2], pad_token=special[0])
 
 
-def siglip2_smollm2() -> tuple[AuLlavaForConditionalGeneration, AuLlavaProcessor]:
-    """Random weights in the shapes of google/siglip2-base-patch16-224 and HuggingFaceTB/SmolLM2-135M."""
+def siglip2_smollm2() -> tuple[dict, str]:
+    """google/siglip2-base-patch16-224 and HuggingFaceTB/SmolLM2-135M: settings of `AuLlavaConfig`, chat template."""
+    text = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    )
+    vision = SiglipVisionConfig(image_size=224, patch_size=16, vision_use_head=False)
+    return {"vision_config": vision, "text_config": text, "pixel_unshuffle": 2}, CHATML_TEMPLATE
+
+
+def clip_vicuna_7b() -> tuple[dict, str]:
+    """openai/clip-vit-large-patch14-336 and lmsys/vicuna-7b-v1.5, joined as in LLaVA-1.5-7B."""
+    vision = CLIPVisionConfig(
+        hidden_size=1024,
+        image_size=336,
+        intermediate_size=4096,
+        num_attention_heads=16,
+        num_hidden_layers=24,
+        patch_size=14,
+        projection_dim=768,
+    )
+    text = LlamaConfig(
+        vocab_size=32000,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        max_position_embeddings=4096,
+        rms_norm_eps=1e-5,
+    )
+    return {"vision_config": vision, "text_config": text, "vision_feature_layer": -2}, PLAIN_TEMPLATE
+
+
+def build(shape: str, dtype: torch.dtype, device: str = DEVICE):
+    """Random weights of a shape, made on the device and in the dtype, and a processor that fits: (model, processor)."""
+    settings, template = {"siglip2-smollm2": siglip2_smollm2, "clip-vicuna-7b": clip_vicuna_7b}[shape]()
     tokenizer = word_tokenizer()
-    image_token_id = add_image_token(tokenizer)
-    config = AuLlavaConfig(
-        vision_config=SiglipVisionConfig(image_size=224, patch_size=16, vision_use_head=False),
-        text_config=LlamaConfig(
-            vocab_size=49152,
-            hidden_size=576,
-            intermediate_size=1536,
-            num_hidden_layers=30,
-            num_attention_heads=9,
-            num_key_value_heads=3,
-            max_position_embeddings=8192,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        ),
-        image_token_id=image_token_id,
-        pixel_unshuffle=2,
-    )
+    text, side = settings["text_config"], settings["vision_config"].image_size
+    text.bos_token_id, text.eos_token_id, text.pad_token_id = None, tokenizer.eos_token_id, tokenizer.pad_token_id
+    config = AuLlavaConfig(**settings, image_token_id=add_image_token(tokenizer))
     torch.manual_seed(0)
-    model = AuLlavaForConditionalGeneration(config)
+    with torch.device(device):
+        model = AuLlavaForConditionalGeneration._from_config(config, dtype=dtype).eval()
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    images = AuLlavaImageProcessor()
-    return model, AuLlavaProcessor(
-        images, tokenizer, vision_stride=16, pixel_unshuffle=2, chat_template=CHATML_TEMPLATE
-    )
+    images = AuLlavaImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    fold = {"vision_stride": config.vision_stride, "pixel_unshuffle": config.pixel_unshuffle}
+    return model, AuLlavaProcessor(images, tokenizer, **fold, chat_template=template)
 
 
-def seconds(run, repeats: int) -> float:
-    """The best of `repeats` runs after one to warm up."""
-    run()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
+def load(arguments: argparse.Namespace):
+    """The (model, processor) that the command line asks for."""
+    logging.disable_progress_bar()  # of loading weights
+    dtype = getattr(torch, arguments.dtype)
+    if arguments.shape:
+        return build(arguments.shape, dtype)
+    model = AutoModelForImageTextToText.from_pretrained(arguments.model, dtype=dtype, trust_remote_code=True)
+    return model.to(DEVICE).eval(), AutoProcessor.from_pretrained(arguments.model, trust_remote_code=True)
 
 
-def answer_tokens(processor, fmt) -> int:
-    text = write_answer(dict.fromkeys(fmt.labels, 0), fmt)
-    return len(processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+def noise_images(processor, count: int) -> list[np.ndarray]:
+    crop = processor.image_processor.crop_size
+    rng = np.random.default_rng(0)
+    return list(rng.integers(0, 256, (count, crop["height"], crop["width"], 3), dtype=np.uint8))
+
+
+def image_tokens(processor) -> int:
+    crop = processor.image_processor.crop_size
+    return processor.num_image_tokens(crop["height"], crop["width"])
+
+
+def read(model, processor, images, formats, decoding: str):
+    """`recognize` all images in one batch; `free` writes exactly the tokens of a whole answer."""
+    options = {"decoding": decoding, "batch_size": len(images)}
+    if decoding != "free":
+        model.recognize(processor, images, formats=formats, **options)
+        return
+    for fmt in formats:
+        answer = write_answer(dict.fromkeys(fmt.labels, 0), fmt)
+        tokens = len(processor.tokenizer(answer, add_special_tokens=False)["input_ids"])
+        model.recognize(processor, images, formats=[fmt], **options, max_new_tokens=tokens, min_new_tokens=tokens)
+
+
+# ---- Seconds --------------------------------------------------------------------------------------------------
+def best_seconds(runs: dict[str, Callable], repeats: int) -> dict[str, float]:
+    """The best of `repeats` times of every run; they take turns, and a first turn warms up."""
+    times = {name: [] for name in runs}
+    for _ in range(1 + repeats):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if DEVICE == "cuda":
+                torch.cuda.synchronize()
+            times[name].append(time.perf_counter() - start)
+    return {name: min(measured) for name, (_, *measured) in times.items()}
 
 
 def measure(model, processor, batch: int, repeats: int) -> dict[str, float]:
-    """Seconds per batch: name -> seconds."""
-    crop = processor.image_processor.crop_size
-    rng = np.random.default_rng(0)
-    images = list(rng.integers(0, 256, (batch, crop["height"], crop["width"], 3), dtype=np.uint8))
-    image_tokens = processor.num_image_tokens(crop["height"], crop["width"])
+    """Seconds per batch by "decoder, what it was asked for"."""
+    images = noise_images(processor, batch)
     pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
+    ids = {fmt: torch.tensor(processor.prompt_ids(fmt, image_tokens(processor)), device=model.device) for fmt in ALL}
 
-    def prefill(formats):
+    @torch.no_grad()
+    def prefill(*formats):
+        features = {"image": model.get_image_features(pixels, return_dict=True)}
         for fmt in formats:
-            ids = torch.tensor(processor.prompt_ids(fmt, image_tokens), device=model.device).expand(batch, -1)
-            with torch.no_grad():
-                model(input_ids=ids, pixel_values=pixels, logits_to_keep=1)
+            prompts = ids[fmt].expand(batch, -1)
+            model(input_ids=prompts, mm_encoder_outputs=features, logits_to_keep=1, use_cache=False)
 
-    def read(formats, decoding, **options):
-        model.recognize(processor, images, formats=formats, decoding=decoding, batch_size=batch, **options)
-
-    def free(formats):
-        for fmt in formats:
-            tokens = answer_tokens(processor, fmt)
-            read([fmt], "free", max_new_tokens=tokens, min_new_tokens=tokens)
-
-    feafa = (FORMATS["feafa"],)
-    return {
-        "prefill, feafa": seconds(lambda: prefill(feafa), repeats),
-        "slots, feafa": seconds(lambda: read(feafa, "slots"), repeats),
-        "slots, three formats": seconds(lambda: read(ALL, "slots"), repeats),
-        "constrained, three formats": seconds(lambda: read(ALL, "constrained"), 1),
-        "free, three formats": seconds(lambda: free(ALL), 1),
-    }
+    runs = {"prefill, feafa": lambda: prefill(FORMATS["feafa"]), "prefill, all": lambda: prefill(*ALL)}
+    for fmt in ALL:
+        runs[f"slots, {fmt.name}"] = lambda fmt=fmt: read(model, processor, images, [fmt], "slots")
+    for decoding in DECODERS:
+        runs[f"{decoding}, all"] = lambda how=decoding: read(model, processor, images, ALL, how)
+    return best_seconds(runs, repeats)
 
 
-def main():
+def table_row(name: str, times: dict[str, float], batch: int) -> tuple[str, ...]:
+    """One line of the table of `measure`'s times; ratios only where like can be compared with like."""
+    took = times[name]
+    decoder, asked = name.split(", ")
+    prefill = times.get(f"prefill, {asked}") if decoder != "prefill" else None
+    return (
+        str(batch),
+        name,
+        f"{took:.3f}",
+        f"{batch / took:.2f}",
+        f"{times['free, all'] / took:.1f} x" if prefill and asked == "all" else "",
+        f"{took / prefill:.2f}" if prefill else "",
+        f"{took / times['slots, feafa']:.2f}" if name == "slots, all" else "",
+    )
+
+
+# ---- Use of the machine ---------------------------------------------------------------------------------------
+def slots_operations(model, processor) -> int:
+    """Floating-point operations of the matrix products and convolutions that slots run for one image, three formats.
+
+    Counted with attention as plain matrix products, because the counter does not know every fused one.
+    """
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        read(model, processor, noise_images(processor, 1), ALL, "slots")
+    return counter.get_total_flops()
+
+
+def matrix_rate(dtype: torch.dtype, side: int, repeats: int) -> float:
+    """Floating-point operations a second of a product of two (side, side) matrices."""
+    left, right = torch.randn(2, side, side, device=DEVICE).to(dtype)
+    took = best_seconds({"product": lambda: torch.nn.functional.linear(left, right)}, repeats)["product"]
+    return 2 * side**3 / took
+
+
+# ---- Memory ---------------------------------------------------------------------------------------------------
+def peak_growth(run: Callable) -> int:
+    """Bytes by which memory rises above its present level at most while `run` runs."""
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    Path("/proc/self/clear_refs").write_text("5")  # Linux forgets the peak, which building the model has set
+    before = _resident_peak()
+    run()
+    return _resident_peak() - before
+
+
+def _resident_peak() -> int:
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+
+def decoder_memory(arguments: argparse.Namespace, decoding: str, batch: int) -> int:
+    """Bytes that one decoder needs above the loaded model, for a process of its own."""
+    model, processor = load(arguments)
+    for weight in model.parameters():
+        weight.sum()  # weights that a file is mapped to become resident
+    images = noise_images(processor, batch)
+    read(model, processor, images[:1], ALL, decoding)  # the code that a first call loads is not the decoder's need
+    return peak_growth(lambda: read(model, processor, images, ALL, decoding))
+
+
+def memory_table(arguments: argparse.Namespace) -> Table:
+    """Peak memory of every decoder and batch size, three formats.
+
+    Each in a fresh process that has loaded the model and read one image: the growth of the peak of CUDA's allocator, or
+    on a CPU of the resident set as Linux counts it, where freed tensors return to the system at once.
+    """
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # read by glibc when a process starts
+    title = f"{_name(arguments)}: peak MiB above the loaded model, three formats"
+    table = Table(title=title, caption=_machine(), min_width=80)
+    for column in ("batch", *DECODERS):
+        table.add_column(column, justify="right")
+    for batch in arguments.batch_sizes:
+        cells = []
+        for decoding in DECODERS:
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
+                cells.append(fresh.submit(decoder_memory, arguments, decoding, batch).result() / 2**20)
+        table.add_row(str(batch), *(f"{cell:,.1f}" for cell in cells))
+    return table
+
+
+# ---- Command line ---------------------------------------------------------------------------------------------
+def _name(arguments: argparse.Namespace) -> str:
+    return f"{arguments.model or arguments.shape}, {arguments.dtype}"
+
+
+def _machine() -> str:
+    device = torch.cuda.get_device_name() if DEVICE == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
+    return f"{device}, {versions}"
+
+
+def main(arguments: argparse.Namespace):
+    if arguments.shape == "clip-vicuna-7b" and DEVICE == "cpu":
+        raise ValueError(
+            "clip-vicuna-7b has 7 billion parameters, 14 GB in bfloat16: it needs a GPU and there is none. Use "
+            "--shape siglip2-smollm2 or a --model on a CPU."
+        )
+    console = Console()
+    if arguments.memory:
+        console.print(memory_table(arguments))
+        return
+    model, processor = load(arguments)
+    tokens = len(compile_slots(processor, ALL, image_tokens(processor)))
+    rate = matrix_rate(model.dtype, 8192 if DEVICE == "cuda" else 2048, arguments.repeats)
+    operations = slots_operations(model, processor)
+    title = f"{_name(arguments)}: {model.num_parameters():,} parameters, tree of {tokens} tokens"
+    table = Table(title=title, caption=_machine())
+    for column in ("batch", "what", "seconds", "images/s", "against\nfree", "of\nprefill", "of slots\nfeafa"):
+        table.add_column(column, justify="left" if column == "what" else "right", no_wrap=True)
+    shares = []
+    for batch in arguments.batch_sizes:
+        times = measure(model, processor, batch, arguments.repeats)
+        for name in times:
+            table.add_row(*table_row(name, times, batch))
+        table.add_section()
+        shares.append(operations * batch / times["slots, all"] / rate)
+    console.print(table)
+    print(f"slots, three formats: {operations / 1e9:,.2f} GFLOP an image")
+    for batch, share in zip(arguments.batch_sizes, shares, strict=True):
+        print(f"batch {batch}: {share:.1%} of the measured matrix rate {rate / 1e9:,.0f} GFLOP/s")
+
+
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--model", help="checkpoint folder or Hub id")
-    which.add_argument("--shape", choices=["siglip2-smollm2"], help="random weights of this shape")
+    which.add_argument("--shape", choices=SHAPES, help="random weights of this shape")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="(default: float32)")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 16], help="(default: 1 16)")
     parser.add_argument("--repeats", type=int, default=3, help="runs of which the best counts (default: 3)")
-    arguments = parser.parse_args()
-    if arguments.model:
-        model = AutoModelForImageTextToText.from_pretrained(arguments.model, trust_remote_code=True)
-        processor = AutoProcessor.from_pretrained(arguments.model, trust_remote_code=True)
-    else:
-        model, processor = siglip2_smollm2()
-    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    crop = processor.image_processor.crop_size
-    tree = compile_slots(processor, ALL, processor.num_image_tokens(crop["height"], crop["width"]))
-    machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
-    title = f"{arguments.model or arguments.shape}: {model.num_parameters():,} parameters, tree of {len(tree)} tokens"
-    caption = f"{machine}, Python {platform.python_version()}, torch {torch.__version__}, transformers"
-    table = Table(title=title, caption=f"{caption} {transformers.__version__}")
-    for column in ("batch", "what", "seconds", "images/s", "against free"):
-        table.add_column(column, justify="left" if column == "what" else "right")
-    for batch in arguments.batch_sizes:
-        times = measure(model, processor, batch, arguments.repeats)
-        for name, took in times.items():
-            ratio = f"{times['free, three formats'] / took:.1f} x" if "three" in name else ""
-            table.add_row(str(batch), name, f"{took:.3f}", f"{batch / took:.2f}", ratio)
-        table.add_section()
-    Console().print(table)
+    parser.add_argument("--memory", action="store_true", help="measure peak memory instead of seconds")
+    return parser
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main(make_parser().parse_args())
+    except ValueError as error:
+        sys.exit(f"decoding.py: {error}")

@@ -1,9 +1,205 @@
-"""The benchmarks run; how fast is their own business."""
+"""The benchmarks run and count rightly; how fast the machine is, is their own business."""
 
-from conftest import build_tiny, load_tool
+import subprocess
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import ROOT, build_tiny, load_tool
+from PIL import Image
+
+from au_llava.action_units import FORMATS
+
+decoding_benchmark = load_tool("decoding")
+parsing = load_tool("parsing")
 
 
-def test_decoding_benchmark_measures_every_decoder():
-    times = load_tool("decoding").measure(*build_tiny("phrases"), batch=2, repeats=1)
-    assert {name.split(",")[0] for name in times} == {"prefill", "slots", "constrained", "free"}
+# ---- decoding.py ----------------------------------------------------------------------------------------------
+def test_every_decoder_is_measured_beside_its_prefill():
+    times = decoding_benchmark.measure(*build_tiny("phrases"), batch=2, repeats=1)
+    assert list(times) == [
+        "prefill, feafa",
+        "prefill, all",
+        "slots, bp4d",
+        "slots, disfa",
+        "slots, feafa",
+        "slots, all",
+        "constrained, all",
+        "free, all",
+    ]
     assert all(seconds > 0 for seconds in times.values())
+
+
+def test_ratios_compare_like_with_like():
+    times = {
+        "prefill, feafa": 1,
+        "prefill, all": 2,
+        "slots, bp4d": 3,
+        "slots, feafa": 2,
+        "slots, all": 3,
+        "free, all": 9,
+    }
+    rows = {name: decoding_benchmark.table_row(name, times, batch=6)[4:] for name in times}
+    assert rows == {
+        "prefill, feafa": ("", "", ""),
+        "prefill, all": ("", "", ""),
+        "slots, bp4d": ("", "", ""),
+        "slots, feafa": ("", "2.00", ""),
+        "slots, all": ("3.0 x", "1.50", "1.50"),
+        "free, all": ("1.0 x", "4.50", ""),
+    }
+
+
+def test_runs_take_turns_and_the_first_turn_does_not_count():
+    calls = []
+    times = decoding_benchmark.best_seconds({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=2)
+    assert calls == ["a", "b"] * 3
+    assert all(seconds > 0 for seconds in times.values())
+
+
+def test_operations_hold_every_matrix_of_the_language_model():
+    """A token of the tree multiplies with every weight once; attention, vision tower and head come on top."""
+    model, processor = build_tiny("phrases")
+    tree = decoding_benchmark.compile_slots(processor, tuple(FORMATS.values()), 16)
+    weights = sum(weight.numel() for weight in model.model.language_model.layers.parameters() if weight.ndim == 2)
+    least = 2 * len(tree) * weights
+    assert least < decoding_benchmark.slots_operations(model, processor) < 3 * least
+
+
+def test_matrix_rate_is_positive():
+    assert decoding_benchmark.matrix_rate(torch.float32, 64, repeats=2) > 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_growth_of_the_peak_forgets_what_was_before():
+    mebibytes = 2**20
+    torch.ones(300 * mebibytes, dtype=torch.uint8)  # a higher peak, gone again
+    growth = decoding_benchmark.peak_growth(lambda: torch.ones(100 * mebibytes, dtype=torch.uint8))
+    assert 90 * mebibytes < growth < 120 * mebibytes
+
+
+@pytest.mark.parametrize(
+    ("shape", "parameters", "image_tokens"), [("siglip2-smollm2", 222e6, 49), ("clip-vicuna-7b", 7.05e9, 576)]
+)
+def test_shapes_have_the_size_of_their_namesakes(shape, parameters, image_tokens):
+    model, processor = decoding_benchmark.build(shape, torch.bfloat16, device="meta")
+    assert model.num_parameters() == pytest.approx(parameters, rel=0.01)
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+    assert decoding_benchmark.image_tokens(processor) == image_tokens
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_large_shape_needs_a_gpu():
+    arguments = decoding_benchmark.make_parser().parse_args(["--shape", "clip-vicuna-7b"])
+    with pytest.raises(ValueError, match="needs a GPU"):
+        decoding_benchmark.main(arguments)
+
+
+def test_table_names_the_share_of_the_matrix_rate(tiny_checkpoint, capsys):
+    words = ["--model", str(tiny_checkpoint), "--batch_sizes", "2", "--repeats", "1"]
+    decoding_benchmark.main(decoding_benchmark.make_parser().parse_args(words))
+    shown = capsys.readouterr().out
+    assert "constrained, all" in shown
+    assert "of the measured matrix rate" in shown
+
+
+@pytest.mark.slow
+def test_memory_of_every_decoder(tiny_checkpoint):
+    words = ["benchmarks/decoding.py", "--model", str(tiny_checkpoint), "--memory", "--batch_sizes", "4"]
+    run = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    cells = next(line for line in run.stdout.splitlines() if line.startswith("│")).split("│")[1:-1]
+    assert float(cells[0]) == 4
+    assert all(0 < float(cell) < 500 for cell in cells[1:])
+
+
+# ---- parsing.py -----------------------------------------------------------------------------------------------
+@pytest.fixture
+def face_images():
+    return [Image.effect_noise((48, 48), sigma).convert("RGB") for sigma in (20, 60)]
+
+
+def pixels(mix):
+    return [(kind, image.size, image.tobytes()) for kind, image in mix]
+
+
+def test_mix_is_half_faces_and_equal_shares_of_all_else(face_images):
+    kinds = [kind for kind, _ in parsing.image_mix(face_images, 64, seed=0)]
+    assert {kind: kinds.count(kind) for kind in parsing.KINDS} == {
+        "face": 32,
+        "noise": 8,
+        "one colour": 8,
+        "no face": 8,
+        "destroyed": 8,
+    }
+
+
+def test_mix_is_the_same_for_the_same_seed(face_images):
+    mix = pixels(parsing.image_mix(face_images, 64, seed=0))
+    assert mix == pixels(parsing.image_mix(face_images, 64, seed=0))
+    assert mix[:16] == pixels(parsing.image_mix(face_images, 16, seed=0))
+    assert mix != pixels(parsing.image_mix(face_images, 64, seed=1))
+    assert len(set(mix)) > 30  # two faces, black, white: everything else differs
+
+
+def test_faces_are_drawn_once_each_by_seed(rendered_records):
+    def drawn(seed):
+        return [face.tobytes() for face in parsing.load_faces(rendered_records, 8, seed)]
+
+    assert len(set(drawn(0))) == 8
+    assert drawn(0) == drawn(0) != drawn(1)
+    assert len(parsing.load_faces(rendered_records, 100, 0)) == 20
+
+
+def run_parsing(monkeypatch, records, model, processor):
+    monkeypatch.setattr(parsing, "load", lambda name: (model, processor))
+    return parsing.main(parsing.make_parser().parse_args(["--faces", str(records), "--images", "10"]))
+
+
+def test_untrained_model_keeps_the_promise(rendered_records, monkeypatch, capsys):
+    """Random weights: free decoding cannot be read, slots and constrained decoding can."""
+    assert run_parsing(monkeypatch, rendered_records, *build_tiny()) == 0
+    shown = capsys.readouterr().out
+    assert "slots: 0 of 30 answers" in shown
+    assert "constrained: 0 of 30 answers" in shown
+    assert "free: 30 of 30 answers" in shown
+    assert all(kind in shown for kind in parsing.KINDS)
+
+
+def cut_text(answer):
+    answer.text = answer.text.rpartition(",")[0]
+
+
+def change_reading(label, **numbers):
+    def change(answer):
+        answer[label] = replace(answer[label], **numbers)
+
+    return change
+
+
+@pytest.mark.parametrize("broken", parsing.GUARANTEED)
+@pytest.mark.parametrize(
+    "break_answer",
+    [
+        cut_text,
+        change_reading("AU6", value=7.0),
+        change_reading("AU6", value=None),
+        change_reading("AU6", distribution=(0.5, 0.1)),
+        change_reading("AU6", distribution=(float("nan"), 0.5)),
+        change_reading("AU6", distribution=(1.0,)),
+        change_reading("AU6", probability=1.5),
+    ],
+)
+def test_one_broken_answer_fails_the_command(rendered_records, monkeypatch, capsys, broken, break_answer):
+    model, processor = build_tiny("phrases")
+
+    def recognize(processor, images, decoding, **options):
+        results = model.recognize(processor, images, decoding="slots", **options)
+        if decoding == broken:
+            break_answer(results[-1]["bp4d"])
+        return results
+
+    assert run_parsing(monkeypatch, rendered_records, SimpleNamespace(recognize=recognize), processor) == 1
+    assert "must not be" in capsys.readouterr().err

@@ -1,10 +1,11 @@
-"""The `evaluate` metric for answers: parses generated AU strings and scores them against AU values.
+"""The `evaluate` metric: scores answers, or values that were read already, against AU values.
 
-    metric = evaluate.load("./au_metric.py")
-    metric.compute(predictions=["AU6: 1, AU12: 0"], references=[[1.0, float("nan")]], format={...})
+    metric = evaluate.load("./au_metric.py", "bp4d")
+    metric.compute(predictions=["AU1: 0, AU2: 1, …"], references=[[0, 1, …]])
 
-Works offline. Parsing is `answers_au_llava.parse_answer`, scoring is `metrics_au.score`; this file joins them.
-`evaluate` copies only the files that a script names itself, one per line, hence the import of `answers_au_llava`.
+Works offline. Parsing is `answers_au_llava.parse_answer`, scoring is `metrics_au.score`; this file joins them, and
+`tools/release_metric.py` makes a Space of it. `evaluate` copies only the files that a script names itself, one per
+line, hence the import of `answers_au_llava`.
 """
 
 import datasets
@@ -16,32 +17,64 @@ from .answers_au_llava import parse_answer
 from .metrics_au import score
 
 _DESCRIPTION = """\
-Scores facial action unit (AU) answers such as "AU1: 0, AU2: 0, AU4: 3": F1, precision, recall and accuracy of
-presence, and for intensity and continuous formats ICC(3,1), Pearson correlation, mean absolute and squared error.
-AUs that an answer leaves unread are left out of the scores and counted; cells without a label are left out.
+Scores facial action units (AUs) that were read off faces, given as answers such as "AU1: 0, AU2: 0, AU4: 3" or as
+numbers: F1, precision, recall, accuracy, balanced accuracy and MCC of presence; for intensity and continuous formats
+also ICC, Pearson correlation, mean absolute and squared error. AUs without a label are left out, unread ones counted.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
-    predictions: list of answers, strings.
+    predictions: all of one kind.
+        Answers: strings. Whatever an answer does not say beyond doubt is unread.
+        Values: lists of numbers, one per AU in the order of the format's labels, NaN where unread. 0 or 1 if the
+        format codes occurrence, else any finite number, such as the mean of a distribution.
     references: list of lists of numbers, one per AU in the order of the format's labels; NaN where not annotated.
-    format: name of a built-in format ("bp4d", "disfa", "feafa"), an AUFormat, or its dict: name, labels, scale and
-        optionally presence_threshold.
+    format: name of a built-in format ("bp4d", "disfa", "feafa"), an AUFormat, or its dict: name, labels, scale
+        ("occurrence", "intensity" or "continuous") and optionally presence_threshold, from which on labels and values
+        count as present: by default 1, 2 and 0.30 on the three scales.
+    unparsed: what to do with a labelled AU that is unread. Either way it is counted.
+        "left_out" (default): it is not scored. That flatters a system that stays silent where it is hard, so quote
+        unparsed_rate beside the scores.
+        "absent": it is scored as a prediction of 0.
+
+    `format` and `unparsed` can also be set for all computations where the metric is loaded, which
+    `evaluate.combine` needs unless all its modules know them: evaluate.load(…, format=fmt, unparsed="absent"). The
+    name of a built-in format may be the config_name: evaluate.load(…, "disfa").
 
 Returns:
-    a flat dict. Means over the AUs for which they are defined: f1, precision, recall, accuracy and, unless the format
-    codes occurrence, icc, pcc, mae, mse. Each of them per AU, such as f1_AU12, with support_AU12 (present labels),
-    n_AU12 (scored answers) and unparsed_AU12. Besides: n (answers), annotated (labelled cells), unparsed_rate (share
-    of the annotated cells that the answers leave unread). What is undefined is NaN.
+    a dict of numbers, and "undefined". What is undefined is NaN, never 0.
+    Means over the AUs for which they are defined:
+        f1, precision, recall, accuracy, balanced_accuracy, mcc: of presence.
+        f1_skew_normalised: F1 with the negatives weighted to weigh as much as the positives.
+    and, unless the format codes occurrence:
+        icc, icc_1_1: ICC(3,1), consistency, and ICC(1,1), absolute agreement, of predictions with labels.
+        pcc: Pearson correlation.
+        mae, mse, mae_nonzero: mean absolute error, mean squared error, mean absolute error over labels above 0.
+    Each of them per AU, such as f1_AU12, and besides:
+        support_AU12: present labels among the scored ones.
+        n_AU12: scored images.
+        unparsed_AU12: labelled images where it is unread.
+    Of the whole:
+        n: images.
+        annotated: labelled (image, AU) cells.
+        unparsed_rate: share of these that is unread.
+        undefined: which scores of AUs are NaN, and why, such as {"recall_AU6": "no positive label"}.
 
 Examples:
     >>> metric = evaluate.load("./au_metric.py")
-    >>> fmt = {"name": "smile", "labels": ["AU6", "AU12"], "scale": "intensity"}
+    >>> smile = {"name": "smile", "labels": ["AU6", "AU12"], "scale": "intensity"}
     >>> answers = ["AU6: 1, AU12: 3", "AU6: 0, AU12: 0", "AU6: 3, AU12 is unclear", "AU06=2; AU12=4"]
     >>> labels = [[1, 2], [0, 0], [3, 5], [float("nan"), 5]]
-    >>> scores = metric.compute(predictions=answers, references=labels, format=fmt)
-    >>> scores["f1_AU12"], scores["n_AU12"], round(scores["mae"], 3), round(scores["unparsed_rate"], 3)
-    (1.0, 3, 0.333, 0.143)
+    >>> scores = metric.compute(predictions=answers, references=labels, format=smile)
+    >>> scores["recall"], scores["recall_AU12"], scores["n_AU12"], round(scores["unparsed_rate"], 3)
+    (1.0, 1.0, 3, 0.143)
+    >>> scores = metric.compute(predictions=answers, references=labels, format=smile, unparsed="absent")
+    >>> round(scores["recall_AU12"], 3), scores["n_AU12"], scores["unparsed_AU12"]
+    (0.667, 4, 1)
+    >>> values = [[0.8, 2.5], [0.1, 0.2], [3.2, float("nan")], [1.9, 4.4]]
+    >>> scores = metric.compute(predictions=values, references=labels, format=smile)
+    >>> round(scores["mae"], 3), round(scores["icc_AU12"], 3), scores["undefined"]
+    (0.3, 0.97, {})
 """
 
 _CITATION = """\
@@ -55,32 +88,55 @@ _CITATION = """\
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class AUMetric(evaluate.Metric):
-    """Parse answers and score them."""
+    """Parse answers, or take values, and score them."""
+
+    def __init__(self, config_name=None, format=None, unparsed="left_out", **settings):
+        self._format = config_name if format is None else format
+        self._unparsed = _checked_convention(unparsed)
+        if self._format is not None:
+            get_format(self._format)  # what is wrong already here is to fail here
+        super().__init__(config_name, **settings)
 
     def _info(self):
+        labels = datasets.Sequence(datasets.Value("float64"))
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features(
-                {"predictions": datasets.Value("string"), "references": datasets.Sequence(datasets.Value("float64"))}
-            ),
+            features=[
+                datasets.Features({"predictions": kind, "references": labels})
+                for kind in (datasets.Value("string"), datasets.Sequence(datasets.Value("float64")))
+            ],
         )
 
-    def _compute(self, predictions, references, format=None):
-        fmt = get_format(format)
-        widths = {len(row) for row in references} - {len(fmt.labels)}
-        if widths:
-            raise ValueError(
-                f"references have rows of {sorted(widths)} numbers, but format {fmt.name!r} has {len(fmt.labels)} AUs: "
-                f"{', '.join(fmt.labels)}"
-            )
-        answers = [parse_answer(answer, fmt).values for answer in predictions]
-        values = np.array([[answer[label] for label in fmt.labels] for answer in answers], dtype=np.float64)
-        scores = score(values, references, fmt)
+    def add_batch(self, *, predictions=None, references=None, **others):
+        """Add a batch of predictions and references, which `compute` scores together with all that were added."""
+        if len({isinstance(prediction, str) for prediction in predictions}) > 1:  # `evaluate` looks at the first only
+            raise ValueError("predictions must be all answers (strings; '' for none) or all values (lists of numbers)")
+        if len(predictions) or len(references):
+            super().add_batch(predictions=predictions, references=references, **others)
 
-        flat = dict(scores["mean"])
+    def _compute(self, predictions, references, format=None, unparsed=None):
+        fmt = get_format(self._format if format is None else format)
+        unparsed = self._unparsed if unparsed is None else _checked_convention(unparsed)
+        if isinstance(predictions[0], str):
+            answers = [parse_answer(answer, fmt).values for answer in predictions]
+            predictions = [[answer[label] for label in fmt.labels] for answer in answers]
+        scores = read = score(predictions, references, fmt)
+        if unparsed == "absent":
+            scores = score(np.nan_to_num(np.array(predictions, dtype=np.float64)), references, fmt)
+
+        flat, undefined = dict(scores["mean"]), {}
         for label, of_au in scores["per_au"].items():
+            of_au["unparsed"] = read["per_au"][label]["unparsed"]
+            undefined |= {f"{metric}_{label}": why for metric, why in of_au.pop("undefined").items()}
             flat |= {f"{metric}_{label}": value for metric, value in of_au.items()}
-        rate = scores["unparsed"] / scores["annotated"] if scores["annotated"] else float("nan")
-        return flat | {"n": scores["n"], "annotated": scores["annotated"], "unparsed_rate": rate}
+        rate = read["unparsed"] / read["annotated"] if read["annotated"] else float("nan")
+        totals = {"n": read["n"], "annotated": read["annotated"], "unparsed_rate": rate}
+        return flat | totals | {"undefined": undefined}
+
+
+def _checked_convention(unparsed: str) -> str:
+    if unparsed not in ("left_out", "absent"):
+        raise ValueError(f"unparsed must be 'left_out' or 'absent', not {unparsed!r}")
+    return unparsed

@@ -16,6 +16,7 @@ from .answers_au_llava import SCALES, ParsedAnswer, parse_answer, quantise, writ
 __all__ = [
     "ACTION_UNITS",
     "FORMATS",
+    "MAIN_FORMATS",
     "PURPOSE",
     "SCALES",
     "AUFormat",
@@ -230,6 +231,8 @@ _BUILT_IN = (
     _built_in("bp4d", "AU1 AU2 AU4 AU6 AU7 AU10 AU12 AU14 AU15 AU17 AU23 AU24", "occurrence"),
     # The 12 AUs that DISFA codes from 0 to 5.
     _built_in("disfa", "AU1 AU2 AU4 AU5 AU6 AU9 AU12 AU15 AU17 AU20 AU25 AU26", "intensity"),
+    # The five AUs whose intensity BP4D codes (AU_INT), the format of FERA 2015's intensity challenge.
+    _built_in("bp4d-intensity", "AU6 AU10 AU12 AU14 AU17", "intensity"),
     # FEAFA's 24 channels in the order of its files, with the FACS numbers that sccnlab/E-DFE
     # (facial_animation/makehuman_face.py) gives them. AU26 stands for jaw-driven mouth opening, 26 and 27.
     _built_in(
@@ -240,6 +243,7 @@ _BUILT_IN = (
     ),
 )
 FORMATS: dict[str, AUFormat] = {fmt.name: fmt for fmt in _BUILT_IN}
+MAIN_FORMATS = ("bp4d", "disfa", "feafa")  # one of each scale: what is asked for unless somebody says otherwise
 
 
 def get_format(format_or_name) -> AUFormat:

@@ -7,7 +7,7 @@ applies them. Shape of the entry:
     {"formats": {"disfa": {"scale": "intensity", "presence_threshold": 2.0, "aus": {
          "AU12": {"method": "temperature", "temperature": 1.3, "threshold": 0.41},
          "AU15": {"method": "isotonic", "probability": [0.0, 0.2, 1], "calibrated": [0.0, 0.1, 0.9], "threshold": 0.3},
-         "AU26": {"method": "none", "threshold": 0.5}}}},
+         "AU26": {"method": "none", "threshold": 0.5, "reject_below": 0.8}}}},
      "fitted_on": {...}}
 
 - temperature: the distribution p becomes p^(1/T), normalised (Guo et al., On Calibration of Modern Neural Networks,
@@ -15,6 +15,8 @@ applies them. Shape of the entry:
 - isotonic: the probability of presence is mapped by a rising piecewise linear function (Zadrozny and Elkan, 2002), and
   the values above and below the presence threshold are scaled to match, so that the distribution still sums to 1.
 - threshold: an AU is read as present from this calibrated probability on.
+- reject_below: advice, not applied: answers of less confidence (the probability that the decision is right) are wrong
+  too often to be given; see au_evaluation/audits.py.
 """
 
 from collections.abc import Mapping

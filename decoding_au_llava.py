@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from .action_units import AUFormat, get_format, parse_answer, write_answer
+from .action_units import MAIN_FORMATS, AUFormat, get_format, parse_answer, write_answer
 from .calibration_au_llava import DEFAULT_THRESHOLD, calibrate
 from .consistency_au_llava import Contradiction, contradictions
 from .slot_tree_au_llava import compile_slots
@@ -67,7 +67,7 @@ def recognize(
     model,
     processor,
     images,
-    formats: Sequence[str | AUFormat] = ("bp4d", "disfa", "feafa"),
+    formats: Sequence[str | AUFormat] = MAIN_FORMATS,
     decoding: str = "slots",
     batch_size: int = 16,
     **generate_kwargs,

@@ -1,35 +1,40 @@
-"""Evaluate an AU-LLaVA checkpoint on prepared records.
+"""Evaluate AU-LLaVA checkpoints on prepared records.
 
     python eval_au.py --model . --data data/rendered --part test --out runs/eval
     accelerate launch eval_au.py --data data/rendered --formats bp4d disfa --decoding free --out runs/eval-free
+    python eval_au.py --data data/rendered --groups skin_tone gender age yaw --out runs/eval     # bias audit
     python eval_au.py --model runs/mine --calibrate data/rendered --out runs/calibration
+    python eval_au.py --protocol bp4d-3fold --model P1=runs/p1 P2=runs/p2 P3=runs/p3 --data data/bp4d --out runs/bp4d
+    python eval_au.py compare runs/eval runs/eval-free
+    python eval_au.py matrix --model runs/bp4d runs/disfa --data data/bp4d data/disfa --out runs/matrix
+    python eval_au.py report runs/eval
 
 Writes to --out:
 - results.json: {"schema_version", "provenance" (model, data, decoder, versions, commit), "formats": {"bp4d": {"n",
   "unparsed", "mean": {"f1": ...}, "mean_interval": {"f1": [low, high]}, "per_au": {"AU12": {"f1": ..., "support":
-  ..., "interval": {"f1": [low, high]}}}}, ...}, "contradictions": {"images", "asked_together", "per_pair"}}; intervals
-  are 95 % bootstrap intervals over subjects;
+  ..., "interval": {"f1": [low, high]}}}, and where they apply "parse_audit", "abstention", "groups"}, ...},
+  "contradictions": {"images", "asked_together", "per_pair"}}; intervals are 95 % bootstrap intervals over subjects;
 - predictions.parquet: one row per record: what was read (values, expected, probability, present, text) beside the
-  labels.
+  labels; while the evaluation runs, `unfinished/`: repeat the command after a kill, and it goes on there.
+`report` makes report.html and report.md of them, to look at.
 
-How a number is scored: presence (F1, accuracy, ...) by the decision, which is where the probability reaches the AU's
-threshold; intensity and continuous values by the mean of the predicted distribution. Free decoding has neither, there
-both are the value that was written. A label that is NaN is not scored; an answer that cannot be parsed is counted as
-unparsed.
+How each number is scored is said in au_evaluation/scoring.py. A checkpoint is not tested on people it has met: its
+training_manifest.json names them.
 
 --calibrate fits temperatures, isotonic curves and thresholds on the validation part of its folders and stores them in
 the config.json of --model, a folder, where `recognize` applies them from then on. It writes calibration.json (per AU:
 method, threshold, ECE, log loss and Brier score before and after, cross-validated) and reliability.png to --out.
+--protocol takes a checkpoint for each tested part and writes its table, beside published results, as table.md, .tex and
+.csv. `compare` tests the difference of two evaluations of the same images (paired bootstrap over subjects, Holm's
+correction over AUs). `matrix` scores presence on the AUs that a checkpoint's formats share with each dataset's.
 """
 
 import argparse
 import importlib.metadata
 import json
-import math
 import platform
-import subprocess
+import shutil
 import sys
-from collections import Counter, defaultdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -37,359 +42,434 @@ import datasets
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from sklearn.metrics import log_loss
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 from au_llava.action_units import get_format
-from au_llava.au_datasets.folds import person_key
+from au_llava.au_datasets.folds import PROTOCOLS, get_protocol
 from au_llava.au_datasets.records import group_by_image, load_records
-from au_llava.au_evaluation.calibration import draw_reliability, fit_format
-from au_llava.au_evaluation.intervals import intervals
+from au_llava.au_evaluation.audits import apply_abstention, group_audit, parse_audit
+from au_llava.au_evaluation.calibration import (
+    calibrate_checkpoint,
+    calibration_report,
+    calibration_table,
+    draw_reliability,
+)
+from au_llava.au_evaluation.intervals import paired_difference
+from au_llava.au_evaluation.prediction import KEYS, predict
+from au_llava.au_evaluation.protocols import (
+    as_csv,
+    as_latex,
+    as_markdown,
+    missing_names,
+    protocol_scores,
+    protocol_table,
+    tested_records,
+)
+from au_llava.au_evaluation.provenance import (
+    check_unseen,
+    code_commit,
+    content_hashes,
+    people_of,
+    read_training_manifest,
+    training_manifest,
+    write_training_manifest,
+)
+from au_llava.au_evaluation.report import write_report
+from au_llava.au_evaluation.scoring import (
+    by_format,
+    contradiction_counts,
+    jsonable,
+    score_arguments,
+    score_predictions,
+    scores_table,
+)
+from au_llava.au_evaluation.transfer import best_asked, transfer_scores
+from au_llava.calibration_au_llava import entries_for
 from au_llava.decoding_au_llava import DECODERS
-from au_llava.metrics_au import presence, score
 
-SCHEMA_VERSION = 1
-KEYS = ("dataset", "subject", "clip", "frame", "format")
-
-
-def predict(
-    model,
-    processor,
-    records: datasets.Dataset,
-    decoding: str = "slots",
-    batch_size: int = 16,
-    progress: bool = False,
-    distributions: bool = False,
-) -> list[dict]:
-    """Read every record's image in the record's format; formats of one image share one pass.
-
-    With several accelerate processes each takes a share and all get the whole result.
-
-    Returns:
-        one dict per record, in no particular order: the record's key (`dataset`, `subject`, `clip`, `frame`, `format`),
-        `row` (its index in `records`), `references`, `values`, `expected`, `probability`, `present` (lists in the
-        format's label order, NaN where unread), `text`, `problems`, `contradictions` (those where this record's format
-        finds an AU present) and, if asked for, `distribution` (AUs, values).
-    """
-    names = records["format"][:]
-    by_formats = defaultdict(list)  # formats asked of one image -> images, as {format name: row}
-    for group in group_by_image(records):
-        by_formats[tuple(group)].append(group)
-    batches = [
-        (formats, groups[start : start + batch_size])
-        for formats, groups in by_formats.items()
-        for start in range(0, len(groups), batch_size)
-    ]
-    keys = records.select_columns([*KEYS, "values"])
-    images = records.select_columns(["image"])
-    state = PartialState()
-    rows = []
-    with state.split_between_processes(batches) as share, _progress(progress and state.is_main_process) as bar:
-        task = bar.add_task("reading faces", total=sum(len(groups) for _, groups in share))
-        for formats, groups in share:
-            faces = images[[next(iter(group.values())) for group in groups]]["image"]
-            answers = model.recognize(processor, faces, formats=formats, decoding=decoding, batch_size=batch_size)
-            for group, answer in zip(groups, answers, strict=True):
-                for name, row in group.items():
-                    rows.append(_prediction(keys[row], row, answer[name]))
-                    rows[-1]["contradictions"] = [str(c) for c in answer.contradictions if c.present_in == name]
-                    if distributions:
-                        readings = answer[name].values()
-                        rows[-1]["distribution"] = np.array([r.distribution for r in readings], np.float32)
-            bar.advance(task, len(groups))
-    assert all(names[row["row"]] == row["format"] for row in rows)
-    return gather_object(rows)
+SCHEMA_VERSION = 2
+COMPARED = ("f1", "roc_auc", "icc", "pcc", "mae")
 
 
-def _prediction(record: dict, row: int, answer) -> dict:
-    readings = [answer[label] for label in answer.format.labels]
-    number = lambda value: math.nan if value is None else value  # noqa: E731
-    return {
-        **{key: record[key] for key in KEYS},
-        "row": row,
-        "references": record["values"],
-        "values": [number(reading.value) for reading in readings],
-        "expected": [number(reading.expected) for reading in readings],
-        "probability": [number(reading.probability) for reading in readings],
-        "present": [number(reading.present) for reading in readings],
-        "text": answer.text,
-        "problems": list(answer.problems),
-    }
+def load(name: str):
+    """Model, on this process's device, and processor of a checkpoint."""
+    logging.disable_progress_bar()  # of loading weights
+    model = AutoModelForImageTextToText.from_pretrained(name, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
+    return model.to(PartialState().device).eval(), processor
 
 
-def score_predictions(predictions: list[dict]) -> dict[str, dict]:
-    """Scores per format of what `predict` returned, with 95 % bootstrap intervals over subjects.
-
-    Returns:
-        format name -> what `metrics_au.score` returns, plus "mean_interval" and in each AU "interval": metric ->
-        [low, high].
-    """
-    scores = {}
-    for name, rows in sorted(_by_format(predictions).items()):
-        fmt = get_format(name)
-        column = lambda key: np.array([row[key] for row in rows], dtype=float)  # noqa: B023, E731
-        probabilities = column("probability")
-        arguments = {
-            "predictions": column("values" if fmt.scale == "occurrence" else "expected"),
-            "references": column("references"),
-            "subjects": [f"{row['dataset']}/{row['subject']}" for row in rows],
-            "probabilities": None if np.isnan(probabilities).all() else probabilities,
-            "decisions": column("present"),
-        }
-        scores[name] = score(fmt=fmt, **arguments)
-        bounds = intervals(fmt=fmt, **arguments)
-        scores[name]["mean_interval"] = bounds["mean"]
-        for label, values in scores[name]["per_au"].items():
-            values["interval"] = bounds["per_au"][label]
-    return scores
-
-
-def _by_format(predictions: list[dict]) -> dict[str, list[dict]]:
-    by_format = defaultdict(list)
-    for row in predictions:
-        by_format[row["format"]].append(row)
-    return by_format
-
-
-def contradiction_counts(predictions: list[dict]) -> dict:
-    """How often formats of the same image contradict each other: "asked_together" images with several formats,
-    "images" of them with a contradiction, "per_pair": "AU12 is present in bp4d, but AU12 0 in disfa" -> images."""
-    formats, found = defaultdict(int), defaultdict(list)
-    for row in predictions:
-        image = tuple(row[key] for key in KEYS if key != "format")
-        formats[image] += 1
-        found[image] += row["contradictions"]
-    together = [image for image, count in formats.items() if count > 1]
-    return {
-        "asked_together": len(together),
-        "images": sum(bool(found[image]) for image in together),
-        "per_pair": dict(Counter(each for image in together for each in found[image]).most_common()),
-    }
-
-
-def calibrate(model, processor, tables: list[str], part: str, batch_size: int, progress: bool = False):
-    """Fit the calibration of `model` on the validation subjects of `tables`.
-
-    Returns:
-        what belongs into `AuLlavaConfig.calibration`; per format what `fit_format` returned; its labels (images, AUs).
-    """
-    records = load_records(tables, part=part)
-    raw, model.config.calibration = model.config.calibration, None
-    try:
-        predictions = predict(model, processor, records, "slots", batch_size, progress, distributions=True)
-    finally:
-        model.config.calibration = raw
-    fits, references = {}, {}
-    for name, rows in sorted(_by_format(predictions).items()):
-        rows.sort(key=lambda row: row["row"])
-        read, references[name] = (np.array([row[key] for row in rows], float) for key in ("distribution", "references"))
-        people = [person_key(row["dataset"], row["subject"]) for row in rows]
-        fits[name] = fit_format(read, references[name], people, get_format(name))
-    fitted_on = {
-        "data": content_hashes(tables),
-        "part": part,
-        "images": len(group_by_image(records)),
-        "subjects": len(set(map(person_key, records["dataset"][:], records["subject"][:]))),
-    }
-    return {"formats": {n: fit["entry"] for n, fit in fits.items()}, "fitted_on": fitted_on}, fits, references
-
-
-def calibration_report(fits: dict[str, dict], references: dict[str, np.ndarray]) -> dict:
-    """Per format, and per AU in it, how far probabilities can be believed before and after (cross-validated)."""
-    report = {}
-    for name, fit in fits.items():
-        fmt = get_format(name)
-        known = ~np.isnan(references[name])
-        truth = references[name] >= fmt.presence_threshold
-
-        def judge(rows, fit=fit, truth=truth) -> dict:
-            scores = {}
-            for when in ("before", "after"):
-                probability = fit[when][rows]
-                errors = presence(probability, truth[rows])
-                scores |= {f"{metric}_{when}": errors[metric] for metric in ("ece", "brier")}
-                clipped = probability.clip(1e-6, 1 - 1e-6)
-                scores[f"log_loss_{when}"] = log_loss(truth[rows], clipped, labels=[False, True])
-            return scores
-
-        per_au = {}
-        for column, label in enumerate(fmt.labels):
-            rows = np.nonzero(known[:, column])[0]
-            entry = fit["entry"]["aus"][label]
-            per_au[label] = {"method": entry["method"], "threshold": entry["threshold"]}
-            per_au[label] |= judge((rows, column)) if len(rows) else {}
-        report[name] = {"all": judge(known), "per_au": per_au}
-    return report
-
-
-def provenance(arguments: argparse.Namespace, model) -> dict:
+def provenance(arguments: argparse.Namespace, model, name: str, people: str) -> dict:
     """What a reader needs to run the evaluation again."""
-    try:
-        commit = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = None
     packages = ("au-llava", "torch", "transformers", "datasets", "numpy", "scikit-learn")
+    calibration = model.config.calibration
     return {
-        "model": arguments.model,
+        "model": name,
         "parameters": model.num_parameters(),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
-        "calibrated": model.config.calibration is not None,
+        "calibrated_on": None if calibration is None else calibration.get("fitted_on"),
+        "trained_people": people,
         "data": content_hashes(arguments.data),
-        "part": arguments.part or "test",
+        "part": arguments.part,
         "decoding": arguments.decoding,
-        "commit": commit,
+        "batch_size": arguments.batch_size,
+        "commit": code_commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in packages},
     }
 
 
-def content_hashes(tables: list[str]) -> dict[str, str | None]:
-    """Path -> the content hash in its manifest, None where there is no manifest."""
-    manifests = {path: Path(path) / "manifest.json" for path in tables}
-    return {
-        path: json.loads(manifest.read_text())["content_sha256"] if manifest.is_file() else None
-        for path, manifest in manifests.items()
-    }
+def write_json(path: Path, content) -> None:
+    path.write_text(json.dumps(jsonable(content), indent=1) + "\n")
 
 
-def scores_table(scores: dict[str, dict], title: str) -> Table:
-    """The scores as a table: one row per AU and a mean per format."""
-    table = Table(title=title, title_justify="left", caption="± half of the 95 % bootstrap interval over subjects")
-    for column in ("format", "AU", "F1", "acc", "ICC", "PCC", "MAE", "present", "n"):
-        table.add_column(column, justify="left" if column in ("format", "AU") else "right", no_wrap=True)
-    keys = ("f1", "accuracy", "icc", "pcc", "mae")
-    show = lambda values, key: "" if values.get(key) is None else f"{values[key]:.3f}"  # noqa: E731
-    for name, result in scores.items():
-        for label, values in result["per_au"].items():
-            table.add_row(name, label, *(show(values, k) for k in keys), f"{values['support']}", f"{values['n']}")
-        bounds = {key: (high - low) / 2 for key, (low, high) in result["mean_interval"].items()}
-        table.add_row(name, "mean", *(show(result["mean"], key) for key in keys), "", f"{result['n']}", style="bold")
-        table.add_row("", "±", *(show(bounds, key) for key in keys), "", "", style="dim")
-        table.add_section()
-    return table
-
-
-def _progress(shown: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("images"))
-    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not shown)
-
-
-def _jsonable(value):
-    """NaN is not JSON: undefined numbers are written as null."""
-    if isinstance(value, dict):
-        return {key: _jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_jsonable(item) for item in value]
-    if isinstance(value, (float, np.floating)):
-        return float(value) if math.isfinite(value) else None
-    return int(value) if isinstance(value, np.integer) else value
-
-
-def main(arguments: argparse.Namespace):
-    state = PartialState()
-    logging.disable_progress_bar()  # of loading weights
-    model = AutoModelForImageTextToText.from_pretrained(arguments.model, trust_remote_code=True)
-    processor = AutoProcessor.from_pretrained(arguments.model, trust_remote_code=True)
-    model = model.to(state.device).eval()
-    if arguments.calibrate:
-        return main_calibrate(arguments, model, processor, state)
-    if arguments.uncalibrated:
-        model.config.calibration = None
-    records = load_records(arguments.data, part=arguments.part or "test", formats=arguments.formats)
+def main_score(arguments: argparse.Namespace):
+    arguments.part = arguments.part or "test"
+    if len(arguments.model) != 1:
+        raise ValueError(f"{len(arguments.model)} models were given: to score several, call `matrix` or --protocol.")
+    name = arguments.model[0]
+    records = load_records(arguments.data, part=arguments.part, formats=arguments.formats)
     if arguments.max_images is not None:
         groups = group_by_image(records)[: arguments.max_images]
         records = records.select(sorted(row for group in groups for row in group.values()))
-    predictions = predict(model, processor, records, arguments.decoding, arguments.batch_size, progress=True)
-    if not state.is_main_process:
+    absent = sorted(set(arguments.groups) - set(records.column_names))
+    if absent:
+        raise ValueError(
+            f"no column {', '.join(absent)} to group by; the records have {', '.join(records.column_names)}."
+        )
+    people = check_unseen(name, people_of(records)) if arguments.part == "test" else "not checked: not the test part"
+    model, processor = load(name)
+    if arguments.uncalibrated:
+        model.config.calibration = None
+    timing = {}
+    predictions = predict(
+        model,
+        processor,
+        records,
+        arguments.decoding,
+        arguments.batch_size,
+        progress=True,
+        keep=arguments.out / "unfinished",
+        timing=timing,
+    )
+    if not PartialState().is_main_process:
         return
-    predictions.sort(key=lambda row: row["row"])
     scores = score_predictions(predictions)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    datasets.Dataset.from_list(predictions).to_parquet(arguments.out / "predictions.parquet")
+    for fmt_name, rows in by_format(predictions).items():
+        fmt = get_format(fmt_name)
+        entries = entries_for(model.config.calibration, fmt)
+        if arguments.decoding == "free":
+            scores[fmt_name]["parse_audit"] = parse_audit(rows, fmt)
+        if arguments.decoding == "slots" and entries:
+            thresholds = {label: entry.get("reject_below") for label, entry in entries.items()}
+            scores[fmt_name]["abstention"] = apply_abstention(rows, fmt, thresholds)
+        if arguments.groups:
+            columns = records.select_columns(arguments.groups)[[row["row"] for row in rows]]
+            scores[fmt_name]["groups"] = group_audit(rows, fmt, columns)
     results = {
         "schema_version": SCHEMA_VERSION,
-        "provenance": provenance(arguments, model),
+        "provenance": provenance(arguments, model, name, people) | {"timing": timing},
         "formats": scores,
         "contradictions": contradiction_counts(predictions),
     }
-    (arguments.out / "results.json").write_text(json.dumps(_jsonable(results), indent=1) + "\n")
-    title = f"{arguments.model} on {' '.join(arguments.data)}, {arguments.part or 'test'} part"
-    Console().print(scores_table(scores, title))
+    datasets.Dataset.from_list(predictions).to_parquet(arguments.out / "predictions.parquet")
+    write_json(arguments.out / "results.json", results)
+    shutil.rmtree(arguments.out / "unfinished")
+    Console().print(scores_table(scores, f"{name} on {' '.join(arguments.data)}, {arguments.part} part"))
     print(f"Written: {arguments.out / 'results.json'} and {arguments.out / 'predictions.parquet'}")
+    print(f"To look at them: python eval_au.py report {arguments.out}")
 
 
-def main_calibrate(arguments: argparse.Namespace, model, processor, state: PartialState):
-    config_file = Path(arguments.model) / "config.json"
+def main_calibrate(arguments: argparse.Namespace):
+    name, part = arguments.model[0], arguments.part or "validation"
+    config_file = Path(name) / "config.json"
     if not config_file.is_file():
-        raise ValueError(
-            f"--calibrate stores its result in config.json: {arguments.model} is no folder that holds one."
-        )
-    part = arguments.part or "validation"
-    calibration, fits, references = calibrate(
+        raise ValueError(f"--calibrate stores its result in config.json: {name} is no folder that holds one.")
+    model, processor = load(name)
+    calibration, fits, references = calibrate_checkpoint(
         model, processor, arguments.calibrate, part, arguments.batch_size, progress=True
     )
-    if not state.is_main_process:
+    if not PartialState().is_main_process:
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
     report = calibration_report(fits, references)
-    (arguments.out / "calibration.json").write_text(
-        json.dumps(_jsonable({"fitted_on": calibration["fitted_on"], "formats": report}), indent=1) + "\n"
-    )
-    thresholds = {name: fit["entry"]["presence_threshold"] for name, fit in fits.items()}
+    write_json(arguments.out / "calibration.json", {"fitted_on": calibration["fitted_on"], "formats": report})
+    thresholds = {fmt_name: fit["entry"]["presence_threshold"] for fmt_name, fit in fits.items()}
     draw_reliability(fits, references, thresholds).savefig(arguments.out / "reliability.png", dpi=110)
+    manifest = read_training_manifest(name) or training_manifest([], [], [], [], {})
+    manifest["people"]["calibration"] = people_of(load_records(arguments.calibrate, part=part))
+    write_training_manifest(name, manifest)
     config = json.loads(config_file.read_text())
     unfinished = config_file.with_name("config.json.new")
     unfinished.write_text(json.dumps(config | {"calibration": calibration}, indent=2, sort_keys=True) + "\n")
     unfinished.replace(config_file)
-    Console().print(calibration_table(report, f"{arguments.model}, {part} part of {' '.join(arguments.calibrate)}"))
+    Console().print(calibration_table(report, f"{name}, {part} part of {' '.join(arguments.calibrate)}"))
     print(f"Stored in {config_file}; report: {arguments.out / 'calibration.json'}, {arguments.out / 'reliability.png'}")
 
 
-def calibration_table(report: dict, title: str) -> Table:
-    """Before and after, per format."""
-    caption = "over all AUs; each subject by a calibration fitted without that subject's fold"
-    table = Table(title=title, title_justify="left", caption=caption)
-    for column in ("format", "ECE\nbefore", "ECE\nafter", "log loss\nbefore", "log loss\nafter", "AUs changed"):
-        table.add_column(column, justify="left" if column in ("format", "AUs changed") else "right")
-    for name, result in report.items():
-        cells = [
-            f"{result['all'][f'{m}_{when}']:.4f}" for m in ("ece", "log_loss", "brier") for when in ("before", "after")
-        ]
-        methods = Counter(values["method"] for values in result["per_au"].values())
-        table.add_row(name, *cells, ", ".join(f"{method} {count}" for method, count in methods.items()))
+def main_protocol(arguments: argparse.Namespace):
+    protocol = get_protocol(arguments.protocol)
+    models = dict(entry.partition("=")[::2] for entry in arguments.model)
+    if set(models) != set(protocol.tested) or not all(models.values()):
+        wanted = " ".join(f"{part}=CHECKPOINT" for part in protocol.tested)
+        raise ValueError(f"{protocol.name} needs a checkpoint for each tested part: --model {wanted}")
+    records = load_records(arguments.data, formats=[protocol.format])
+    rows = tested_records(records, protocol)
+    missing = missing_names(records, protocol)
+    for part, names in missing.items():
+        print(f"{part}: no record of {', '.join(names)}; the result is not the whole protocol's.", file=sys.stderr)
+    people = {part: check_unseen(models[part], people_of(records.select(rows[part]))) for part in protocol.tested}
+    predictions, origin = {}, {}
+    for part in protocol.tested:
+        model, processor = load(models[part])
+        if arguments.uncalibrated:
+            model.config.calibration = None
+        predictions[part] = predict(
+            model,
+            processor,
+            records.select(rows[part]),
+            arguments.decoding,
+            arguments.batch_size,
+            progress=True,
+            keep=arguments.out / f"unfinished-{part}",
+        )
+        origin[part] = provenance(arguments, model, models[part], people[part])
+    if not PartialState().is_main_process:
+        return
+    scores = protocol_scores(predictions, protocol)
+    results = {"schema_version": SCHEMA_VERSION, "protocol": protocol.name, "provenance": origin, "missing": missing}
+    write_json(arguments.out / "results.json", {**results, **scores})
+    tested = [{**row, "tested_part": part} for part, of_part in predictions.items() for row in of_part]
+    datasets.Dataset.from_list(tested).to_parquet(arguments.out / "predictions.parquet")
+    for part in protocol.tested:
+        shutil.rmtree(arguments.out / f"unfinished-{part}")
+    table = protocol_table(arguments.name, scores, protocol)
+    metric = protocol.metrics[0]
+    caption = f"{protocol.name}: {metric}{' in percent' if metric == 'f1' else ''}; parts: {protocol.source}"
+    (arguments.out / "table.md").write_text(f"{caption}\n\n{as_markdown(table)}")
+    (arguments.out / "table.tex").write_text(as_latex(table, caption))
+    (arguments.out / "table.csv").write_text(as_csv(table))
+    print(as_markdown(table[:3]))
+    print(f"Written: results.json, predictions.parquet, table.md, table.tex, table.csv in {arguments.out}")
+
+
+def read_evaluation(folder: Path) -> dict[str, dict[tuple, dict]]:
+    """Format -> key of a record -> its prediction, from predictions.parquet."""
+    path = folder / "predictions.parquet"
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no {path}: make it with eval_au.py --out {folder}.")
+    rows = datasets.Dataset.from_parquet(str(path)).to_list()
+    return {name: {tuple(row[k] for k in KEYS): row for row in of} for name, of in by_format(rows).items()}
+
+
+def main_compare(arguments: argparse.Namespace):
+    first, second = read_evaluation(arguments.first), read_evaluation(arguments.second)
+    shared = [name for name in first if name in second]
+    if not shared:
+        raise ValueError(
+            f"{arguments.first} has formats {list(first)}, {arguments.second} {list(second)}: none in common."
+        )
+    comparison = {}
+    for name in shared:
+        keys = sorted(first[name].keys() & second[name].keys())
+        left_out = len(first[name].keys() ^ second[name].keys())
+        if not keys:
+            raise ValueError(f"{arguments.first} and {arguments.second} have no image of {name} in common.")
+        systems, fmt = [], get_format(name)
+        for evaluation in (first, second):
+            system, _ = score_arguments([evaluation[name][key] for key in keys], fmt)
+            systems.append(system)
+        one, other = systems
+        if not np.array_equal(one["references"], other["references"], equal_nan=True):
+            raise ValueError(
+                f"{arguments.first} and {arguments.second} were scored against different labels in {name}."
+            )
+        both = one["probabilities"] is not None and other["probabilities"] is not None
+        kept = ("predictions", "decisions", "probabilities") if both else ("predictions", "decisions")
+        a, b = ({key: system[key] for key in kept} for system in systems)
+        result = paired_difference(a, b, one["references"], one["subjects"], fmt, resamples=arguments.resamples)
+        comparison[name] = {**result, "n": len(keys), "left_out": left_out}
+    Console().print(comparison_table(comparison, str(arguments.first), str(arguments.second)))
+    if arguments.out:
+        write_json(arguments.out, {"first": str(arguments.first), "second": str(arguments.second), **comparison})
+        print(f"Written: {arguments.out}")
+
+
+def comparison_table(comparison: dict, first: str, second: str) -> Table:
+    """Differences, first minus second: the mean over AUs, then the AUs where Holm's p is below 0.05."""
+    caption = "95 % paired bootstrap over subjects; p of an AU corrected over the AUs (Holm); AUs with p < 0.05"
+    table = Table(title=f"{first} minus {second}", title_justify="left", caption=caption)
+    for column in ("format", "AU", "metric", "difference", "interval", "p"):
+        table.add_column(column, justify="left" if column in ("format", "AU", "metric") else "right")
+
+    def add(name, label, metric, each, p):
+        low, high = each["interval"]
+        table.add_row(name, label, metric, f"{each['difference']:+.3f}", f"{low:+.3f} to {high:+.3f}", f"{p:.3f}")
+
+    for name, result in comparison.items():
+        for metric in COMPARED:
+            if metric in result["mean"]:
+                add(name, f"mean of {result['n']}", metric, result["mean"][metric], result["mean"][metric]["p"])
+        for label, metrics in result["per_au"].items():
+            for metric in COMPARED:
+                if metric in metrics and metrics[metric]["p_holm"] < 0.05:
+                    add(name, label, metric, metrics[metric], metrics[metric]["p_holm"])
+        table.add_section()
     return table
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+def main_matrix(arguments: argparse.Namespace):
+    cells, arguments.part = {}, arguments.part or "test"
+    for name in arguments.model:
+        manifest = read_training_manifest(name)
+        model = None
+        for path in arguments.data:
+            records = load_records(path, part=arguments.part)
+            for known_name in sorted(set(records["format"][:])):
+                kept = [row for row, each in enumerate(records["format"][:]) if each == known_name]
+                tested = records.select(kept)
+                known = get_format(known_name)
+                trained = [get_format(each) for each in (manifest or {}).get("formats") or [known_name]]
+                people = check_unseen(name, people_of(tested))
+                asked = best_asked(trained, known)
+                if model is None:
+                    model, processor = load(name)
+                predictions = predict(
+                    model,
+                    processor,
+                    tested,
+                    arguments.decoding,
+                    arguments.batch_size,
+                    progress=True,
+                    formats=(asked.name,),
+                )
+                cell = transfer_scores(predictions, asked, known)
+                cells.setdefault(name, {})[f"{path}:{known_name}"] = {**cell, "trained_people": people}
+    if not PartialState().is_main_process:
+        return
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    write_json(
+        arguments.out / "matrix.json", {"schema_version": SCHEMA_VERSION, "part": arguments.part, "cells": cells}
     )
-    parser.add_argument("--model", default=".", help="checkpoint folder or Hub id (default: this repository)")
+    tests = list(dict.fromkeys(test for of_model in cells.values() for test in of_model))
+    rows = [["trained", *tests, ""]]
+    for name, of_model in cells.items():
+        shown = []
+        for test in tests:
+            cell = of_model[test]
+            low, high = cell["mean_interval"]["f1"]
+            shown.append(f"{cell['mean']['f1']:.3f} [{low:.3f}, {high:.3f}], {len(cell['per_au'])} AUs")
+        rows.append([name, *shown, ""])
+    text = as_markdown([row[:-1] for row in rows])
+    (arguments.out / "matrix.md").write_text(
+        "F1 of presence, mean over the shared AUs, 95 % interval over people; each format by its own threshold of "
+        f"presence (matrix.json names them).\n\n{text}"
+    )
+    print(text)
+    print(f"Written: {arguments.out / 'matrix.json'}, {arguments.out / 'matrix.md'}")
+
+
+def main_report(arguments: argparse.Namespace):
+    results = arguments.folder / "results.json"
+    origin = json.loads(results.read_text())["provenance"] if results.is_file() else {}
+    image_of = None
+    if arguments.data or origin.get("data"):
+        try:
+            records = load_records(arguments.data or list(origin["data"]), part=origin["part"])
+        except FileNotFoundError as error:
+            print(f"Without thumbnails: {error}", file=sys.stderr)
+        else:
+            rows = {tuple(row[k] for k in KEYS): i for i, row in enumerate(records.select_columns(list(KEYS)))}
+            image_of = lambda row: records[rows[tuple(row[k] for k in KEYS)]]["image"]  # noqa: E731
+    print(f"Written: {write_report(arguments.folder, image_of)}")
+
+
+def _parser(description: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+
+
+def _reading_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--part", help="value of the records' `part` column (default: test; to calibrate, validation)")
+    parser.add_argument("--decoding", choices=DECODERS, default="slots", help="how answers are read (default: slots)")
+    parser.add_argument("--batch_size", type=int, default=32, help="images per forward pass (default: 32)")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = _parser(__doc__)
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        default=["."],
+        help="checkpoint folder or Hub id (default: this repository); with --protocol PART=CHECKPOINT for each part",
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--data", nargs="+", metavar="DIR", help="score on these folders made by prepare_data.py")
     source.add_argument("--calibrate", nargs="+", metavar="DIR", help="instead, calibrate on these folders")
-    parser.add_argument("--part", help="value of the records' `part` column (default: test; to calibrate, validation)")
+    parser.add_argument("--protocol", choices=PROTOCOLS, help="score by a published protocol")
+    parser.add_argument("--name", default="AU-LLaVA", help="of the method in the protocol's table")
     parser.add_argument("--formats", nargs="+", help="formats to score (default: all in the data)")
-    parser.add_argument("--decoding", choices=DECODERS, default="slots", help="how answers are read (default: slots)")
+    parser.add_argument(
+        "--groups", nargs="+", default=[], metavar="COLUMN", help="audit score gaps between groups of these columns"
+    )
     parser.add_argument("--uncalibrated", action="store_true", help="leave the checkpoint's calibration out")
-    parser.add_argument("--batch_size", type=int, default=32, help="images per forward pass (default: 32)")
     parser.add_argument("--max_images", type=int, help="score at most this many images")
+    _reading_options(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder for what is written")
     return parser
+
+
+def make_compare_parser() -> argparse.ArgumentParser:
+    parser = _parser("Compare two evaluations of the same images: paired bootstrap over subjects, Holm over AUs.")
+    parser.add_argument("first", type=Path, help="folder that eval_au.py wrote")
+    parser.add_argument("second", type=Path, help="another, of the same records")
+    parser.add_argument("--resamples", type=int, default=5000, help="of the bootstrap (default: 5000)")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    return parser
+
+
+def make_matrix_parser() -> argparse.ArgumentParser:
+    parser = _parser("Cross-dataset matrix: every checkpoint on every dataset, on the AUs they share.")
+    parser.add_argument("--model", nargs="+", required=True, help="checkpoint folders or Hub ids")
+    parser.add_argument("--data", nargs="+", required=True, metavar="DIR", help="folders made by prepare_data.py")
+    _reading_options(parser)
+    parser.add_argument("--out", type=Path, required=True, help="folder for matrix.json and matrix.md")
+    return parser
+
+
+def make_report_parser() -> argparse.ArgumentParser:
+    parser = _parser("Write report.html and report.md of an evaluation, to look at.")
+    parser.add_argument("folder", type=Path, help="folder that eval_au.py wrote")
+    parser.add_argument("--data", nargs="+", metavar="DIR", help="its records, for thumbnails (default: as evaluated)")
+    return parser
+
+
+def main(words: list[str] | None = None):
+    """Run the command line `words` (without the program's name)."""
+    words = sys.argv[1:] if words is None else words
+    commands = {
+        "compare": (make_compare_parser, main_compare),
+        "matrix": (make_matrix_parser, main_matrix),
+        "report": (make_report_parser, main_report),
+    }
+    if words and words[0] in commands:
+        parser, run = commands[words[0]]
+        return run(parser().parse_args(words[1:]))
+    arguments = make_parser().parse_args(words)
+    if arguments.calibrate:
+        return main_calibrate(arguments)
+    return main_protocol(arguments) if arguments.protocol else main_score(arguments)
 
 
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
     try:
-        main(make_parser().parse_args())
+        main()
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"eval_au.py: {error}")

@@ -27,7 +27,7 @@ from rich.table import Table
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
-from au_llava.action_units import FORMATS, get_format
+from au_llava.action_units import FORMATS, MAIN_FORMATS, get_format
 from au_llava.decoding_au_llava import DECODERS
 from au_llava.image_processing_au_llava import load_face_image
 
@@ -185,7 +185,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="images, or folders of images")
     parser.add_argument("--model", default=".", help="checkpoint folder or Hub id (default: this repository)")
     parser.add_argument(
-        "--formats", nargs="+", default=list(FORMATS), help=f"any of {', '.join(FORMATS)} (default: all)"
+        "--formats",
+        nargs="+",
+        default=list(MAIN_FORMATS),
+        help=f"any of {', '.join(FORMATS)} (default: {' '.join(MAIN_FORMATS)})",
     )
     parser.add_argument("--decoding", choices=DECODERS, default="slots", help="how answers are read (default: slots)")
     parser.add_argument("--batch_size", type=int, default=16, help="images per forward pass (default: 16)")

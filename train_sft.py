@@ -16,7 +16,7 @@ where it stopped. Evaluation scores the AUs on the validation part and logs eval
 import logging
 import math
 import sys
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
 import datasets
@@ -28,9 +28,16 @@ from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, 
 
 from au_llava.au_datasets.folds import check_disjoint
 from au_llava.au_datasets.records import group_by_image, load_records
+from au_llava.au_evaluation.prediction import predict
+from au_llava.au_evaluation.provenance import (
+    people_of,
+    read_training_manifest,
+    training_manifest,
+    write_training_manifest,
+)
+from au_llava.au_evaluation.scoring import score_predictions
 from au_llava.card_au_llava import write_card
 from au_llava.collator_au_llava import AUCollator, slot_loss
-from au_llava.eval_au import predict, score_predictions
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 
 logger = logging.getLogger("au_llava.train")
@@ -151,13 +158,18 @@ class AUTrainer(SFTTrainer):
 
     Args:
         validation: records to score, or None.
-        tables: what was trained on, for the model card.
+        manifest: who and what is trained on (see provenance.py), saved with every checkpoint; or None.
     """
 
-    def __init__(self, *args, validation: datasets.Dataset | None = None, tables: list[str] = (), **kwargs):
+    def __init__(self, *args, validation: datasets.Dataset | None = None, manifest: dict | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.validation = validation
-        self.tables = tables
+        self.manifest = manifest
+
+    def _save(self, output_dir: str | None = None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        if self.manifest is not None:
+            write_training_manifest(output_dir or self.args.output_dir, self.manifest)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if "choice_targets" not in inputs:
@@ -200,7 +212,7 @@ class AUTrainer(SFTTrainer):
         write_card(
             self.args.output_dir,
             base=self.model.config.name_or_path or "a new model",
-            data=", ".join(self.tables) or "records in memory",
+            data=", ".join(self.manifest["data"]) if self.manifest else "records in memory",
             images=len(self.train_dataset),
             steps=self.state.global_step,
             scores=scores,
@@ -231,6 +243,21 @@ def freeze_parts(model: AuLlavaForConditionalGeneration, parts: list[str]) -> No
             model.lm_head.requires_grad_(False)
 
 
+def recipe_of(*groups) -> dict:
+    """The options of dataclasses that differ from their defaults and say how training went: no paths, no secrets."""
+    left_out = ("output_dir", "logging_dir", "run_name", "data", "resume_from_checkpoint", "disable_tqdm", "report_to")
+    recipe = {}
+    for group in groups:
+        for option in fields(group):
+            default = option.default if option.default_factory is MISSING else option.default_factory()
+            value = getattr(group, option.name)
+            value = getattr(value, "value", value)  # of an enumeration
+            telling = option.init and "hub" not in option.name and option.name not in left_out
+            if telling and value != default and isinstance(value, (bool, int, float, str, list)) and value != []:
+                recipe[option.name] = value
+    return recipe
+
+
 def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: ModelConfig):
     if model_args.model_name_or_path is None:
         raise ValueError("Say which model to start from: --model_name_or_path (a folder or a Hub id).")
@@ -247,6 +274,14 @@ def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: Mo
         kept = [row for group in group_by_image(validation)[: arguments.validation_images] for row in group.values()]
         validation = validation.select(sorted(kept))
 
+    manifest = training_manifest(
+        train=people_of(train),
+        validation=[] if validation is None else people_of(validation),
+        data=paths,
+        formats={name for names in train["formats"][:] for name in names},
+        recipe=recipe_of(arguments, training_args, model_args),
+        base=read_training_manifest(model_args.model_name_or_path),
+    )
     model = load_model(model_args, training_args)
     model.config.calibration = None  # of the weights that training is about to change
     freeze_parts(model, arguments.freeze)
@@ -264,7 +299,7 @@ def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: Mo
         train_dataset=train,
         eval_dataset=validation_rows,
         validation=validation,
-        tables=arguments.data,
+        manifest=manifest,
         processing_class=processor,
         data_collator=AUCollator(
             processor,

@@ -64,8 +64,7 @@ class Protocol:
     Args:
         name: how tables and `assets/published_results.json` call it.
         dataset: the records' `dataset`.
-        format: the name of the records' format. All but "bp4d-intensity" are in `FORMATS`; that one is
-            `AUFormat("bp4d-intensity", protocol.labels, "intensity")`.
+        format: the name of the records' format in `FORMATS`.
         labels: the AUs that are scored, AUs of the format in its order.
         metrics: what published results report, first the one that ranks them.
         tested: the parts that are tested, each by a run of its own, which trains on all other parts.

@@ -11,13 +11,19 @@ from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
+from rich.table import Table
 from scipy.optimize import minimize_scalar
 from sklearn.isotonic import IsotonicRegression
-from sklearn.metrics import precision_recall_curve
+from sklearn.metrics import log_loss, precision_recall_curve
 
-from au_llava.action_units import AUFormat, quantise
-from au_llava.au_datasets.folds import kfold
-from au_llava.calibration_au_llava import DEFAULT_THRESHOLD, METHODS, apply_isotonic, apply_temperature
+from au_llava.action_units import AUFormat, get_format, quantise
+from au_llava.au_datasets.folds import kfold, person_key
+from au_llava.au_datasets.records import group_by_image, load_records
+from au_llava.au_evaluation.audits import abstention
+from au_llava.au_evaluation.prediction import predict
+from au_llava.au_evaluation.provenance import content_hashes, people_of
+from au_llava.au_evaluation.scoring import by_format
+from au_llava.calibration_au_llava import DEFAULT_THRESHOLD, METHODS, apply_isotonic, apply_temperature, calibrate
 from au_llava.metrics_au import presence, reliability_curve
 
 matplotlib.use("Agg")
@@ -154,3 +160,85 @@ def draw_reliability(fits: dict[str, dict], references: dict[str, np.ndarray], t
     axes[0][0].set_ylabel("observed share")
     figure.tight_layout()
     return figure
+
+
+def calibrate_checkpoint(model, processor, tables: list[str], part: str, batch_size: int, progress: bool = False):
+    """Fit the calibration of `model` on the validation subjects of `tables`.
+
+    Returns:
+        what belongs into `AuLlavaConfig.calibration`; per format what `fit_format` returned; its labels (images, AUs).
+    """
+    records = load_records(tables, part=part)
+    raw, model.config.calibration = model.config.calibration, None
+    try:
+        predictions = predict(model, processor, records, "slots", batch_size, progress, distributions=True)
+    finally:
+        model.config.calibration = raw
+    fits, references = {}, {}
+    for name, rows in by_format(predictions).items():
+        read, references[name] = (np.array([row[key] for row in rows], float) for key in ("distribution", "references"))
+        people = [person_key(row["dataset"], row["subject"]) for row in rows]
+        fmt = get_format(name)
+        fits[name] = fit_format(read, references[name], people, fmt)
+        _add_rejection(fits[name]["entry"], read, rows, fmt)
+    fitted_on = {
+        "data": content_hashes(tables),
+        "part": part,
+        "images": len(group_by_image(records)),
+        "subjects": len(people_of(records)),
+    }
+    return {"formats": {n: fit["entry"] for n, fit in fits.items()}, "fitted_on": fitted_on}, fits, references
+
+
+def _add_rejection(entry: dict, read: np.ndarray, rows: list[dict], fmt: AUFormat) -> None:
+    """Add to each AU's entry "reject_below": the confidence below which an answer is better withheld, see audits.py."""
+    distributions, thresholds = calibrate(read, fmt, {"formats": {fmt.name: entry}})
+    probability = distributions[..., np.array(fmt.value_numbers) >= fmt.presence_threshold].sum(axis=-1).clip(0, 1)
+    decided = [
+        {**row, "probability": each.tolist(), "present": (each >= thresholds).astype(float).tolist()}
+        for row, each in zip(rows, probability, strict=True)
+    ]
+    for label, advice in abstention(decided, fmt)["per_au"].items():
+        threshold = advice["threshold"]
+        entry["aus"][label]["reject_below"] = None if threshold is None else round(threshold, 4)
+
+
+def calibration_report(fits: dict[str, dict], references: dict[str, np.ndarray]) -> dict:
+    """Per format, and per AU in it, how far probabilities can be believed before and after (cross-validated)."""
+    report = {}
+    for name, fit in fits.items():
+        fmt = get_format(name)
+        known = ~np.isnan(references[name])
+        truth = references[name] >= fmt.presence_threshold
+
+        def judge(rows, fit=fit, truth=truth) -> dict:
+            scores = {}
+            for when in ("before", "after"):
+                probability = fit[when][rows]
+                errors = presence(probability, truth[rows])
+                scores |= {f"{metric}_{when}": errors[metric] for metric in ("ece", "brier")}
+                clipped = probability.clip(1e-6, 1 - 1e-6)
+                scores[f"log_loss_{when}"] = log_loss(truth[rows], clipped, labels=[False, True])
+            return scores
+
+        per_au = {}
+        for column, label in enumerate(fmt.labels):
+            rows = np.nonzero(known[:, column])[0]
+            entry = fit["entry"]["aus"][label]
+            per_au[label] = {"method": entry["method"], "threshold": entry["threshold"]}
+            per_au[label] |= judge((rows, column)) if len(rows) else {}
+        report[name] = {"all": judge(known), "per_au": per_au}
+    return report
+
+
+def calibration_table(report: dict, title: str) -> Table:
+    """Before and after, per format."""
+    caption = "over all AUs; each subject by a calibration fitted without that subject's fold"
+    table = Table(title=title, title_justify="left", caption=caption)
+    for column in ("format", "ECE\nbefore", "ECE\nafter", "log loss\nbefore", "log loss\nafter", "AUs changed"):
+        table.add_column(column, justify="left" if column in ("format", "AUs changed") else "right")
+    for name, result in report.items():
+        cells = [f"{result['all'][f'{m}_{when}']:.4f}" for m in ("ece", "log_loss") for when in ("before", "after")]
+        untouched = sum(values["method"] == "none" for values in result["per_au"].values())
+        table.add_row(name, *cells, f"{len(result['per_au']) - untouched} of {len(result['per_au'])}")
+    return table

@@ -40,7 +40,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from au_llava.action_units import FORMATS, prompt, write_answer
+from au_llava.action_units import FORMATS, MAIN_FORMATS, prompt, write_answer
 from au_llava.configuration_au_llava import AuLlavaConfig, add_image_token
 from au_llava.decoding_au_llava import DECODERS
 from au_llava.image_processing_au_llava import AuLlavaImageProcessor
@@ -48,7 +48,7 @@ from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 from au_llava.processing_au_llava import CHATML_TEMPLATE, PLAIN_TEMPLATE, AuLlavaProcessor
 from au_llava.slot_tree_au_llava import compile_slots
 
-ALL = tuple(FORMATS.values())
+ALL = tuple(FORMATS[name] for name in MAIN_FORMATS)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = ("siglip2-smollm2", "clip-vicuna-7b")
 

@@ -24,7 +24,7 @@ from rich.table import Table
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
-from au_llava.action_units import FORMATS, AUFormat, parse_answer
+from au_llava.action_units import FORMATS, MAIN_FORMATS, AUFormat, parse_answer
 from au_llava.au_datasets.records import group_by_image, load_records
 from au_llava.decoding_au_llava import DECODERS
 
@@ -187,7 +187,7 @@ def judge(answer, fmt: AUFormat, decoding: str) -> Tally:
 
 def tally(model, processor, images: Sequence[tuple[str, Image.Image]], batch_size: int) -> dict[tuple, Tally]:
     """(decoder, format name, kind of image) -> `Tally`."""
-    counts = {(decoding, name, kind): Tally() for decoding in DECODERS for name in FORMATS for kind in KINDS}
+    counts = {(decoding, name, kind): Tally() for decoding in DECODERS for name in MAIN_FORMATS for kind in KINDS}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         for decoding in DECODERS:
@@ -196,8 +196,8 @@ def tally(model, processor, images: Sequence[tuple[str, Image.Image]], batch_siz
                 kinds, batch = zip(*images[start : start + batch_size], strict=True)
                 results = model.recognize(processor, list(batch), decoding=decoding, batch_size=batch_size)
                 for kind, answers in zip(kinds, results, strict=True):
-                    for name, fmt in FORMATS.items():
-                        counts[decoding, name, kind] += judge(answers[name], fmt, decoding)
+                    for name in MAIN_FORMATS:
+                        counts[decoding, name, kind] += judge(answers[name], FORMATS[name], decoding)
                 progress.advance(task, len(batch))
     return counts
 
@@ -208,12 +208,12 @@ def summary(counts: dict[tuple, Tally]) -> Table:
         title="Answers read in full (AUs that were not read)",
         caption="faulty: a value off the scale or unlike the text, or a distribution that is none",
     )
-    for column in ("decoder", "images", "", *FORMATS, "faulty"):
+    for column in ("decoder", "images", "", *MAIN_FORMATS, "faulty"):
         table.add_column(column, justify="left" if column in ("decoder", "images") else "right", no_wrap=True)
     for decoding in DECODERS:
         for kind in KINDS:
-            _add_row(table, decoding, kind, [counts[decoding, name, kind] for name in FORMATS])
-        totals = [sum((counts[decoding, name, kind] for kind in KINDS), Tally()) for name in FORMATS]
+            _add_row(table, decoding, kind, [counts[decoding, name, kind] for name in MAIN_FORMATS])
+        totals = [sum((counts[decoding, name, kind] for kind in KINDS), Tally()) for name in MAIN_FORMATS]
         _add_row(table, decoding, "all", totals, style="bold")
         table.add_section()
     return table

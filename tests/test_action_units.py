@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from au_llava.action_units import (
     ACTION_UNITS,
     FORMATS,
+    MAIN_FORMATS,
     PURPOSE,
     SCALES,
     AUFormat,
@@ -85,8 +86,13 @@ def test_flipping_an_image_swaps_sides_and_directions():
 
 def test_built_in_formats():
     sizes = {name: (len(fmt.labels), fmt.scale, fmt.presence_threshold) for name, fmt in FORMATS.items()}
-    assert sizes == {"bp4d": (12, "occurrence", 1), "disfa": (12, "intensity", 2), "feafa": (24, "continuous", 0.3)}
-    assert [len(fmt.value_strings) for fmt in FORMATS.values()] == [2, 6, 101]
+    assert sizes == {
+        "bp4d": (12, "occurrence", 1),
+        "disfa": (12, "intensity", 2),
+        "bp4d-intensity": (5, "intensity", 2),
+        "feafa": (24, "continuous", 0.3),
+    }
+    assert [len(FORMATS[name].value_strings) for name in MAIN_FORMATS] == [2, 6, 101]
     assert FORMATS["feafa"].value_numbers[37] == 0.37
     assert FORMATS["feafa"].value_strings[37] == "0.37"
 

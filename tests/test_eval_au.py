@@ -1,26 +1,33 @@
 """Evaluation: what is written, that it agrees with the metrics computed apart, and that processes do not matter."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from conftest import ROOT
-from datasets import Dataset
+from datasets import Dataset, Image
 from scipy.stats import pearsonr
 from sklearn.metrics import accuracy_score, f1_score
+from transformers import AutoProcessor
 
+from au_llava import eval_au
 from au_llava.action_units import FORMATS
 from au_llava.au_datasets.records import load_records
+from au_llava.au_evaluation.prediction import predict
+from au_llava.au_evaluation.provenance import people_of, training_manifest, write_training_manifest
+from au_llava.au_evaluation.scoring import score_predictions
 from au_llava.eval_au import main, make_parser
+from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 
 ALL = ("bp4d", "disfa", "feafa")
 
 
 def evaluate(checkpoint, records, out, *flags):
     words = ["--model", checkpoint, "--data", records, "--out", out, *flags]
-    main(make_parser().parse_args([str(word) for word in words]))
+    main([str(word) for word in words])
     return json.loads((out / "results.json").read_text()), Dataset.from_parquet(str(out / "predictions.parquet"))
 
 
@@ -70,7 +77,7 @@ def test_scores_equal_independent_ones(evaluated):
 def test_results_say_where_they_come_from(evaluated, rendered_records):
     results, _ = evaluated
     provenance = results["provenance"]
-    assert results["schema_version"] == 1
+    assert results["schema_version"] == 2
     manifest = json.loads((rendered_records / "manifest.json").read_text())
     assert provenance["data"] == {str(rendered_records): manifest["content_sha256"]}
     assert (provenance["part"], provenance["decoding"]) == ("test", "slots")
@@ -112,6 +119,105 @@ def test_two_processes_give_the_same_predictions(evaluated, tiny_checkpoint, ren
 def test_bad_input_is_named(tiny_checkpoint, rendered_records, tmp_path, flags, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         evaluate(tiny_checkpoint, rendered_records, tmp_path, *flags)
+
+
+def test_a_killed_evaluation_goes_on(evaluated, tiny_checkpoint, rendered_records, tmp_path, monkeypatch):
+    """What was read before is not read again, and the numbers are those of an uninterrupted run."""
+    seen = []
+    recognize = AuLlavaForConditionalGeneration.recognize
+
+    def failing(self, processor, images, **options):
+        seen.append(len(images))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return recognize(self, processor, images, **options)
+
+    monkeypatch.setattr(AuLlavaForConditionalGeneration, "recognize", failing)
+    monkeypatch.setattr(eval_au, "load", local(tiny_checkpoint))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(tiny_checkpoint, rendered_records, tmp_path, "--batch_size", 2)
+    kept = tmp_path / "unfinished" / "process-00000.jsonl"
+    assert len(kept.read_text().splitlines()) == 1 + 2 * 2 * 3  # identity; two batches of two images in three formats
+    with kept.open("a") as handle:
+        handle.write('{"row": 12, "asked": "bp')  # the kill cut a line
+    with pytest.raises(ValueError, match="another evaluation \\(other batch_size\\)"):
+        evaluate(tiny_checkpoint, rendered_records, tmp_path, "--batch_size", 3)
+    results, predictions = evaluate(tiny_checkpoint, rendered_records, tmp_path, "--batch_size", 2)
+    assert seen == [2, 2, 2, 2]
+    assert results["formats"] == evaluated[0]["formats"]
+    assert repr(predictions.to_list()) == repr(evaluated[1].to_list())  # NaN is not equal to itself
+    assert not kept.exists()
+
+
+def local(checkpoint):
+    """Loads the package's own classes instead of the copies that remote code makes."""
+    return lambda name: (
+        AuLlavaForConditionalGeneration.from_pretrained(checkpoint).eval(),
+        AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True),
+    )
+
+
+def test_a_broken_image_is_reported_and_the_rest_is_read(tiny_checkpoint, rendered_records):
+    model, processor = local(tiny_checkpoint)(None)
+    records = load_records(rendered_records, part="test", formats=["bp4d"])
+    images = records.cast_column("image", Image(decode=False))["image"][:]
+    images[1] = {"bytes": b"no image", "path": None}
+    broken = records.remove_columns("image").add_column("image", images, feature=Image())
+    timing = {}
+    whole = predict(model, processor, records, batch_size=2)
+    rows = predict(model, processor, broken, batch_size=2, timing=timing)
+    assert [row["row"] for row in rows] == list(range(6))
+    assert "image could not be read" in rows[1]["problems"][0]
+    assert np.isnan(rows[1]["values"]).all()
+    for index in (0, 2, 3, 4, 5):
+        np.testing.assert_allclose(rows[index]["probability"], whole[index]["probability"], atol=1e-5)
+    assert timing["images"] == 6
+    assert 0 <= timing["waited_seconds"] <= timing["seconds"]
+    scores = score_predictions(rows)["bp4d"]
+    assert scores["unparsed"] == 12
+
+
+def test_trained_people_are_not_tested(tiny_checkpoint, rendered_records, tmp_path):
+    checkpoint = tmp_path / "model"
+    shutil.copytree(tiny_checkpoint, checkpoint)
+    records = load_records(rendered_records)
+    test = people_of(load_records(rendered_records, part="test"))
+    others = sorted(set(people_of(records)) - set(test))
+    base = training_manifest(test[:1], [], [str(rendered_records)], ["bp4d"], {})
+    write_training_manifest(checkpoint, training_manifest(others, [], [], ["bp4d"], {}, base=base))
+    with pytest.raises(ValueError, match=f"has met 1 of the {len(test)} tested people in its train part: {test[0]}"):
+        evaluate(checkpoint, rendered_records, tmp_path / "out")
+    write_training_manifest(checkpoint, training_manifest(others, [], [], ["bp4d"], {}))
+    results, _ = evaluate(checkpoint, rendered_records, tmp_path / "out", "--formats", "bp4d")
+    assert results["provenance"]["trained_people"] == "checked"
+
+
+def test_groups_are_audited(tiny_checkpoint, rendered_records, tmp_path):
+    results, _ = evaluate(tiny_checkpoint, rendered_records, tmp_path, "--groups", "gender", "--formats", "bp4d")
+    few = results["formats"]["bp4d"]["groups"]["too_small"]["gender"]
+    assert sum(few.values()) == 3  # three people, too few to score any group
+    with pytest.raises(ValueError, match="no column shoe_size"):
+        evaluate(tiny_checkpoint, rendered_records, tmp_path, "--groups", "shoe_size")
+
+
+def test_comparing_with_itself_and_with_another(evaluated, tiny_checkpoint, rendered_records, tmp_path, capsys):
+    flags = ("--decoding", "constrained", "--formats", "disfa")
+    evaluate(tiny_checkpoint, rendered_records, tmp_path / "one", *flags)
+    evaluate(tiny_checkpoint, rendered_records, tmp_path / "two", "--formats", "disfa", "bp4d")
+    main(["compare", str(tmp_path / "one"), str(tmp_path / "one"), "--out", str(tmp_path / "same.json")])
+    same = json.loads((tmp_path / "same.json").read_text())["disfa"]
+    assert same["mean"]["mae"]["difference"] == 0
+    main(["compare", str(tmp_path / "one"), str(tmp_path / "two"), "--out", str(tmp_path / "other.json")])
+    other = json.loads((tmp_path / "other.json").read_text())["disfa"]
+    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
+    one, two = (each["formats"]["disfa"]["mean"]["mae"] for each in (one, two))
+    assert other["mean"]["mae"]["difference"] == pytest.approx(one - two)
+    assert "mean of 6" in capsys.readouterr().out
+    evaluate(tiny_checkpoint, rendered_records, tmp_path / "three", "--formats", "bp4d")
+    with pytest.raises(ValueError, match="none in common"):
+        main(["compare", str(tmp_path / "one"), str(tmp_path / "three")])
+    with pytest.raises(FileNotFoundError, match="make it with eval_au"):
+        main(["compare", str(tmp_path / "one"), str(tmp_path / "nowhere")])
 
 
 def test_unknown_flags_are_refused(capsys):

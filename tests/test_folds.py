@@ -2,7 +2,7 @@
 
 import pytest
 
-from au_llava.action_units import FORMATS, AUFormat
+from au_llava.action_units import FORMATS
 from au_llava.au_datasets.folds import (
     PROTOCOLS,
     assign_parts,
@@ -167,10 +167,7 @@ def test_the_seed_moves_validation_and_nothing_else():
 def test_protocols_score_aus_that_their_format_holds(name):
     protocol = PROTOCOLS[name]
     assert protocol.name == name
-    if protocol.format in FORMATS:
-        fmt = FORMATS[protocol.format]
-    else:  # as the docstring of Protocol says
-        fmt = AUFormat(protocol.format, protocol.labels, "intensity")
+    fmt = FORMATS[protocol.format]
     assert protocol.labels == tuple(label for label in fmt.labels if label in protocol.labels)
     assert (protocol.presence is not None) == ("f1" in protocol.metrics)
     assert protocol.presence in (None, *fmt.value_numbers[1:])

@@ -15,7 +15,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast, ResNetConfig
 
-from au_llava.action_units import ACTION_UNITS, FORMATS, SCALES, definition_line, prompt_parts
+from au_llava.action_units import ACTION_UNITS, MAIN_FORMATS, SCALES, definition_line, get_format, prompt_parts
 from au_llava.configuration_au_llava import AuLlavaConfig, add_image_token
 from au_llava.image_processing_au_llava import AuLlavaImageProcessor
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
@@ -31,7 +31,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
-    parts = [prompt_parts(fmt) for fmt in FORMATS.values()]
+    parts = [prompt_parts(fmt) for fmt in map(get_format, MAIN_FORMATS)]
     phrases = ["user\n", "assistant\n", ", ", parts[0][0], *(part[-1] for part in parts)]
     phrases += [definition_line(label) for label in ACTION_UNITS] + [f"{label}: " for label in ACTION_UNITS]
     phrases += [value for values in SCALES.values() for value in values]

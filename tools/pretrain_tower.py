@@ -17,7 +17,7 @@ from PIL import ImageOps
 from torch import nn
 from transformers import AutoProcessor, Trainer, TrainingArguments
 
-from au_llava.action_units import FORMATS
+from au_llava.action_units import MAIN_FORMATS, get_format
 from au_llava.collator_au_llava import mirrored_values
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 from au_llava.train_sft import training_rows
@@ -58,7 +58,7 @@ class SharesCollator:
             flip = self.rng.random() < 0.5
             images.append(ImageOps.mirror(row["image"]) if flip else row["image"])
             line = []
-            for name, fmt in FORMATS.items():
+            for name, fmt in zip(MAIN_FORMATS, map(get_format, MAIN_FORMATS), strict=True):
                 known = values.get(name, [float("nan")] * len(fmt.labels))
                 known = mirrored_values(known, fmt) if flip else known
                 line += [value / fmt.value_numbers[-1] for value in known]
@@ -86,7 +86,7 @@ def main():
     tower = model.model.vision_tower.to(memory_format=torch.channels_last)
     crop = processor.image_processor.crop_size
     cells = processor.num_image_tokens(crop["height"], crop["width"]) * processor.pixel_unshuffle**2
-    outputs = sum(len(fmt.labels) for fmt in FORMATS.values())
+    outputs = sum(len(fmt.labels) for fmt in map(get_format, MAIN_FORMATS))
     training = TrainingArguments(
         output_dir=str(arguments.out / "training"),
         num_train_epochs=arguments.epochs,

@@ -1,0 +1,144 @@
+"""Where a checkpoint and a number come from: commits, content hashes, and who a checkpoint has seen.
+
+`training_manifest.json` lies beside a checkpoint's weights and travels with the folder. It names every person the
+weights have been trained or chosen on, so that an evaluation can refuse to test on them:
+
+    {"schema_version": 1, "people": {"train": ["disfa:SN001", …], "validation": […], "calibration": […]},
+     "data": {path: content hash}, "formats": […], "recipe": {…}, "commit": …, "date": …, "base": {…} or null}
+
+`base` is the manifest of the checkpoint that training started from, so nobody is forgotten over several trainings.
+"""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+
+from au_llava.au_datasets.folds import person_key
+
+TRAINING_MANIFEST = "training_manifest.json"
+SCHEMA_VERSION = 1
+ROLES = ("train", "validation", "calibration")
+
+
+def code_commit() -> str | None:
+    """The commit of this code, None outside a git checkout."""
+    folder = Path(__file__).parent
+    try:
+        run = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return run.stdout.strip()
+
+
+def content_hashes(tables: Iterable[str]) -> dict[str, str | None]:
+    """Path -> the content hash in its manifest, None where there is no manifest."""
+    manifests = {str(path): Path(path) / "manifest.json" for path in tables}
+    return {
+        path: json.loads(manifest.read_text())["content_sha256"] if manifest.is_file() else None
+        for path, manifest in manifests.items()
+    }
+
+
+def people_of(records) -> list[str]:
+    """The people of a record table (anything with columns `dataset` and `subject`), sorted `person_key`s."""
+    return sorted({person_key(*pair) for pair in zip(records["dataset"][:], records["subject"][:], strict=True)})
+
+
+def training_manifest(
+    train: Iterable[str],
+    validation: Iterable[str],
+    data: Iterable[str],
+    formats: Iterable[str],
+    recipe: Mapping,
+    base: Mapping | None = None,
+) -> dict:
+    """The manifest of a training that starts now.
+
+    Args:
+        train, validation: `person_key`s. data: record folders. formats: names. recipe: options that differ from the
+            defaults. base: the manifest of the checkpoint that it starts from.
+    """
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "people": {"train": sorted(train), "validation": sorted(validation), "calibration": []},
+        "data": content_hashes(data),
+        "formats": sorted(formats),
+        "recipe": dict(recipe),
+        "commit": code_commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "base": base,
+    }
+
+
+def write_training_manifest(folder: str | Path, manifest: Mapping) -> None:
+    """Write the manifest into a checkpoint's folder, whole or not at all."""
+    path = Path(folder) / TRAINING_MANIFEST
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(json.dumps(manifest, indent=1) + "\n")
+    os.replace(unfinished, path)
+
+
+def read_training_manifest(model: str) -> dict | None:
+    """The manifest of a checkpoint, a folder or a Hub id; None where it has none.
+
+    Raises:
+        ValueError: a manifest of another schema.
+    """
+    path = Path(model) / TRAINING_MANIFEST
+    if not Path(model).is_dir():
+        try:
+            path = Path(hf_hub_download(model, TRAINING_MANIFEST))
+        except (EntryNotFoundError, LocalEntryNotFoundError, HFValidationError):
+            return None
+    if not path.is_file():
+        return None
+    manifest = json.loads(path.read_text())
+    if manifest.get("schema_version") != SCHEMA_VERSION:
+        arrived = manifest.get("schema_version")
+        raise ValueError(f"{path} follows schema {arrived!r}, this code reads {SCHEMA_VERSION}: update the code.")
+    return manifest
+
+
+def seen_people(manifest: Mapping | None) -> dict[str, set[str]]:
+    """Role -> everyone a checkpoint has met in it, over all its trainings."""
+    seen = {role: set() for role in ROLES}
+    while manifest is not None:
+        for role in ROLES:
+            seen[role] |= set(manifest["people"][role])
+        manifest = manifest["base"]
+    return seen
+
+
+def check_unseen(model: str, tested: Iterable[str]) -> str:
+    """Refuse to test a checkpoint on people it has met.
+
+    Args:
+        model: folder or Hub id. tested: `person_key`s.
+
+    Returns:
+        "checked", or "unknown" where the checkpoint has no training manifest.
+
+    Raises:
+        ValueError: the checkpoint was trained, chosen or calibrated on somebody who is tested.
+    """
+    manifest = read_training_manifest(model)
+    if manifest is None:
+        return "unknown"
+    tested = set(tested)
+    for role, people in seen_people(manifest).items():
+        shared = sorted(people & tested)
+        if shared:
+            shown = ", ".join(shared[:5]) + (" …" if len(shared) > 5 else "")
+            raise ValueError(
+                f"{model} has met {len(shared)} of the {len(tested)} tested people in its {role} part: {shown}. "
+                "Its scores on them would say nothing about new people: test it on others."
+            )
+    return "checked"

@@ -66,12 +66,12 @@ def intervals(
     """
     columns = divide_by_au(predictions, references, fmt, probabilities, decisions)
     people, who = name_subjects(subjects, columns)
-    drawn = _resampled(columns, who, _draws(len(people), resamples, level, seed), fmt)
-    bounds = {metric: _bounds(values, level) for metric, values in drawn.items()}
+    drawn = resample(columns, who, draw_subjects(len(people), resamples, level, seed), fmt)
+    per_au = {metric: bounds(values, level) for metric, values in drawn.items()}
     return {
-        "mean": {metric: _bounds(mean_of_defined(values), level) for metric, values in drawn.items()},
+        "mean": {metric: bounds(mean_of_defined(values), level) for metric, values in drawn.items()},
         "per_au": {
-            label: {metric: bound[row] for metric, bound in bounds.items()} for row, label in enumerate(fmt.labels)
+            label: {metric: each[row] for metric, each in per_au.items()} for row, label in enumerate(fmt.labels)
         },
     }
 
@@ -112,8 +112,8 @@ def paired_difference(
     points = [score(references=references, fmt=fmt, subjects=subjects, **system)["per_au"] for system in (a, b)]
     both = [divide_by_au(references=references, fmt=fmt, **system) for system in (a, b)]
     people, who = name_subjects(subjects, both[0])
-    draws = _draws(len(people), resamples, level, seed)
-    resampled = [_resampled(columns, who, draws, fmt) for columns in both]
+    draws = draw_subjects(len(people), resamples, level, seed)
+    resampled = [resample(columns, who, draws, fmt) for columns in both]
     several = np.all([[len(np.unique(who[column.read])) > 1 for column in columns] for columns in both], axis=0)
 
     mean, per_au = {}, {label: {} for label in fmt.labels}
@@ -121,13 +121,13 @@ def paired_difference(
         difference = np.array([points[0][label][metric] - points[1][label][metric] for label in fmt.labels])
         drawn = np.round(resampled[0][metric] - resampled[1][metric], 12)  # (AUs, resamples), free of rounding
         p = np.where(several, _p_values(drawn), np.nan)
-        rows = zip(difference.tolist(), _bounds(drawn, level), p.tolist(), holm(p).tolist(), strict=True)
+        rows = zip(difference.tolist(), bounds(drawn, level), p.tolist(), holm(p).tolist(), strict=True)
         for label, row in zip(fmt.labels, rows, strict=True):
             per_au[label][metric] = dict(zip(("difference", "interval", "p", "p_holm"), row, strict=True))
         drawn = mean_of_defined(drawn)
         mean[metric] = {
             "difference": float(mean_of_defined(difference)),
-            "interval": _bounds(drawn, level),
+            "interval": bounds(drawn, level),
             "p": float(_p_values(drawn)) if several.any() else float("nan"),
         }
     return {"mean": mean, "per_au": per_au}
@@ -149,7 +149,7 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     return corrected
 
 
-def _draws(people: int, resamples: int, level: float, seed: int) -> np.ndarray:
+def draw_subjects(people: int, resamples: int, level: float, seed: int) -> np.ndarray:
     """How often each subject is drawn: (people, resamples), columns summing to `people`."""
     if resamples < 1 or not 0 < level < 1:
         raise ValueError(f"resamples must be at least 1 and level between 0 and 1, not {resamples} and {level}")
@@ -159,15 +159,20 @@ def _draws(people: int, resamples: int, level: float, seed: int) -> np.ndarray:
     return np.ascontiguousarray(counts.T, dtype=np.float64)
 
 
-def _resampled(columns: list[Column], who: np.ndarray, draws: np.ndarray, fmt) -> dict[str, np.ndarray]:
-    """Every metric of every resample: metric -> (AUs, resamples)."""
+def resample(columns: list[Column], who: np.ndarray, draws: np.ndarray, fmt) -> dict[str, np.ndarray]:
+    """Every metric of every resample: metric -> (AUs, resamples).
+
+    Args:
+        columns: of `metrics_au.divide_by_au`. who: (n) of `metrics_au.name_subjects`. draws: of `draw_subjects`.
+    """
     people = len(draws)
     rows = []
     for column in columns:
-        counts = sum_by_subject(count_terms(column.decision, column.present), who[column.read], people)
+        whose = who[column.read]
+        counts = sum_by_subject(count_terms(column.decision, column.present), whose, people)
         row = metrics_of_counts(*counts @ draws)
         if fmt.scale != "occurrence":
-            moments = sum_by_subject(moment_terms(column.value, column.label), who[column.read], people)
+            moments = sum_by_subject(moment_terms(column.value, column.label), whose, people)
             row |= metrics_of_moments(*moments @ draws)
             within = metrics_of_moments(*moments)["icc"]  # (people,)
             with np.errstate(invalid="ignore"):
@@ -180,19 +185,18 @@ def _resampled(columns: list[Column], who: np.ndarray, draws: np.ndarray, fmt) -
                 coo_array((np.ones(len(ranks))[of_class], (ranks[of_class], whose[of_class])), (RANK_BINS, people))
                 for of_class in (column.truth, ~column.truth)
             ]
-            row |= metrics_of_ranks(*(histogram.tocsr() @ draws for histogram in histograms)) | metrics_of_gaps(
-                *gaps @ draws
-            )
+            row |= metrics_of_ranks(*(histogram.tocsr() @ draws for histogram in histograms))
+            row |= metrics_of_gaps(*gaps @ draws)
         rows.append(row)
     return {metric: np.stack([row[metric] for row in rows]) for metric in rows[0]}
 
 
-def _bounds(values: np.ndarray, level: float) -> list:
+def bounds(values: np.ndarray, level: float) -> list:
     """[low, high] of the central `level` of (…, resamples), without NaN: (…, 2) as lists."""
     with warnings.catch_warnings():  # all-NaN: the interval is NaN, which says it
         warnings.simplefilter("ignore", RuntimeWarning)
-        bounds = np.nanpercentile(values, [50 * (1 - level), 50 * (1 + level)], axis=-1)
-    return np.moveaxis(bounds, 0, -1).tolist()
+        ends = np.nanpercentile(values, [50 * (1 - level), 50 * (1 + level)], axis=-1)
+    return np.moveaxis(ends, 0, -1).tolist()
 
 
 def _p_values(differences: np.ndarray) -> np.ndarray:

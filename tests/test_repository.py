@@ -112,7 +112,7 @@ def test_snippets_run(name):
 def test_commands_in_documents_parse():
     """Every `python X.py --flag` line names a script that exists and flags that it knows."""
     text = "".join(
-        (ROOT / name).read_text() for name in ("README.md", "model_card.md", "docs/data.md", "docs/training.md")
+        path.read_text() for path in (ROOT / "README.md", ROOT / "model_card.md", *sorted((ROOT / "docs").glob("*.md")))
     )
     lines = re.findall(r"^    (?:python|accelerate launch) (\S+\.py) ?(.*)$", text, re.MULTILINE)
     assert len(lines) >= 8
@@ -136,7 +136,8 @@ def load_train_options() -> set[str]:
 
 
 def test_linked_files_exist():
-    for name in ("README.md", "CONTRIBUTING.md", "docs/data.md", "docs/training.md"):
+    documents = sorted(path.relative_to(ROOT) for path in (ROOT / "docs").glob("*.md"))
+    for name in ("README.md", "CONTRIBUTING.md", *documents):
         folder = (ROOT / name).parent
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / name).read_text()):
             assert (folder / target).exists(), f"{name}: {target}"

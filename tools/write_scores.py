@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 EVALUATIONS = ROOT / "assets" / "evaluation"
-METRICS = {"f1": "F1", "accuracy": "accuracy", "icc": "ICC(3,1)", "pcc": "PCC", "mae": "MAE"}
+METRICS = {"f1": "F1", "roc_auc": "ROC AUC", "ece": "ECE", "icc": "ICC(3,1)", "pcc": "PCC", "mae": "MAE"}
 
 
 def number(value: float | None, bounds: list[float | None] | None = None) -> str:

@@ -13,7 +13,8 @@ Writes to --out:
 - results.json: {"schema_version", "provenance" (model, data, decoder, versions, commit), "formats": {"bp4d": {"n",
   "unparsed", "mean": {"f1": ...}, "mean_interval": {"f1": [low, high]}, "per_au": {"AU12": {"f1": ..., "support":
   ..., "interval": {"f1": [low, high]}}}, and where they apply "parse_audit", "abstention", "groups"}, ...},
-  "contradictions": {"images", "asked_together", "per_pair"}}; intervals are 95 % bootstrap intervals over subjects;
+  "contradictions": {"images", "asked_together", "per_pair"}, "calibration": thresholds and what they were chosen on};
+  intervals are 95 % bootstrap intervals over subjects;
 - predictions.parquet: one row per record: what was read (values, expected, probability, present, text) beside the
   labels; while the evaluation runs, `unfinished/`: repeat the command after a kill, and it goes on there.
 `report` makes report.html and report.md of them, to look at.
@@ -105,13 +106,11 @@ def load(name: str):
 def provenance(arguments: argparse.Namespace, model, name: str, people: str) -> dict:
     """What a reader needs to run the evaluation again."""
     packages = ("au-llava", "torch", "transformers", "datasets", "numpy", "scikit-learn")
-    calibration = model.config.calibration
     return {
         "model": name,
         "parameters": model.num_parameters(),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
-        "calibrated_on": None if calibration is None else calibration.get("fitted_on"),
         "trained_people": people,
         "data": content_hashes(arguments.data),
         "part": arguments.part,
@@ -176,6 +175,7 @@ def main_score(arguments: argparse.Namespace):
         "provenance": provenance(arguments, model, name, people) | {"timing": timing},
         "formats": scores,
         "contradictions": contradiction_counts(predictions),
+        "calibration": model.config.calibration if arguments.decoding == "slots" else None,
     }
     datasets.Dataset.from_list(predictions).to_parquet(arguments.out / "predictions.parquet")
     write_json(arguments.out / "results.json", results)

@@ -200,7 +200,7 @@ def test_command_stores_it_in_the_checkpoint(tiny_checkpoint, rendered_records, 
     run(tiny_checkpoint, *flags, tmp_path / "original")
     scores = [json.loads((tmp_path / each / "results.json").read_text()) for each in ("calibrated", "raw", "original")]
     assert scores[1]["formats"] == scores[2]["formats"] != scores[0]["formats"]
-    assert [bool(each["provenance"]["calibrated_on"]) for each in scores] == [True, False, False]
+    assert [bool(each["calibration"]) for each in scores] == [True, False, False]
     assert "abstention" in scores[0]["formats"]["feafa"]
 
 

@@ -155,6 +155,9 @@ _PRESENCE_THRESHOLDS = {
 }
 
 
+_NUMBERS = {scale: tuple(map(float, strings)) for scale, strings in SCALES.items()}
+
+
 @dataclass(frozen=True)
 class AUFormat:
     """What an answer must hold: which AUs, and on which scale.
@@ -207,7 +210,7 @@ class AUFormat:
     @property
     def value_numbers(self) -> tuple[float, ...]:
         """The same values as numbers."""
-        return tuple(float(value) for value in self.value_strings)
+        return _NUMBERS[self.scale]
 
     def to_dict(self) -> dict:
         """Plain JSON types, for a config or a manifest; `from_dict` reads it back."""

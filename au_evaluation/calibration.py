@@ -200,7 +200,7 @@ def _add_rejection(entry: dict, read: np.ndarray, rows: list[dict], fmt: AUForma
     ]
     for label, advice in abstention(decided, fmt)["per_au"].items():
         threshold = advice["threshold"]
-        entry["aus"][label]["reject_below"] = None if threshold is None else round(threshold, 4)
+        entry["aus"][label]["reject_below"] = None if threshold is None else math.floor(1e4 * threshold) / 1e4
 
 
 def calibration_report(fits: dict[str, dict], references: dict[str, np.ndarray]) -> dict:

@@ -22,7 +22,6 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from transformers import AutoProcessor
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
 
@@ -39,6 +38,7 @@ from au_llava.au_evaluation.scoring import score_predictions
 from au_llava.card_au_llava import write_card
 from au_llava.collator_au_llava import AUCollator, slot_loss
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
+from au_llava.processing_au_llava import AuLlavaProcessor
 
 logger = logging.getLogger("au_llava.train")
 
@@ -287,7 +287,8 @@ def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: Mo
     freeze_parts(model, arguments.freeze)
     if arguments.channels_last:
         model.model.vision_tower.to(memory_format=torch.channels_last)
-    processor = AutoProcessor.from_pretrained(model_args.model_name_or_path, trust_remote_code=True)
+    # This class, as for the model: an older checkpoint's code must not be saved with the new weights.
+    processor = AuLlavaProcessor.from_pretrained(model_args.model_name_or_path, trust_remote_code=True)
     if model_args.use_peft and model_args.lora_target_modules is None:
         model_args.lora_target_modules = LORA_TARGETS
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -16,6 +16,7 @@ from trl import SFTConfig, SFTTrainer
 
 from au_llava.action_units import FORMATS
 from au_llava.au_datasets.records import load_records
+from au_llava.au_evaluation.provenance import people_of, read_training_manifest, seen_people
 from au_llava.collator_au_llava import AUCollator
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 from au_llava.train_sft import AUTrainer, AUTrainingConfig, main, make_parser, training_rows
@@ -66,6 +67,32 @@ def test_checkpoint_carries_its_code(tiny_checkpoint, rendered_records, tmp_path
         assert "Trained on: " + str(rendered_records) in (tmp_path / "README.md").read_text()
         image = load_records(rendered_records)[0]["image"]
         assert tuple(model.recognize(processor, [image])[0]["disfa"]) == FORMATS["disfa"].labels
+
+
+def test_an_old_checkpoint_does_not_bring_its_code_back(tiny_checkpoint, rendered_records, tmp_path):
+    old = tmp_path / "old"
+    shutil.copytree(tiny_checkpoint, old)
+    for name in ("configuration_au_llava.py", "processing_au_llava.py"):
+        (old / name).write_text((old / name).read_text() + "\n# old\n")
+    train(old, rendered_records, tmp_path / "new", "--max_steps", 1)
+    for name in ("configuration_au_llava.py", "processing_au_llava.py", "modeling_au_llava.py"):
+        assert (tmp_path / "new" / name).read_text() == (ROOT / name).read_text()
+
+
+def test_checkpoints_say_who_was_seen(tiny_checkpoint, rendered_records, tmp_path):
+    flags = ("--max_steps", 2, "--save_steps", 1, "--eval_strategy", "steps", "--eval_steps", 2)
+    train(tiny_checkpoint, rendered_records, tmp_path / "one", *flags, "--learning_rate", 0.001)
+    records = {part: people_of(load_records(rendered_records, part=part)) for part in ("train", "validation", "test")}
+    for folder in (tmp_path / "one", tmp_path / "one" / "checkpoint-1"):
+        manifest = json.loads((folder / "training_manifest.json").read_text())
+        assert manifest["people"] == {"train": records["train"], "validation": records["validation"], "calibration": []}
+        assert manifest["formats"] == ["bp4d", "disfa", "feafa"]
+        assert manifest["recipe"]["learning_rate"] == 0.001
+        assert "output_dir" not in manifest["recipe"]
+        assert manifest["base"] is None
+    train(tmp_path / "one", rendered_records, tmp_path / "two", "--max_steps", 1, "--train_part", "test")
+    seen = seen_people(read_training_manifest(str(tmp_path / "two")))
+    assert seen["train"] == set(records["train"]) | set(records["test"])
 
 
 @pytest.mark.parametrize("frozen", [["vision_tower"], ["language_model", "multi_modal_projector"]])

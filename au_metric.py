@@ -16,22 +16,22 @@ from .action_units import get_format
 from .answers_au_llava import parse_answer
 from .metrics_au import score
 
-_DESCRIPTION = """\
+DESCRIPTION = """\
 Scores facial action units (AUs) that were read off faces, given as answers such as "AU1: 0, AU2: 0, AU4: 3" or as
 numbers: F1, precision, recall, accuracy, balanced accuracy and MCC of presence; for intensity and continuous formats
 also ICC, Pearson correlation, mean absolute and squared error. AUs without a label are left out, unread ones counted.
 """
 
-_KWARGS_DESCRIPTION = """
+USAGE = """
 Args:
     predictions: all of one kind.
         Answers: strings. Whatever an answer does not say beyond doubt is unread.
         Values: lists of numbers, one per AU in the order of the format's labels, NaN where unread. 0 or 1 if the
         format codes occurrence, else any finite number, such as the mean of a distribution.
     references: list of lists of numbers, one per AU in the order of the format's labels; NaN where not annotated.
-    format: name of a built-in format ("bp4d", "disfa", "feafa"), an AUFormat, or its dict: name, labels, scale
-        ("occurrence", "intensity" or "continuous") and optionally presence_threshold, from which on labels and values
-        count as present: by default 1, 2 and 0.30 on the three scales.
+    format: name of a built-in format, such as "bp4d", "disfa" or "feafa", an AUFormat, or its dict: name, labels,
+        scale ("occurrence", "intensity" or "continuous") and optionally presence_threshold, from which on labels and
+        values count as present: by default 1, 2 and 0.30 on the three scales.
     unparsed: what to do with a labelled AU that is unread. Either way it is counted.
         "left_out" (default): it is not scored. That flatters a system that stays silent where it is hard, so quote
         unparsed_rate beside the scores.
@@ -77,7 +77,7 @@ Examples:
     (0.3, 0.97, {})
 """
 
-_CITATION = """\
+CITATION = """\
 @article{shrout1979intraclass,
   title={Intraclass correlations: uses in assessing rater reliability},
   author={Shrout, Patrick E. and Fleiss, Joseph L.},
@@ -86,7 +86,7 @@ _CITATION = """\
 """
 
 
-@evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
+@evaluate.utils.file_utils.add_start_docstrings(DESCRIPTION, USAGE)
 class AUMetric(evaluate.Metric):
     """Parse answers, or take values, and score them."""
 
@@ -100,9 +100,9 @@ class AUMetric(evaluate.Metric):
     def _info(self):
         labels = datasets.Sequence(datasets.Value("float64"))
         return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_KWARGS_DESCRIPTION,
+            description=DESCRIPTION,
+            citation=CITATION,
+            inputs_description=USAGE,
             features=[
                 datasets.Features({"predictions": kind, "references": labels})
                 for kind in (datasets.Value("string"), datasets.Sequence(datasets.Value("float64")))
@@ -111,9 +111,11 @@ class AUMetric(evaluate.Metric):
 
     def add_batch(self, *, predictions=None, references=None, **others):
         """Add a batch of predictions and references, which `compute` scores together with all that were added."""
+        if len(predictions) != len(references):  # found out later, it would leave a half-written batch behind
+            raise ValueError(f"there are {len(predictions)} predictions but {len(references)} references")
         if len({isinstance(prediction, str) for prediction in predictions}) > 1:  # `evaluate` looks at the first only
             raise ValueError("predictions must be all answers (strings; '' for none) or all values (lists of numbers)")
-        if len(predictions) or len(references):
+        if len(predictions):
             super().add_batch(predictions=predictions, references=references, **others)
 
     def _compute(self, predictions, references, format=None, unparsed=None):

@@ -25,18 +25,9 @@ ANSWERS = ["AU6: 1, AU12: 3", "AU6: 4, AU12: 1", "no idea", "**AU06** = 3; AU12 
 LABELS = [[1, NAN], [2, 1], [5, 5], [3, 2]]
 
 
-@pytest.fixture(scope="module")
-def offline(tmp_path_factory):
-    cache = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate.config, "HF_MODULES_CACHE", str(cache / "modules"))
-        patch.setattr(evaluate.config, "HF_EVALUATE_OFFLINE", True)
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        yield cache
-
-
 @pytest.fixture
-def load(offline, tmp_path):
+def load(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate.config, "HF_EVALUATE_OFFLINE", True)
     return lambda *arguments, **more: evaluate.load(str(SCRIPT), *arguments, cache_dir=str(tmp_path), **more)
 
 
@@ -227,7 +218,7 @@ def test_scores_can_be_saved(metric, tmp_path, monkeypatch):
         ({"references": [[1, 2]], "format": FORMAT, "unparsed": "ignore"}, "'left_out' or 'absent', not 'ignore'"),
         ({"references": [[1, 2, 3]], "format": FORMAT}, r"references have shape \(1, 3\), but format 'mine' needs"),
         ({"references": [[9, 2]], "format": FORMAT}, "not from 0 to 5, such as 9"),
-        ({"references": [[1, 2], [1, 2]], "format": FORMAT}, r"predictions \(1\) and references \(2\)"),
+        ({"references": [[1, 2], [1, 2]], "format": FORMAT}, "1 predictions but 2 references"),
         ({"references": ["AU6: 1"], "format": FORMAT}, "don't match the expected format"),
         ({"predictions": [[1, 2, 3]], "references": [[1, 2]], "format": FORMAT}, r"predictions have shape \(1, 3\)"),
         (
@@ -254,9 +245,11 @@ def test_wrong_settings_are_refused_at_loading(load):
 
 
 def test_the_metric_is_usable_after_a_refusal(metric):
-    with pytest.raises(ValueError, match="not from 0 to 5"):
-        metric.compute(predictions=ANSWERS, references=[[9, 9]] * 4, format=FORMAT)
-    assert metric.compute(predictions=ANSWERS, references=LABELS, format=FORMAT)["n"] == 4
+    """And takes the other kind of predictions then."""
+    for wrong in ([[9, 9]] * 4, [[1, 2]] * 3, ["AU6: 1"] * 4, [[1, 2, 3]] * 4, [[1, 2], [1]] * 2):
+        with pytest.raises(ValueError, match="references"):
+            metric.compute(predictions=ANSWERS, references=wrong, format=FORMAT)
+        assert metric.compute(predictions=[[1, 2]] * 4, references=LABELS, format=FORMAT)["n"] == 4
 
 
 RUN_THE_EXAMPLE = """
@@ -275,6 +268,7 @@ def test_the_documented_example_runs_in_a_fresh_offline_process(metric, tmp_path
     examples = len(doctest.DocTestParser().get_examples(metric.inputs_description))
     assert examples >= 8
     cache = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    cache["USE_TORCH"] = "0"  # `datasets` would import it, for nothing
     result = subprocess.run(
         [sys.executable, "-c", RUN_THE_EXAMPLE, str(tmp_path), str(SCRIPT)],
         cwd=SCRIPT.parent,

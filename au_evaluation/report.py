@@ -270,15 +270,17 @@ def _contradictions(found: Mapping) -> Table:
     return Table(_cells("contradiction", "images", f"of {together:,} read in several formats"), rows)
 
 
-def _abstention(found: Mapping) -> Table:
+def _abstention(readings: Readings) -> Table:
     """What `audits.apply_abstention` found."""
+    found = readings.scores["abstention"]
     keys = ("threshold", "coverage", "coverage_present", "risk", "error_rate")
     rows = [
         [Cell(label), *(_number(entry.get(key), undefined="no threshold or nothing kept") for key in keys)]
         for label, entry in [*found["per_au"].items(), ("mean", found.get("mean", {}))]
     ]
     header = ("AU", "withheld below confidence", "coverage", "coverage if present", "risk", "risk without")
-    return Table(_cells(*header), rows, "The mean is over the AUs that have a threshold.")
+    folded = f"Answers of {readings.fmt.name} withheld below a confidence"
+    return Table(_cells(*header), rows, "The mean is over the AUs that have a threshold.", folded)
 
 
 def _flat(entries: Mapping, prefix: str = "") -> list[list[Cell]]:
@@ -482,9 +484,9 @@ def sections(results: Mapping, formats: list[Readings], image_of: Callable | Non
     """What the report consists of; arguments as `load_evaluation` returns them and `write_report` takes them."""
     name = lambda readings: readings.fmt.name  # noqa: E731
     rated = [each for each in formats if each.rated.any()]
-    ranking = [("roc", "AUC", "least", min, "false positive rate", "recall")]
-    ranking += [("pr", "AP", "least", min, "recall", "precision")]
-    risk = [("risk", "area", "largest", max, "coverage: share of decisions kept", "risk: share of them wrong")]
+    ranking = [("roc", "AUC", "lowest", min, "false positive rate", "recall")]
+    ranking += [("pr", "AP", "lowest", min, "recall", "precision")]
+    risk = [("risk", "area", "highest", max, "coverage: share of decisions kept", "risk: share of them wrong")]
     contradictions = results.get("contradictions") or {"asked_together": 0}
     blocks = {
         "scores": [("", _headline(formats))],
@@ -502,9 +504,7 @@ def sections(results: Mapping, formats: list[Readings], image_of: Callable | Non
         blocks["reliability"] = [("", _reliability(rated))]
         alt = "Risk against coverage of each AU, one panel per format"
         blocks["risk"] = [("", _curve_panels("risk_coverage", rated, risk, alt))]
-        blocks["risk"] += [
-            (name(each), _abstention(each.scores["abstention"])) for each in rated if "abstention" in each.scores
-        ]
+        blocks["risk"] += [("", _abstention(each)) for each in rated if "abstention" in each.scores]
         if image_of:
             blocks["worst"] = [(name(each), _faces(each, image_of)) for each in rated if worst_errors(each)]
     return [Section(*words, blocks[words[0]]) for words in SECTIONS if blocks.get(words[0])]

@@ -43,10 +43,11 @@ def intervals(
     level: float = 0.95,
     seed: int = 0,
 ) -> dict:
-    """Percentile bootstrap intervals of every metric of `metrics_au.score`, drawing subjects.
+    """Percentile bootstrap intervals of the metrics of `metrics_au.score`, drawing subjects.
 
-    A metric that is undefined in a resample is left out of it. With few subjects, below about 20, such intervals are
-    too narrow; with one they are a point.
+    The ECE has none: it takes chance for miscalibration, and resampling adds chance, so that intervals of it lie above
+    the estimate; the Brier score has one. A metric that is undefined in a resample is left out of it. With few subjects,
+    below about 20, such intervals are too narrow; with one they are a point.
 
     Resampling is exact but for ROC AUC and average precision, of which only the interval is approximate: where an AU
     has more than RANK_BINS distinct probabilities, they are put into at most as many bins and count as ties within
@@ -67,6 +68,7 @@ def intervals(
     columns = divide_by_au(predictions, references, fmt, probabilities, decisions)
     people, who = name_subjects(subjects, columns)
     drawn = resample(columns, who, draw_subjects(len(people), resamples, level, seed), fmt)
+    drawn.pop("ece", None)  # see above
     per_au = {metric: bounds(values, level) for metric, values in drawn.items()}
     return {
         "mean": {metric: bounds(mean_of_defined(values), level) for metric, values in drawn.items()},
@@ -101,7 +103,7 @@ def paired_difference(
 
     Returns:
         "mean": metric -> {"difference": a - b, "interval": [low, high], "p"}, of the mean over the AUs for which the
-            metric is defined for both systems;
+            metric is defined for both systems; not of the ECE, see `intervals`;
         "per_au": label -> metric -> the same and "p_holm", corrected over the AUs.
 
     Raises:
@@ -117,7 +119,7 @@ def paired_difference(
     several = np.all([[len(np.unique(who[column.read])) > 1 for column in columns] for columns in both], axis=0)
 
     mean, per_au = {}, {label: {} for label in fmt.labels}
-    for metric in (metric for metric in resampled[0] if metric in resampled[1]):
+    for metric in (metric for metric in resampled[0] if metric in resampled[1] and metric != "ece"):
         difference = np.array([points[0][label][metric] - points[1][label][metric] for label in fmt.labels])
         drawn = np.round(resampled[0][metric] - resampled[1][metric], 12)  # (AUs, resamples), free of rounding
         p = np.where(several, _p_values(drawn), np.nan)

@@ -464,7 +464,7 @@ def _faces(readings: Readings, image_of: Callable) -> Faces:
 # The report.
 
 _SECTIONS = """
-scores | Scores | Means over AUs with 95 % bootstrap intervals over subjects. Unread: annotated cells without a readable answer, which are left out of the scores. The ECE of few images is too high, that of a resample even more, so that it can lie below its interval. MAE is in units of the scale (5 for intensity, 1 for continuous).
+scores | Scores | Means over AUs with 95 % bootstrap intervals over subjects. Unread: annotated cells without a readable answer, which are left out of the scores. The ECE has no interval: resampling inflates it. MAE is in units of the scale (5 for intensity, 1 for continuous).
 bars | Scores per AU | Lines are 95 % intervals, dashed lines the mean over AUs.
 table | All scores | Present: labels that count as present. Scored: images that are annotated and read.
 ranking | ROC and precision-recall | How the probability of presence ranks the images. A thin line per AU, their mean thick, the AU with the smallest area dashed.

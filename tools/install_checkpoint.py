@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from transformers import AutoProcessor
 
+from au_llava.au_evaluation.provenance import TRAINING_MANIFEST
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,6 +39,7 @@ def install(checkpoint: Path, root: Path) -> None:
         model.config.save_pretrained(folder)
         for name in FILES:
             shutil.copy(Path(folder) / name, root / name)
+    shutil.copy(checkpoint / TRAINING_MANIFEST, root / TRAINING_MANIFEST)
 
 
 if __name__ == "__main__":

@@ -30,13 +30,14 @@ def mean_table() -> str:
     for path in sorted(EVALUATIONS.glob("*.json"), key=lambda path: path.stem != "slots"):
         for name, result in json.loads(path.read_text())["formats"].items():
             cells = [
-                number(result["mean"][key], result["mean_interval"][key]) if key in result["mean"] else ""
+                number(result["mean"][key], result["mean_interval"].get(key)) if key in result["mean"] else ""
                 for key in METRICS
             ]
             unread = f"{result['unparsed'] / result['annotated']:.1%}"
             lines.append(f"| {path.stem} | {name} | {' | '.join(cells)} | {unread} |")
     note = (
-        "Means over AUs; in brackets 95 % bootstrap intervals over people. MAE is in the units of the scale (5 or 1)."
+        "Means over AUs; in brackets 95 % bootstrap intervals over people (none for the expected calibration error, ECE, "
+        "which resampling inflates). MAE is in the units of the scale (5 or 1)."
     )
     return "\n".join([*lines, "", note])
 

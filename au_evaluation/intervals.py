@@ -46,8 +46,8 @@ def intervals(
     """Percentile bootstrap intervals of the metrics of `metrics_au.score`, drawing subjects.
 
     The ECE has none: it takes chance for miscalibration, and resampling adds chance, so that intervals of it lie above
-    the estimate; the Brier score has one. A metric that is undefined in a resample is left out of it. With few subjects,
-    below about 20, such intervals are too narrow; with one they are a point.
+    the estimate; the Brier score has one. A metric that is undefined in a resample is left out of it. With few
+    subjects, below about 20, such intervals are too narrow; with one they are a point.
 
     Resampling is exact but for ROC AUC and average precision, of which only the interval is approximate: where an AU
     has more than RANK_BINS distinct probabilities, they are put into at most as many bins and count as ties within

@@ -2,9 +2,9 @@
 
 - slots: the token tree of the slots decoder (`SlotTree`), all formats known for an image in one sequence, so that the
   image is encoded once; loss on the values only (`slot_loss`).
-- causal: prompt and answer as ordinary text, for `generate`; loss on the answer's values only, or on the whole answer,
-  which a language model that has not learned to write yet needs. One known format per image, and the prompt asks only
-  for the AUs that are annotated, so that the model never learns to leave AUs out.
+- causal: prompt and answer as ordinary text, for `generate`; loss on the whole answer, or on its values only. One known
+  format per image, and the prompt asks only for the AUs that are annotated, so that the model never learns to leave AUs
+  out.
 
 An AU whose label is NaN carries no loss in either. Every random choice (layout, format, flip) is a function of the seed
 and the rows in the batch, not of hidden state: a resumed run sees what the uninterrupted one would have seen.
@@ -23,7 +23,7 @@ from .action_units import AUFormat, get_format, mirrored_label, quantise, write_
 from .slot_tree_au_llava import compile_slots
 
 IGNORED = -100  # label id without loss, as in Transformers
-CAUSAL_LOSSES = ("values", "answer")
+CAUSAL_LOSSES = ("answer", "values")
 
 
 def mirrored_values(values: Sequence[float], fmt: AUFormat) -> list[float]:
@@ -80,7 +80,7 @@ class AUCollator:
             cross-entropy.
         flip: probability of a horizontal flip (sided labels swap), 0 to 1.
         seed: of all random choices.
-        causal_loss: what of a causal answer carries loss: its "values", or the whole "answer" and its end.
+        causal_loss: what of a causal answer carries loss: the whole "answer" and its end, or its "values".
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class AUCollator:
         ordinal_width: float = 0.0,
         flip: float = 0.0,
         seed: int = 0,
-        causal_loss: str = "values",
+        causal_loss: str = "answer",
     ):
         for name, share in (("causal_share", causal_share), ("flip", flip)):
             if not 0 <= share <= 1:

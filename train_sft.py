@@ -70,11 +70,8 @@ class AUArguments:
         metadata={"help": "Share of batches laid out as ordinary text (for `generate`); the rest train the slots."},
     )
     causal_loss: str = field(
-        default="values",
-        metadata={
-            "help": "What of a text answer carries loss: its values, or the whole answer, which a language model that "
-            "has never learned to write needs for `generate`."
-        },
+        default="answer",
+        metadata={"help": "What of a text answer carries loss: the whole answer, or its values only."},
     )
     ordinal_width: float = field(
         default=0.0,

@@ -122,7 +122,7 @@ def test_causal_text_asks_only_for_what_is_annotated(tiny_any_tokenizer):
 def test_causal_loss_on_values_alone(tiny_any_tokenizer):
     """The tokens that carry loss spell the values, nothing of the text between them and no end of turn."""
     _, processor = tiny_any_tokenizer
-    values = AUCollator(processor, causal_share=1, seed=1)(rows(6))
+    values = AUCollator(processor, causal_share=1, seed=1, causal_loss="values")(rows(6))
     answers = AUCollator(processor, causal_share=1, seed=1, causal_loss="answer")(rows(6))
     assert torch.equal(values["input_ids"], answers["input_ids"])
     for labels, whole in zip(values["labels"], answers["labels"], strict=True):
@@ -202,7 +202,7 @@ def test_causal_share_is_a_share():
 
 
 def test_unknown_causal_loss_is_refused(tiny):
-    with pytest.raises(ValueError, match="values, answer"):
+    with pytest.raises(ValueError, match="answer, values"):
         AUCollator(tiny[1], causal_loss="everything")
 
 

@@ -13,7 +13,6 @@ they follow the reader's light or dark theme; there is no script, and whatever c
 import base64
 import html
 import io
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,52 +21,23 @@ from typing import NamedTuple
 import jinja2
 import matplotlib
 import numpy as np
-import pyarrow.parquet
 from markupsafe import Markup
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from PIL import Image
-from sklearn.metrics import precision_recall_curve, roc_curve
 
-from au_llava.action_units import AUFormat, get_format
 from au_llava.au_datasets.folds import person_key
-from au_llava.metrics_au import confusion, presence, reliability_curve, risk_coverage
+from au_llava.au_evaluation.report_data import METRICS, UNDEFINED, Readings, load_evaluation, worst_errors
+from au_llava.au_evaluation.report_figures import (
+    CSS_COLOURS,
+    STYLE,
+    Faces,
+    Picture,
+    bars,
+    confusion_matrices,
+    curve_panels,
+    faces,
+    reliability,
+)
 
-COLUMNS = {
-    "dataset",
-    "subject",
-    "clip",
-    "frame",
-    "format",
-    "references",
-    "values",
-    "expected",
-    "probability",
-    "present",
-}
-THUMBNAIL = 96  # pixels of the longer side
-METRICS = {  # metric -> its name in tables, what it is
-    "f1": ("F1", "harmonic mean of precision and recall of the decision"),
-    "precision": ("precision", "share of the AUs read as present that are"),
-    "recall": ("recall", "share of the present AUs that are read as present"),
-    "accuracy": ("accuracy", "share of right decisions"),
-    "balanced_accuracy": ("bal. acc.", "balanced accuracy: mean of recall and specificity"),
-    "mcc": ("MCC", "Matthews' correlation of decisions and labels, -1 to 1"),
-    "f1_skew_normalised": ("F1 even", "F1 with the negatives weighted to weigh as much as the positives"),
-    "icc": ("ICC(3,1)", "consistency of values and labels, at most 1"),
-    "icc_1_1": ("ICC(1,1)", "absolute agreement of values and labels, at most 1"),
-    "icc_within": ("ICC within", "ICC(3,1) of each subject's images alone, mean over subjects"),
-    "pcc": ("PCC", "Pearson's correlation of values and labels"),
-    "mae": ("MAE", "mean absolute error, in units of the scale"),
-    "mse": ("MSE", "mean squared error, in squared units of the scale"),
-    "mae_nonzero": ("MAE > 0", "mean absolute error over the labels above 0"),
-    "roc_auc": ("ROC AUC", "chance that a present AU has a higher probability than an absent one"),
-    "average_precision": ("AP", "average precision: area under the precision-recall curve"),
-    "ece": ("ECE", "expected calibration error of the probability of presence, 15 bins"),
-    "brier": ("Brier", "mean squared error of the probability of presence"),
-    "bias": ("bias", "mean of probability - label: above 0, presence is overstated"),
-}
-UNDEFINED = "\u2013"
 HEADLINE = ("f1", "accuracy", "roc_auc", "average_precision", "ece", "icc", "pcc", "mae")
 
 
@@ -86,93 +56,11 @@ class Table(NamedTuple):
     kind: str = "table"
 
 
-class Picture(NamedTuple):
-    name: str  # of its file: report_NAME.png
-    figure: Figure
-    alt: str
-    kind: str = "picture"
-
-
-class Faces(NamedTuple):
-    name: str
-    items: list[tuple[Image.Image, str, str]]  # thumbnail, what went wrong, which image
-    kind: str = "faces"
-
-
 class Section(NamedTuple):
     anchor: str
     title: str
     intro: str
     blocks: list[tuple[str, Table | Picture | Faces]]  # heading or "", block
-
-
-class Readings(NamedTuple):
-    """What was read in one format; arrays are (n, AUs), numbers NaN where not annotated or not read.
-
-    `confidence` is that of audits.py: max(p, 1 - p) where the decision threshold is 0.5, and honest where it is not.
-    """
-
-    fmt: AUFormat
-    scores: dict  # its entry in results.json
-    rows: list[dict]  # (n) of predictions.parquet
-    references: np.ndarray
-    values: np.ndarray  # what is scored: the value of an occurrence, else the mean of the distribution
-    probability: np.ndarray
-    rated: np.ndarray  # where there are a label, a probability and a decision
-    truth: np.ndarray  # label says present
-    present: np.ndarray  # decision says present
-    confidence: np.ndarray  # probability p of what was decided: p if present, else 1 - p
-
-
-def load_evaluation(folder: Path) -> tuple[dict, list[Readings]]:
-    """What eval_au.py wrote to a folder: results.json, and `Readings` per format in its order.
-
-    Raises:
-        FileNotFoundError: no such folder, or one of its two files is missing.
-        ValueError: a file that is not what eval_au.py writes, or two that do not belong together.
-    """
-    paths = Path(folder, "results.json"), Path(folder, "predictions.parquet")
-    for path in paths:
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no {path.name} in {folder}; eval_au.py --out writes it.")
-    try:
-        results = json.loads(paths[0].read_text(encoding="utf-8"))
-        table = pyarrow.parquet.read_table(paths[1])
-        if COLUMNS - set(table.column_names):
-            raise ValueError(f"predictions.parquet lacks {', '.join(sorted(COLUMNS - set(table.column_names)))}")
-        if not isinstance(results, dict) or not isinstance(results.get("formats"), dict) or not results["formats"]:
-            raise ValueError("results.json scores no format")
-        rows = table.to_pylist()
-        formats = results["formats"].items()
-        return results, [_readings(n, scores, [row for row in rows if row["format"] == n]) for n, scores in formats]
-    except (ValueError, KeyError, TypeError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0].rstrip(".")
-        raise ValueError(f"{folder} does not hold what eval_au.py writes: {reason}.") from error
-
-
-def _readings(name: str, scores: dict, rows: list[dict]) -> Readings:
-    fmt = get_format(name)
-    if len(rows) != scores["n"] or list(scores["per_au"]) != list(fmt.labels):
-        raise ValueError(f"its two files do not hold the same images and AUs of {name}")
-    sources = ("references", "values" if fmt.scale == "occurrence" else "expected", "probability", "present")
-    arrays = [np.array([row[source] for row in rows], dtype=float) for source in sources]
-    if any(array.shape != (len(rows), len(fmt.labels)) for array in arrays):
-        raise ValueError(f"predictions of {name} do not have {len(fmt.labels)} AUs")
-    references, values, probability, present = arrays
-    rated = ~np.isnan(references + probability + present)
-    confidence = np.where(present == 1, probability, 1 - probability)
-    truth = references >= fmt.presence_threshold
-    return Readings(fmt, scores, rows, references, values, probability, rated, truth, present == 1, confidence)
-
-
-def worst_errors(readings: Readings, count: int = 12) -> list[tuple[int, int]]:
-    """(image, AU) of the at most `count` wrong decisions that were given the highest probability, highest first."""
-    wrong = readings.rated & (readings.present != readings.truth)
-    order = np.argsort(np.where(wrong, -readings.confidence, 1), axis=None, kind="stable")[: min(count, wrong.sum())]
-    return np.stack(np.unravel_index(order, wrong.shape), axis=1).tolist()
-
-
-# Tables.
 
 
 def _cells(*texts) -> list[Cell]:
@@ -315,154 +203,6 @@ def _provenance(results: Mapping, formats: list[Readings]) -> list[tuple[str, Ta
     return blocks
 
 
-# Figures. A line or bar whose gid is "title:…" gets that as a tooltip in the page.
-
-INK, GREY, ACCENT, SECOND = "#1b1f24", "#8d99a6", "#0b63a5", "#c4500a"  # told apart in grey and by the colour-blind
-HEAT = "#6fa8d6"  # a full cell, under ink of either theme
-CSS_COLOURS = {INK: "var(--ink)", GREY: "var(--grey)", ACCENT: "var(--accent)", SECOND: "var(--second)"}
-STYLE = {"svg.fonttype": "none", "text.parse_math": False, "font.size": 8, "axes.titlesize": 9}
-STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "axes.facecolor": "none"}
-STYLE |= dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
-GRID = np.linspace(0, 1, 201)  # where curves are drawn, so that they can be averaged and stay small
-
-
-def _bars(readings: Readings) -> Picture:
-    """A bar per AU, its interval as a line, the mean over AUs dashed."""
-    scores, labels = readings.scores, readings.fmt.labels
-    metrics = [metric for metric in ("f1", "icc", "mae") if metric in scores["mean"]]
-    figure = Figure(figsize=(0.9 + 3.4 * len(metrics), 0.7 + 0.19 * len(labels)), layout="constrained")
-    for axis, metric in zip(figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0], metrics, strict=True):
-        numbers = [of_au[metric] for of_au in scores["per_au"].values()]
-        bounds = [of_au["interval"].get(metric) for of_au in scores["per_au"].values()]
-        bounds = np.array([pair or (None, None) for pair in bounds], dtype=float)  # (AUs, 2)
-        bars = axis.barh(range(len(labels)), np.array(numbers, dtype=float), 0.7, color=ACCENT, alpha=0.55)
-        axis.hlines(range(len(labels)), *bounds.T, color=INK, linewidth=1)
-        for y, (bar, label, number) in enumerate(zip(bars, labels, numbers, strict=True)):
-            bar.set_gid(f"title:{label}: {_number(number).text}")
-            if number is None:
-                axis.text(0, y, f" {UNDEFINED}", va="center")
-        if scores["mean"][metric] is not None:
-            axis.axvline(scores["mean"][metric], color=SECOND, linewidth=1, linestyle="--")
-        axis.set_title(f"{METRICS[metric][0]}, mean {_number(scores['mean'][metric]).text}")
-        axis.set_xlim(right=None if metric == "mae" else 1.02)
-        axis.locator_params("x", nbins=6)
-        axis.set_yticks(range(len(labels)), labels)
-        axis.tick_params(axis="y", length=0)
-    axis.set_ylim(len(labels) - 0.4, -0.6)
-    names = ", ".join(METRICS[metric][0] for metric in metrics)
-    return Picture(f"bars_{readings.fmt.name}", figure, f"{names} of each AU of {readings.fmt.name}")
-
-
-def _curves(readings: Readings, which: str) -> dict[str, tuple[np.ndarray, float]]:
-    """AU -> its curve "roc", "pr" or "risk" at `GRID` (201,) and the area under it, where it is defined."""
-    curves = {}
-    for column, (label, scores) in enumerate(readings.scores["per_au"].items()):
-        known = readings.rated[:, column]
-        truth, probability = readings.truth[known, column], readings.probability[known, column]
-        if which == "roc" and truth.any() and not truth.all():
-            false, true, _ = roc_curve(truth, probability)
-            curves[label] = np.interp(GRID, false, true), scores["roc_auc"]
-        elif which == "pr" and truth.any():
-            precision, recall, _ = (each[-2::-1] for each in precision_recall_curve(truth, probability))
-            curves[label] = precision[np.searchsorted(recall, GRID)], scores["average_precision"]
-        elif which == "risk" and known.any():
-            wrong = readings.present[known, column] != truth
-            kept = risk_coverage(readings.confidence[known, column], wrong)
-            curves[label] = kept["risk"][np.searchsorted(kept["coverage"], GRID)], kept["aurc"]
-    return curves
-
-
-def _curve_panels(name: str, formats: list[Readings], rows: list[tuple], alt: str) -> Picture:
-    """Per format a column of panels: thin lines per AU, their mean, and the AU with the worst area by name.
-
-    Args:
-        rows: per row of panels the curve, what its area is called, which is the worst and what finds it, the axes'
-            labels.
-    """
-    figure = Figure(figsize=(0.3 + 3.6 * len(formats), 3.5 * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), len(formats), squeeze=False, sharey="row")
-    for row, (which, area, worst, find, x, y) in zip(axes, rows, strict=True):
-        for axis, readings in zip(row, formats, strict=True):
-            curves = _curves(readings, which)
-            for label, (values, number) in curves.items():
-                axis.plot(GRID, values, color=GREY, linewidth=0.7, gid=f"title:{label}: {area} {number:.3f}")
-            title = f"{readings.fmt.name}: {UNDEFINED}"
-            if curves:
-                numbers = {label: number for label, (_, number) in curves.items()}
-                label = find(numbers, key=numbers.get)
-                axis.plot(GRID, curves[label][0], color=SECOND, linestyle="--", linewidth=1.3)
-                axis.plot(GRID, np.mean([values for values, _ in curves.values()], axis=0), color=ACCENT, linewidth=2)
-                mean = np.mean(list(numbers.values()))
-                title = f"{readings.fmt.name}: mean {area} {mean:.3f}\n{worst} {label}, {numbers[label]:.3f}"
-            axis.set(title=title, xlabel=x, xlim=(0, 1))
-        row[0].set_ylabel(y)
-        row[0].set_ylim(0, None if which == "risk" else 1.02)
-    return Picture(name, figure, alt)
-
-
-def _reliability(formats: list[Readings]) -> Picture:
-    """Observed share against probability over all AUs, above how many cells have that probability."""
-    figure = Figure(figsize=(0.3 + 3.6 * len(formats), 4.4), layout="constrained")
-    axes = figure.subplots(2, len(formats), squeeze=False, sharex=True, sharey="row", height_ratios=(3, 1))
-    for (above, below), readings in zip(axes.T, formats, strict=True):
-        probability, truth = readings.probability[readings.rated], readings.truth[readings.rated]
-        curve, error = reliability_curve(probability, truth), presence(probability, truth)["ece"]
-        above.plot([0, 1], [0, 1], color=GREY, linewidth=0.7, linestyle=":")
-        above.plot(curve["probability"], curve["rate"], "o-", color=ACCENT, markersize=4)
-        above.set(title=f"{readings.fmt.name}, ECE {error:.3f}", xlim=(0, 1), ylim=(0, 1.02))
-        bins = len(curve["count"])
-        below.bar((np.arange(bins) + 0.5) / bins, curve["count"], width=0.9 / bins, color=GREY)
-        below.set(xlabel="probability of presence", yscale="log")
-        below.minorticks_off()
-    axes[0, 0].set_ylabel("share present")
-    axes[1, 0].set_ylabel("readings")
-    axes[1, 0].yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    return Picture("reliability", figure, "Share of present labels against the probability given, per format")
-
-
-def _confusion(readings: Readings) -> Picture:
-    """A square of levels per AU, all in one picture, so that hundreds of numbers are drawn in little time."""
-    fmt, across = readings.fmt, min(6, len(readings.fmt.labels))
-    counts = confusion(readings.values, readings.references, fmt)  # (AUs, levels, levels)
-    shares = counts / np.maximum(counts.sum(axis=2, keepdims=True), 1)
-    levels = counts.shape[1]
-    side, down = levels + 2, -(-len(counts) // across)  # a square with its margin
-    tiles = np.zeros((down * across, side, side))
-    tiles[: len(counts), 1:-1, 1:-1] = shares
-    tiles = tiles.reshape(down, across, side, side).swapaxes(1, 2).reshape(down * side, across * side)
-    figure = Figure(figsize=(0.23 * tiles.shape[1], 0.23 * tiles.shape[0]))
-    axis = figure.add_axes((0, 0, 1, 1))
-    axis.set_axis_off()
-    axis.imshow(np.dstack([np.full((*tiles.shape, 3), matplotlib.colors.to_rgb(HEAT)), tiles]), interpolation="none")
-    write = lambda x, y, text, **style: axis.text(x, y, text, ha="center", va="center", **style)  # noqa: E731
-    for y, x in np.argwhere(tiles >= 0.005):
-        write(x, y, f"{100 * tiles[y, x]:.0f}", fontsize=6)
-    for au, label in enumerate(fmt.labels):
-        y, x = (side * place for place in divmod(au, across))
-        write(x + (side - 1) / 2, y, label, fontsize=9)
-        axis.add_patch(Rectangle((x + 0.5, y + 0.5), levels, levels, fill=False, edgecolor=GREY, linewidth=0.5))
-        for place, level in enumerate(np.linspace(0, fmt.value_numbers[-1], levels), start=1):
-            write(x, y + place, f"{level:g}", fontsize=6, color=GREY)
-            write(x + place, y + side - 1, f"{level:g}", fontsize=6, color=GREY)
-    return Picture(f"confusion_{fmt.name}", figure, f"Confusion matrices of the AUs of {fmt.name}")
-
-
-def _faces(readings: Readings, image_of: Callable) -> Faces:
-    items = []
-    for row, column in worst_errors(readings):
-        record, label = readings.rows[row], readings.fmt.labels[column]
-        image = image_of(record).convert("RGB")
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
-        decision = "present" if readings.present[row, column] else "absent"
-        probability, reference = readings.probability[row, column], readings.references[row, column]
-        error = f"{label} read as {decision}, label {reference:g}, P={probability:.3f}"
-        where = f"{record['dataset']} {record['subject']}, clip {record['clip']}, frame {record['frame']}"
-        items.append((image, error, where))
-    return Faces(f"worst_{readings.fmt.name}", items)
-
-
-# The report.
-
 _SECTIONS = """
 scores | Scores | Means over AUs with 95 % bootstrap intervals over subjects. Unread: annotated cells without a readable answer, which are left out of the scores. The ECE has no interval: resampling inflates it. MAE is in units of the scale (5 for intensity, 1 for continuous).
 bars | Scores per AU | Lines are 95 % intervals, dashed lines the mean over AUs.
@@ -490,9 +230,9 @@ def sections(results: Mapping, formats: list[Readings], image_of: Callable | Non
     contradictions = results.get("contradictions") or {"asked_together": 0}
     blocks = {
         "scores": [("", _headline(formats))],
-        "bars": [(name(each), _bars(each)) for each in formats],
+        "bars": [(name(each), bars(each)) for each in formats],
         "table": [(name(each), _per_au(each)) for each in formats],
-        "confusion": [(name(each), _confusion(each)) for each in formats if each.fmt.scale != "occurrence"],
+        "confusion": [(name(each), confusion_matrices(each)) for each in formats if each.fmt.scale != "occurrence"],
         "groups": [block for each in formats for block in _groups(each)],
         "parsing": [block for each in formats for block in _parsing(each)],
         "contradictions": [("", _contradictions(contradictions))] if contradictions["asked_together"] else [],
@@ -500,13 +240,13 @@ def sections(results: Mapping, formats: list[Readings], image_of: Callable | Non
     }
     if rated:
         alt = "ROC curves above, precision-recall curves below, one panel per format"
-        blocks["ranking"] = [("", _curve_panels("ranking", rated, ranking, alt))]
-        blocks["reliability"] = [("", _reliability(rated))]
+        blocks["ranking"] = [("", curve_panels("ranking", rated, ranking, alt))]
+        blocks["reliability"] = [("", reliability(rated))]
         alt = "Risk against coverage of each AU, one panel per format"
-        blocks["risk"] = [("", _curve_panels("risk_coverage", rated, risk, alt))]
+        blocks["risk"] = [("", curve_panels("risk_coverage", rated, risk, alt))]
         blocks["risk"] += [("", _abstention(each)) for each in rated if "abstention" in each.scores]
         if image_of:
-            blocks["worst"] = [(name(each), _faces(each, image_of)) for each in rated if worst_errors(each)]
+            blocks["worst"] = [(name(each), faces(each, image_of)) for each in rated if worst_errors(each)]
     return [Section(*words, blocks[words[0]]) for words in SECTIONS if blocks.get(words[0])]
 
 

@@ -13,7 +13,9 @@ from PIL import Image
 
 from au_llava.action_units import FORMATS
 from au_llava.au_evaluation.audits import apply_abstention, group_audit, parse_audit
-from au_llava.au_evaluation.report import GRID, _curves, load_evaluation, worst_errors, write_report
+from au_llava.au_evaluation.report import write_report
+from au_llava.au_evaluation.report_data import load_evaluation, worst_errors
+from au_llava.au_evaluation.report_figures import GRID, curves
 from au_llava.au_evaluation.scoring import contradiction_counts, jsonable, score_predictions
 
 HOSTILE = '<script>alert("&")</script> | ![x](http://x)'
@@ -224,12 +226,12 @@ def test_confidence_is_the_probability_of_what_was_decided(tmp_path):
 
 def test_curves_have_the_areas_of_the_scores(folder):
     for readings in load_evaluation(folder)[1]:
-        curves = {which: _curves(readings, which) for which in ("roc", "pr", "risk")}
+        drawn = {which: curves(readings, which) for which in ("roc", "pr", "risk")}
         labels = readings.fmt.labels
-        assert list(curves["roc"]) == list(curves["pr"]) == list(labels[:-1])  # the last is never present
-        assert list(curves["risk"]) == list(labels)
+        assert list(drawn["roc"]) == list(drawn["pr"]) == list(labels[:-1])  # the last is never present
+        assert list(drawn["risk"]) == list(labels)
         for which, tolerance in (("roc", 0.01), ("pr", 0.01), ("risk", 0.02)):
-            for values, area in curves[which].values():
+            for values, area in drawn[which].values():
                 assert np.trapezoid(values, GRID) == pytest.approx(area, abs=tolerance)
 
 

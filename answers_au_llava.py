@@ -37,6 +37,7 @@ def quantise(value: float, fmt) -> float:
     return _nearest(number, fmt.scale)
 
 
+@lru_cache(maxsize=1024)  # the same few numbers come again and again
 def _nearest(number: float, scale: str) -> float:
     return float(Decimal(repr(number)).quantize(Decimal(SCALES[scale][1]), rounding=ROUND_HALF_UP))
 

@@ -46,15 +46,17 @@ def _covers(label: str, others: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
 
 def contradictions(answers: Mapping[str, Mapping]) -> tuple[Contradiction, ...]:
     """The contradictions between the answers (format name -> `AUAnswer`) about one image, in the formats' order."""
+    labels = {name: tuple(answer) for name, answer in answers.items()}
+    present = {
+        name: [label for label, reading in answer.items() if reading.present] for name, answer in answers.items()
+    }
     found = []
-    for (name, answer), (other_name, other) in permutations(answers.items(), 2):
-        for label, reading in answer.items():
-            if reading.present:
-                found += [
-                    Contradiction(label, name, absent, other_name)
-                    for absent in _covers(label, tuple(other))
-                    if all(other[each].value == 0 and other[each].present is False for each in absent)
-                ]
+    for name, other_name in permutations(answers, 2):
+        other = answers[other_name]
+        for label in present[name]:
+            for absent in _covers(label, labels[other_name]):
+                if all(other[each].value == 0 and other[each].present is False for each in absent):
+                    found.append(Contradiction(label, name, absent, other_name))
     return tuple(found)
 
 

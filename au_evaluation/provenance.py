@@ -124,7 +124,7 @@ def check_unseen(model: str, tested: Iterable[str]) -> str:
         model: folder or Hub id. tested: `person_key`s.
 
     Returns:
-        "checked", or "unknown" where the checkpoint has no training manifest.
+        "checked", or "unknown" where nothing says who the checkpoint was trained on.
 
     Raises:
         ValueError: the checkpoint was trained, chosen or calibrated on somebody who is tested.
@@ -132,8 +132,8 @@ def check_unseen(model: str, tested: Iterable[str]) -> str:
     manifest = read_training_manifest(model)
     if manifest is None:
         return "unknown"
-    tested = set(tested)
-    for role, people in seen_people(manifest).items():
+    tested, seen = set(tested), seen_people(manifest)
+    for role, people in seen.items():
         shared = sorted(people & tested)
         if shared:
             shown = ", ".join(shared[:5]) + (" …" if len(shared) > 5 else "")
@@ -141,4 +141,4 @@ def check_unseen(model: str, tested: Iterable[str]) -> str:
                 f"{model} has met {len(shared)} of the {len(tested)} tested people in its {role} part: {shown}. "
                 "Its scores on them would say nothing about new people: test it on others."
             )
-    return "checked"
+    return "checked" if seen["train"] else "unknown"

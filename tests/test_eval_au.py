@@ -190,6 +190,9 @@ def test_trained_people_are_not_tested(tiny_checkpoint, rendered_records, tmp_pa
     write_training_manifest(checkpoint, training_manifest(others, [], [], ["bp4d"], {}))
     results, _ = evaluate(checkpoint, rendered_records, tmp_path / "out", "--formats", "bp4d")
     assert results["provenance"]["trained_people"] == "checked"
+    write_training_manifest(checkpoint, training_manifest([], [], [], [], {}))  # as --calibrate leaves it
+    results, _ = evaluate(checkpoint, rendered_records, tmp_path / "again", "--formats", "bp4d")
+    assert results["provenance"]["trained_people"] == "unknown"
 
 
 def test_groups_are_audited(tiny_checkpoint, rendered_records, tmp_path):

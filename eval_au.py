@@ -186,10 +186,14 @@ def main_score(arguments: argparse.Namespace):
 
 
 def main_calibrate(arguments: argparse.Namespace):
+    if len(arguments.model) != 1:
+        raise ValueError(f"{len(arguments.model)} models were given: --calibrate takes one.")
     name, part = arguments.model[0], arguments.part or "validation"
     config_file = Path(name) / "config.json"
     if not config_file.is_file():
         raise ValueError(f"--calibrate stores its result in config.json: {name} is no folder that holds one.")
+    people = people_of(load_records(arguments.calibrate, part=part))
+    check_unseen(name, people, roles=("train",))  # of people it learned from, a model is surer than it should be
     model, processor = load(name)
     calibration, fits, references = calibrate_checkpoint(
         model, processor, arguments.calibrate, part, arguments.batch_size, progress=True
@@ -202,7 +206,7 @@ def main_calibrate(arguments: argparse.Namespace):
     thresholds = {fmt_name: fit["entry"]["presence_threshold"] for fmt_name, fit in fits.items()}
     draw_reliability(fits, references, thresholds).savefig(arguments.out / "reliability.png", dpi=110)
     manifest = read_training_manifest(name) or training_manifest([], [], [], [], {})
-    manifest["people"]["calibration"] = people_of(load_records(arguments.calibrate, part=part))
+    manifest["people"]["calibration"] = people
     write_training_manifest(name, manifest)
     config = json.loads(config_file.read_text())
     unfinished = config_file.with_name("config.json.new")
@@ -462,9 +466,18 @@ def main(words: list[str] | None = None):
         parser, run = commands[words[0]]
         return run(parser().parse_args(words[1:]))
     arguments = make_parser().parse_args(words)
-    if arguments.calibrate:
-        return main_calibrate(arguments)
-    return main_protocol(arguments) if arguments.protocol else main_score(arguments)
+    mode = "--calibrate" if arguments.calibrate else "--protocol" if arguments.protocol else None
+    without_effect = {
+        "--calibrate": ("protocol", "formats", "groups", "uncalibrated", "max_images", "name", "decoding"),
+        "--protocol": ("part", "formats", "groups", "max_images"),
+        None: ("name",),
+    }[mode]
+    default = make_parser().get_default
+    given = [f"--{option}" for option in without_effect if getattr(arguments, option) != default(option)]
+    if given:
+        raise ValueError(f"{', '.join(given)} has no effect {f'with {mode}' if mode else 'without --protocol'}.")
+    run = {"--calibrate": main_calibrate, "--protocol": main_protocol, None: main_score}[mode]
+    return run(arguments)
 
 
 if __name__ == "__main__":

@@ -117,11 +117,11 @@ def seen_people(manifest: Mapping | None) -> dict[str, set[str]]:
     return seen
 
 
-def check_unseen(model: str, tested: Iterable[str]) -> str:
-    """Refuse to test a checkpoint on people it has met.
+def check_unseen(model: str, tested: Iterable[str], roles: Iterable[str] = ROLES) -> str:
+    """Refuse to test (or calibrate) a checkpoint on people it has met.
 
     Args:
-        model: folder or Hub id. tested: `person_key`s.
+        model: folder or Hub id. tested: `person_key`s. roles: in which of `ROLES` it must not have met them.
 
     Returns:
         "checked", or "unknown" where nothing says who the checkpoint was trained on.
@@ -133,8 +133,8 @@ def check_unseen(model: str, tested: Iterable[str]) -> str:
     if manifest is None:
         return "unknown"
     tested, seen = set(tested), seen_people(manifest)
-    for role, people in seen.items():
-        shared = sorted(people & tested)
+    for role in roles:
+        shared = sorted(seen[role] & tested)
         if shared:
             shown = ", ".join(shared[:5]) + (" …" if len(shared) > 5 else "")
             raise ValueError(

@@ -10,8 +10,10 @@ from sklearn.metrics import f1_score
 
 from au_llava import eval_au
 from au_llava.action_units import FORMATS, AUFormat, parse_answer
+from au_llava.au_datasets.records import load_records
 from au_llava.au_evaluation import calibration as fit_calibration
 from au_llava.au_evaluation.calibration import best_threshold, fit_format
+from au_llava.au_evaluation.provenance import people_of, training_manifest, write_training_manifest
 from au_llava.calibration_au_llava import calibrate, check_calibration
 from au_llava.configuration_au_llava import AuLlavaConfig
 
@@ -202,6 +204,29 @@ def test_command_stores_it_in_the_checkpoint(tiny_checkpoint, rendered_records, 
     assert scores[1]["formats"] == scores[2]["formats"] != scores[0]["formats"]
     assert [bool(each["calibration"]) for each in scores] == [True, False, False]
     assert "abstention" in scores[0]["formats"]["feafa"]
+
+
+def test_nobody_is_calibrated_on_who_was_trained_on(tiny_checkpoint, rendered_records, tmp_path):
+    checkpoint = tmp_path / "model"
+    shutil.copytree(tiny_checkpoint, checkpoint)
+    people = people_of(load_records(rendered_records, part="train"))
+    write_training_manifest(checkpoint, training_manifest(people, [], [], ["bp4d"], {}))
+    with pytest.raises(ValueError, match="has met 5 of the 5 tested people in its train part"):
+        run(checkpoint, "--calibrate", rendered_records, "--part", "train", "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--calibrate", "x", "--groups", "age"], "--groups has no effect with --calibrate"),
+        (["--calibrate", "x", "--decoding", "free"], "--decoding has no effect with --calibrate"),
+        (["--data", "x", "--name", "Mine"], "--name has no effect without --protocol"),
+        (["--data", "x", "--protocol", "bp4d-3fold", "--part", "test"], "--part has no effect with --protocol"),
+    ],
+)
+def test_flags_without_effect_are_refused(tiny_checkpoint, tmp_path, flags, message):
+    with pytest.raises(ValueError, match=message):
+        run(tiny_checkpoint, *flags, "--out", tmp_path)
 
 
 def test_a_hub_id_cannot_be_calibrated(tiny_checkpoint, rendered_records, tmp_path, monkeypatch):

@@ -13,7 +13,6 @@ import signal
 import sys
 from pathlib import Path
 
-from datasets import Value
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from au_llava.au_datasets.folds import assign_parts
@@ -25,29 +24,26 @@ from au_llava.au_datasets.records import (
     start_folder,
     write_shard,
 )
-from au_llava.au_datasets.rendered import RENDERED_METADATA, sample_records, sample_subject, subject_name
+from au_llava.au_datasets.rendered import RENDERED_METADATA, sample_records, subject_name
 
 IMAGES_PER_SHARD = 240
-RENDERED_FEATURES = record_features({name: Value(dtype) for name, dtype in RENDERED_METADATA.items()})
+RENDERED_FEATURES = record_features(RENDERED_METADATA)
 
 
 def render_shard(job: tuple) -> int:
     """Render the subjects of one shard and write it; returns its number of images. Runs in a worker process."""
     path, numbers, part, arguments = job
     records = []
+    options = (arguments["images_per_subject"], arguments["size"], arguments["held_out_looks"])
     for number in numbers:
-        subject = sample_subject(arguments["seed"], number)
-        for record in sample_records(
-            subject, arguments["seed"], number, arguments["images_per_subject"], arguments["size"]
-        ):
-            records.append({**record, "part": part})
+        records += [{**record, "part": part} for record in sample_records(arguments["seed"], number, *options)]
     write_shard(records, RENDERED_FEATURES, path)
     return len(numbers) * arguments["images_per_subject"]
 
 
 def prepare_rendered(args: argparse.Namespace) -> dict:
     """Render the shards that are missing and write the manifest; returns the manifest."""
-    names = ("subjects", "images_per_subject", "seed", "size", "validation", "test")
+    names = ("subjects", "images_per_subject", "seed", "size", "held_out_looks", "validation", "test")
     arguments = {"dataset": "rendered", **{name: getattr(args, name) for name in names}}
     fractions = {"train": 1 - args.validation - args.test, "validation": args.validation, "test": args.test}
     parts = assign_parts((subject_name(args.seed, k) for k in range(args.subjects)), fractions, args.seed)
@@ -114,6 +110,12 @@ def make_parser() -> argparse.ArgumentParser:
     rendered.add_argument("--seed", type=int, default=0, help="another seed draws other people (default: 0)")
     rendered.add_argument(
         "--size", type=_positive, default=96, help="side of the square picture in pixels (default: 96)"
+    )
+    rendered.add_argument(
+        "--held-out-looks",
+        action="store_true",
+        help="draw the same people and faces in looks that are never drawn otherwise (flat shading like a drawing, "
+        "light from two coloured lamps, a wide-angle lens, unusual head shapes): a test of what a model carries over",
     )
     rendered.add_argument("--out", type=Path, required=True, help="folder for the records; resumed if it has some")
     rendered.add_argument("--workers", type=_positive, default=os.cpu_count(), help="processes (default: all cores)")

@@ -102,12 +102,13 @@ class FaceRig:
         expected = self.phenotype_map @ np.array([1, age, gender, age * gender])
         return (expected + self.residual_factor @ rng.standard_normal(len(expected))).clip(-2.5, 2.5)
 
-    def identity(self, modes: np.ndarray) -> np.ndarray:
+    def identity(self, modes: np.ndarray, warp: np.ndarray | float = 0.0) -> np.ndarray:
         """(V, 3) neutral head of the identity with coefficients `modes` (M,), its lips closed.
 
-        Modes change the aperture of the lips; that change is taken back along AU25, so that AU25 alone shows there.
+        `warp` (V, 3) is added to the head: what the modes cannot express. Modes and warp change the aperture of the
+        lips; that change is taken back along AU25, so that AU25 alone shows there.
         """
-        head = self.mean + np.tensordot(modes.astype(np.float32), self.modes, axes=1)
+        head = self.mean + np.tensordot(modes.astype(np.float32), self.modes, axes=1) + warp
         part = self.offsets({"AU25": 1.0})
         rest = self.lip_gap(self.mean)
         return head - part * ((self.lip_gap(head) - rest) / (self.lip_gap(self.mean + part) - rest))
@@ -134,9 +135,36 @@ class FaceRig:
         used = np.flatnonzero(weights)
         return np.tensordot(weights[used], self.shapes[used], axes=1)
 
+    @cached_property
+    def landmarks(self) -> np.ndarray:
+        """(64,) numbers of skin vertices spread over the face: 24 on the lips, 16 on the lids, 24 elsewhere.
+
+        Each group is the farthest-point sampling of the mean face that starts at its most forward vertex.
+        """
+        face = self.vertices_of("skin")
+        x, y, z = self.mean[face].T
+        lips, lids = self.lips[face] > 0.5, self.lids[face] > 0.5
+        elsewhere = ~lips & ~lids & (np.abs(x) < 1.0) & (y > -1.8) & (y < 0.75) & (z > -0.7)
+        return np.concatenate(
+            [
+                face[group][_spread_out(self.mean[face[group]], count)]
+                for group, count in ((lips, 24), (lids, 16), (elsewhere, 24))
+            ]
+        )
+
     def vertices_of(self, region: str) -> np.ndarray:
         """Sorted vertex numbers of the triangles of a region."""
         return np.unique(self.faces[self.regions == self.region_names.index(region)])
+
+
+def _spread_out(points: np.ndarray, count: int) -> list[int]:
+    """Farthest-point sampling: `count` row numbers of points (N, 3), the first the most forward one."""
+    chosen = [int(points[:, 2].argmax())]
+    distance = np.full(len(points), np.inf)
+    while len(chosen) < count:
+        distance = np.minimum(distance, ((points - points[chosen[-1]]) ** 2).sum(axis=1))
+        chosen.append(int(distance.argmax()))
+    return chosen
 
 
 @cache

@@ -16,6 +16,7 @@ from .raster import light_reach, vertex_normals
 
 FLAT_COLOURS = {"mouth": (0.16, 0.035, 0.035), "tongue": (0.42, 0.13, 0.13), "teeth": (0.74, 0.68, 0.58)}
 IRIS_ANGLE, PUPIL_ANGLE = 0.48, 0.20  # radians from the gaze; an iris is about 11.7 mm wide on a 24 mm ball
+BEARDS = ("full", "goatee", "moustache", "jaw")
 BLOOD = np.array([0.05, 0.36, 0.30], np.float32)  # how much blood under the skin takes of each colour
 
 
@@ -40,8 +41,16 @@ class Appearance:
     beard: float
     blush: float
     wrinkles: float  # those of age, there at rest
+    furrows: float  # factor on those that AUs make
     oiliness: float
     glasses: np.ndarray | None  # colour of the frame
+    frame: tuple[float, float, float]  # of glasses: size (factor), thickness (of the rim's radius), roundness
+    beard_style: str  # one of BEARDS
+    freckles: float
+    eye_shadow: np.ndarray | None  # colour on the upper lids
+    liner: float  # how dark the rims of the lids are
+    cap: np.ndarray | None  # colour of a cap or scarf in place of hair
+    clay: np.ndarray  # colour of the whole head under clay shading
 
 
 @dataclass(frozen=True)
@@ -225,7 +234,11 @@ def _skin_colours(look: Appearance, strengths, attributes: np.ndarray, rng) -> t
     # Cheeks and nose tip carry more blood; the sockets are darker.
     rosy = _bump(ax, 0.62, 0.28) * _bump(y, -0.55, 0.28) + 0.8 * _bump(ax, 0, 0.17) * _bump(y, -0.68, 0.15)
     socket = 0.20 * _bump(ax, 0.48, 0.33) * _bump(y, -0.03, 0.20)
-    shade = (1 + 0.06 * mottle) * (1 - wrinkles(x, y, z, strengths, np.float32(look.wrinkles)))
+    furrows = {label: look.furrows * strength for label, strength in strengths.items()} if look.furrows else {}
+    shade = (1 + 0.06 * mottle) * (1 - wrinkles(x, y, z, furrows, np.float32(look.wrinkles)))
+    if look.freckles:
+        spots = (np.sin(61 * x + 13 * y) * np.sin(53 * y - 17 * x + 9 * mottle)).clip(0) ** 4
+        shade *= 1 - look.freckles * spots * _bump(y, -0.4, 0.45) * (np.abs(z) < 0.9)
     tone = np.empty((3, len(x)), np.float32)
     for channel, socket_share in enumerate((0.7, 1.0, 0.9)):
         blood = 1 - look.blush * BLOOD[channel] * rosy
@@ -235,12 +248,18 @@ def _skin_colours(look: Appearance, strengths, attributes: np.ndarray, rng) -> t
         jaw = smoothstep(-0.90, -1.15, y + 0.30 * smoothstep(0.75, 1.1, ax)) * smoothstep(-1.4, -0.8, z)
         cheek = (smoothstep(0.42, 0.62, ax + 0.9 * (-1.05 - y).clip(0)) + smoothstep(-1.25, -1.36, y)).clip(0, 1)
         moustache = smoothstep(-0.80, -0.93, y + 0.35 * ax**2) * smoothstep(0.52, 0.30, ax) * (y > -1.14)
-        hairs = np.maximum(jaw * cheek * smoothstep(-2.0, -1.75, y), moustache) * (1 - lips)
+        below = jaw * cheek * smoothstep(-2.0, -1.75, y)
+        if look.beard_style == "goatee":
+            below *= smoothstep(0.42, 0.32, ax)
+        hairs = {"moustache": moustache, "jaw": below}.get(look.beard_style, np.maximum(below, moustache)) * (1 - lips)
         grain = 0.85 + 0.3 * rng.random(len(x), dtype=np.float32)
         _cover_some(tone, (hairs * look.beard * grain).clip(0, 0.95), look.hair)
     red = smoothstep(0.15, 0.85, lips)
     _cover_some(tone, 0.9 * red, look.lips)
-    _cover_some(tone, lids * np.where(y > 0.0, np.float32(0.75), np.float32(0.30)), 0.12 * look.skin + 0.01)
+    if look.eye_shadow is not None:
+        _cover_some(tone, 0.7 * _bump(ax, 0.5, 0.24) * _bump(y, 0.13, 0.08), look.eye_shadow)
+    rims = np.float32(look.liner) * np.where(y > 0.0, np.float32(1.0), np.float32(0.4))
+    _cover_some(tone, lids * rims, 0.12 * look.skin + 0.01)
 
     near_brow = np.flatnonzero((ax > 0.08) & (ax < 0.98) & (y > 0.1) & (y < 0.75))
     bx, by = ax[near_brow], y[near_brow]
@@ -257,11 +276,15 @@ def _skin_colours(look: Appearance, strengths, attributes: np.ndarray, rng) -> t
         strands = 0.75 + 0.35 * np.sin(37 * x + 9 * mottle) * np.sin(11 * z + 5 * x)
         _cover_some(tone, hair, np.outer(look.hair, strands).astype(np.float32))
         shine *= 1 - 0.7 * hair
+    if look.cap is not None:
+        covered = smoothstep(-0.02, 0.02, scalp - look.hair_line)
+        _cover_some(tone, covered, look.cap)
+        shine *= 1 - 0.9 * covered
     return tone, shine
 
 
 def background(size: int, look: Appearance, centre: np.ndarray, unit: float, rng: np.random.Generator) -> np.ndarray:
-    """(size, size, 3): a gradient, soft blobs or a coarse texture; long hair and clothes drawn flat.
+    """(size, size, 3): a flat wall, a gradient with blobs, clouds or a room; long hair and clothes drawn flat.
 
     Args:
         centre: (2,) pixel of the midpoint of the eyes.
@@ -273,41 +296,68 @@ def background(size: int, look: Appearance, centre: np.ndarray, unit: float, rng
         grey = rng.random() ** 1.8
         return (grey * (1 + 0.35 * rng.standard_normal(3, np.float32))).clip(0, 1).astype(np.float32)
 
+    def coarse(cells, channels):
+        """A smooth random texture of mean 1, (size, size, channels)."""
+        grid = rng.uniform(0.0, 2.0, (channels, cells, cells)).astype(np.float32)
+        layers = [Image.fromarray(layer).resize((size, size), Image.Resampling.BILINEAR) for layer in grid]
+        return np.stack([np.asarray(layer) for layer in layers], axis=-1)
+
     first, second = shade(), shade()
-    angle = rng.uniform(0, 2 * np.pi)
-    ramp = (0.5 + (0.5 * np.cos(angle)) * (xs - 0.5) + (0.5 * np.sin(angle)) * (ys - 0.5)).clip(0, 1)
-    picture = first + (second - first) * ramp[..., None]
-    for _ in range(rng.integers(0, 6)):
-        x, y, radius = rng.random(), rng.random(), rng.uniform(0.05, 0.35)
-        blob = smoothstep(1, 1 - rng.uniform(0.05, 0.9), np.hypot(xs - x, ys - y) / radius) * rng.uniform(0.2, 1)
-        picture += blob[..., None] * (shade() - picture)
-    if rng.random() < 0.4:
-        cells = int(rng.integers(3, 24))
-        coarse = Image.fromarray(rng.uniform(0.7, 1.3, (cells, cells)).astype(np.float32))
-        picture *= np.asarray(coarse.resize((size, size), Image.Resampling.BILINEAR))[..., None]
+    kind = rng.random()
+    if kind < 0.15:  # a wall, sometimes black or white as around a scan
+        wall = rng.random()
+        picture = np.zeros((size, size, 3), np.float32) + (0.0 if wall < 0.2 else 1.0 if wall < 0.4 else first)
+    elif kind < 0.45:
+        angle = rng.uniform(0, 2 * np.pi)
+        ramp = (0.5 + (0.5 * np.cos(angle)) * (xs - 0.5) + (0.5 * np.sin(angle)) * (ys - 0.5)).clip(0, 1)
+        picture = first + (second - first) * ramp[..., None]
+        for _ in range(rng.integers(0, 6)):
+            x, y, radius = rng.random(), rng.random(), rng.uniform(0.05, 0.35)
+            blob = smoothstep(1, 1 - rng.uniform(0.05, 0.9), np.hypot(xs - x, ys - y) / radius) * rng.uniform(0.2, 1)
+            picture += blob[..., None] * (shade() - picture)
+        if rng.random() < 0.4:
+            picture *= 0.7 + 0.3 * coarse(int(rng.integers(3, 24)), 1)
+    elif kind < 0.75:  # brightness falls with frequency as in photographs of foliage or clouds
+        amount = sum(coarse(cells, 1) / cells**0.7 for cells in (2, 4, 8, 16, 32))
+        amount = (amount - amount.min()) / np.ptp(amount).clip(1e-6)
+        picture = (first + (second - first) * amount) * (0.75 + 0.25 * coarse(4, 3))
+    else:  # upright planes of different brightness, out of focus
+        picture = np.zeros((size, size, 3), np.float32) + first
+        for _ in range(rng.integers(2, 9)):
+            x, y, width, height = rng.random(), rng.random(), *rng.uniform(0.03, 0.4, 2)
+            sharp = rng.uniform(0.01, 0.1)
+            plane = smoothstep(width + sharp, width, np.abs(xs - x)) * smoothstep(
+                height + sharp, height, np.abs(ys - y)
+            )
+            picture += plane[..., None] * (shade() - picture)
     u, v = (xs * size - centre[0]) / unit, -(ys * size - centre[1]) / unit  # eye distances from between the eyes
-    if look.long_hair and look.hair_amount > 0:
+    if look.long_hair and (look.hair_amount > 0 or look.cap is not None):
         crown = 1.55 * np.sqrt((1 - (v / 2.15) ** 2).clip(1e-4))
         amount = smoothstep(1.04, 0.96, np.abs(u) / np.where(v > 0, crown, 1.55 - 0.06 * v))
-        strands = 0.8 + 0.2 * np.sin(u * 40 + np.sin(v * 3))
-        picture += amount[..., None] * (0.7 * look.hair * strands[..., None] - picture)
+        strands = (0.8 + 0.2 * np.sin(u * 40 + np.sin(v * 3)))[..., None]
+        falling = 0.7 * look.hair * strands if look.cap is None else 0.6 * look.cap
+        picture += amount[..., None] * (falling - picture)
     shoulders = smoothstep(-0.04, 0.04, -1.9 - 0.25 * np.abs(u) ** 1.5 - v)
     picture += shoulders[..., None] * (0.6 * look.clothes - picture)
-    return picture
+    return picture.astype(np.float32)
 
 
-def glasses_mesh(identity: np.ndarray, rig: FaceRig) -> tuple[np.ndarray, np.ndarray]:
-    """A spectacle frame that fits this face: (W, 3) vertices and (T, 3) faces of two rims and a bridge, flat bands."""
+def glasses_mesh(identity: np.ndarray, frame: tuple, rig: FaceRig) -> tuple[np.ndarray, np.ndarray]:
+    """A spectacle frame that fits this face: (W, 3) vertices and (T, 3) faces of two rims and a bridge, flat bands.
+
+    `frame` is `Appearance.frame`.
+    """
+    extent, thickness, roundness = frame
     steps = 28
     turn = np.arange(steps) * 2 * np.pi / steps
     outline = np.stack([np.cos(turn), np.sin(turn)], axis=1)
-    outline = np.sign(outline) * np.abs(outline) ** 0.75  # between an ellipse and a rectangle
+    outline = np.sign(outline) * np.abs(outline) ** roundness  # between an ellipse and a rectangle
     depth = identity[rig.lids > 0.9, 2].max() + 0.26  # before the lids, shut ones too
     points, faces = [], []
     for region in ("eye_left", "eye_right"):
         x, y, _ = identity[rig.vertices_of(region)].mean(axis=0)
-        for inner in (0.92, 1.08):
-            ring = outline * np.array([0.40, 0.29]) * inner + np.array([1.02 * x, y - 0.04])
+        for inner in (1 - thickness, 1 + thickness):
+            ring = extent * outline * np.array([0.40, 0.29]) * inner + np.array([1.02 * x, y - 0.04])
             points.append(np.c_[ring, depth + 0.08 - 0.35 * ring[:, 0] ** 2])
         start = (len(points) - 2) * steps
         for k in range(steps):

@@ -5,6 +5,8 @@ Unusual choices
   samples (`paint.py`).
 - The picture is sampled twice in each direction and averaged in linear light.
 - The crop is aligned by the eyes, as AU pipelines do; tilt, shift and scale of the view are added afterwards.
+- Not one style but several (`SHADINGS`, and light from one lamp or from all around), so that nothing trained on the
+  pictures can rely on the look of one renderer.
 """
 
 from collections.abc import Mapping
@@ -21,6 +23,11 @@ from .raster import light_reach, rasterise, vertex_normals
 SUPERSAMPLING = 2
 EYE_DISTANCE = 0.34  # of the crop's width: a face crop as AU pipelines cut it, brows to chin
 EYE_HEIGHT = 0.35  # of the crop's height, from the top
+# How the surface answers light: skin that light bleeds through, with gloss and cavities darker; plain Lambert; the same
+# as skin but nearly without colours, like a scan; and flat bands of brightness, like a drawing.
+SHADINGS = ("skin", "matte", "clay", "toon")
+CLAY = 0.85  # how much of the colours clay shading takes away
+TOON_STEP = 0.3  # height of a band of toon shading, in units of light
 
 
 @dataclass(frozen=True)
@@ -45,8 +52,17 @@ class View:
     fill: float = 0.25
     ambient: float = 0.45
     ambient_tint: tuple[float, float, float] = (0.95, 1.0, 1.08)
+    environment: tuple[tuple[float, float, tuple[float, float, float]], ...] = ()
+    """Broad lamps all around, each azimuth and elevation in degrees and colour; they replace fill and ambient light."""
+    shading: str = "skin"  # one of SHADINGS
     exposure: float = 1.0
+    occluder: tuple[float, float, float, float, float] | None = None
+    """An opaque ellipse before the face: centre right and down, half axes, all in crop widths, and turn in degrees."""
+    resolution: float = 1.0  # share of the picture's pixels, along a side, that the camera resolved
     blur: float = 0.0  # pixels of a picture of side 96
+    motion: tuple[float, float] = (0.0, 0.0)  # camera shake, right and down, in pixels of a picture of side 96
+    contrast: float = 1.0
+    saturation: float = 1.0  # 0 is grey
     noise: float = 0.0  # standard deviation, of 255
     jpeg_quality: int | None = None
 
@@ -114,18 +130,27 @@ def _vertex_light(
     """(V, 4) light that the rig's vertices return: diffuse RGB, to be multiplied by their colour, and mirrored."""
     count = len(normals)
     sets = _vertex_sets()
-    occlusion = paint_map().occlusion[:, None]
+    occlusion = 1.0 if view.shading == "matte" else paint_map().occlusion[:, None]
     azimuth, elevation = np.deg2rad([view.key_azimuth, view.key_elevation])
     key = np.array([np.sin(azimuth) * np.cos(elevation), np.sin(elevation), np.cos(azimuth) * np.cos(elevation)])
     lit = light_reach(vertices, faces, key, view.softness)[:count]
     # Light bleeds round edges of skin, red most (wrapped diffuse); a larger lamp reaches further round.
-    wrap = np.array([0.22, 0.10, 0.07], np.float32) + np.float32(0.25 * view.softness)
+    bleeding = np.zeros(3, np.float32) if view.shading == "matte" else np.array([0.22, 0.10, 0.07], np.float32)
+    wrap = bleeding + np.float32(0.25 * view.softness)
     direct = ((normals @ key.astype(np.float32))[:, None] + wrap) / (1 + wrap)
     light = view.key_strength * np.asarray(view.key_colour, np.float32) * direct.clip(0) * lit[:, None]
-    fill = np.array([-key[0], 0.25, 0.8])
-    light += view.fill * (0.4 + 0.6 * (normals @ (fill / np.linalg.norm(fill)).astype(np.float32))[:, None]).clip(0)
-    room = 0.72 + 0.28 * normals[:, 1:2] + 0.12 * normals[:, 0:1]  # brighter above, a little to one side
-    light = light * (0.35 + 0.65 * occlusion) + view.ambient * room * occlusion * np.asarray(view.ambient_tint)
+    if view.environment:
+        azimuths, elevations = np.deg2rad([lamp[:2] for lamp in view.environment]).T
+        flat = np.cos(elevations)
+        lamps = np.stack([np.sin(azimuths) * flat, np.sin(elevations), np.cos(azimuths) * flat]).astype(np.float32)
+        around = (0.5 + 0.5 * normals @ lamps) ** 2 @ np.array([lamp[2] for lamp in view.environment], np.float32)
+    else:
+        fill = np.array([-key[0], 0.25, 0.8])
+        towards = (normals @ (fill / np.linalg.norm(fill)).astype(np.float32))[:, None]
+        light += view.fill * (0.4 + 0.6 * towards).clip(0)
+        room = 0.72 + 0.28 * normals[:, 1:2] + 0.12 * normals[:, 0:1]  # brighter above, a little to one side
+        around = view.ambient * room * np.asarray(view.ambient_tint)
+    light = light * (0.35 + 0.65 * occlusion) + around * occlusion
     half = key + np.array([0, 0, 1])
     gloss = (normals @ (half / np.linalg.norm(half)).astype(np.float32)).clip(0)
     mirrored = view.key_strength * lit * (0.10 * gloss**14 + 0.25 * gloss**60) * (0.3 + oiliness)
@@ -133,28 +158,39 @@ def _vertex_light(
     # Light enters the mouth as far as the lips let it.
     light[sets["mouth"]] *= 0.35
     light[sets["tongue"]] *= 0.2 + 0.3 * opening
-    even = 0.55 * (view.ambient + view.fill)
+    even = 0.55 * (float(np.mean(around)) if view.environment else view.ambient + view.fill)
     light[sets["teeth"]] = (0.2 * light[sets["teeth"]] + even) * (0.12 + 0.88 * opening)
+    if view.shading == "matte":
+        mirrored[:] = 0
+    if view.shading == "toon":
+        level = light.mean(axis=1, keepdims=True).clip(1e-3)
+        light *= (np.floor(level / TOON_STEP) + 0.5) * TOON_STEP / level
     return np.concatenate([light, mirrored[:, None]], axis=1)
 
 
 def render(
     identity: np.ndarray,
+    movement: np.ndarray,
     strengths: Mapping[str, float],
     look: Appearance,
     view: View,
     size: int,
     rng: np.random.Generator,
-) -> np.ndarray:
-    """One face as (size, size, 3) linear RGB, float32, before degradation.
+) -> tuple[np.ndarray, np.ndarray]:
+    """One face before degradation, and where its landmarks are.
 
     Args:
         identity: (V, 3) neutral head in rig coordinates.
-        strengths: movement by sided AU label, in [0, 1].
+        movement: (V, 3) of the face.
+        strengths: by sided AU label, in [0, 1]: the furrows that go with the movement.
         rng: draws the background and the grain of the beard only.
+
+    Returns:
+        (size, size, 3) linear RGB, float32; (2, L, 2) places of `FaceRig.landmarks`, right and down in crop widths: of
+        the face as it is, and of the same head at rest in the same crop.
     """
     rig, paint = load_rig(), paint_map()
-    vertices = (identity + rig.offsets(strengths) + _turn_eyes(view.gaze)).astype(np.float32)
+    vertices = (identity + movement + _turn_eyes(view.gaze)).astype(np.float32)
     opening = float(smoothstep(0.0, 0.06, np.array(rig.lip_gap(vertices) - rig.lip_gap(identity))))
     normals = vertex_normals(vertices, rig.faces)
     if look.hair_amount > 0:
@@ -163,7 +199,7 @@ def render(
     eyes = np.stack([vertices[_vertex_sets()[name]].mean(axis=0) for name in ("eye_left", "eye_right")])
     faces = rig.faces
     if look.glasses is not None:
-        rims, rim_faces = glasses_mesh(identity, rig)
+        rims, rim_faces = glasses_mesh(identity, look.frame, rig)
         faces = np.concatenate([faces, rim_faces + len(vertices)])
         vertices = np.concatenate([vertices, rims.astype(np.float32)])
     rotation = head_rotation(view.yaw, view.pitch)
@@ -171,6 +207,8 @@ def render(
 
     samples = size * SUPERSAMPLING
     points, nearness, centre, unit = _project(vertices, eyes, view, samples)
+    at_rest = _project(identity[rig.landmarks] @ rotation, eyes, view, samples)[0]
+    landmarks = np.stack([points[rig.landmarks], at_rest]) / samples
     pixels, triangles, weights = rasterise(points, nearness, faces, samples)
     light = _vertex_light(vertices, normals, faces, look.oiliness, opening, view)
     picture = background(size, look, centre / SUPERSAMPLING, unit / SUPERSAMPLING, rng)
@@ -185,8 +223,10 @@ def render(
     interpolate = csr_array((weights.ravel(), corners, np.arange(0, len(corners) + 1, 3)), (len(pixels), len(identity)))
     attributes = np.ascontiguousarray((interpolate @ attributes.astype(np.float32)).T)  # (11, N)
     colour, shine = sample_colours(look, strengths, rig.regions[triangles], attributes[:7], rng)
+    if view.shading == "clay":
+        colour += CLAY * (look.clay[:, None] - colour)
     picture[pixels] = (colour * attributes[7:10] + shine * attributes[10]).T
     picture = picture.reshape(samples, samples, 3)
     steps = range(SUPERSAMPLING)
     total = sum(picture[row::SUPERSAMPLING, column::SUPERSAMPLING] for row in steps for column in steps)
-    return total * np.float32(view.exposure / SUPERSAMPLING**2)
+    return total * np.float32(view.exposure / SUPERSAMPLING**2), landmarks.astype(np.float32)

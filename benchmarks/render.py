@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import time
 
-from au_llava.au_datasets.rendered import sample_records, sample_subject
+from au_llava.au_datasets.rendered import sample_records
 
 IMAGES_PER_SUBJECT = 6
 
@@ -21,7 +21,7 @@ def render_subject(job: tuple[int, int]) -> float:
     """Make one subject's records; returns the processor time in seconds."""
     number, size = job
     start = time.process_time()
-    sample_records(sample_subject(0, number), 0, number, IMAGES_PER_SUBJECT, size)
+    sample_records(0, number, IMAGES_PER_SUBJECT, size)
     return time.process_time() - start
 
 

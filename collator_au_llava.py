@@ -1,13 +1,14 @@
 """From images with known AUs to training batches: the two layouts that AU-LLaVA is trained on.
 
 - slots: the token tree of the slots decoder (`SlotTree`), all formats known for an image in one sequence, so that the
-  image is encoded once; loss on the values only (`slot_loss`).
+  image is encoded once, or some of them drawn anew for each batch; loss on the values only (`slot_loss`).
 - causal: prompt and answer as ordinary text, for `generate`; loss on the whole answer, or on its values only. One known
   format per image, and the prompt asks only for the AUs that are annotated, so that the model never learns to leave AUs
   out.
 
-An AU whose label is NaN carries no loss in either. Every random choice (layout, format, flip) is a function of the seed
-and the rows in the batch, not of hidden state: a resumed run sees what the uninterrupted one would have seen.
+An AU whose label is NaN carries no loss in either. Every random choice (layout, format, flip, variation) is a function
+of the seed and the rows in the batch, not of hidden state: a resumed run sees what the uninterrupted one would have
+seen.
 """
 
 import math
@@ -19,19 +20,12 @@ import numpy as np
 import torch
 from PIL import ImageOps
 
-from .action_units import AUFormat, get_format, mirrored_label, quantise, write_answer
+from .action_units import AUFormat, get_format, quantise, write_answer
+from .augmentation_au_llava import mirrored_values, varied_image
 from .slot_tree_au_llava import compile_slots
 
 IGNORED = -100  # label id without loss, as in Transformers
 CAUSAL_LOSSES = ("answer", "values")
-
-
-def mirrored_values(values: Sequence[float], fmt: AUFormat) -> list[float]:
-    """The values (in `fmt`'s label order) of the horizontally flipped image: left and right swap.
-
-    A side whose counterpart is not in the format becomes NaN (unknown)."""
-    sources = [mirrored_label(label) for label in fmt.labels]
-    return [values[fmt.labels.index(label)] if label in fmt.labels else math.nan for label in sources]
 
 
 @lru_cache(maxsize=4096)
@@ -81,6 +75,9 @@ class AUCollator:
         flip: probability of a horizontal flip (sided labels swap), 0 to 1.
         seed: of all random choices.
         causal_loss: what of a causal answer carries loss: the whole "answer" and its end, or its "values".
+        slot_formats: how many of an image's formats a slot batch asks for, the same for all its images as far as they
+            have them; None asks for all.
+        augment: vary crop, light and colours of the images a little (`varied_image`).
     """
 
     def __init__(
@@ -91,6 +88,8 @@ class AUCollator:
         flip: float = 0.0,
         seed: int = 0,
         causal_loss: str = "answer",
+        slot_formats: int | None = None,
+        augment: bool = False,
     ):
         for name, share in (("causal_share", causal_share), ("flip", flip)):
             if not 0 <= share <= 1:
@@ -100,6 +99,10 @@ class AUCollator:
             raise ValueError(f"ordinal_width is {ordinal_width}; it must be 0 (off) or more.")
         if causal_loss not in CAUSAL_LOSSES:
             raise ValueError(f"causal_loss is {causal_loss!r}; it must be one of {', '.join(CAUSAL_LOSSES)}.")
+        if slot_formats is not None and slot_formats < 1:
+            raise ValueError(f"slot_formats is {slot_formats}; it must be at least 1.")
+        self.slot_formats = slot_formats
+        self.augment = augment
         self.causal_share = causal_share
         self.causal_loss = causal_loss
         self.ordinal_width = ordinal_width
@@ -114,6 +117,8 @@ class AUCollator:
         for row in rows:
             known = {get_format(fmt): values for fmt, values in zip(row["formats"], row["values"], strict=True)}
             image = row["image"]
+            if self.augment:
+                image = varied_image(image.convert("RGB"), rng)
             if rng.random() < self.flip:
                 image = ImageOps.mirror(image)
                 known = {fmt: mirrored_values(values, fmt) for fmt, values in known.items()}
@@ -121,7 +126,16 @@ class AUCollator:
             labels.append(known)
         pixel_values = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
         image_tokens = self.processor.num_image_tokens(*pixel_values.shape[-2:])
-        batch = self._causal(labels, image_tokens, rng) if causal else self._slots(labels, image_tokens)
+        if causal:
+            batch = self._causal(labels, image_tokens, rng)
+        else:
+            if self.slot_formats is not None:
+                order = rng.permutation(sorted({fmt.name for known in labels for fmt in known})).tolist()
+                labels = [
+                    dict(sorted(known.items(), key=lambda item: order.index(item[0].name))[: self.slot_formats])
+                    for known in labels
+                ]
+            batch = self._slots(labels, image_tokens)
         return {**batch, "pixel_values": pixel_values}
 
     def _slots(self, labels: list[dict[AUFormat, Sequence[float]]], image_tokens: int) -> dict[str, torch.Tensor]:

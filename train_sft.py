@@ -16,6 +16,7 @@ where it stopped. Evaluation scores the AUs on the validation part and logs eval
 import logging
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
@@ -80,6 +81,13 @@ class AUArguments:
         },
     )
     flip: float = field(default=0.0, metadata={"help": "Probability of a horizontal flip (sided AU labels swap)."})
+    augment: bool = field(
+        default=False, metadata={"help": "Vary crop, light and colours of each image a little; AUs stay as they are."}
+    )
+    slot_formats: int | None = field(
+        default=None,
+        metadata={"help": "How many of an image's formats a slot batch asks for, drawn by batch. Default: all."},
+    )
     freeze: list[str] = field(
         default_factory=list, metadata={"help": f"Parts to keep as they are: any of {', '.join(PARTS)}."}
     )
@@ -109,7 +117,9 @@ class AUTrainingConfig(SFTConfig):
         super().__post_init__()
 
 
-def training_rows(tables: list[str], part: str, formats: list[str] | None, seed: int = 0) -> datasets.Dataset:
+def training_rows(
+    tables: list[str], part: str, formats: list[str] | None, seed: int = 0, metadata: Sequence[str] = ()
+) -> datasets.Dataset:
     """One row per image from record tables: `image`, `formats` (names), `values` (one list per format), `index`.
 
     Args:
@@ -117,6 +127,7 @@ def training_rows(tables: list[str], part: str, formats: list[str] | None, seed:
         part: value of the `part` column to take.
         formats: names of the formats to keep; None keeps all.
         seed: chooses the rows of a fractional pass.
+        metadata: further columns of the records to keep.
 
     Raises:
         ValueError: a weight that is no positive number, or nothing left to train on.
@@ -133,7 +144,8 @@ def training_rows(tables: list[str], part: str, formats: list[str] | None, seed:
         records = load_records(path, part=part, formats=formats)
         groups = group_by_image(records)
         names, values = records["format"][:], records["values"][:]
-        rows = records.select_columns(["image", "dataset", "subject"]).select([min(group.values()) for group in groups])
+        rows = records.select_columns(["image", "dataset", "subject", *metadata])
+        rows = rows.select([min(group.values()) for group in groups])
         rows = rows.add_column("formats", [list(group) for group in groups])
         rows = rows.add_column("values", [[values[row] for row in group.values()] for group in groups])
         assert all(names[row] == name for group in groups[:100] for name, row in group.items())
@@ -306,6 +318,8 @@ def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: Mo
             arguments.flip,
             training_args.seed,
             arguments.causal_loss,
+            arguments.slot_formats,
+            arguments.augment,
         ),
         peft_config=get_peft_config(model_args),
     )

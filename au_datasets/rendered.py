@@ -97,14 +97,26 @@ def smooth_field(rng: np.random.Generator, amplitude: float, channels: int) -> n
     return (np.exp(-distance / (2 * widths**2)) @ rng.normal(0, amplitude, (8, channels))).astype(np.float32)
 
 
-def sample_subject(seed: int, number: int, held_out: str = "") -> Subject:
-    """Subject `number` of the data set drawn with `seed`; with `held_out` "unusual shape", the same with another head.
+def sample_subject(seed: int, number: int, held_out: str = "", skin_tone: int | None = None) -> Subject:
+    """Subject `number` of the data set drawn with `seed`, or the same person with another head or skin.
 
-    An unusual shape is farther from the mean head than anybody otherwise drawn.
+    Args:
+        held_out: "unusual shape" gives a head farther from the mean than anybody's otherwise.
+        skin_tone: 1 to 10 on the Monk scale instead of the one that was drawn; hair, eyes and lips go with it.
     """
+    person = _draw_subject(seed, number, held_out, None)
+    if skin_tone is None:
+        return person
+    other = _draw_subject(seed, number, held_out, skin_tone).look
+    colours = {name: getattr(other, name) for name in ("skin", "lips", "iris", "brow", "hair", "blush")}
+    return replace(person, skin_tone=skin_tone, look=replace(person.look, **colours))
+
+
+def _draw_subject(seed: int, number: int, held_out: str, skin_tone: int | None) -> Subject:
     rng = np.random.default_rng([seed, number])
     rig = load_rig()
-    age, gender, skin_tone = rng.random(), rng.random(), int(rng.integers(1, 11))
+    age, gender, drawn_tone = rng.random(), rng.random(), int(rng.integers(1, 11))
+    skin_tone = drawn_tone if skin_tone is None else skin_tone
     extent = rng.uniform(0.5, 1.0)  # of the deviation from the mean head
     modes = (1.35 if held_out == "unusual shape" else extent) * rig.sample_modes(age, gender, rng)
     identity = rig.identity(modes, warp=smooth_field(rng, 0.025, 3))

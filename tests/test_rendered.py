@@ -9,7 +9,14 @@ from au_llava.action_units import FORMATS
 from au_llava.au_datasets.activations import EXCLUDES, NAMES, label_values, sample_activations
 from au_llava.au_datasets.face_rig import SHAPES, expand_sides, load_rig
 from au_llava.au_datasets.render import View, head_rotation
-from au_llava.au_datasets.rendered import render_face, sample_subject
+from au_llava.au_datasets.rendered import (
+    HELD_OUT,
+    picture,
+    render_face,
+    sample_records,
+    sample_subject,
+    sample_view,
+)
 
 RIG = load_rig()
 X, Y, Z = RIG.mean.T
@@ -201,3 +208,59 @@ def test_age_and_gender_shape_the_head():
     jaw = SKIN & (Y < -1.3) & (Y > -1.7) & (Z > -0.8)
     widths = [np.ptp(head[jaw, 0]) for head in expected]
     assert widths[0] > widths[1]
+
+
+def test_landmarks_lie_on_what_they_mark():
+    """Lips open under AU25 and AU26, lids meet under AU43, and at rest the landmarks are those of the face at rest."""
+    rig, subject = RIG, sample_subject(1, 4)
+    rest, opened, shut = (
+        picture(subject, expand_sides(values), View(), 96, np.random.default_rng(0))[1]
+        for values in ({}, {"AU25": 0.8, "AU26": 1.0}, {"AU43": 1.0})
+    )
+    assert rest.shape == (2, 64, 2)
+    np.testing.assert_allclose(rest[0], rest[1], atol=1e-3)
+    np.testing.assert_allclose(opened[1], rest[1], atol=1e-6)  # eyes do not move, so neither does the crop
+    x, y, _ = rig.mean[rig.landmarks].T
+    lower_lip, upper_lid = rig.landmarks[:24][y[:24].argmin()], (rig.lids[rig.landmarks] > 0.5) & (y > 0.05)
+    marked = list(rig.landmarks).index(lower_lip)
+    assert opened[0, marked, 1] - rest[0, marked, 1] > 0.05  # crop widths downwards
+    assert (shut[0, upper_lid, 1] - rest[0, upper_lid, 1]).max() > 0.03
+    left, right = x > 0.3, x < -0.3  # the subject's left is right in the picture
+    assert rest[0, left, 0].min() > rest[0, right, 0].max()
+
+
+def test_looks_vary_and_held_out_looks_stay_out():
+    views = [sample_view(np.random.default_rng(seed)) for seed in range(300)]
+    assert {view.shading for view in views} == {"skin", "matte", "clay"}
+    assert min(view.distance for view in views) >= 6
+    assert 0.2 < np.mean([bool(view.environment) for view in views]) < 0.5
+    assert 0.05 < np.mean([view.occluder is not None for view in views]) < 0.2
+    for view in views:
+        if view.occluder:
+            assert np.pi * view.occluder[2] * view.occluder[3] <= 0.036
+
+
+def test_held_out_looks_show_the_same_people_and_faces():
+    for number, family in enumerate(HELD_OUT):
+        usual, other = (sample_records(3, number, 1, 48, held_out) for held_out in (False, True))
+        assert [row["values"] for row in usual] == [row["values"] for row in other]
+        assert usual[0]["image"] != other[0]["image"]
+        assert (usual[0]["held_out"], other[0]["held_out"]) == ("", family)
+        same = {"skin_tone", "age", "gender", "yaw", "pitch", "roll", "blur", "subject"}
+        assert all(usual[0][name] == other[0][name] for name in same)
+    far, near = (np.abs(sample_subject(3, 3, name).identity - RIG.mean).mean() for name in ("unusual shape", ""))
+    assert far > near
+
+
+def test_another_skin_tone_leaves_the_person():
+    light, dark = (sample_subject(3, 5, skin_tone=tone) for tone in (1, 10))
+    np.testing.assert_array_equal(light.identity, dark.identity)
+    assert light.look.skin.mean() > 3 * dark.look.skin.mean()
+    assert (light.age, light.gender, light.gains) == (dark.age, dark.gender, dark.gains)
+
+
+@pytest.mark.parametrize("shading", ["matte", "clay", "toon"])
+def test_every_shading_still_shows_the_face(shading):
+    rest, smile = (render_face(values, 3, view=View(shading=shading)).astype(float) for values in ({}, {"AU12": 1.0}))
+    assert rest.std() > 15
+    assert np.abs(smile - rest)[55:90].max() > 25

@@ -2,12 +2,15 @@
 
     python tools/pretrain_tower.py --base runs/tiny-base --data data/rendered-train --out runs/tiny-base-seen
 
-A linear head reads all values of all formats off the tower's feature map; the head is thrown away afterwards. Without
-this step the language model's slot loss stays at the base rates for a long time: it has to learn where to look and the
-tower what to show at once (docs/log.md has the trial).
+A linear head reads all values of all formats off the tower's feature map, and where the landmarks of the face are and
+how far its expression has moved them; the head is thrown away afterwards. Without this step the language model's slot
+loss stays at the base rates for a long time: it has to learn where to look and the tower what to show at once
+(docs/log.md has the trials). Stopped runs go on with the same command; the validation people are scored at the end.
 """
 
 import argparse
+import json
+import math
 import shutil
 from pathlib import Path
 
@@ -16,11 +19,15 @@ import torch
 from PIL import ImageOps
 from torch import nn
 from transformers import AutoProcessor, Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
 
 from au_llava.action_units import MAIN_FORMATS, get_format
-from au_llava.collator_au_llava import mirrored_values
+from au_llava.augmentation_au_llava import mirrored_values, varied_image
+from au_llava.metrics_au import score
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 from au_llava.train_sft import training_rows
+
+PLACE_SCALE, MOVE_SCALE = 0.15, 0.02  # crop widths: about the spread of landmarks, and of their movement by AUs
 
 
 class TowerWithHead(nn.Module):
@@ -28,43 +35,87 @@ class TowerWithHead(nn.Module):
 
     Args:
         tower: a convolutional tower whose output is (batch, width, rows, columns).
-        features: width x rows x columns. outputs: number of values read off.
+        features: width x rows x columns. values: number of AU values read off. places: number of coordinates.
+        place_weight: of the loss of the coordinates beside that of the values.
     """
 
-    def __init__(self, tower: nn.Module, features: int, outputs: int):
+    def __init__(self, tower: nn.Module, features: int, values: int, places: int, place_weight: float):
         super().__init__()
         self.tower = tower
-        self.head = nn.Linear(features, outputs)
+        self.values = nn.Linear(features, values)
+        self.places = nn.Linear(features, places) if places else None
+        self.place_weight = place_weight
 
-    def forward(self, pixel_values: torch.Tensor, shares: torch.Tensor):
-        """pixel_values (batch, 3, height, width), shares (batch, outputs) 0 to 1 or NaN -> {"loss", "logits"}."""
-        logits = self.head(self.tower(pixel_values).last_hidden_state.flatten(1))
-        known = ~shares.isnan()
-        loss = nn.functional.binary_cross_entropy_with_logits(logits[known], shares[known])
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor, places: torch.Tensor | None = None):
+        """pixel_values (batch, 3, height, width), labels (batch, values) 0 to 1, places (batch, P); NaN is unknown.
+
+        Returns {"loss", "logits" (batch, values)}."""
+        features = self.tower(pixel_values).last_hidden_state.flatten(1)
+        logits = self.values(features)
+        known = ~labels.isnan()
+        loss = nn.functional.binary_cross_entropy_with_logits(logits[known], labels[known])
+        if self.places is not None and not places.isnan().all():
+            known = ~places.isnan()
+            loss = loss + self.place_weight * nn.functional.smooth_l1_loss(self.places(features)[known], places[known])
         return {"loss": loss, "logits": logits}
 
 
 class SharesCollator:
-    """Images and the values of all formats as shares of their scales, NaN where unknown; half of them flipped."""
+    """Images, values of all formats as shares of their scales and landmarks, NaN where unknown; some flipped.
 
-    def __init__(self, processor, seed: int):
+    Landmarks of a flipped image are unknown: their mirror images are no landmarks.
+
+    Args:
+        processor: `AuLlavaProcessor`. formats: names. training: flip half of the images, and vary them otherwise.
+    """
+
+    def __init__(self, processor, formats: list[str], seed: int, training: bool = True):
         self.processor = processor
-        self.rng = np.random.default_rng(seed)
+        self.formats = formats
+        self.seed = seed
+        self.training = training
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        images, shares = [], []
+        rng = np.random.default_rng([self.seed, *(row["index"] for row in rows)])
+        images, labels, places = [], [], []
         for row in rows:
             values = dict(zip(row["formats"], row["values"], strict=True))
-            flip = self.rng.random() < 0.5
-            images.append(ImageOps.mirror(row["image"]) if flip else row["image"])
+            flip = self.training and rng.random() < 0.5
+            image = varied_image(row["image"].convert("RGB"), rng) if self.training else row["image"]
+            images.append(ImageOps.mirror(image) if flip else image)
             line = []
-            for name, fmt in zip(MAIN_FORMATS, map(get_format, MAIN_FORMATS), strict=True):
-                known = values.get(name, [float("nan")] * len(fmt.labels))
+            for name, fmt in zip(self.formats, map(get_format, self.formats), strict=True):
+                known = values.get(name, [math.nan] * len(fmt.labels))
                 known = mirrored_values(known, fmt) if flip else known
                 line += [value / fmt.value_numbers[-1] for value in known]
-            shares.append(line)
-        pixels = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
-        return {"pixel_values": pixels, "shares": torch.tensor(shares)}
+            labels.append(line)
+            if "landmarks" in row:
+                now, at_rest = np.array(row["landmarks"], np.float32).reshape(2, -1)
+                place = np.concatenate([(at_rest - 0.5) / PLACE_SCALE, (now - at_rest) / MOVE_SCALE])
+                places.append(place * np.nan if flip else place)
+        batch = {"pixel_values": self.processor.image_processor(images, return_tensors="pt")["pixel_values"]}
+        batch["labels"] = torch.tensor(labels)
+        if places:
+            batch["places"] = torch.tensor(np.array(places))
+        return batch
+
+
+def validation_scores(formats: list[str], logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Mean over the AUs by "format_metric", from logits (n, values) of shares of the scales and the labels' shares.
+
+    An AU counts as present from a share of 1/3 on: a guess, since the head is no product of its own.
+    """
+    found, start = {}, 0
+    for fmt in map(get_format, formats):
+        columns = slice(start, start + len(fmt.labels))
+        start += len(fmt.labels)
+        top = fmt.value_numbers[-1]
+        shares = 1 / (1 + np.exp(-logits[:, columns].astype(float)))
+        present = (shares > 1 / 3).astype(float)
+        read = present if fmt.scale == "occurrence" else shares * top
+        means = score(read, (labels[:, columns] * top).round(2), fmt, decisions=present)["mean"]
+        found |= {f"{fmt.name}_{metric}": means[metric] for metric in ("f1", "icc", "pcc", "mae") if metric in means}
+    return found
 
 
 def main():
@@ -74,45 +125,67 @@ def main():
     parser.add_argument("--base", type=Path, required=True, help="folder of the model whose tower is trained")
     parser.add_argument("--data", nargs="+", required=True, help="record tables, as in train_sft.py")
     parser.add_argument("--out", type=Path, required=True, help="folder for the base with the trained tower")
+    parser.add_argument("--formats", nargs="+", default=list(MAIN_FORMATS), help="formats to learn from (default: all)")
+    parser.add_argument(
+        "--place_weight", type=float, default=0.5, help="weight of the landmarks' loss; 0: none (default: 0.5)"
+    )
     parser.add_argument("--epochs", type=float, default=3, help="passes over the images (default: 3)")
     parser.add_argument("--batch_size", type=int, default=64, help="images per step (default: 64)")
     parser.add_argument("--learning_rate", type=float, default=3e-3, help="peak learning rate (default: 3e-3)")
     parser.add_argument("--seed", type=int, default=0, help="seed (default: 0)")
     arguments = parser.parse_args()
 
-    rows = training_rows(arguments.data, "train", None, arguments.seed)
+    metadata = ["landmarks"] if arguments.place_weight else []
+    train, validation = (
+        training_rows(arguments.data, part, arguments.formats, arguments.seed, metadata)
+        for part in ("train", "validation")
+    )
     model = AuLlavaForConditionalGeneration.from_pretrained(arguments.base, dtype="float32")
     processor = AutoProcessor.from_pretrained(arguments.base, trust_remote_code=True)
     tower = model.model.vision_tower.to(memory_format=torch.channels_last)
     crop = processor.image_processor.crop_size
     cells = processor.num_image_tokens(crop["height"], crop["width"]) * processor.pixel_unshuffle**2
-    outputs = sum(len(fmt.labels) for fmt in map(get_format, MAIN_FORMATS))
+    values = sum(len(get_format(name).labels) for name in arguments.formats)
+    places = len(train[0]["landmarks"]) if arguments.place_weight else 0
+    state = arguments.out / "training"
     training = TrainingArguments(
-        output_dir=str(arguments.out / "training"),
+        output_dir=str(state),
         num_train_epochs=arguments.epochs,
         per_device_train_batch_size=arguments.batch_size,
+        per_device_eval_batch_size=arguments.batch_size,
         learning_rate=arguments.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=100,
         weight_decay=0.05,
-        logging_steps=20,
-        save_strategy="no",
+        max_grad_norm=2.0,
+        logging_steps=50,
+        save_steps=200,
+        save_total_limit=2,
         report_to="none",
         remove_unused_columns=False,
+        label_names=["labels"],
         seed=arguments.seed,
         use_cpu=not torch.cuda.is_available(),
     )
+    network = TowerWithHead(tower, model.config.vision_width * cells, values, places, arguments.place_weight)
     trainer = Trainer(
-        TowerWithHead(tower, model.config.vision_width * cells, outputs),
+        network,
         training,
-        data_collator=SharesCollator(processor, arguments.seed),
-        train_dataset=rows,
+        data_collator=SharesCollator(processor, arguments.formats, arguments.seed),
+        train_dataset=train,
+        compute_metrics=lambda found: validation_scores(arguments.formats, found.predictions, found.label_ids),
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(state) if state.is_dir() else None)
+    trainer.data_collator = SharesCollator(processor, arguments.formats, arguments.seed, training=False)
+    found = {key: round(value, 4) for key, value in trainer.evaluate(validation).items()}
     model.cpu().save_pretrained(arguments.out)
     processor.save_pretrained(arguments.out)
-    shutil.rmtree(arguments.out / "training", ignore_errors=True)
-    print(f"Written: {arguments.out}")
+    shutil.rmtree(state, ignore_errors=True)
+    print(
+        json.dumps(
+            {"written": str(arguments.out), "images_seen": trainer.state.global_step * arguments.batch_size} | found
+        )
+    )
 
 
 if __name__ == "__main__":

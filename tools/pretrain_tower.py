@@ -1,6 +1,7 @@
 """Pre-train the vision tower of a base on rendered faces, as real vision encoders come pre-trained too.
 
-    python tools/pretrain_tower.py --base runs/tiny-base --data data/rendered-train --out runs/tiny-base-seen
+    python tools/pretrain_tower.py --base runs/tiny-base --data DATA --image_size 64 --out runs/tiny-coarse
+    python tools/pretrain_tower.py --base runs/tiny-coarse --data DATA --out runs/tiny-base-seen
 
 A linear head reads all values of all formats off the tower's feature map, and where the landmarks of the face are and
 how far its expression has moved them; the head is thrown away afterwards. Without this step the language model's slot
@@ -127,8 +128,12 @@ def main():
     parser.add_argument("--out", type=Path, required=True, help="folder for the base with the trained tower")
     parser.add_argument("--formats", nargs="+", default=list(MAIN_FORMATS), help="formats to learn from (default: all)")
     parser.add_argument(
-        "--place_weight", type=float, default=0.5, help="weight of the landmarks' loss; 0: none (default: 0.5)"
+        "--place_weight", type=float, default=0.2, help="weight of the landmarks' loss; 0: none (default: 0.2)"
     )
+    parser.add_argument(
+        "--image_size", type=int, help="side of the images, such as 64 for a first, fast run (default: the model's)"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="processes that prepare batches (default: 1)")
     parser.add_argument("--epochs", type=float, default=3, help="passes over the images (default: 3)")
     parser.add_argument("--batch_size", type=int, default=64, help="images per step (default: 64)")
     parser.add_argument("--learning_rate", type=float, default=3e-3, help="peak learning rate (default: 3e-3)")
@@ -142,8 +147,13 @@ def main():
     )
     model = AuLlavaForConditionalGeneration.from_pretrained(arguments.base, dtype="float32")
     processor = AutoProcessor.from_pretrained(arguments.base, trust_remote_code=True)
+    image_processor = processor.image_processor
+    usual = (image_processor.size, image_processor.crop_size)
+    if arguments.image_size:
+        image_processor.size = {"shortest_edge": arguments.image_size}
+        image_processor.crop_size = {"height": arguments.image_size, "width": arguments.image_size}
     tower = model.model.vision_tower.to(memory_format=torch.channels_last)
-    crop = processor.image_processor.crop_size
+    crop = image_processor.crop_size
     cells = processor.num_image_tokens(crop["height"], crop["width"]) * processor.pixel_unshuffle**2
     values = sum(len(get_format(name).labels) for name in arguments.formats)
     places = len(train[0]["landmarks"]) if arguments.place_weight else 0
@@ -163,6 +173,7 @@ def main():
         save_total_limit=2,
         report_to="none",
         remove_unused_columns=False,
+        dataloader_num_workers=arguments.workers,
         label_names=["labels"],
         seed=arguments.seed,
         use_cpu=not torch.cuda.is_available(),
@@ -179,6 +190,7 @@ def main():
     trainer.data_collator = SharesCollator(processor, arguments.formats, arguments.seed, training=False)
     found = {key: round(value, 4) for key, value in trainer.evaluate(validation).items()}
     model.cpu().save_pretrained(arguments.out)
+    image_processor.size, image_processor.crop_size = usual
     processor.save_pretrained(arguments.out)
     shutil.rmtree(state, ignore_errors=True)
     print(

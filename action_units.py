@@ -244,6 +244,14 @@ _BUILT_IN = (
         "AD29 AU10 AU16 AU17 AU18 AD34 AU9",
         "continuous",
     ),
+    # The ten AUs of GFT that JackYFL/EmoLA evaluates.
+    _built_in("gft", "AU1 AU2 AU4 AU6 AU10 AU12 AU14 AU15 AU23 AU24", "occurrence"),
+    # The 12 AUs of Aff-Wild2's challenges since 2021.
+    _built_in("aff-wild2", "AU1 AU2 AU4 AU6 AU7 AU10 AU12 AU15 AU23 AU24 AU25 AU26", "occurrence"),
+    # The 17 AUs that CK+'s authors score (Lucey et al. 2010, recalled and not verified).
+    _built_in("ck-plus", "AU1 AU2 AU4 AU5 AU6 AU7 AU9 AU11 AU12 AU15 AU17 AU20 AU23 AU24 AU25 AU26 AU27", "occurrence"),
+    # The 12 AUs of EmotioNet that lkq52110/au-recognition and others use.
+    _built_in("emotionet", "AU1 AU2 AU4 AU5 AU6 AU9 AU12 AU17 AU20 AU25 AU26 AU43", "occurrence"),
 )
 FORMATS: dict[str, AUFormat] = {fmt.name: fmt for fmt in _BUILT_IN}
 MAIN_FORMATS = ("bp4d", "disfa", "feafa")  # one of each scale: what is asked for unless somebody says otherwise

@@ -91,6 +91,10 @@ def test_built_in_formats():
         "disfa": (12, "intensity", 2),
         "bp4d-intensity": (5, "intensity", 2),
         "feafa": (24, "continuous", 0.3),
+        "gft": (10, "occurrence", 1),
+        "aff-wild2": (12, "occurrence", 1),
+        "ck-plus": (17, "occurrence", 1),
+        "emotionet": (12, "occurrence", 1),
     }
     assert [len(FORMATS[name].value_strings) for name in MAIN_FORMATS] == [2, 6, 101]
     assert FORMATS["feafa"].value_numbers[37] == 0.37

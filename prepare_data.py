@@ -1,9 +1,13 @@
 """Turn a dataset into one record table: OUT/data-*.parquet and OUT/manifest.json (schema: `au_datasets/records.py`).
 
     python prepare_data.py rendered --subjects 200 --images-per-subject 10 --seed 0 --out data/rendered
+    python prepare_data.py bp4d --root /data/BP4D --out data/bp4d
+    python prepare_data.py disfa --root /data/DISFA --protocol disfa-3fold --tested P1 --out data/disfa-p1
+    python prepare_data.py table --root faces.csv --format disfa --out data/mine
 
-Rendered faces need no licence and no download. A run that was stopped is resumed by repeating its command; the
-content does not depend on the number of workers. Tested on CPUs only (2 cores).
+Rendered faces need no licence and no download; of the other datasets you hold a copy (docs/data.md: where to ask), and
+`prepare_data.py DATASET --help` says what must lie where. A run that was stopped is resumed by repeating its command;
+the content does not depend on the number of workers. Tested on CPUs only (2 cores).
 """
 
 import argparse
@@ -11,11 +15,16 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
-from au_llava.au_datasets.folds import assign_parts
+from au_llava.action_units import FORMATS
+from au_llava.au_datasets import aff_wild2, bp4d, ck_plus, disfa, feafa, gft, table
+from au_llava.au_datasets.folds import PROTOCOLS, assign_parts
 from au_llava.au_datasets.records import (
     PARTS,
     finish_folder,
@@ -25,6 +34,7 @@ from au_llava.au_datasets.records import (
     write_shard,
 )
 from au_llava.au_datasets.rendered import RENDERED_METADATA, sample_records, subject_name
+from au_llava.au_datasets.sources import finish_source, parts_of, prepare_shard, start_source
 
 IMAGES_PER_SHARD = 240
 RENDERED_FEATURES = record_features(RENDERED_METADATA)
@@ -64,18 +74,72 @@ def prepare_rendered(args: argparse.Namespace) -> dict:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         task = progress.add_task("Rendering images", total=args.subjects * args.images_per_subject, completed=done)
-        if jobs:
-            # One thread a worker: the work is many small arrays, and sums must not depend on a thread count.
-            for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-                os.environ[name] = "1"
-            # Ctrl-C is for this process alone; leaving the block ends the workers.
-            quiet = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
-            with multiprocessing.get_context("spawn").Pool(min(args.workers, len(jobs)), **quiet) as pool:
-                for images in pool.imap_unordered(render_shard, jobs):
-                    progress.advance(task, images)
+        for images in _in_processes(render_shard, jobs, args.workers):
+            progress.advance(task, images)
     return finish_folder(
         args.out, arguments, ["rendered faces are not real faces: results on them say little of real ones"]
     )
+
+
+def _in_processes(function: Callable, jobs: list, workers: int) -> Iterator:
+    """The results of `function` for each job as they come, from up to `workers` fresh processes."""
+    if not jobs:
+        return
+    # One thread a worker: the work is many small arrays, and sums must not depend on a thread count.
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = "1"
+    # Ctrl-C is for this process alone; leaving the block ends the workers.
+    quiet = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+    with multiprocessing.get_context("spawn").Pool(min(workers, len(jobs)), **quiet) as pool:
+        yield from pool.imap_unordered(function, jobs)
+
+
+def prepare_source(args: argparse.Namespace) -> dict:
+    """Read what is missing of a real dataset and write the manifest; returns the manifest."""
+    if bool(args.protocol or args.folds) != bool(args.tested) or (args.protocol and args.folds):
+        raise ValueError("--tested PART goes with --protocol NAME or with --folds K, one of them")
+    source = args.open_source(args)
+    if args.test is not None and (args.tested or any(clip.part for clip in source.clips)):
+        raise ValueError("--test draws whom to test, but --tested or the dataset itself says so already")
+    args.test = 0.1 if args.test is None else args.test
+    parts = parts_of(source, args.validation, args.test, args.seed, args.protocol, args.folds, args.tested)
+    beside = ("out", "workers", "prepare", "open_source", "dataset", "root")  # what the content does not depend on
+    arguments = {name: _plain(value) for name, value in vars(args).items() if name not in beside}
+    arguments, jobs = start_source(source, parts, arguments, args.out)
+    left = sum(len(clips) for *_, clips in jobs)
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as progress:
+        task = progress.add_task("Reading clips", total=len(source.clips), completed=len(source.clips) - left)
+        alone = min(args.workers, len(jobs)) < 2  # starting a process would take longer
+        results = map(prepare_shard, jobs) if alone else _in_processes(prepare_shard, jobs, args.workers)
+        for clips in results:
+            progress.advance(task, clips)
+    manifest = finish_source(source, arguments, args.out)
+    report(manifest)
+    return manifest
+
+
+def report(manifest: dict) -> None:
+    """Print what was found beside what a complete copy holds, and every warning."""
+    if manifest["known"]:
+        shown = Table("", "complete copy", "found", title="Is the copy complete?")
+        for column in shown.columns[1:]:
+            column.justify = "right"
+        for row in manifest["known"]:
+            same = row["expected"] == row["found"]
+            shown.add_row(row["what"], f"{row['expected']:,}", f"{row['found']:,}", style=None if same else "bold red")
+        Console().print(shown)
+    for warning in manifest["warnings"]:
+        print(f"warning: {warning}")
+
+
+def _plain(value):
+    return str(value) if isinstance(value, Path) else value
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser().absolute()
 
 
 def _positive(text: str) -> int:
@@ -122,7 +186,108 @@ def make_parser() -> argparse.ArgumentParser:
     rendered.add_argument("--validation", type=_share, default=0.05, help="share of the subjects (default: 0.05)")
     rendered.add_argument("--test", type=_share, default=0.1, help="share of the subjects (default: 0.1)")
     rendered.set_defaults(prepare=prepare_rendered)
+    add_sources(datasets)
     return parser
+
+
+def add_sources(datasets) -> None:
+    """The sub-commands of real datasets. Their help is the text at the head of their readers."""
+
+    def add(name: str, title: str, module, open_source: Callable, root: str = "folder of the copy"):
+        parser = datasets.add_parser(
+            name,
+            help=title,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        parser.add_argument("--root", type=_path, required=True, help=root)
+        parser.add_argument("--images", type=_path, metavar="DIR", help="where the images lie, if not below --root")
+        parser.add_argument("--out", type=Path, required=True, help="folder for the records; resumed if it has some")
+        parser.add_argument("--workers", type=_positive, default=os.cpu_count(), help="processes (default: all cores)")
+        known = [each.name for each in PROTOCOLS.values() if name.startswith(each.dataset) and name != "bp4d-plus"]
+        parts = parser.add_argument_group(
+            "parts", "of the records: who trains, validates and is tested. By default drawn by subject."
+        )
+        parts.add_argument("--protocol", choices=known, help="published parts; --tested names the one to test")
+        parts.add_argument("--folds", type=_positive, metavar="K", help="draw parts K1, K2, … instead")
+        parts.add_argument("--tested", metavar="PART", help="such as P1 (--protocol) or K1 (--folds); the others train")
+        parts.add_argument(
+            "--validation",
+            type=_share,
+            default=0.05,
+            help="share of the subjects, with --tested of those who train (default: 0.05)",
+        )
+        parts.add_argument("--test", type=_share, help="share of the subjects (default: 0.1), without --tested")
+        parts.add_argument("--seed", type=int, default=0, help="another seed draws other people (default: 0)")
+        parser.set_defaults(prepare=prepare_source, open_source=open_source)
+        return parser
+
+    add(
+        "bp4d",
+        "BP4D: 12 AUs present or absent, 5 from 0 to 5",
+        bp4d,
+        lambda args: bp4d.open_bp4d(args.root, args.images),
+    )
+    add(
+        "bp4d-plus",
+        "BP4D+: the same of 140 people",
+        bp4d,
+        lambda args: bp4d.open_bp4d(args.root, args.images, plus=True),
+    )
+    parser = add(
+        "disfa",
+        "DISFA: 12 AUs from 0 to 5",
+        disfa,
+        lambda args: disfa.open_disfa(args.root, args.images, args.cameras, args.first_frame),
+    )
+    parser.add_argument("--cameras", nargs="+", choices=disfa.CAMERAS, default=["left"], help="(default: left)")
+    parser.add_argument(
+        "--first-frame", type=int, choices=(0, 1), help="number of the first of --images (default: found out)"
+    )
+    add("feafa", "FEAFA: 24 movements from 0 to 1", feafa, lambda args: feafa.open_feafa(args.root, args.images))
+    parser = add(
+        "feafa-plus",
+        "FEAFA+: the same, with DISFA's videos",
+        feafa,
+        lambda args: feafa.open_feafa(
+            args.root, args.images, True, args.disfa, args.disfa_images, args.numbers_are_people
+        ),
+    )
+    parser.add_argument("--disfa", type=_path, metavar="DIR", help="a copy of DISFA with its videos, for part B")
+    parser.add_argument("--disfa-images", type=_path, metavar="DIR", help="or a tree of its images")
+    parser.add_argument(
+        "--numbers-are-people", action="store_true", help="take part B's folder 2.output for SN002: not documented"
+    )
+    add("gft", "GFT: 10 AUs present or absent", gft, lambda args: gft.open_gft(args.root, args.images))
+    add(
+        "aff-wild2",
+        "Aff-Wild2: 12 AUs present or absent, in the wild",
+        aff_wild2,
+        lambda args: aff_wild2.open_aff_wild2(args.root, args.images),
+    )
+    add(
+        "ck-plus",
+        "CK+: 17 AUs present or absent, one image a sequence",
+        ck_plus,
+        lambda args: ck_plus.open_ck_plus(args.root, args.images),
+    )
+    add(
+        "emotionet",
+        "EmotioNet: 12 AUs present or absent, images of the web",
+        table,
+        lambda args: table.open_emotionet(args.root, args.images),
+    )
+    parser = add(
+        "table",
+        "your own CSV or Parquet",
+        table,
+        lambda args: table.open_table(args.root, args.format, args.images, args.image_column, args.subject_column),
+        root="the table",
+    )
+    parser.add_argument("--format", choices=FORMATS, required=True, help="which AUs to take, and their scale")
+    parser.add_argument("--image-column", default="image", metavar="NAME", help="holds paths (default: image)")
+    parser.add_argument("--subject-column", default="subject", metavar="NAME", help="(default: subject)")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -235,7 +235,13 @@ def protocol_split(
         raise ValueError(f"protocol {name!r} tests {', '.join(protocol.tested)}, not {tested!r}")
     if not 0 <= validation < 1:
         raise ValueError(f"the validation share must be from 0 to below 1, got {validation}")
-    parts = protocol_parts(name, names)
+    return split_parts(protocol_parts(name, names), tested, seed, validation)
+
+
+def split_parts(parts: Mapping[str, Iterable[str]], tested: str, seed: int, validation: float) -> dict[str, list[str]]:
+    """`protocol_split` for any parts, such as those of `kfold`. Raises ValueError for a part that there is not."""
+    if tested not in parts:
+        raise ValueError(f"there is no part {tested!r} to test; choose one of {', '.join(parts)}")
     training = [each for part, members in parts.items() if part != tested for each in members]
     drawn = assign_parts(training, {"train": 1 - validation, "validation": validation}, seed)
     split = {role: sorted(each for each in drawn if drawn[each] == role) for role in ("train", "validation")}
@@ -245,6 +251,7 @@ def protocol_split(
 # Datasets whose people are numbered in common: dataset -> whose numbers.
 _NUMBERED_AS = {
     "fera2015": "bp4d",
+    "bp4d+": "bp4d-plus",
     "disfa+": "disfa",
     "feafa+": "feafa",
     "feafa-a": "feafa",
@@ -274,7 +281,7 @@ def person_key(dataset: str, subject: str) -> str:
     """
     dataset = dataset.lower()
     dataset = _NUMBERED_AS.get(dataset, dataset)
-    if dataset in ("bp4d", "disfa", "feafa"):
+    if dataset in ("bp4d", "bp4d-plus", "disfa", "feafa"):
         subject = subject.upper()
     if dataset == "feafa" and re.fullmatch(r"SN\d{3}", subject):
         dataset = "disfa"

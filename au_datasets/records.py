@@ -20,10 +20,9 @@ Unusual choice: image bytes are dictionary-encoded in Parquet, so the rows of on
 
 import hashlib
 import json
-import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -38,6 +37,7 @@ SCHEMA_VERSION = 1
 PARTS = ("train", "validation", "test")
 KEY = ("dataset", "subject", "clip", "frame")  # what identifies an image
 MANIFEST = "manifest.json"
+_DEFECTS = "defects"  # key of a shard's Parquet metadata
 
 
 def record_features(metadata: Mapping[str, object]) -> Features:
@@ -66,17 +66,65 @@ def shard_path(folder: Path, part: str, number: int, total: int) -> Path:
     return folder / f"data-{part}-{number:05d}-of-{total:05d}.parquet"
 
 
-def write_shard(records: Sequence[Mapping], features: Features, path: Path) -> None:
-    """Write records as one Parquet file that either exists completely or not at all."""
+class Defects:
+    """What is wrong with a source: how often each kind was found, and its first examples."""
+
+    EXAMPLES = 5
+
+    def __init__(self):
+        self.found: dict[str, dict] = {}  # kind -> {"count": int, "examples": [str]}
+
+    def add(self, kind: str, example: str, count: int = 1) -> None:
+        """Count a defect; `kind` is a plural that can stand before a colon and the count."""
+        self.merge({kind: {"count": count, "examples": [example]}})
+
+    def merge(self, found: Mapping[str, Mapping]) -> None:
+        for kind, more in found.items():
+            known = self.found.setdefault(kind, {"count": 0, "examples": []})
+            known["count"] += more["count"]
+            known["examples"] = (known["examples"] + more["examples"])[: self.EXAMPLES]
+
+    def lines(self) -> list[str]:
+        """One line per kind: "images without labels: 3 (F001/T1 frame 7, …)"."""
+        return [
+            f"{kind}: {each['count']} ({', '.join(each['examples'])}{' …' * (each['count'] > len(each['examples']))})"
+            for kind, each in sorted(self.found.items())
+        ]
+
+
+def write_shard(records: Iterable[Mapping], features: Features, path: Path, defects: Defects | None = None) -> None:
+    """Write records as one Parquet file that either exists completely or not at all.
+
+    Records are taken as they come and never held all at once. `defects` are stored in the file, so that they outlive
+    an interruption: what they hold once the last record has been taken.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        # Without the higher limit Parquet gives up the dictionary after 1 MB and stores every image once a row.
+        with pq.ParquetWriter(unfinished, features.arrow_schema, dictionary_pagesize_limit=2**30) as file:
+            for group in _groups(records):
+                file.write_table(pa.Table.from_pylist(group, schema=features.arrow_schema))
+            if defects is not None:
+                file.add_key_value_metadata({_DEFECTS: json.dumps(defects.found)})
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _groups(records: Iterable[Mapping]) -> Iterator[list[Mapping]]:
+    """Records in lists of about 32 MB, each of which is written at once."""
+    group, size = [], 0
     for record in records:
         expected = len(FORMATS[record["format"]].labels)
         if len(record["values"]) != expected:
             raise ValueError(f"a {record['format']} record needs {expected} values, got {len(record['values'])}")
-    table = pa.Table.from_pylist(list(records), schema=features.arrow_schema)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    # Without the higher limit Parquet gives up the dictionary after 1 MB and stores every image once a row.
-    pq.write_table(table, unfinished, dictionary_pagesize_limit=2**30)
-    os.replace(unfinished, path)
+        group.append(record)
+        size += 2000 + len(record["image"]["bytes"] or b"")
+        if size > 32e6:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def start_folder(folder: Path, arguments: Mapping) -> None:
@@ -101,45 +149,58 @@ def start_folder(folder: Path, arguments: Mapping) -> None:
         unfinished.unlink()
 
 
-def finish_folder(folder: Path, arguments: Mapping, warnings: Sequence[str] = ()) -> dict:
+def finish_folder(
+    folder: Path,
+    arguments: Mapping,
+    warnings: Sequence[str] = (),
+    known: Callable[[Mapping], list[dict]] | None = None,
+) -> dict:
     """Count and hash the shards of a complete folder and write its manifest; returns the manifest.
 
-    `content_sha256` covers keys, parts, formats, values and image bytes in row order, not the Parquet encoding.
+    `content_sha256` covers keys, parts, formats, values and image bytes in row order, not the Parquet encoding. Of an
+    image that stays a path it covers the path, from `arguments["root"]` on if it begins there. The shards' defects
+    are added to `warnings`. `known(manifest)` compares it with a complete copy, for the manifest's entry "known".
+    Holds few rows at a time. Raises ValueError where there is no record.
     """
     content = hashlib.sha256()
-    subjects: Counter = Counter()
+    root = f"{arguments['root']}/" if "root" in arguments else ""
+    clips: defaultdict[str, Counter] = defaultdict(Counter)
     subjects_of_part: defaultdict[str, set] = defaultdict(set)
     images_of_part: Counter = Counter()
     rows_of_format: Counter = Counter()
     values: dict[str, dict[str, Counter]] = defaultdict(lambda: defaultdict(Counter))
+    defects = Defects()
     previous = None
     for shard in sorted(folder.glob("data-*.parquet")):
-        for row in pq.read_table(shard).to_pylist():
-            key = tuple(row[name] for name in KEY)
-            stored = row["image"]["bytes"] or row["image"]["path"].encode()
-            content.update(json.dumps([*key, row["part"], row["format"]]).encode())
-            content.update(np.array(row["values"], "<f4").tobytes())
-            content.update(stored)
-            rows_of_format[row["format"]] += 1
-            if key != previous:
-                subjects[row["subject"]] += 1
-                subjects_of_part[row["part"]].add(row["subject"])
-                images_of_part[row["part"]] += 1
-                previous = key
-            fmt = FORMATS[row["format"]]
-            for label, value in zip(fmt.labels, row["values"], strict=True):
-                if math.isnan(value):
-                    name = "not annotated"
-                else:
-                    name = f"{value:.1f}" if fmt.scale == "continuous" else str(int(value))
-                values[fmt.name][label][name] += 1
+        with pq.ParquetFile(shard) as file:
+            defects.merge(json.loads((file.metadata.metadata or {}).get(_DEFECTS.encode(), b"{}")))
+            for rows in map(pa.RecordBatch.to_pylist, file.iter_batches(256)):
+                labels_of_format = defaultdict(list)
+                for row in rows:
+                    key = tuple(row[name] for name in KEY)
+                    stored = row["image"]["bytes"] or row["image"]["path"].removeprefix(root).encode()
+                    content.update(json.dumps([*key, row["part"], row["format"]]).encode())
+                    content.update(np.array(row["values"], "<f4").tobytes())
+                    content.update(stored)
+                    labels_of_format[row["format"]].append(row["values"])
+                    if key != previous:
+                        clips[row["subject"]][row["clip"]] += 1
+                        subjects_of_part[row["part"]].add(row["subject"])
+                        images_of_part[row["part"]] += 1
+                        previous = key
+                for name, labels in labels_of_format.items():
+                    rows_of_format[name] += len(labels)
+                    _count_values(FORMATS[name], np.array(labels), values[name])
+    warnings = [*warnings, *defects.lines()]
+    if not images_of_part:
+        raise ValueError(f"no image with labels was found: {'; '.join(warnings) or 'the source is empty'}")
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "complete": True,
         "arguments": dict(arguments),
         "content_sha256": content.hexdigest(),
         "versions": {name: version(name) for name in ("au-llava", "datasets", "numpy", "pillow", "pyarrow")},
-        "warnings": list(warnings),
+        "warnings": warnings,
         "images": sum(images_of_part.values()),
         "images_per_part": dict(images_of_part),
         "subjects_per_part": {part: len(names) for part, names in subjects_of_part.items()},
@@ -148,10 +209,23 @@ def finish_folder(folder: Path, arguments: Mapping, warnings: Sequence[str] = ()
             name: {label: dict(sorted(counts.items())) for label, counts in labels.items()}
             for name, labels in values.items()
         },
-        "images_per_subject": dict(subjects),
+        "images_per_subject": {subject: sum(counts.values()) for subject, counts in clips.items()},
+        "images_per_clip": {subject: dict(counts) for subject, counts in clips.items()},
     }
+    if known is not None:
+        manifest["known"] = known(manifest)
     _write_json(folder / MANIFEST, manifest)
     return manifest
+
+
+def _count_values(fmt, labels: np.ndarray, counts: Mapping[str, Counter]) -> None:
+    """Add labels (rows, AUs) to counts: AU -> value as text -> how often. Continuous ones are rounded to tenths."""
+    for label, column in zip(fmt.labels, labels.T, strict=True):
+        known = column[~np.isnan(column)]
+        for value, count in zip(*np.unique(known, return_counts=True), strict=True):
+            counts[label][f"{value:.1f}" if fmt.scale == "continuous" else str(int(value))] += int(count)
+        if len(known) < len(column):
+            counts[label]["not annotated"] += len(column) - len(known)
 
 
 def _write_json(path: Path, content: Mapping) -> None:

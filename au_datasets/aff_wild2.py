@@ -1,0 +1,85 @@
+"""Aff-Wild2's AU set: occurrence of 12 AUs (8 in 2020) in videos from the web.
+
+labels:  a folder Training_Set or Train_Set, and Validation_Set, in ROOT/AU_Set or ROOT/AU_Detection_Challenge (at any
+         depth), with files such as video61.txt or 15-24-1920x1080_left.txt
+images:  cropped_aligned/video61/00001.jpg below IMAGES (ROOT by default)
+
+A header names the AUs; the n-th line after it, from 1, belongs to image n. -1 is unknown: the published readers drop
+the whole line, here only the cell is NaN, and a line that is all -1 is left out. Sources: wtomin's
+create_train_val_annotation_file.py, lingjivoo/OpenGraphAU.
+
+The labels of the challenge's test set are not public, so results are published on the validation set: its videos are
+the part "test" here, and validation videos are drawn from the training set. Who appears in which video is not known:
+each video (and each of _left and _right) counts as a person.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ..action_units import FORMATS
+from .gft import au_columns
+from .reading import (
+    Clip,
+    Source,
+    by_frame,
+    check_root,
+    find_files,
+    find_folders,
+    image_files,
+    join,
+    numbered_images,
+    on_scale,
+    read_header,
+    read_numbers,
+)
+from .records import Defects
+
+UNKNOWN = (-1,)
+
+
+def open_aff_wild2(root: Path, images: Path | None = None) -> Source:
+    """The copy of Aff-Wild2 in `root`. Raises FileNotFoundError naming the folder that is missing."""
+    check_root(root)
+    sets = list(find_folders(root, r"(?:AU_Set|AU_\w+_Challenge)/(Train|Training|Validation)_Set"))
+    if not sets:
+        raise FileNotFoundError(
+            f"no folder AU_Detection_Challenge/Train_Set or AU_Set/Training_Set below {root} (nor their Validation_Set)"
+        )
+    pictures: dict[str, Path] = {}
+    for _, folder in find_folders(images or root, r"cropped_aligned[^/]*"):
+        pictures |= {name[1]: path for name, path in find_folders(folder, r"([^/]+)", depth=1)}
+        # A download in batches has one more level: cropped_aligned/batch1/video61.
+        for _, batch in find_folders(folder, r"batch[^/]*", depth=1):
+            pictures |= {name[1]: path for name, path in find_folders(batch, r"([^/]+)", depth=2)}
+    if not pictures:
+        raise FileNotFoundError(f"no folder cropped_aligned with one folder per video below {images or root}")
+    clips = [
+        Clip(path.stem, path.stem, (path,), pictures.get(path.stem), "test" if name[1][0] in "Vv" else "train")
+        for name, folder in sets
+        for _, path in find_files(folder, r".+\.txt")
+    ]
+    clips.sort(key=lambda clip: clip.name)
+    return Source("aff-wild2", root, "challenge", clips, read_clip, clips_per_shard=8)
+
+
+def read_clip(clip: Clip, defects: Defects) -> Iterator[dict]:
+    """The records of one video."""
+    path, where = clip.labels[0], clip.name
+    header = read_header(path)
+    columns = au_columns(header)
+    if not columns:
+        defects.add("label files whose header names no AUs", f"{where}: {','.join(header)}")
+    table = read_numbers(path, where, defects, header=True, columns=len(header))
+    values = np.full((len(table), len(FORMATS["aff-wild2"].labels)), np.nan)
+    for index, label in enumerate(FORMATS["aff-wild2"].labels):
+        if label in columns:
+            values[:, index] = table[:, columns[label]]
+    values = on_scale(values, "aff-wild2", where, defects, UNKNOWN)
+    known = ~np.isnan(values).all(axis=1)
+    labels = by_frame(np.flatnonzero(known) + 1.0, values[known], where, defects)
+    images = numbered_images(clip.images, where, defects)
+    unknown = set((np.flatnonzero(~known) + 1).tolist())
+    images = {number: image for number, image in images.items() if number not in unknown}
+    yield from join("aff-wild2", clip, image_files(images), {"aff-wild2": labels}, defects)

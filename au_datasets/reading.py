@@ -1,0 +1,296 @@
+"""What the readers of real datasets share: what a source is, finding files, reading numbers, joining frames and labels.
+
+A reader is one file with an `open_*` function that looks at a folder, says in one sentence what is missing, and returns
+a `Source`: clips to read and a `read(clip, defects)` that yields records. Unusual choices
+- Frame numbers are read from file names as numbers, never formatted: copies of one dataset differ in padding.
+- A label that is missing, marked unknown or off its scale becomes NaN; what is strange is counted in `Defects`.
+- Frames of a video are stored in the table as JPEG (quality 95): one file a clip that is there completely or not at
+  all makes a run resumable, and 130,000 loose files are spared. Images that exist as files stay paths.
+"""
+
+import hashlib
+import io
+import os
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import av
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+from pyarrow import csv
+
+from ..action_units import FORMATS
+from .records import Defects
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
+VIDEO_JPEG_QUALITY = 95
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One recording of one person.
+
+    Args:
+        labels: files that hold its labels, or the folder of them.
+        images: its folder of images, or its video; None where there is none.
+        part: "train" or "test", where the dataset itself divides its people.
+    """
+
+    subject: str
+    name: str
+    labels: tuple[Path, ...]
+    images: Path | None = None
+    part: str | None = None
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a complete copy holds, to compare with: numbers of subjects, clips, images, and of present AUs by format."""
+
+    counts: Mapping[str, int] = field(default_factory=dict)  # of "subjects", "clips" and "images"
+    present: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # format -> label -> values that are present
+
+
+@dataclass(frozen=True)
+class Source:
+    """A copy of a dataset that was found on disk.
+
+    Args:
+        dataset: the records' `dataset`.
+        root: where it lies.
+        layout: which of the known forms of the dataset this copy has.
+        clips: what there is to read.
+        read: gives the records of a clip, without their `part`, and adds what is wrong with it to the defects.
+        clips_per_shard: how many clips are written as one file.
+        metadata: column -> type, beside the fixed columns of a record.
+        known: what a complete copy holds.
+        defects: what was already found to be wrong.
+        notes: what anyone who uses the records should know.
+    """
+
+    dataset: str
+    root: Path
+    layout: str
+    clips: list[Clip]
+    read: Callable[[Clip, Defects], Iterator[dict]]
+    clips_per_shard: int
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    known: Known = field(default_factory=Known)
+    defects: Defects = field(default_factory=Defects)
+    notes: tuple[str, ...] = ()
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the names of the clips and the names and sizes of their label files (of folders: the count)."""
+        content = hashlib.sha256()
+        for clip in self.clips:
+            sizes = [len(os.listdir(path)) if path.is_dir() else path.stat().st_size for path in clip.labels]
+            names = [path.name for path in clip.labels]
+            content.update(repr((clip.subject, clip.name, clip.part, names, sizes, clip.images is None)).encode())
+        return content.hexdigest()
+
+
+# ---- Finding files --------------------------------------------------------------------------------------------
+def check_root(root: Path) -> None:
+    """Raise FileNotFoundError where `root` is no folder."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"there is no folder {root}")
+
+
+def find_folders(root: Path, pattern: str, depth: int = 5) -> Iterator[tuple[re.Match, Path]]:
+    """Folders below `root`, in order, whose path ends in `pattern` (whole names, any case), and the match.
+
+    A folder that matches is not entered. No deeper than `depth` levels.
+    """
+    ending = re.compile(rf"(?:^|/){pattern}$", re.IGNORECASE)
+
+    def search(folder: Path, path: str, depth: int):
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir())
+        for name in names:
+            found = ending.search(path + name)
+            if found:
+                yield found, folder / name
+            elif depth > 1:
+                yield from search(folder / name, f"{path}{name}/", depth - 1)
+
+    return search(root, "", depth)
+
+
+def find_files(folder: Path, pattern: str) -> Iterator[tuple[re.Match, Path]]:
+    """Files in `folder`, in order, whose whole name matches `pattern` in any case, and the match."""
+    for name in sorted(os.listdir(folder)):
+        found = re.fullmatch(pattern, name, re.IGNORECASE)
+        if found:
+            yield found, folder / name
+
+
+def child_folder(folder: Path, pattern: str) -> Path | None:
+    """The first folder directly in `folder` whose whole name matches `pattern` in any case."""
+    return next((path for _, path in find_folders(folder, pattern, depth=1)), None)
+
+
+def has_images(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return any(os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES for entry in entries)
+
+
+def numbered_images(folder: Path | None, where: str, defects: Defects) -> dict[int, str]:
+    """Path of each image of a folder by frame number: the digits that end the file's name, whatever their padding."""
+    images: dict[int, str] = {}
+    if folder is None:
+        defects.add("clips without images", where)
+        return images
+    for name in sorted(os.listdir(folder)):
+        stem, suffix = os.path.splitext(name)
+        number = re.search(r"\d+$", stem)
+        if suffix.lower() not in IMAGE_SUFFIXES:
+            continue
+        if number is None:
+            defects.add("images without a frame number in their name", f"{where}/{name}")
+        elif int(number[0]) in images:
+            defects.add("images with the frame number of another one, left out", f"{where}/{name}")
+        else:
+            images[int(number[0])] = os.path.join(folder, name)
+    return images
+
+
+# ---- Reading labels -------------------------------------------------------------------------------------------
+def read_header(path: Path, delimiter: str = ",") -> list[str]:
+    """The cells of the first line, without quotes, spaces and byte order mark."""
+    with open(path, encoding="utf-8-sig") as file:
+        return [cell.strip().strip("'\"").strip() for cell in file.readline().rstrip("\r\n").split(delimiter)]
+
+
+def read_numbers(path: Path, where: str, defects: Defects, header: bool, columns: int | None = None) -> np.ndarray:
+    """(rows, columns) float64 of a comma separated file; an empty cell is NaN.
+
+    Lines with another number of cells are left out and counted. A file that cannot be read, or that does not have
+    `columns` columns, is counted and gives no rows.
+    """
+
+    def skip(line):
+        defects.add("label lines with a wrong number of cells, left out", f"{where}: {line.actual_columns} cells")
+        return "skip"
+
+    try:
+        table = csv.read_csv(
+            path,
+            csv.ReadOptions(use_threads=False, skip_rows=int(header), autogenerate_column_names=True),
+            csv.ParseOptions(invalid_row_handler=skip),
+        )
+        numbers = np.column_stack([column.cast(pa.float64()).to_numpy() for column in table.columns])
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        defects.add("label files that cannot be read", f"{where}: {str(error).splitlines()[0]}")
+        return np.empty((0, columns or 1))
+    if columns is not None and numbers.shape[1] != columns:
+        defects.add("label files with a wrong number of columns", f"{where}: {numbers.shape[1]}, expected {columns}")
+        return np.empty((0, columns))
+    return numbers
+
+
+def by_frame(frames: np.ndarray, values: np.ndarray, where: str, defects: Defects) -> dict[int, list[float]]:
+    """Values (n, labels) by frame number (n,): the first of those that share a number."""
+    whole = np.isfinite(frames) & (frames == np.floor(frames))
+    if not whole.all():
+        defects.add("label lines without a frame number, left out", where, int((~whole).sum()))
+    numbers = frames[whole].astype(np.int64)
+    unique, first = np.unique(numbers, return_index=True)
+    if len(unique) < len(numbers):
+        defects.add("label lines for a frame that has one, left out", where, len(numbers) - len(unique))
+    return dict(zip(unique.tolist(), values[whole][first].tolist(), strict=True))
+
+
+def on_scale(values: np.ndarray, name: str, where: str, defects: Defects, unknown: Collection[float] = ()):
+    """Values with NaN for those in `unknown`, and for any that the scale of format `name` does not have (counted)."""
+    values = np.array(values, np.float64)
+    values[np.isin(values, list(unknown))] = np.nan
+    fmt = FORMATS[name]
+    good = (values >= 0) & (values <= 1) if fmt.scale == "continuous" else np.isin(values, fmt.value_numbers)
+    bad = ~good & ~np.isnan(values)
+    if bad.any():
+        example = f"{where}: {values[bad][0]:g}"
+        defects.add(f"labels off the {fmt.scale} scale, taken as not annotated", example, int(bad.sum()))
+        values[bad] = np.nan
+    return values
+
+
+# ---- Joining --------------------------------------------------------------------------------------------------
+def join(
+    dataset: str,
+    clip: Clip,
+    images: Iterable[tuple[int, dict | None]],
+    labels: Mapping[str, Mapping[int, list[float]]],
+    defects: Defects,
+    metadata: Callable[[int], dict] = lambda frame: {},
+) -> Iterator[dict]:
+    """The records of a clip, without their `part`: one per frame that has an image and labels, and per format.
+
+    Args:
+        images: (frame number, image) as they come; an image is a dict of "bytes" and "path".
+        labels: format name -> frame number -> values. Frames without an image, and images without labels, are counted.
+        metadata: further columns of a frame.
+    """
+    where = f"{clip.subject}/{clip.name}"
+    missing = set().union(*labels.values())
+    for frame, image in images:
+        if frame not in missing:
+            defects.add("images without labels, left out", f"{where} frame {frame}")
+            continue
+        missing.discard(frame)
+        for name, values in labels.items():
+            if frame in values:
+                yield {
+                    "image": image,
+                    "dataset": dataset,
+                    "subject": clip.subject,
+                    "clip": clip.name,
+                    "frame": frame,
+                    "format": name,
+                    "values": values[frame],
+                    **metadata(frame),
+                }
+    if missing:
+        defects.add("labelled frames without an image, left out", f"{where} frame {min(missing)}", len(missing))
+
+
+def image_files(images: Mapping[int, str], offset: int = 0) -> Iterator[tuple[int, dict]]:
+    """(frame number, image) of files that stay where they are, in the order of the numbers plus `offset`."""
+    for number in sorted(images):
+        yield number + offset, {"bytes": None, "path": images[number]}
+
+
+def video_frames(
+    path: Path, wanted: Collection[int], where: str, defects: Defects
+) -> Iterator[tuple[int, dict | None]]:
+    """(frame number from 1, image) of a video, decoded once from its start, so that no seek can miss a frame.
+
+    The image is None where the number is not `wanted`. A video that breaks off is counted.
+    """
+    number = 0
+    try:
+        with av.open(str(path)) as video:
+            video.streams.video[0].thread_type = "AUTO"
+            for number, frame in enumerate(video.decode(video=0), start=1):
+                image = None
+                if number in wanted:
+                    image = {"bytes": jpeg(frame.to_image()), "path": None}
+                yield number, image
+    except (av.FFmpegError, IndexError) as error:  # IndexError: a file without a video stream
+        defects.add("videos that cannot be decoded to their end", f"{where}: stops after frame {number} ({error})")
+
+
+def jpeg(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, "JPEG", quality=VIDEO_JPEG_QUALITY)
+    return buffer.getvalue()
+
+
+def clip_images(clip: Clip, wanted: Collection[int], defects: Defects) -> Iterator[tuple[int, dict | None]]:
+    """(frame number, image) of a clip's video, counted from 1, or of its folder, numbered by file name."""
+    where = f"{clip.subject}/{clip.name}"
+    if clip.images is not None and clip.images.is_file():
+        return video_frames(clip.images, wanted, where, defects)
+    return image_files(numbered_images(clip.images, where, defects))

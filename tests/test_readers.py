@@ -1,0 +1,611 @@
+"""Readers of real datasets on small trees in their on-disk formats, with every defect a copy may have."""
+
+import io
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from dataset_trees import (
+    BP4D_HEADER,
+    bp4d_tree,
+    disfa_labels,
+    feafa_line,
+    jpeg,
+    occurrence_row,
+    write,
+    write_images,
+    write_video,
+)
+from datasets import load_dataset
+from PIL import Image
+
+from au_llava.action_units import FORMATS
+from au_llava.au_datasets.aff_wild2 import open_aff_wild2
+from au_llava.au_datasets.bp4d import BP4D_PLUS_ORDER, occurrence_columns, open_bp4d
+from au_llava.au_datasets.ck_plus import open_ck_plus
+from au_llava.au_datasets.disfa import BAD_FRAMES, open_disfa
+from au_llava.au_datasets.feafa import open_feafa
+from au_llava.au_datasets.folds import PROTOCOLS
+from au_llava.au_datasets.gft import open_gft
+from au_llava.au_datasets.reading import Known
+from au_llava.au_datasets.records import Defects, load_records
+from au_llava.au_datasets.sources import compare, parts_of
+from au_llava.au_datasets.table import open_emotionet, open_table
+from au_llava.prepare_data import main
+
+NAN = float("nan")
+
+
+def read(source):
+    """Its records, and how often each kind of defect was found."""
+    defects = Defects()
+    defects.merge(source.defects.found)
+    records = [record for clip in source.clips for record in source.read(clip, defects)]
+    return records, {kind: each["count"] for kind, each in defects.found.items()}
+
+
+def keys(records):
+    return [(record["subject"], record["clip"], record["frame"], record["format"]) for record in records]
+
+
+def level(record):
+    """The number of the frame of `write_video` that an image shows."""
+    return round(np.asarray(Image.open(io.BytesIO(record["image"]["bytes"]))).mean() / 10)
+
+
+def values(record):
+    return dict(zip(FORMATS[record["format"]].labels, record["values"], strict=True))
+
+
+# ---- BP4D -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("release", "layout"), [(True, "release"), (False, "FERA 2015 copy")])
+def test_bp4d_both_trees(tmp_path, release, layout):
+    source = open_bp4d(bp4d_tree(tmp_path, release))
+    records, defects = read(source)
+    assert source.layout == layout
+    frames = [("T1", 2440), ("T1", 2441), ("T1", 2442), ("T1", 2443), ("T2", 11), ("T2", 14)]
+    assert keys(records) == [("F001", *frame, name) for frame in frames for name in ("bp4d", "bp4d-intensity")]
+    first, last = values(records[0]), values(records[6])
+    assert {label for label, value in first.items() if value} == {"AU1", "AU6"}
+    assert {label for label, value in last.items() if value == 1} == {"AU12"}
+    assert np.isnan(last["AU2"])
+    assert sum(map(np.isnan, last.values())) == 1
+    assert values(records[1]) == {"AU6": 0, "AU10": 4, "AU12": 0, "AU14": 2, "AU17": 5}  # number mod 6
+    assert all(map(np.isnan, records[5]["values"]))  # 9 in all five
+    assert records[4]["image"]["path"].endswith("F001/T1/02442.jpg")
+    assert defects == {
+        "labelled frames without an image, left out": 3,  # F001/T2 frame 12, M001/T1 frames 1 and 3
+        "images without labels, left out": 1,  # F001/T2 frame 13; 2438 of T1 lies outside the coded span
+        "clips without images": 1,
+        "label lines with a wrong number of cells, left out": 1,
+        "clips without the intensities of an AU": 1,
+    }
+
+
+def test_bp4d_without_intensities(tmp_path):
+    write(tmp_path / "aucoding" / "au_occ" / "f001_t1.csv", f"{BP4D_HEADER}\n{occurrence_row(7, {1})}\n")
+    write_images(tmp_path / "elsewhere" / "F001" / "T1", ["7.png", "0.png"])
+    source = open_bp4d(tmp_path, tmp_path / "elsewhere")
+    records, defects = read(source)
+    assert source.layout == "release, without intensities"
+    assert keys(records) == [("F001", "T1", 7, "bp4d")]
+    assert defects == {"clips whose images start at 0 though labels start at 1": 1}
+
+
+def test_bp4d_plus_headers():
+    """By AU number where the header holds them, else in the order that is known."""
+    position = {number: column for column, number in enumerate(BP4D_PLUS_ORDER, start=1)}
+    assert len(position) == 34
+    named = ["1", *map(str, BP4D_PLUS_ORDER)]
+    for header in (named, ["frame", *(f"AU{n:02d}" for n in BP4D_PLUS_ORDER)], [str(n) for n in range(35)], ["x"] * 35):
+        assert occurrence_columns(header) == position
+    assert occurrence_columns(BP4D_HEADER.split(","))[24] == 24
+    assert occurrence_columns(["0", "1", "4", "12"]) == {1: 1, 4: 2, 12: 3}
+    for header in (["0", "4", "1"], ["frame", "happy"], ["0"]):
+        assert occurrence_columns(header) is None
+
+
+def test_bp4d_plus_reads_by_header(tmp_path):
+    header = ",".join(["1", *map(str, BP4D_PLUS_ORDER)])
+    row = ",".join(["5", *("1" if au in (10, 24) else "9" if au == 23 else "0" for au in BP4D_PLUS_ORDER)])
+    write(tmp_path / "AUCoding" / "AU_OCC" / "F082_T8.csv", f"{header}\n{row}\n")
+    write(tmp_path / "AUCoding" / "AU_OCC" / "F082_T7.csv", f"0,joy\n{row}\n")
+    write_images(tmp_path / "2D+3D" / "F082" / "T8", ["005.jpg"])
+    write(tmp_path / "Physiology" / "F082" / "T8" / "BP.txt", "1")
+    records, defects = read(open_bp4d(tmp_path, plus=True))
+    assert [record["dataset"] for record in records] == ["bp4d-plus"]
+    shown = values(records[0])
+    assert {label for label, value in shown.items() if value == 1} == {"AU10", "AU24"}
+    assert np.isnan(shown["AU23"])
+    assert defects == {"label files whose header names no AUs": 1, "clips without images": 1}
+
+
+# ---- DISFA ----------------------------------------------------------------------------------------------------
+def test_disfa_videos_are_frame_exact(tmp_path):
+    disfa_labels(tmp_path, "SN001", range(1, 21))
+    disfa_labels(tmp_path, "SN002", range(1, 7), leave_out=(12,))
+    disfa_labels(tmp_path, "SN003", range(1, 4))
+    write_video(tmp_path / "Videos_LeftCamera" / "leftVideoSN001_Comp.avi", 20)
+    write_video(tmp_path / "Videos_LeftCamera" / "LeftVideoSN002_comp.avi", 5)  # one frame shorter than its labels
+    write_video(tmp_path / "Video_RightCamera" / "RightVideoSN001_comp.avi", 21)  # one frame longer
+    source = open_disfa(tmp_path)
+    records, defects = read(source)
+    assert source.layout == "videos"
+    assert [record["frame"] for record in records] == [*range(1, 21), *range(1, 6)]
+    for record in records:
+        assert level(record) == record["frame"]
+    assert values(records[2]) == {f"AU{au}": (au + 3) % 6 for au in (1, 2, 4, 5, 6, 9, 12, 15, 17, 20, 25, 26)}
+    assert np.isnan(values(records[-1])["AU12"])
+    assert defects == {
+        "people without images, left out": 1,
+        "labelled frames without an image, left out": 1,
+        "clips without the label file of an AU": 1,
+    }
+    both, defects = read(open_disfa(tmp_path, cameras=("left", "right")))
+    assert [record["clip"] for record in both].count("right") == 20
+    assert defects["images without labels, left out"] == 1
+
+
+def test_disfa_truncated_video_keeps_what_can_be_decoded(tmp_path):
+    disfa_labels(tmp_path, "SN001", range(1, 21))
+    video = write_video(tmp_path / "Videos_LeftCamera" / "LeftVideoSN001_comp.avi", 20)
+    content = video.read_bytes()
+    frames, index = content.index(b"movi"), content.rindex(b"idx1")
+    video.write_bytes(content[: (frames + index) // 2])
+    records, defects = read(open_disfa(tmp_path))
+    assert 0 < len(records) < 20
+    assert defects["labelled frames without an image, left out"] == 20 - len(records)
+    video.write_bytes(b"no video")
+    records, defects = read(open_disfa(tmp_path))
+    assert records == []
+    assert defects == {
+        "videos that cannot be decoded to their end": 1,
+        "labelled frames without an image, left out": 20,
+    }
+
+
+def test_disfa_uneven_and_odd_labels(tmp_path):
+    disfa_labels(tmp_path, "SN001", range(1, 4))
+    write(tmp_path / "ActionUnit_Labels" / "SN001" / "SN001_au1.txt", "1,0\n2,7\n")
+    write(tmp_path / "ActionUnit_Labels" / "SN001" / "SN001_au2.txt", "1,0\n1,1\n,3\n3,2\n2,1\n")
+    write(tmp_path / "ActionUnit_Labels" / "SN001" / "SN001_au4.txt", "")
+    write_images(tmp_path / "frames" / "SN001", ["1.png", "2.png", "3.png"])
+    records, defects = read(open_disfa(tmp_path, tmp_path / "frames"))
+    assert [values(record)["AU2"] for record in records] == [0, 1, 2]
+    assert np.isnan([values(record)["AU1"] for record in records]).tolist() == [False, True, True]
+    assert defects == {
+        "labels off the intensity scale, taken as not annotated": 1,
+        "label lines for a frame that has one, left out": 1,
+        "label lines without a frame number, left out": 1,
+        "label files that cannot be read": 1,
+        "frames that the files of some AUs lack, there not annotated": 3,
+    }
+
+
+@pytest.mark.parametrize(("names", "first", "layout"), [
+    (["0.png", "1.png", "2.png"], None, 0),
+    (["0001.jpg", "0002.jpg", "0003.jpg"], None, 1),
+    (["0001.jpg", "0002.jpg"], 0, 0),
+])  # fmt: skip
+def test_disfa_image_numbering(tmp_path, names, first, layout):
+    disfa_labels(tmp_path, "SN004", range(1, 4))
+    write_images(tmp_path / "frames" / "LeftVideoSN004_comp", names)
+    source = open_disfa(tmp_path, tmp_path / "frames", first=first)
+    records, _ = read(source)
+    assert source.layout == f"images numbered from {layout}"
+    for record in records:
+        assert int(os.path.basename(record["image"]["path"])[:-4]) == record["frame"] - 1 + layout
+
+
+def test_disfa_numbering_that_contradicts_itself(tmp_path):
+    disfa_labels(tmp_path, "SN004", range(1, 4))
+    write_images(tmp_path / "frames" / "SN004", ["0.png", "4845.png"])
+    with pytest.raises(ValueError, match="give --first-frame 0 or 1"):
+        open_disfa(tmp_path, tmp_path / "frames")
+
+
+def test_disfa_bad_frames_are_flagged(tmp_path):
+    assert sum(map(len, BAD_FRAMES.values())) == 130814 + 1 - 126144 - 0
+    disfa_labels(tmp_path, "SN004", range(4540, 4557))
+    write_images(tmp_path / "frames" / "SN004", [f"{k}.png" for k in (0, *range(4539, 4556))])
+    records, _ = read(open_disfa(tmp_path, tmp_path / "frames"))
+    assert [record["frame"] for record in records if record["bad_frame"]] == list(range(4541, 4556))
+    assert len(records) == 17
+
+
+# ---- FEAFA ----------------------------------------------------------------------------------------------------
+@pytest.fixture
+def feafa_tree(tmp_path):
+    for clip in ("FEAFA-A/PV001.output", "FEAFA-A/PV002.output", "FEAFA-B/SN001.output"):
+        for frame in range(3):
+            write(tmp_path / clip / f"{frame:08d}.auw", feafa_line(frame))
+    write(tmp_path / "FEAFA-B" / "2.output" / "gong2_2_00000001.auw", feafa_line(1))
+    write_images(tmp_path / "FEAFA-A" / "PV001.output", ["00000000.jpg", "00000001.png", "00000003.jpg"])
+    write_images(tmp_path / "pictures" / "PV002", ["0.jpg", "1.jpg", "2.jpg"])
+    return tmp_path
+
+
+def test_feafa_part_a(feafa_tree):
+    write(feafa_tree / "FEAFA-A" / "PV002.output" / "00000001.auw", "0.1 " * 23)
+    write(feafa_tree / "FEAFA-A" / "PV002.output" / "00000002.auw", "1.5 nan " + "0.25 " * 22)
+    source = open_feafa(feafa_tree, feafa_tree / "pictures")
+    records, defects = read(source)
+    assert [(record["clip"], record["frame"], record["feafa_part"]) for record in records] == [
+        ("PV001", 0, "A"),
+        ("PV001", 1, "A"),
+        ("PV002", 0, "A"),
+        ("PV002", 2, "A"),
+    ]
+    assert records[1]["values"] == [pytest.approx((channel + 1) / 100) for channel in range(24)]
+    assert np.isnan(records[3]["values"]).tolist() == [True, True] + [False] * 22
+    assert defects == {
+        "clips of part B, left out": 2,
+        "labelled frames without an image, left out": 1,
+        "images without labels, left out": 2,
+        "label files that are not 24 numbers of a frame, left out": 1,
+        "labels off the continuous scale, taken as not annotated": 1,
+    }
+    assert "122 people in 127 clips" in source.notes[0]
+
+
+@pytest.mark.parametrize("kind", ["video", "images from 0", "images from 1"])
+def test_feafa_part_b_shows_disfa(feafa_tree, kind):
+    disfa = feafa_tree / "disfa"
+    if kind == "video":
+        for subject in ("SN001", "SN002"):
+            write_video(disfa / "Videos_LeftCamera" / f"LeftVideo{subject}_comp.avi", 3)
+        where = {"disfa": disfa}
+    else:
+        first = int(kind[-1])
+        for subject in ("SN001", "SN002"):
+            write_images(disfa / subject, [f"{k + first}.jpg" for k in range(3)])
+        where = {"disfa_images": disfa}
+    records, defects = read(open_feafa(feafa_tree, plus=True, **where))
+    part_b = [record for record in records if record["feafa_part"] == "B"]
+    assert keys(part_b) == [("SN001", "SN001", frame, "feafa") for frame in range(3)]
+    for record in part_b:  # FEAFA's frame k is DISFA's label frame k + 1
+        if kind == "video":
+            assert level(record) == record["frame"] + 1
+        else:
+            assert record["image"]["path"].endswith(f"SN001/{record['frame'] + first}.jpg")
+    assert defects["clips named by a bare number, left out (--numbers-are-people reads them)"] == 1
+    records, _ = read(open_feafa(feafa_tree, plus=True, numbers_are_people=True, **where))
+    assert ("SN002", "SN002", 1, "feafa") in keys(records)
+
+
+# ---- The others -----------------------------------------------------------------------------------------------
+def test_gft(tmp_path):
+    write(tmp_path / "AU" / "001A.csv", "Frame,AU01,AU02,AU10,AU99\n1,1,0,9,0\n2,0,-1,1,0\n3,0,2,1,0\n")
+    write(tmp_path / "AU" / "002B.csv", "AU1,AU2\n1,0\n")
+    write(tmp_path / "AU" / "readme.csv", "name,age\nx,1\n")
+    write_video(tmp_path / "video" / "001A.mp4", 3)
+    records, defects = read(open_gft(tmp_path))
+    assert keys(records) == [("001A", "001A", frame, "gft") for frame in (1, 2, 3)]
+    known = [{label: value for label, value in values(record).items() if not np.isnan(value)} for record in records]
+    assert known == [{"AU1": 1, "AU2": 0}, {"AU1": 0, "AU10": 1}, {"AU1": 0, "AU10": 1}]
+    assert defects == {
+        "label files without a column for an AU": 7 + 8,
+        "label files without a column of frames, lines counted from 1": 1,
+        "labels off the occurrence scale, taken as not annotated": 1,
+        "clips without images": 1,
+        "labelled frames without an image, left out": 1,
+    }
+
+
+AFF_WILD2_HEADER = "AU1,AU2,AU4,AU6,AU7,AU10,AU12,AU15,AU23,AU24,AU25,AU26"
+
+
+def test_aff_wild2(tmp_path):
+    sets = tmp_path / "annotations" / "AU_Detection_Challenge"
+    rows = ["0,1" + ",0" * 10, ",".join(["-1"] * 12), "1,-1" + ",1" * 10]
+    write(sets / "Train_Set" / "video1_left.txt", "\n".join([AFF_WILD2_HEADER, *rows]))
+    write(sets / "Validation_Set" / "video2.txt", "AU1,AU2,AU4,AU6,AU12,AU15,AU20,AU25\n1,0,0,0,0,0,1,0\n")
+    write_images(tmp_path / "cropped_aligned" / "video1_left", ["00001.jpg", "00002.jpg", "00003.jpg"])
+    write_images(tmp_path / "cropped_aligned" / "batch2" / "video2", ["00001.jpg"])
+    source = open_aff_wild2(tmp_path)
+    records, defects = read(source)
+    assert keys(records) == [
+        ("video1_left", "video1_left", 1, "aff-wild2"),
+        ("video1_left", "video1_left", 3, "aff-wild2"),
+        ("video2", "video2", 1, "aff-wild2"),
+    ]
+    assert [value for value in records[0]["values"]] == [0, 1] + [0] * 10
+    assert np.isnan(values(records[1])["AU2"])
+    assert values(records[1])["AU26"] == 1
+    assert np.isnan(values(records[2])["AU26"])
+    assert values(records[2])["AU1"] == 1
+    assert defects == {}
+    parts = parts_of(source, validation=0.0, test=0.1, seed=0)
+    assert {clip.name: part for clip, part in parts.items()} == {"video1_left": "train", "video2": "test"}
+
+
+def test_ck_plus(tmp_path):
+    name = "S005_001_00000011"
+    write(tmp_path / "FACS" / "S005" / "001" / f"{name}_facs.txt", "   9.0000000e+00   0.0\n   1.70e+01   4.0\nx\n")
+    write_images(tmp_path / "cohn-kanade-images" / "S005" / "001", ["S005_001_00000001.png", f"{name}.png"])
+    write(tmp_path / "FACS" / "S006" / "002" / "S006_002_00000003_facs.txt", "")
+    write_images(tmp_path / "cohn-kanade-images" / "S006" / "002", ["S006_002_00000003.png"])
+    records, defects = read(open_ck_plus(tmp_path))
+    assert keys(records) == [("S005", "001", 11, "ck-plus"), ("S006", "002", 3, "ck-plus")]
+    assert {label for label, value in values(records[0]).items() if value} == {"AU9", "AU17"}  # 0 is present, ungraded
+    assert sum(records[1]["values"]) == 0
+    assert defects == {"label lines that are not an AU and its intensity, left out": 1}
+
+
+def test_emotionet(tmp_path):
+    lines = [
+        "URL,URL orig,'AU 1','AU 2','AU 12'",
+        "'http://x/N_0000000001/N_0000000001_00002.jpg','http://y/a.jpg',1,999,0",
+        "'http://x/N_0000000001/N_0000000001_00003.jpg','http://y/b.jpg',0,0,1",
+        "'http://x/N_0000000007/N_0000000007_00001.jpg','http://y/c.jpg',0,0,1",
+    ]
+    write(tmp_path / "labels" / "EmotioNet_FACS_aws_2020_24600.csv", "\n".join(lines))
+    write_images(tmp_path / "imgs", ["N_0000000001_00002.jpg", "N_0000000007_00001.jpg"])
+    records, defects = read(open_emotionet(tmp_path))
+    assert keys(records) == [("N_0000000001", "0", 2, "emotionet"), ("N_0000000007", "0", 1, "emotionet")]
+    known = {label: value for label, value in values(records[0]).items() if not np.isnan(value)}
+    assert known == {"AU1": 1, "AU12": 0}
+    assert defects == {
+        "AUs of the format without a column, not annotated": 9,
+        "labelled frames without an image, left out": 1,
+    }
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_table(tmp_path, suffix):
+    write_images(tmp_path / "faces", ["a.jpg", "b.jpg", "c.jpg"])
+    table = pd.DataFrame(
+        {
+            "image": ["faces/a.jpg", "faces/b.jpg", "faces/c.jpg", "faces/gone.jpg", "faces/a.jpg"],
+            "subject": [2, 1, 1, 1, 2],
+            "clip": ["x", "x", "y", "y", "x"],
+            "frame": [5, 1, 1, 2, 5],
+            "AU01": [0, 1, 5, 0, 0],
+            "au_12": [3.0, None, 0.5, 0, 3],
+            "AU99": 1,
+        }
+    )
+    path = tmp_path / f"mine.{suffix}"
+    if suffix == "csv":
+        table.to_csv(path, index=False, encoding="utf-8-sig", lineterminator="\r\n")
+    else:
+        table.to_parquet(path)
+    records, defects = read(open_table(path, "disfa"))
+    assert keys(records) == [("1", "x", 1, "disfa"), ("1", "y", 1, "disfa"), ("2", "x", 5, "disfa")]
+    known = [{label: value for label, value in values(record).items() if not np.isnan(value)} for record in records]
+    assert known == [{"AU1": 1}, {"AU1": 5}, {"AU1": 0, "AU12": 3}]
+    assert {record["dataset"] for record in records} == {"mine"}
+    assert defects == {
+        "AUs of the format without a column, not annotated": 10,
+        "labels off the intensity scale, taken as not annotated": 1,
+        "labelled frames without an image, left out": 1,
+        "rows for a frame that has one, left out": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("picture,subject,AU1\na.jpg,1,0\n", "no column 'image'; it has picture, subject, AU1"),
+        ("image,subject,AU1\na.jpg,,0\n", "column 'subject' of .* has empty cells"),
+        ("image,subject,AU99\na.jpg,1,0\n", "no column for any AU of disfa"),
+        ("image,subject,AU1\n1,1,0\n", "must hold paths"),
+    ],
+)
+def test_table_errors(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        open_table(write(tmp_path / "t.csv", text), "disfa")
+
+
+# ---- A wrong root ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("dataset", "needed"),
+    [
+        ("bp4d", "no folder AUCoding in"),
+        ("bp4d-plus", "no folder AUCoding in"),
+        ("disfa", "no folder ActionUnit_Labels in"),
+        ("feafa", r"no folder such as FEAFA-A/PV001.output"),
+        ("feafa-plus", r"no folder such as FEAFA-A/PV001.output"),
+        ("gft", r"no .csv file with AU columns below"),
+        ("aff-wild2", "no folder AU_Detection_Challenge/Train_Set"),
+        ("ck-plus", "no folder FACS in"),
+        ("emotionet", "no EmotioNet_FACS_aws_2020_24600.csv below"),
+        ("table --format disfa", "there is no table"),
+    ],
+)
+def test_a_wrong_root_is_one_sentence(dataset, needed, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    words = [*dataset.split(), "--root", str(tmp_path / "empty"), "--out", str(tmp_path / "out")]
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    assert needed in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    assert main([*words[:-3], str(tmp_path / "nowhere"), *words[-2:]]) == 1
+    assert "there is no" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("make", "missing"),
+    [
+        (lambda root: (root / "AUCoding").mkdir(), "no label files such as F001_T1.csv"),
+        (lambda root: write(root / "AUCoding" / "F001_T1.csv", BP4D_HEADER), "no folder of images such as F001/T1"),
+    ],
+)
+def test_half_a_bp4d_is_named(tmp_path, make, missing):
+    make(tmp_path)
+    with pytest.raises(FileNotFoundError, match=missing):
+        open_bp4d(tmp_path)
+
+
+def test_half_a_disfa_and_feafa_are_named(tmp_path, feafa_tree):
+    disfa_labels(tmp_path, "SN001", range(3))
+    with pytest.raises(FileNotFoundError, match=r"no video such as Videos_LeftCamera/LeftVideoSN001_comp\.avi"):
+        open_disfa(tmp_path)
+    with pytest.raises(FileNotFoundError, match="part B's images are DISFA's: give --disfa"):
+        open_feafa(feafa_tree, plus=True)
+
+
+# ---- The whole command ----------------------------------------------------------------------------------------
+@pytest.fixture
+def three_people(tmp_path):
+    for number, subject in enumerate(("SN001", "SN002", "SN003")):
+        disfa_labels(tmp_path / "disfa", subject, range(1, 5))
+        write_images(tmp_path / "frames" / subject, [f"{frame}.png" for frame in range(1, 5 - number)])
+    return tmp_path
+
+
+def disfa_words(root, out, *more):
+    options = ("--root", root / "disfa", "--images", root / "frames", "--out", root / out, "--validation", "0.4", *more)
+    return ["disfa", *map(str, options)]
+
+
+def test_command_writes_table_and_manifest(three_people, capsys):
+    assert main(disfa_words(three_people, "out", "--workers", "1", "--test", "0.3")) == 0
+    shown = capsys.readouterr().out
+    assert "130,814" in shown
+    assert "warning: labelled frames without an image, left out: 3 (SN00" in shown
+    records = load_records(three_people / "out")
+    assert len(records) == 9
+    assert records[0]["image"].size == (16, 16)
+    splits = load_dataset("parquet", data_dir=str(three_people / "out"))
+    assert splits.keys() == {"train", "validation", "test"}
+    manifest = json.loads((three_people / "out" / "manifest.json").read_text())
+    assert manifest["images_per_clip"] == {"SN001": {"left": 4}, "SN002": {"left": 3}, "SN003": {"left": 2}}
+    assert manifest["values"]["disfa"]["AU1"] == {"2": 3, "3": 3, "4": 2, "5": 1}  # 1 + frame
+    assert manifest["arguments"]["layout"] == "images numbered from 1"
+    assert {"what": "subjects", "expected": 27, "found": 3} in manifest["known"]
+    assert {"what": "disfa AU1 at least 2", "expected": 6506, "found": 9} in manifest["known"]
+
+
+def test_a_published_part_is_tested(tmp_path):
+    parts = PROTOCOLS["disfa-3fold"].parts
+    for subject in (parts["P1"][0], *parts["P2"][:2]):
+        disfa_labels(tmp_path / "disfa", subject, [1])
+        write_images(tmp_path / "frames" / subject, ["1.png"])
+    words = disfa_words(tmp_path, "out", "--workers", "1", "--protocol", "disfa-3fold", "--tested")
+    assert main([*words, "P1"]) == 0
+    records = load_records(tmp_path / "out")
+    part_of = dict(zip(records["subject"][:], records["part"][:], strict=True))
+    assert part_of[parts["P1"][0]] == "test"
+    assert {part_of[name] for name in parts["P2"][:2]} <= {"train", "validation"}
+    assert "test" not in {part_of[name] for name in parts["P2"][:2]}
+
+
+def test_drawn_folds_are_disjoint(three_people):
+    tested = {}
+    for fold in ("K1", "K2", "K3"):
+        words = disfa_words(three_people, fold, "--workers", "1", "--folds", "3", "--tested", fold)
+        assert main(words) == 0
+        tested[fold] = set(load_records(three_people / fold, part="test")["subject"][:])
+    assert sorted(name for names in tested.values() for name in names) == ["SN001", "SN002", "SN003"]
+
+
+def test_tested_needs_a_division(three_people, capsys):
+    assert main(disfa_words(three_people, "out", "--tested", "P1")) == 1
+    assert "--tested PART goes with --protocol NAME or with --folds K" in capsys.readouterr().err
+    assert main(disfa_words(three_people, "out", "--folds", "3", "--tested", "K1", "--test", "0.2")) == 1
+    assert "--test draws whom to test, but --tested" in capsys.readouterr().err
+    assert main(disfa_words(three_people, "out", "--folds", "3", "--tested", "P1")) == 1
+    assert "there is no part 'P1' to test; choose one of K1, K2, K3" in capsys.readouterr().err
+
+
+def test_killed_run_resumes_and_loses_nothing(three_people):
+    """kill -9 after one of three shards; the same command finishes; the content is that of a run in one go."""
+    assert main(disfa_words(three_people, "whole", "--workers", "1", "--test", "0.3")) == 0
+    script = (
+        "import os, signal, sys\n"
+        "from au_llava import prepare_data\n"
+        "from au_llava.au_datasets import records\n"
+        "replace, written = os.replace, []\n"
+        "def dying(source, target):\n"
+        "    if str(target).endswith('.parquet') and written:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    written.extend([target] * str(target).endswith('.parquet'))\n"
+        "    replace(source, target)\n"
+        "records.os.replace = dying\n"
+        "prepare_data.main(sys.argv[1:])\n"
+    )
+    words = disfa_words(three_people, "cut", "--test", "0.3", "--workers", "1")
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    out = three_people / "cut"
+    (kept,) = out.glob("data-*.parquet")
+    assert list(out.glob(".data-*"))
+    before = kept.stat().st_mtime_ns
+    assert main(words) == 0
+    assert kept.stat().st_mtime_ns == before
+    assert not list(out.glob(".data-*"))
+    manifests = [json.loads((three_people / name / "manifest.json").read_text()) for name in ("whole", "cut")]
+    assert manifests[0]["content_sha256"] == manifests[1]["content_sha256"]
+    assert manifests[0]["warnings"] == manifests[1]["warnings"]  # those of the finished shard were kept
+
+
+def test_jobs_can_go_to_other_processes(three_people, tmp_path):
+    source = open_disfa(three_people / "disfa", three_people / "frames")
+    table = open_table(write(tmp_path / "t.csv", "image,subject,AU1\na.jpg,1,0\n"), "disfa")
+    trees = open_bp4d(bp4d_tree(tmp_path / "bp4d"))
+    for each in (source, table, trees):
+        copied = pickle.loads(pickle.dumps(each))
+        assert keys(read(copied)[0]) == keys(read(each)[0])
+
+
+def test_changed_labels_are_not_mixed_in(three_people, capsys):
+    words = disfa_words(three_people, "out", "--workers", "1", "--test", "0.3")
+    assert main(words) == 0
+    disfa_labels(three_people / "disfa", "SN001", range(1, 6))
+    assert main(words) == 1
+    assert "was made with labels" in capsys.readouterr().err
+
+
+def test_no_image_at_all_is_an_error(three_people, capsys):
+    words = disfa_words(three_people, "out", "--workers", "1", "--test", "0.3", "--first-frame", "0")
+    for path in (three_people / "frames").rglob("*.png"):
+        path.rename(path.with_name(f"9{path.name}"))
+    assert main(words) == 1
+    assert "no image with labels was found: images without labels, left out: 9" in capsys.readouterr().err
+
+
+def test_comparison_with_a_complete_copy_by_hand():
+    manifest = {
+        "images": 5,
+        "images_per_subject": {"a": 2, "b": 3},
+        "images_per_clip": {"a": {"1": 2}, "b": {"1": 1, "2": 2}},
+        "values": {"disfa": {"AU1": {"0": 1, "1": 2, "2": 1, "5": 1, "not annotated": 9}}},
+    }
+    known = Known({"subjects": 2, "clips": 4, "images": 5}, {"disfa": {"AU1": 2, "AU2": 7}})
+    assert [(row["what"], row["expected"], row["found"]) for row in compare(known, manifest)] == [
+        ("subjects", 2, 2),
+        ("clips", 4, 3),
+        ("images", 5, 5),
+        ("disfa AU1 at least 2", 2, 2),
+        ("disfa AU2 at least 2", 7, 0),
+    ]
+
+
+def test_fingerprint_depends_on_labels_only(tmp_path):
+    source = open_bp4d(bp4d_tree(tmp_path / "a"))
+    moved = open_bp4d(bp4d_tree(tmp_path / "b"))
+    assert source.fingerprint() == moved.fingerprint() == replace(source, clips_per_shard=1).fingerprint()
+    write(tmp_path / "b" / "AUCoding" / "AU_OCC" / "F001_T1.csv", BP4D_HEADER)
+    assert open_bp4d(tmp_path / "b").fingerprint() != source.fingerprint()
+
+
+def test_images_stay_files(tmp_path):
+    """The table of a tree of images holds no bytes, and its hash does not depend on where the tree lies."""
+    hashes = []
+    for place in ("a", "b"):
+        root = bp4d_tree(tmp_path / place)
+        words = ["bp4d", "--root", root, "--out", tmp_path / f"{place}-out", "--validation", "0", "--test", "0"]
+        assert main([*map(str, words), "--workers", "1"]) == 0
+        hashes.append(json.loads((tmp_path / f"{place}-out" / "manifest.json").read_text())["content_sha256"])
+    assert hashes[0] == hashes[1]
+    assert max(path.stat().st_size for path in (tmp_path / "a-out").glob("*.parquet")) < 20_000
+    assert jpeg() == (tmp_path / "a" / "2D+3D" / "F001" / "T1" / "2440.jpg").read_bytes()

@@ -41,7 +41,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build(seed: int = 0) -> tuple[AuLlavaForConditionalGeneration, AuLlavaProcessor]:
+def build(seed: int = 0, image_size: int = IMAGE_SIZE) -> tuple[AuLlavaForConditionalGeneration, AuLlavaProcessor]:
     """The random base and its processor, always the same for the same seed."""
     tokenizer = build_tokenizer()
     image_token_id = add_image_token(tokenizer)
@@ -69,7 +69,7 @@ def build(seed: int = 0) -> tuple[AuLlavaForConditionalGeneration, AuLlavaProces
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     processor = AuLlavaProcessor(
         AuLlavaImageProcessor(
-            size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+            size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
         ),
         tokenizer,
         vision_stride=config.vision_stride,
@@ -82,8 +82,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write the base to")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights (default: 0)")
+    parser.add_argument("--image_size", type=int, default=IMAGE_SIZE, help="side of the images (default: 96)")
     arguments = parser.parse_args()
-    model, processor = build(arguments.seed)
+    model, processor = build(arguments.seed, arguments.image_size)
     model.save_pretrained(arguments.out)
     processor.save_pretrained(arguments.out)
     print(f"{arguments.out}: {model.num_parameters():,} parameters, {len(processor.tokenizer)} tokens")

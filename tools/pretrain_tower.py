@@ -61,6 +61,14 @@ class TowerWithHead(nn.Module):
         return {"loss": loss, "logits": logits}
 
 
+class TowerTrainer(Trainer):
+    """Trainer that saves channels-last weights too, which safetensors refuses."""
+
+    def _save(self, output_dir=None, state_dict=None):
+        weights = state_dict or self.model.state_dict()
+        super()._save(output_dir, {name: weight.contiguous() for name, weight in weights.items()})
+
+
 class SharesCollator:
     """Images, values of all formats as shares of their scales and landmarks, NaN where unknown; some flipped.
 
@@ -179,7 +187,7 @@ def main():
         use_cpu=not torch.cuda.is_available(),
     )
     network = TowerWithHead(tower, model.config.vision_width * cells, values, places, arguments.place_weight)
-    trainer = Trainer(
+    trainer = TowerTrainer(
         network,
         training,
         data_collator=SharesCollator(processor, arguments.formats, arguments.seed),

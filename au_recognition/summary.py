@@ -1,0 +1,65 @@
+"""What a person wants to see on the terminal: per face, the AUs found and how strong or how often."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from au_llava.action_units import AUFormat
+
+from .tables import measure
+
+MOST_ROWS = 30
+
+
+class Summary:
+    """Adds up faces as they are written; `faces` and `frames_without` count them."""
+
+    def __init__(self, formats: Sequence[AUFormat]):
+        self.formats = formats
+        self.people: dict[tuple[str, int], dict] = {}
+        self.faces = self.frames_without = 0
+
+    def add(self, face: dict) -> None:
+        if face["face_id"] is None:
+            self.frames_without += 1
+            return
+        self.faces += 1
+        empty = {"frames": 0, "unread": 0, **{fmt.name: [[0, 0.0] for _ in fmt.labels] for fmt in self.formats}}
+        person = self.people.setdefault((face["file"], face["face_id"]), empty)
+        person["frames"] += 1
+        for fmt in self.formats:
+            read = face["answers"][fmt.name]
+            for sums, present, strength in zip(person[fmt.name], read["present"], read[measure(fmt)], strict=True):
+                sums[0] += bool(present)
+                sums[1] += strength if present and strength is not None else 0
+            person["unread"] += sum(value is None for value in read["value"])
+
+    def table(self) -> Table:
+        """A row per face of a picture, or per person of a video: then the share of frames in which an AU is present."""
+        table = Table(title="Action units", title_justify="left", show_lines=True)
+        table.add_column("face")
+        for fmt in self.formats:
+            table.add_column(f"{fmt.name} ({fmt.scale})")
+        several = {file for file, number in self.people if number > 0}
+        for (file, number), person in list(self.people.items())[:MOST_ROWS]:
+            name = Path(file).name + (f" #{number}" if file in several else "")
+            frames = person["frames"]
+            cells = [self._cell(fmt, person, frames) for fmt in self.formats]
+            table.add_row(name + (f"\n{frames} frames" if frames > 1 else ""), *cells)
+        if len(self.people) > MOST_ROWS:
+            table.add_row(f"… {len(self.people) - MOST_ROWS} more", *[""] * len(self.formats))
+        return table
+
+    def _cell(self, fmt: AUFormat, person: dict, frames: int) -> str:
+        found = []
+        for label, (present, strength) in zip(fmt.labels, person[fmt.name], strict=True):
+            if present and frames > 1:
+                found.append((present / frames, f"{label} {present / frames:.0%}"))
+            elif present:
+                text = {"occurrence": f"{strength:.0%}", "intensity": f"{strength:.1f}"}.get(
+                    fmt.scale, f"{strength:.2f}"
+                )
+                found.append((0, f"{label}={text}"))
+        text = ", ".join(words for _, words in sorted(found, key=lambda pair: -pair[0])) or "none"
+        return text + (f"  ({person['unread']} unread)" if person["unread"] and fmt is self.formats[-1] else "")

@@ -1,0 +1,125 @@
+"""The action units of a video over time: a heat map of all, and curves of some with the band that holds 80 %."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from au_llava.action_units import AUFormat
+
+from .inputs import is_video
+from .reading import Plan
+from .tables import measure
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+CURVES = 4
+LINE, BAND_COLOUR = "#0b3c68", "#9cc3e6"
+DPI = 160
+
+
+class Track:
+    """What was read of one person: `times` (T,) seconds and, per format and kind of reading, (T, AUs) arrays."""
+
+    def __init__(self):
+        self.times: list[float] = []
+        self.rows: dict[tuple[str, str], list] = {}
+
+    def add(self, face: dict, formats: Sequence[AUFormat]) -> None:
+        self.times.append(face["time"])
+        for fmt in formats:
+            read = face["answers"][fmt.name]
+            for kind in (measure(fmt), "low", "high"):
+                self.rows.setdefault((fmt.name, kind), []).append(read.get(kind, [None] * len(fmt.labels)))
+
+    def of(self, fmt: AUFormat, kind: str, times: np.ndarray) -> np.ndarray:
+        """(times, AUs), NaN where the person was not seen."""
+        values = np.full((len(times), len(fmt.labels)), np.nan)
+        values[np.searchsorted(times, self.times)] = np.array(self.rows[fmt.name, kind], float)
+        return values
+
+
+def save_timelines(path: Path, faces: Iterable[dict], plan: Plan, curves: Sequence[str] | None) -> list[Path]:
+    """A picture per person and video: `path` itself if there is one, else `NAME-VIDEO-faceID` beside it.
+
+    Args:
+        curves: labels of the AUs drawn as curves; by default the `CURVES` that move most.
+
+    Returns:
+        the files that were written.
+    """
+    tracks, times = {}, {}
+    for face in faces:
+        if is_video(Path(face["file"])):
+            times.setdefault(face["file"], set()).add(face["time"])
+            if face["face_id"] is not None:
+                tracks.setdefault((face["file"], face["face_id"]), Track()).add(face, plan.formats)
+    written = []
+    for (file, number), track in tracks.items():
+        name = path if len(tracks) == 1 else path.with_stem(f"{path.stem}-{Path(file).stem}-face{number}")
+        title = f"{Path(file).name}, face {number}"
+        figure = draw_timeline(track, np.array(sorted(times[file])), plan.formats, curves, title)
+        figure.savefig(name, dpi=DPI)
+        plt.close(figure)
+        written.append(name)
+    return written
+
+
+def draw_timeline(track: Track, times: np.ndarray, formats: Sequence[AUFormat], curves, title: str):
+    """A figure: heat maps of every format above, a curve per chosen AU below.
+
+    Args:
+        times: (T,) of all frames that were read, also those without this person.
+    """
+    chosen = chosen_curves(track, times, formats, curves)
+    heights = [0.16 * len(fmt.labels) + 0.15 for fmt in formats] + [0.75] * len(chosen)
+    figure, axes = plt.subplots(
+        len(heights), 1, figsize=(8, sum(heights) + 1.2), height_ratios=heights, sharex=True, layout="constrained"
+    )
+    step = np.median(np.diff(times)) if len(times) > 1 else 1.0
+    edges = np.concatenate([[times[0] - step / 2], (times[1:] + times[:-1]) / 2, [times[-1] + step / 2]])
+    for axis, fmt in zip(axes, formats, strict=False):
+        values = track.of(fmt, measure(fmt), times).T / fmt.value_numbers[-1]
+        axis.set_facecolor("0.8")  # where the person was not seen
+        mesh = axis.pcolormesh(
+            edges, range(len(fmt.labels) + 1), values, cmap="YlGnBu", vmin=0, vmax=1, rasterized=True
+        )
+        axis.set_yticks(np.arange(len(fmt.labels)) + 0.5, fmt.labels, fontsize=6)
+        axis.invert_yaxis()
+        axis.set_title(_heading(fmt), fontsize=8, loc="left")
+    bar = figure.colorbar(mesh, ax=axes[: len(formats)], aspect=40, pad=0.01)
+    bar.set_label("share of the scale", fontsize=7)
+    bar.ax.tick_params(labelsize=6)
+    for axis, (fmt, label) in zip(axes[len(formats) :], chosen, strict=True):
+        column = fmt.labels.index(label)
+        low, middle, high = (track.of(fmt, kind, times)[:, column] for kind in ("low", measure(fmt), "high"))
+        axis.fill_between(times, low, high, color=BAND_COLOUR, linewidth=0)
+        axis.plot(times, middle, color=LINE, linewidth=1.2)
+        axis.set_ylim(0, fmt.value_numbers[-1])
+        axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
+        axis.tick_params(labelsize=6)
+        axis.spines[["top", "right"]].set_visible(False)
+    if chosen:
+        axes[len(formats)].set_title("dark: expected value; light: 80 % of the probability", fontsize=8, loc="left")
+    axes[-1].set_xlabel("seconds", fontsize=8)
+    axes[-1].tick_params(axis="x", labelsize=7)
+    figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def _heading(fmt: AUFormat) -> str:
+    kinds = {"occurrence": "probability of presence", "intensity": "expected intensity, 0 to 5"}
+    return f"{fmt.name}: {kinds.get(fmt.scale, 'expected strength, 0 to 1')}"
+
+
+def chosen_curves(track: Track, times: np.ndarray, formats: Sequence[AUFormat], curves) -> list[tuple[AUFormat, str]]:
+    """(format, label) of each curve: of a scale with a band where there is one."""
+    order = sorted(formats, key=lambda fmt: ("intensity", "continuous", "occurrence").index(fmt.scale))
+    if curves:
+        return [next((fmt, label) for fmt in order if label in fmt.labels) for label in curves]
+    fmt = order[0]
+    low, high = np.nanpercentile(track.of(fmt, measure(fmt), times), [5, 95], axis=0)
+    most = np.argsort(low - high, kind="stable")[:CURVES]
+    return [(fmt, fmt.labels[number]) for number in sorted(most)]

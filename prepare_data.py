@@ -34,7 +34,8 @@ from au_llava.au_datasets.records import (
     write_shard,
 )
 from au_llava.au_datasets.rendered import RENDERED_METADATA, sample_records, subject_name
-from au_llava.au_datasets.sources import finish_source, parts_of, prepare_shard, start_source
+from au_llava.au_datasets.sources import Crop, finish_source, parts_of, prepare_shard, start_source
+from au_llava.faces_au import DETECTORS
 
 IMAGES_PER_SHARD = 240
 RENDERED_FEATURES = record_features(RENDERED_METADATA)
@@ -101,11 +102,16 @@ def prepare_source(args: argparse.Namespace) -> dict:
     source = args.open_source(args)
     if args.test is not None and (args.tested or any(clip.part for clip in source.clips)):
         raise ValueError("--test draws whom to test, but --tested or the dataset itself says so already")
+    crop = args.crop and Crop(args.crop, args.images or args.root, args.faces, args.detector or "packaged")
+    if crop:
+        crop.check()
+    elif args.faces or args.detector:
+        raise ValueError("--faces and --detector say where the faces are that --crop cuts out: give --crop SIZE too")
     args.test = 0.1 if args.test is None else args.test
     parts = parts_of(source, args.validation, args.test, args.seed, args.protocol, args.folds, args.tested)
     beside = ("out", "workers", "prepare", "open_source", "dataset", "root")  # what the content does not depend on
     arguments = {name: _plain(value) for name, value in vars(args).items() if name not in beside}
-    arguments, jobs = start_source(source, parts, arguments, args.out)
+    arguments, jobs = start_source(source, parts, arguments, args.out, crop)
     left = sum(len(clips) for *_, clips in jobs)
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -206,6 +212,15 @@ def add_sources(datasets) -> None:
         parser.add_argument("--out", type=Path, required=True, help="folder for the records; resumed if it has some")
         parser.add_argument("--workers", type=_positive, default=os.cpu_count(), help="processes (default: all cores)")
         known = [each.name for each in PROTOCOLS.values() if name.startswith(each.dataset) and name != "bp4d-plus"]
+        crops = parser.add_argument_group(
+            "crops",
+            "Images stay where they are, unless you ask for copies of the face alone, as rendered faces are cut.",
+        )
+        crops.add_argument("--crop", type=_positive, metavar="SIZE", help="side of the copies in pixels")
+        crops.add_argument(
+            "--faces", type=_path, metavar="CSV", help="eyes, landmarks or boxes that you have (faces_au.py)"
+        )
+        crops.add_argument("--detector", choices=DETECTORS[:2], help="finds them otherwise (default: packaged)")
         parts = parser.add_argument_group(
             "parts", "of the records: who trains, validates and is tested. By default drawn by subject."
         )

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..action_units import FORMATS
-from .reading import Clip, Known, Source, check_root, find_files, find_folders, join
+from .reading import Clip, Known, Picture, Source, check_root, find_files, find_folders, join
 from .records import Defects
 
 _KNOWN = Known({"subjects": 123, "clips": 593, "images": 593})
@@ -55,5 +55,5 @@ def read_clip(clip: Clip, defects: Defects) -> Iterator[dict]:
     values = [float(label in present) for label in FORMATS["ck-plus"].labels]
     frame = int(stem.rpartition("_")[2])
     image = clip.images / f"{stem}.png"
-    images = [(frame, {"bytes": None, "path": str(image)})] if image.is_file() else []
+    images = [(frame, Picture(str(image)))] if image.is_file() else []
     yield from join("ck-plus", clip, images, {"ck-plus": {frame: values}}, defects)

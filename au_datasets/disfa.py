@@ -28,7 +28,6 @@ from .reading import (
     by_frame,
     check_root,
     child_folder,
-    clip_images,
     find_files,
     find_folders,
     has_images,
@@ -37,6 +36,7 @@ from .reading import (
     numbered_images,
     on_scale,
     read_numbers,
+    video_frames,
 )
 from .records import Defects
 
@@ -168,8 +168,9 @@ def read_clip(offset: int, clip: Clip, defects: Defects) -> Iterator[dict]:
     """The records of one person seen by one camera; `offset` is added to image numbers to get label frames."""
     where = f"{clip.subject}/{clip.name}"
     labels = read_intensities(clip.labels, where, defects)
-    frames = clip_images(clip, labels, defects)
-    if not clip.images.is_file():
+    if clip.images.is_file():
+        frames = video_frames(clip.images, labels, where, defects)
+    else:
         frames = image_files(numbered_images(clip.images, where, defects), offset)
     bad = BAD_FRAMES.get(clip.subject, frozenset())
     yield from join("disfa", clip, frames, {"disfa": labels}, defects, lambda frame: {"bad_frame": frame in bad})

@@ -6,6 +6,7 @@ a `Source`: clips to read and a `read(clip, defects)` that yields records. Unusu
 - A label that is missing, marked unknown or off its scale becomes NaN; what is strange is counted in `Defects`.
 - Frames of a video are stored in the table as JPEG (quality 95): one file a clip that is there completely or not at
   all makes a run resumable, and 130,000 loose files are spared. Images that exist as files stay paths.
+- A reader yields records whose `image` is a `Picture`, which knows its file: crops are made from it.
 """
 
 import hashlib
@@ -47,6 +48,28 @@ class Clip:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """An image as readers find it."""
+
+    path: str  # of the image, or of the video
+    number: int = 1  # of the frame in the video, from 1
+    frame: Image.Image | None = None  # of the video
+
+    def stored(self) -> dict:
+        """The image of a record: the path of a file, the JPEG of a video's frame."""
+        if self.frame is None:
+            return {"bytes": None, "path": self.path}
+        return {"bytes": jpeg(self.frame), "path": None}
+
+    def open(self) -> Image.Image:
+        """In RGB."""
+        if self.frame is not None:
+            return self.frame
+        with Image.open(self.path) as image:
+            return image.convert("RGB")
+
+
+@dataclass(frozen=True)
 class Known:
     """What a complete copy holds, to compare with: numbers of subjects, clips, images, and of present AUs by format."""
 
@@ -63,7 +86,8 @@ class Source:
         root: where it lies.
         layout: which of the known forms of the dataset this copy has.
         clips: what there is to read.
-        read: gives the records of a clip, without their `part`, and adds what is wrong with it to the defects.
+        read: gives the records of a clip, without their `part` and with a `Picture` as image, and adds what is wrong
+            with it to the defects.
         clips_per_shard: how many clips are written as one file.
         metadata: column -> type, beside the fixed columns of a record.
         known: what a complete copy holds.
@@ -221,7 +245,7 @@ def on_scale(values: np.ndarray, name: str, where: str, defects: Defects, unknow
 def join(
     dataset: str,
     clip: Clip,
-    images: Iterable[tuple[int, dict | None]],
+    images: Iterable[tuple[int, Picture]],
     labels: Mapping[str, Mapping[int, list[float]]],
     defects: Defects,
     metadata: Callable[[int], dict] = lambda frame: {},
@@ -229,7 +253,7 @@ def join(
     """The records of a clip, without their `part`: one per frame that has an image and labels, and per format.
 
     Args:
-        images: (frame number, image) as they come; an image is a dict of "bytes" and "path".
+        images: (frame number, picture) as they come.
         labels: format name -> frame number -> values. Frames without an image, and images without labels, are counted.
         metadata: further columns of a frame.
     """
@@ -256,28 +280,23 @@ def join(
         defects.add("labelled frames without an image, left out", f"{where} frame {min(missing)}", len(missing))
 
 
-def image_files(images: Mapping[int, str], offset: int = 0) -> Iterator[tuple[int, dict]]:
-    """(frame number, image) of files that stay where they are, in the order of the numbers plus `offset`."""
+def image_files(images: Mapping[int, str], offset: int = 0) -> Iterator[tuple[int, Picture]]:
+    """(number plus `offset`, picture) of files by number, in order."""
     for number in sorted(images):
-        yield number + offset, {"bytes": None, "path": images[number]}
+        yield number + offset, Picture(images[number])
 
 
-def video_frames(
-    path: Path, wanted: Collection[int], where: str, defects: Defects
-) -> Iterator[tuple[int, dict | None]]:
-    """(frame number from 1, image) of a video, decoded once from its start, so that no seek can miss a frame.
+def video_frames(path: Path, wanted: Collection[int], where: str, defects: Defects) -> Iterator[tuple[int, Picture]]:
+    """(frame number from 1, picture) of a video, decoded once from its start, so that no seek can miss a frame.
 
-    The image is None where the number is not `wanted`. A video that breaks off is counted.
+    Frames that are not `wanted` come without their image. A video that breaks off is counted.
     """
     number = 0
     try:
         with av.open(str(path)) as video:
             video.streams.video[0].thread_type = "AUTO"
             for number, frame in enumerate(video.decode(video=0), start=1):
-                image = None
-                if number in wanted:
-                    image = {"bytes": jpeg(frame.to_image()), "path": None}
-                yield number, image
+                yield number, Picture(str(path), number, frame.to_image() if number in wanted else None)
     except (av.FFmpegError, IndexError) as error:  # IndexError: a file without a video stream
         defects.add("videos that cannot be decoded to their end", f"{where}: stops after frame {number} ({error})")
 
@@ -288,8 +307,8 @@ def jpeg(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def clip_images(clip: Clip, wanted: Collection[int], defects: Defects) -> Iterator[tuple[int, dict | None]]:
-    """(frame number, image) of a clip's video, counted from 1, or of its folder, numbered by file name."""
+def clip_images(clip: Clip, wanted: Collection[int], defects: Defects) -> Iterator[tuple[int, Picture]]:
+    """(frame number, picture) of a clip's video, counted from 1, or of its folder, numbered by file name."""
     where = f"{clip.subject}/{clip.name}"
     if clip.images is not None and clip.images.is_file():
         return video_frames(clip.images, wanted, where, defects)

@@ -1,18 +1,20 @@
-"""Turn a `Source` into a folder of records: parts, shards, resuming, the manifest and what a complete copy would hold.
+"""Turn a `Source` into a folder of records: parts, crops, shards, the manifest and what a complete copy would hold.
 
 A shard is one Parquet file of whole clips of one part. It exists completely or not at all, and carries the defects
 that were found while it was written; a run that was killed is repeated and writes the shards that are missing.
 """
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 
 from datasets import Value
 
 from ..action_units import FORMATS
+from ..faces_au import FacesTable, YuNet, crop_face
 from .folds import assign_parts, kfold, protocol_split, split_parts
-from .reading import Clip, Known, Source
+from .reading import Clip, Known, Picture, Source, jpeg
 from .records import PARTS, Defects, finish_folder, record_features, shard_path, start_folder, write_shard
 
 
@@ -58,17 +60,75 @@ def plan_shards(source: Source, parts: Mapping[Clip, str], out: Path) -> list[tu
     return shards
 
 
+@dataclass(frozen=True)
+class Crop:
+    """Cuts out the largest face, its eyes level and where rendered faces have them.
+
+    Args:
+        size: side of the crop in pixels.
+        base: the folder that a table's paths may begin at.
+        faces: a table as `FacesTable` reads it, its files absolute or below `base`, or the names of videos.
+        detector: finds the faces that no table gives: one of `DETECTORS`.
+    """
+
+    size: int
+    base: Path
+    faces: Path | None = None
+    detector: str = "packaged"
+
+    def __call__(self, picture: Picture) -> dict | None:
+        """The image of a record, a JPEG; None where there is no face."""
+        image = picture.open()
+        finder = _finder(self.faces, self.detector)
+        if self.faces is None:
+            found = finder(image)
+        else:
+            path = Path(picture.path)
+            names = [str(path), str(path.relative_to(self.base)) if path.is_relative_to(self.base) else ""]
+            names += [path.name] * (picture.frame is not None)  # images of different people share names, videos do not
+            found = next(
+                (finder.faces[name, picture.number] for name in names if (name, picture.number) in finder.faces), []
+            )
+        if not found:
+            return None
+        largest = max(found, key=lambda face: face.box[2] * face.box[3])
+        return {"bytes": jpeg(crop_face(image, largest.eyes, self.size)), "path": None}
+
+    def check(self) -> None:
+        """Raise ValueError or OSError where the table or the detector cannot be used."""
+        _finder(self.faces, self.detector)
+
+
+@lru_cache(maxsize=1)  # once per process
+def _finder(faces: Path | None, detector: str) -> YuNet | FacesTable:
+    return YuNet(detector) if faces is None else FacesTable(faces)
+
+
 def prepare_shard(job: tuple) -> int:
     """Write one shard of a source; returns its number of clips. May run in a worker process."""
-    source, path, part, clips = job
+    source, crop, path, part, clips = job
     defects = Defects()
-    records = ({**record, "part": part} for clip in clips for record in source.read(clip, defects))
+
+    def records() -> Iterator[dict]:
+        picture = image = None
+        for clip in clips:
+            for record in source.read(clip, defects):
+                if record["image"] is not picture:  # adjacent rows show the same one
+                    picture = record["image"]
+                    image = crop(picture) if crop else picture.stored()
+                    if image is None:
+                        defects.add("frames without a face, left out", f"{clip.subject}/{clip.name} {record['frame']}")
+                if image is not None:
+                    yield {**record, "image": image, "part": part}
+
     features = record_features({name: Value(dtype) for name, dtype in source.metadata.items()})
-    write_shard(records, features, path, defects)
+    write_shard(records(), features, path, defects)
     return len(clips)
 
 
-def start_source(source: Source, parts: Mapping[Clip, str], arguments: Mapping, out: Path) -> tuple[dict, list[tuple]]:
+def start_source(
+    source: Source, parts: Mapping[Clip, str], arguments: Mapping, out: Path, crop: Crop | None = None
+) -> tuple[dict, list[tuple]]:
     """Make `out` ready: all arguments that the content depends on, and the jobs of `prepare_shard` that are left.
 
     Raises ValueError where `out` was made with other arguments or from other label files.
@@ -82,7 +142,7 @@ def start_source(source: Source, parts: Mapping[Clip, str], arguments: Mapping, 
     }
     start_folder(out, arguments)
     shards = plan_shards(source, parts, out)
-    return arguments, [(source, *shard) for shard in shards if not shard[0].is_file()]
+    return arguments, [(source, crop, *shard) for shard in shards if not shard[0].is_file()]
 
 
 def finish_source(source: Source, arguments: Mapping, out: Path) -> dict:

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from ..action_units import FORMATS, get_format
-from .reading import IMAGE_SUFFIXES, Clip, Known, Source, check_root, join, on_scale
+from .reading import IMAGE_SUFFIXES, Clip, Known, Picture, Source, check_root, join, on_scale
 from .records import Defects
 
 _KNOWN_EMOTIONET = Known({"images": 24600})  # the number in the file's name
@@ -108,7 +108,7 @@ def read_clip(
             continue
         labels[frame] = row
         if rows.images[number]:
-            images.append((frame, {"bytes": None, "path": rows.images[number]}))
+            images.append((frame, Picture(rows.images[number])))
     yield from join(dataset, clip, images, {name: labels}, defects)
 
 

@@ -11,6 +11,7 @@ from au_llava.au_datasets.folds import (
     person_key,
     protocol_parts,
     protocol_split,
+    split_parts,
 )
 
 FRACTIONS = {"train": 0.85, "validation": 0.05, "test": 0.10}
@@ -67,6 +68,7 @@ def test_check_disjoint_catches_people_shared_across_datasets():
         (("disfa+", "SN001"), ("disfa", "SN001"), True),
         (("fera2015", "M001"), ("bp4d", "M001"), True),
         (("bp4d", "F001"), ("bp4d+", "F001"), False),  # numbered separately
+        (("bp4d-plus", "f001"), ("bp4d+", "F001"), True),
         (("feafa", "PV001"), ("disfa", "SN001"), False),
         (("rendered", "a"), ("rendered", "A"), False),  # names of other datasets stay as they are
     ],
@@ -95,6 +97,16 @@ def test_kfold_depends_on_names_and_seed_only():
     assert kfold(SUBJECTS, 5, seed=1) != folds
     # Known values: the deal must not change between platforms or versions.
     assert kfold("abcdefg", 3, seed=0) == {"K1": ("a", "e", "f"), "K2": ("c", "g"), "K3": ("b", "d")}
+
+
+def test_drawn_parts_split_as_published_ones_do():
+    folds = kfold("abcdefg", 3, seed=0)  # K1: a e f, K2: c g, K3: b d
+    split = split_parts(folds, "K2", seed=0, validation=0.2)
+    assert split["test"] == ["c", "g"]
+    assert len(split["validation"]) == 1
+    assert sorted(split["train"] + split["validation"]) == ["a", "b", "d", "e", "f"]
+    with pytest.raises(ValueError, match="no part 'K4' to test; choose one of K1, K2, K3"):
+        split_parts(folds, "K4", seed=0, validation=0.2)
 
 
 @pytest.mark.parametrize("folds", [0, 1, 4])

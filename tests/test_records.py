@@ -13,6 +13,7 @@ from PIL import Image
 from au_llava.action_units import FORMATS
 from au_llava.au_datasets.records import (
     MANIFEST,
+    Defects,
     finish_folder,
     group_by_image,
     load_records,
@@ -81,6 +82,47 @@ def test_manifest_counts(folder):
     assert manifest["values"]["bp4d"]["AU1"] == {"0": 2, "not annotated": 1}
     assert manifest["values"]["bp4d"]["AU6"] == {"0": 2, "1": 1}
     assert manifest["warnings"] == ["made up"]
+
+
+def test_defects_of_shards_reach_the_manifest(tmp_path):
+    """Counts add up over shards, and the first five examples are kept."""
+    start_folder(tmp_path, {})
+    for number in range(2):
+        defects = Defects()
+
+        def rows(number=number, defects=defects):
+            yield record(frame=number)
+            for k in range(4):
+                defects.add("odd rows", f"{number}.{k}", count=2)
+
+        write_shard(rows(), FEATURES, shard_path(tmp_path, "train", number, 2), defects)
+    manifest = finish_folder(tmp_path, {}, ["first"], known=lambda manifest: [manifest["images"]])
+    assert manifest["warnings"] == ["first", "odd rows: 16 (0.0, 0.1, 0.2, 0.3, 1.0 …)"]
+    assert manifest["known"] == [2]
+    assert manifest["images_per_clip"] == {"a": {"1": 2}}
+
+
+def test_a_folder_without_records_is_not_finished(tmp_path):
+    start_folder(tmp_path, {})
+    write_shard([], FEATURES, shard_path(tmp_path, "train", 0, 1))
+    with pytest.raises(ValueError, match="no image with labels was found: all gone"):
+        finish_folder(tmp_path, {}, ["all gone"])
+
+
+def test_shards_are_written_as_records_come(tmp_path):
+    """An endless number of records needs no more memory than a group of them: groups of about 32 MB."""
+    big = bytes(10_000_000)
+    taken = []
+
+    def rows():
+        for frame in range(8):
+            taken.append(len(list(tmp_path.iterdir())))
+            yield record(frame=frame, content=big)
+
+    write_shard(rows(), FEATURES, tmp_path / "data-0.parquet")
+    assert taken == [1] * 8  # the unfinished file is there from the start
+    file = pq.ParquetFile(tmp_path / "data-0.parquet")
+    assert [file.metadata.row_group(k).num_rows for k in range(file.num_row_groups)] == [4, 4]
 
 
 def test_part_and_formats_select_rows(folder):

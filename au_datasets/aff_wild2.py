@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ..action_units import FORMATS
 from .gft import au_columns
 from .reading import (
     Clip,
@@ -30,9 +29,8 @@ from .reading import (
     image_files,
     join,
     numbered_images,
-    on_scale,
     read_header,
-    read_numbers,
+    read_labels,
 )
 from .records import Defects
 
@@ -69,17 +67,10 @@ def read_clip(clip: Clip, defects: Defects) -> Iterator[dict]:
     path, where = clip.labels[0], clip.name
     header = read_header(path)
     columns = au_columns(header)
-    if not columns:
-        defects.add("label files whose header names no AUs", f"{where}: {','.join(header)}")
-    table = read_numbers(path, where, defects, header=True, columns=len(header))
-    values = np.full((len(table), len(FORMATS["aff-wild2"].labels)), np.nan)
-    for index, label in enumerate(FORMATS["aff-wild2"].labels):
-        if label in columns:
-            values[:, index] = table[:, columns[label]]
-    values = on_scale(values, "aff-wild2", where, defects, UNKNOWN)
+    frames, values = read_labels(path, header, columns, "aff-wild2", UNKNOWN, where, defects)
     known = ~np.isnan(values).all(axis=1)
-    labels = by_frame(np.flatnonzero(known) + 1.0, values[known], where, defects)
+    labels = by_frame(frames[known], values[known], where, defects)
     images = numbered_images(clip.images, where, defects)
-    unknown = set((np.flatnonzero(~known) + 1).tolist())
+    unknown = set(frames[~known].tolist())
     images = {number: image for number, image in images.items() if number not in unknown}
     yield from join("aff-wild2", clip, image_files(images), {"aff-wild2": labels}, defects)

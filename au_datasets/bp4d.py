@@ -43,6 +43,7 @@ from .reading import (
     numbered_images,
     on_scale,
     read_header,
+    read_labels,
     read_numbers,
 )
 from .records import Defects
@@ -137,12 +138,9 @@ def read_clip(dataset: str, graded: bool, clip: Clip, defects: Defects) -> Itera
     if 0 in images:
         defects.add("clips whose images start at 0 though labels start at 1", where)
     # A recording is much longer than its coded span, so images outside the span are no defect.
-    spanned = {number: path for number, path in images.items() if _inside(number, labels["bp4d"])}
+    first, last = min(labels["bp4d"], default=0), max(labels["bp4d"], default=-1)
+    spanned = {number: path for number, path in images.items() if first <= number <= last}
     yield from join(dataset, clip, image_files(spanned), labels, defects)
-
-
-def _inside(number: int, labels: dict) -> bool:
-    return bool(labels) and min(labels) <= number <= max(labels)
 
 
 def read_occurrence(path: Path, defects: Defects) -> dict[int, list[float]]:
@@ -152,14 +150,9 @@ def read_occurrence(path: Path, defects: Defects) -> dict[int, list[float]]:
     if columns is None:
         defects.add("label files whose header names no AUs", f"{path.name}: {','.join(header[:5])},…")
         return {}
-    table = read_numbers(path, path.name, defects, header=True, columns=len(header))
-    values = np.full((len(table), len(FORMATS["bp4d"].labels)), np.nan)
-    for index, label in enumerate(FORMATS["bp4d"].labels):
-        if int(label[2:]) in columns:
-            values[:, index] = table[:, columns[int(label[2:])]]
-        else:
-            defects.add("label files without a column for an AU", f"{path.name}: {label}")
-    return by_frame(table[:, 0], on_scale(values, "bp4d", path.name, defects, UNKNOWN), path.name, defects)
+    columns = {f"AU{number}": column for number, column in columns.items()}
+    frames, values = read_labels(path, header, columns, "bp4d", UNKNOWN, path.name, defects, frame_column=0)
+    return by_frame(frames, values, path.name, defects)
 
 
 def occurrence_columns(header: list[str]) -> dict[int, int] | None:
@@ -185,7 +178,7 @@ def read_intensities(paths: list[Path], where: str, defects: Defects) -> dict[in
     for path in paths:
         label = "AU" + re.search(r"[1-9]\d*", path.parent.name)[0]
         if label in labels:
-            table = read_numbers(path, path.name, defects, header=False, columns=2)
+            table = read_numbers(path, path.name, defects, header=False, width=2)
             values = on_scale(table[:, 1], "bp4d-intensity", path.name, defects, UNKNOWN)
             columns[label] = by_frame(table[:, 0], values, path.name, defects)
     for label in labels:

@@ -183,7 +183,7 @@ def read_intensities(paths: Sequence[Path], where: str, defects: Defects) -> dic
     for path in paths:
         label = "AU" + re.search(r"au0*(\d+)$", path.stem, re.IGNORECASE)[1]
         if label in labels:
-            table = read_numbers(path, path.name, defects, header=False, columns=2)
+            table = read_numbers(path, path.name, defects, header=False, width=2)
             values = on_scale(table[:, 1], "disfa", path.name, defects)
             columns[label] = by_frame(table[:, 0], values, path.name, defects)
     for label in labels:

@@ -14,9 +14,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
-from ..action_units import FORMATS
 from .reading import (
     Clip,
     Known,
@@ -27,9 +24,8 @@ from .reading import (
     find_folders,
     has_images,
     join,
-    on_scale,
     read_header,
-    read_numbers,
+    read_labels,
 )
 from .records import Defects
 
@@ -71,18 +67,9 @@ def read_clip(clip: Clip, defects: Defects) -> Iterator[dict]:
     path, where = clip.labels[0], clip.name
     header = read_header(path)
     columns = au_columns(header)
-    table = read_numbers(path, where, defects, header=True, columns=len(header))
-    values = np.full((len(table), len(FORMATS["gft"].labels)), np.nan)
-    for index, label in enumerate(FORMATS["gft"].labels):
-        if label in columns:
-            values[:, index] = table[:, columns[label]]
-        else:
-            defects.add("label files without a column for an AU", f"{where}: {label}")
-    named = [column for column, cell in enumerate(header) if re.search("frame", cell, re.IGNORECASE)]
-    if named:
-        frames = table[:, named[0]]
-    else:
+    numbered = next((column for column, cell in enumerate(header) if "frame" in cell.lower()), None)
+    if numbered is None:
         defects.add("label files without a column of frames, lines counted from 1", where)
-        frames = np.arange(1.0, len(table) + 1)
-    labels = by_frame(frames, on_scale(values, "gft", where, defects, UNKNOWN), where, defects)
+    frames, values = read_labels(path, header, columns, "gft", UNKNOWN, where, defects, numbered)
+    labels = by_frame(frames, values, where, defects)
     yield from join("gft", clip, clip_images(clip, labels, defects), {"gft": labels}, defects)

@@ -13,7 +13,7 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -168,16 +168,14 @@ def numbered_images(folder: Path | None, where: str, defects: Defects) -> dict[i
         defects.add("clips without images", where)
         return images
     for name in sorted(os.listdir(folder)):
-        stem, suffix = os.path.splitext(name)
-        number = re.search(r"\d+$", stem)
-        if suffix.lower() not in IMAGE_SUFFIXES:
+        stem, dot, suffix = name.rpartition(".")
+        if (dot + suffix).lower() not in IMAGE_SUFFIXES:
             continue
-        if number is None:
+        digits = stem if stem.isdecimal() else re.search(r"\d*$", stem)[0]
+        if not digits:
             defects.add("images without a frame number in their name", f"{where}/{name}")
-        elif int(number[0]) in images:
+        elif images.setdefault(int(digits), f"{folder}{os.sep}{name}") != f"{folder}{os.sep}{name}":
             defects.add("images with the frame number of another one, left out", f"{where}/{name}")
-        else:
-            images[int(number[0])] = os.path.join(folder, name)
     return images
 
 
@@ -188,12 +186,16 @@ def read_header(path: Path, delimiter: str = ",") -> list[str]:
         return [cell.strip().strip("'\"").strip() for cell in file.readline().rstrip("\r\n").split(delimiter)]
 
 
-def read_numbers(path: Path, where: str, defects: Defects, header: bool, columns: int | None = None) -> np.ndarray:
-    """(rows, columns) float64 of a comma separated file; an empty cell is NaN.
+def read_numbers(
+    path: Path, where: str, defects: Defects, header: bool, width: int, take: Sequence[int] | None = None
+) -> np.ndarray:
+    """(rows, columns) float64 of a comma separated file of `width` columns; an empty cell is NaN.
 
-    Lines with another number of cells are left out and counted. A file that cannot be read, or that does not have
-    `columns` columns, is counted and gives no rows.
+    Lines with another number of cells are left out and counted. A file that cannot be read is counted and gives no
+    rows. `take` says which columns to convert, and in which order: all by default.
     """
+    names = [str(column) for column in range(width)]
+    taken = names if take is None else [str(column) for column in take]
 
     def skip(line):
         defects.add("label lines with a wrong number of cells, left out", f"{where}: {line.actual_columns} cells")
@@ -202,17 +204,45 @@ def read_numbers(path: Path, where: str, defects: Defects, header: bool, columns
     try:
         table = csv.read_csv(
             path,
-            csv.ReadOptions(use_threads=False, skip_rows=int(header), autogenerate_column_names=True),
+            csv.ReadOptions(use_threads=False, skip_rows=int(header), column_names=names),
             csv.ParseOptions(invalid_row_handler=skip),
+            csv.ConvertOptions(column_types=dict.fromkeys(taken, pa.float64()), include_columns=taken),
         )
-        numbers = np.column_stack([column.cast(pa.float64()).to_numpy() for column in table.columns])
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+    except (pa.ArrowInvalid, OSError) as error:
         defects.add("label files that cannot be read", f"{where}: {str(error).splitlines()[0]}")
-        return np.empty((0, columns or 1))
-    if columns is not None and numbers.shape[1] != columns:
-        defects.add("label files with a wrong number of columns", f"{where}: {numbers.shape[1]}, expected {columns}")
-        return np.empty((0, columns))
-    return numbers
+        return np.empty((0, len(taken)))
+    return np.column_stack([column.to_numpy() for column in table.columns])
+
+
+def read_labels(
+    path: Path,
+    header: Sequence[str],
+    columns: Mapping[str, int],
+    name: str,
+    unknown: Collection[float],
+    where: str,
+    defects: Defects,
+    frame_column: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Frame numbers (rows,) and values (rows, labels of format `name`) of a file with a header.
+
+    Args:
+        columns: AU label -> column. A label without one is NaN, and counted.
+        unknown: values that mean not annotated.
+        frame_column: holds the frame numbers; without it lines are counted from 1.
+    """
+    labels = FORMATS[name].labels
+    found = [label for label in labels if label in columns]
+    if len(found) < len(labels):
+        lacking = [label for label in labels if label not in columns]
+        defects.add("label files without a column for some AUs", f"{where}: {' '.join(lacking)}")
+    take = ([] if frame_column is None else [frame_column]) + [columns[label] for label in found]
+    table = read_numbers(path, where, defects, True, len(header), take)
+    values = np.full((len(table), len(labels)), np.nan)
+    if found:
+        values[:, [labels.index(label) for label in found]] = table[:, -len(found) :]
+    frames = np.arange(1.0, len(table) + 1) if frame_column is None else table[:, 0]
+    return frames, on_scale(values, name, where, defects, unknown)
 
 
 def by_frame(frames: np.ndarray, values: np.ndarray, where: str, defects: Defects) -> dict[int, list[float]]:

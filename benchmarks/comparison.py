@@ -7,8 +7,7 @@ Four systems, from scratch on the training people, thresholds chosen on the vali
 - slots, free: this project's model (tower pre-training, then train_sft.py), read by slots and by free decoding;
 - single: copies of it that learn one format each, with the same number of steps each;
 - separate: three discriminative networks, a timm ResNet of the tower's shape with a linear head each, BCE for
-  occurrence and MSE for the other scales; each gets as much processor time as the whole model took (so three times as
-  much in all).
+  occurrence and MSE for the other scales; together they get the processor time that the one model took.
 
 Finished steps are not repeated: start the same command to go on. Writes OUT/comparison.json; needs timm (with
 torchvision), which nothing else here does.
@@ -272,7 +271,8 @@ def main():
     for name in formats:
         kept = out / "eval" / f"separate-{name}" / "predictions.parquet"
         if not kept.is_file():
-            gather(train_separate(name, base, arguments.data, arguments.test, seconds["ours"], out), kept.parent)
+            share = seconds["ours"] / len(formats)
+            gather(train_separate(name, base, arguments.data, arguments.test, share, out), kept.parent)
         separate += datasets.Dataset.from_parquet(str(kept)).to_list()
     gather(separate, out / "eval" / "separate")
 

@@ -179,7 +179,7 @@ def save_video(path: Path, faces: Iterable[dict], plan: Plan) -> None:
         raise OSError(f"{path} cannot be written: {error}.") from error
 
 
-def _note(face: dict, formats: Sequence[AUFormat]) -> list[tuple[str, float]]:
+def _note(face: dict, formats: Sequence[AUFormat]) -> list[tuple[str, float | None]]:
     """(label, share of the scale) of the strongest AUs present, in the finest of the formats."""
     fmt = max(formats, key=lambda each: len(each.value_numbers))
     read = face["answers"][fmt.name]
@@ -188,27 +188,27 @@ def _note(face: dict, formats: Sequence[AUFormat]) -> list[tuple[str, float]]:
         for label, present, value in zip(fmt.labels, read["present"], read[measure(fmt)], strict=True)
         if present
     ]
-    return [(f"face {face['face_id']}", 0.0), *sorted(found, key=lambda pair: -pair[1])[:VIDEO_AUS]]
+    return [(f"face {face['face_id']}", None), *sorted(found, key=lambda pair: -pair[1])[:VIDEO_AUS]]
 
 
 def annotated(image: Image.Image, notes: Iterable[tuple]) -> Image.Image:
-    """A copy with boxes and, beside each, its notes: (box, [(text, length of the bar in [0, 1]), …])."""
+    """A copy with boxes and, beside each, its notes: (box, [(text, length of the bar in [0, 1] or None), …])."""
     image = image.copy()
     draw = ImageDraw.Draw(image, "RGBA")
-    unit = max(10, min(image.size) // 28)  # height of a line in pixels
-    font = ImageFont.load_default(unit * 0.8)
+    unit = max(10, min(image.size) // 24)  # height of a line in pixels
+    font = ImageFont.load_default(unit * 0.85)
     for (left, top, width, height), lines in notes:
         for colour, stroke in (("white", 4), (PRESENT_COLOUR, 2)):
             draw.rectangle((left, top, left + width, top + height), outline=colour, width=max(1, stroke * unit // 14))
-        panel = 9 * unit
+        panel, tall = 8 * unit, unit * (len(lines) + 0.4)
         x = left + width + 4 if left + width + 4 + panel <= image.size[0] else max(0, left - panel - 4)
-        y = min(max(0, top), max(0, image.size[1] - unit * (len(lines) + 0.6)))
-        draw.rectangle((x, y, x + panel, y + unit * (len(lines) + 0.6)), fill=(0, 0, 0, 150))
+        y = min(max(0, top), max(0, image.size[1] - tall))
+        draw.rectangle((x, y, x + panel, y + tall), fill=(0, 0, 0, 170))
         for line, (text, share) in enumerate(lines):
             place = y + unit * (line + 0.2)
             draw.text((x + 0.4 * unit, place), text, "white", font)
-            draw.rectangle(
-                (x + 4.2 * unit, place, x + (4.2 + 4.5 * share) * unit, place + 0.8 * unit),
-                fill=TINT if share else None,
-            )
+            if share is not None:
+                bar = (x + 3.7 * unit, place + 0.15 * unit, x + 7.6 * unit, place + 0.85 * unit)
+                draw.rectangle((*bar[:2], bar[0] + share * (bar[2] - bar[0]), bar[3]), fill=TINT)
+                draw.rectangle(bar, outline="white")
     return image

@@ -105,7 +105,8 @@ def draw_timeline(track: Track, times: np.ndarray, formats: Sequence[AUFormat], 
         axes[len(formats)].set_title("dark: expected value; light: 80 % of the probability", fontsize=8, loc="left")
     axes[-1].set_xlabel("seconds", fontsize=8)
     axes[-1].tick_params(axis="x", labelsize=7)
-    figure.suptitle(title, fontsize=9)
+    unseen = "; grey: not seen" if len(track.times) < len(times) else ""
+    figure.suptitle(title + unseen, fontsize=9)
     return figure
 
 

@@ -1,14 +1,37 @@
-"""The command for one's own images: table, CSV, picture, and files that cannot be read."""
+"""The command for one's own pictures and videos: what it reads, writes, draws, and how it goes on after a fault."""
 
 import csv
+import io
+import json
+import os
+import re
+import resource
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
 
+import av
+import numpy as np
+import pandas
 import pytest
+from conftest import ROOT
 from PIL import Image
 
-from au_llava.action_units import FORMATS, MAIN_FORMATS
+from au_llava import recognize_au
+from au_llava.action_units import FORMATS, MAIN_FORMATS, AUFormat
 from au_llava.au_datasets.records import load_records
-from au_llava.recognize_au import main, make_parser, openface_label
+from au_llava.au_datasets.rendered import render_face
+from au_llava.au_recognition import inputs, reading
+from au_llava.au_recognition.inputs import DamagedVideo, find_files, is_video, video_frames
+from au_llava.au_recognition.pictures import au_regions
+from au_llava.au_recognition.tables import Neutral, au_columns, openface_label
+from au_llava.faces_au import EYE_DISTANCE, EYE_HEIGHT
+from au_llava.recognize_au import main, make_parser, run
+
+FACE = 96
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +43,56 @@ def pictures(rendered_records, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def expressions():
+    """[person][expression] -> a rendered face; the people look different."""
+    return [
+        [Image.fromarray(render_face(values, subject=subject, size=FACE)) for values in ({}, {"AU12": 1}, {"AU26": 1})]
+        for subject in (3, 5)
+    ]
+
+
+@pytest.fixture(scope="module")
+def crowd(expressions, tmp_path_factory):
+    """A photograph of two people, the second the larger."""
+    photograph = Image.new("RGB", (420, 240), (90, 120, 150))
+    photograph.paste(expressions[0][1], (20, 60))
+    photograph.paste(expressions[1][0].resize((160, 160)), (220, 40))
+    path = tmp_path_factory.mktemp("crowd") / "crowd.png"
+    photograph.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def film(expressions, tmp_path_factory):
+    """24 frames of two people, 10 a second; the second one is away in frames 9 to 12, nobody is there in frame 20."""
+    path = tmp_path_factory.mktemp("film") / "film.mp4"
+    write_video(path, [film_frame(expressions, number) for number in range(1, 25)])
+    return path
+
+
+def film_frame(expressions, number):
+    picture = Image.new("RGB", (320, 160), (90, 120, 150))
+    if number != 20:
+        picture.paste(expressions[0][(number - 1) // 8], (10 + 2 * number, 30))
+        if not 9 <= number <= 12:
+            picture.paste(expressions[1][number % 3], (210 - number, 32))
+    return picture
+
+
+def write_video(path, pictures, times=None, **options):
+    """`times` in milliseconds; ten frames a second by default."""
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = *pictures[0].size, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for number, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_image(picture)
+            frame.pts, frame.time_base = times[number] if times else 100 * number, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
 def recognize(checkpoint, *words):
     return main(make_parser().parse_args([*map(str, words), "--model", str(checkpoint)]))
 
@@ -29,9 +102,12 @@ def read_csv(path):
         return list(csv.DictReader(handle))
 
 
+# What is written
+
+
 def test_folder_gives_table_csv_and_picture(tiny_checkpoint, pictures, tmp_path, capsys):
     out, picture = tmp_path / "aus.csv", tmp_path / "aus.png"
-    assert recognize(tiny_checkpoint, pictures, "--out", out, "--picture", picture) == 0
+    assert recognize(tiny_checkpoint, pictures, "--no-detect", "--out", out, "--picture", picture) == 0
     rows = read_csv(out)
     assert [row["file"] for row in rows] == [str(pictures / f"face{number}.png") for number in range(3)]
     for row in rows:
@@ -41,61 +117,398 @@ def test_folder_gives_table_csv_and_picture(tiny_checkpoint, pictures, tmp_path,
             assert (float(row[f"{name}_p"]) >= 0.5) == (row[f"{name}_c"] == "1.0")
         assert all(0 <= float(row[f"{openface_label(label)}_r"]) <= 5 for label in FORMATS["disfa"].labels)
         assert all(0 <= float(row[openface_label(label)]) <= 1 for label in FORMATS["feafa"].labels)
-    assert len(rows[0]) == 1 + 2 * 12 + 12 + 24
+        assert (row["frame"], row["face_id"], row["timestamp"], row["success"]) == ("1", "0", "0.0", "1")
+    assert sum(name.startswith(("AU", "AD")) for name in rows[0]) == 2 * 12 + 12 + 24
     assert Image.open(picture).size[0] > 500
     shown = capsys.readouterr().out
     assert all(name in shown for name in (*MAIN_FORMATS, "face2.png"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["aus.csv", "aus.csv.provenance.json", "aus.png"]
+
+
+def test_header_is_read_by_pandas_r_and_pyfeat(tiny_checkpoint, film, tmp_path):
+    recognize(tiny_checkpoint, film, "--every", 4, "--out", tmp_path / "aus.csv", "--neutral", "median")
+    header = (tmp_path / "aus.csv").read_text().splitlines()[0].split(",")
+    assert header[1:6] == ["frame", "face_id", "timestamp", "confidence", "success"]  # OpenFace's FaceLandmarkVidMulti
+    assert len(set(header)) == len(header)
+    assert all(re.fullmatch(r"[A-Za-z][A-Za-z0-9._]*", name) for name in header)  # what R's make.names leaves alone
+    # py-feat's read_feat takes every column with "AU" in it as an AU, and the face's box from these
+    assert {"FaceRectX", "FaceRectY", "FaceRectWidth", "FaceRectHeight", "FaceScore"} <= set(header)
+    table = pandas.read_csv(tmp_path / "aus.csv")
+    units = table[[name for name in header if "AU" in name]]
+    assert all(dtype.kind == "f" for dtype in units.dtypes)
+    assert not {"AU12_r", "AU12_c", "AU12_p"} - set(units)
+
+
+def test_formats_that_clash_are_prefixed():
+    columns = au_columns([FORMATS["feafa"], FORMATS["disfa"]], change=True)
+    assert {"AU26", "AU26_r", "AU26_change", "AU26_r_change", "AU12L"} <= set(columns)
+    mine = AUFormat(name="mine", labels=("AU1", "AU7"), scale="intensity")
+    clash = au_columns([FORMATS["disfa"], mine])
+    assert {"disfa.AU01_r", "mine.AU01_r", "AU02_r", "AU07_r"} <= set(clash)
+    assert clash["mine.AU01_r"] == ("mine", 0, "expected")
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_other_tables_say_the_same(tiny_checkpoint, film, tmp_path, suffix):
+    words = [film, "--every", 5, "--formats", "bp4d", "disfa"]
+    recognize(tiny_checkpoint, *words, "--out", tmp_path / "aus.csv")
+    recognize(tiny_checkpoint, *words, "--out", tmp_path / f"aus{suffix}")
+    table = pandas.read_csv(tmp_path / "aus.csv")
+    if suffix == ".parquet":
+        other = pandas.read_parquet(tmp_path / "aus.parquet")
+        assert list(other) == list(table)
+        pandas.testing.assert_frame_equal(other, table, check_dtype=False)
+    else:
+        rows = [json.loads(line) for line in (tmp_path / "aus.jsonl").read_text().splitlines()]
+        assert [row["face_id"] for row in rows] == [None if np.isnan(each) else each for each in table["face_id"]]
+        smile = rows[0]["answers"]["disfa"]["AU12"]
+        assert smile["expected"] == table["AU12_r"][0]
+        assert smile["expected"] == pytest.approx(np.dot(smile["distribution"], range(6)), abs=1e-3)
+        assert smile["low"] == np.searchsorted(np.cumsum(smile["distribution"]), 0.1)
+        assert rows[0]["answers"]["bp4d"]["AU12"]["probability"] == table["AU12_p"][0]
+
+
+def test_provenance_is_in_the_sidecar(tiny_checkpoint, crowd, tmp_path):
+    recognize(tiny_checkpoint, crowd, "--out", tmp_path / "aus.csv")
+    content = json.loads((tmp_path / "aus.csv.provenance.json").read_text())
+    assert content["checkpoint"]["weights_sha256"]["model.safetensors"]
+    assert content["detector"]["name"] == "yunet"
+    assert content["counts"] == {"files": 1, "faces": 2, "frames_without_face": 0}
+    assert {"torch", "transformers"} <= content["versions"].keys()
+    assert content["decoding"] == "slots"
+
+
+# What is read
+
+
+def test_several_faces_are_found_where_they_are(tiny_checkpoint, crowd, tmp_path):
+    """The largest comes first; eyes lie where the renderer puts them, to 5 % of the crop."""
+    recognize(tiny_checkpoint, crowd, "--out", tmp_path / "found.csv")
+    found = read_csv(tmp_path / "found.csv")
+    assert [row["face_id"] for row in found] == ["0", "1"]
+    for row, (left, top, side) in zip(found, [(220, 40, 160), (20, 60, 96)], strict=True):
+        for eye, offset in (("right", -EYE_DISTANCE / 2), ("left", EYE_DISTANCE / 2)):
+            assert float(row[f"eye_{eye}_x"]) == pytest.approx(left + (0.5 + offset) * side, abs=0.05 * side)
+            assert float(row[f"eye_{eye}_y"]) == pytest.approx(top + EYE_HEIGHT * side, abs=0.05 * side)
+
+
+def test_own_table_of_faces_gives_the_same(tiny_checkpoint, film, tmp_path):
+    """What one run writes says where the faces are to another."""
+    recognize(tiny_checkpoint, film, "--every", 3, "--out", tmp_path / "found.csv")
+    recognize(tiny_checkpoint, film, "--every", 3, "--faces", tmp_path / "found.csv", "--out", tmp_path / "given.csv")
+    found, given = pandas.read_csv(tmp_path / "found.csv"), pandas.read_csv(tmp_path / "given.csv")
+    pandas.testing.assert_frame_equal(found.drop(columns=["success"]), given.drop(columns=["success"]), atol=0.02)
+
+
+def test_video_keeps_time_and_people(tiny_checkpoint, film, tmp_path):
+    assert recognize(tiny_checkpoint, film, "--out", tmp_path / "aus.csv") == 0
+    table = pandas.read_csv(tmp_path / "aus.csv")
+    np.testing.assert_allclose(table["timestamp"], (table["frame"] - 1) / 10, atol=1e-3)
+    assert list(table["frame"][table["face_id"] == 0]) == [n for n in range(1, 25) if n != 20]
+    assert list(table["frame"][table["face_id"] == 1]) == [n for n in range(1, 25) if n != 20 and not 9 <= n <= 12]
+    (empty,) = table[table["face_id"].isna()].to_dict("records")
+    assert (empty["frame"], empty["success"], empty["confidence"]) == (20, 0, 0)
+    assert np.isnan(empty["AU12_r"])
 
 
 def test_batches_do_not_matter(tiny_checkpoint, pictures, tmp_path):
-    recognize(tiny_checkpoint, pictures, "--out", tmp_path / "one.csv", "--batch_size", 1)
-    recognize(tiny_checkpoint, pictures, "--out", tmp_path / "all.csv", "--batch_size", 8)
+    recognize(tiny_checkpoint, pictures, "--no-detect", "--out", tmp_path / "one.csv", "--batch_size", 1)
+    recognize(tiny_checkpoint, pictures, "--no-detect", "--out", tmp_path / "all.csv", "--batch_size", 8)
     for one, other in zip(read_csv(tmp_path / "one.csv"), read_csv(tmp_path / "all.csv"), strict=True):
-        numbers = [name for name in one if name != "file"]
+        numbers = [name for name in one if name.startswith("AU")]
         assert [float(one[n]) for n in numbers] == pytest.approx([float(other[n]) for n in numbers], abs=2e-4)
 
 
-def test_unreadable_files_are_named_counted_and_skipped(tiny_checkpoint, pictures, tmp_path, capsys):
-    folder = tmp_path / "mixed"
-    shutil.copytree(pictures, folder)
-    (folder / "broken.jpg").write_bytes(b"no picture")
-    (folder / "empty.png").touch()
-    Image.new("RGB", (1, 1)).save(folder / "dot.png")
-    assert recognize(tiny_checkpoint, folder, "--out", tmp_path / "aus.csv", "--formats", "bp4d") == 1
-    errors = capsys.readouterr().err
-    assert all(name in errors for name in ("broken.jpg", "empty.png", "1 x 1"))
-    assert "3 of 6 files could not be read" in errors
-    assert len(read_csv(tmp_path / "aus.csv")) == 3
-
-
 def test_free_decoding_leaves_unread_cells_empty(tiny_checkpoint, pictures, tmp_path):
-    words = [
-        "--decoding",
-        "free",
-        "--formats",
-        "bp4d",
-        "--out",
-        tmp_path / "aus.csv",
-        "--picture",
-        tmp_path / "aus.png",
-    ]
+    words = ["--no-detect", "--decoding", "free", "--formats", "bp4d"]
+    words += ["--out", tmp_path / "aus.csv", "--picture", tmp_path / "aus.png"]
     assert recognize(tiny_checkpoint, pictures / "face0.png", *words) == 0
     assert read_csv(tmp_path / "aus.csv")[0]["AU01_p"] == ""
 
 
+def test_paths_patterns_and_lists(pictures, film, tmp_path, monkeypatch):
+    files = [pictures / f"face{number}.png" for number in range(3)]
+    assert find_files([pictures]) == find_files([pictures / "*.png"]) == files
+    assert find_files([files[2], pictures, film]) == [files[2], files[0], files[1], film]
+    assert find_files([pictures / "**" / "face1.png"]) == [files[1]]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{files[1]}\n\n{film}\n"))
+    assert find_files(["-"]) == [files[1], film]
+    (tmp_path / "notes.txt").touch()
+    for path, message in [(tmp_path, "no video in the folder"), (tmp_path / "*.jpg", "matches"), ("x.png", "no file")]:
+        with pytest.raises(FileNotFoundError, match=message):
+            find_files([path])
+
+
+def test_sampling_of_a_video(film):
+    assert [frame.number for frame in video_frames(film, every=7)] == [1, 8, 15, 22]
+    assert [frame.number for frame in video_frames(film, fps=2)] == [1, 6, 11, 16, 21]
+    assert [frame.number for frame in video_frames(film, fps=4)] == [1, 4, 6, 9, 11, 14, 16, 19, 21, 24]
+    assert len(list(video_frames(film, fps=100))) == 24
+    assert (inputs.count_frames(film, every=7), inputs.count_frames(film, fps=2)) == (4, 5)
+
+
+# The neutral face
+
+
+def face(number, person, probability, intensity):
+    answers = {"bp4d": {"probability": [probability] * 12}, "disfa": {"expected": [intensity] * 12}}
+    return {"file": "film.mp4", "frame": number, "face_id": person, "answers": answers}
+
+
+@pytest.mark.parametrize(
+    ("neutral", "changes"),
+    [
+        ("median", [(0.0, 0), (0.1, -1), (-0.1, 3), (0.0, 0)]),  # medians 0.2 and 1 of the first person
+        (1, [(0.0, 0), (0.1, -1), (-0.1, 3), (None, None)]),  # the second person is not in frame 1
+        (2, [(-0.1, 1), (0.0, 0), (-0.2, 4), (0.0, 0)]),
+        (
+            {"bp4d": {"probability": [0.5] * 12}, "disfa": {"expected": [2.0] * 12}},
+            [(-0.3, -1), (-0.2, -2), (-0.4, 2), (0.4, 3)],
+        ),
+    ],
+)
+def test_change_against_the_neutral_face(neutral, changes):
+    faces = [face(1, 0, 0.2, 1.0), face(2, 0, 0.3, 0.0), face(3, 0, 0.1, 4.0), face(2, 1, 0.9, 5.0)]
+    rest = Neutral(faces, [FORMATS["bp4d"], FORMATS["disfa"]], neutral)
+    for each, (probability, intensity) in zip(faces, changes, strict=True):
+        rest.add_change(each)
+        assert (
+            each["answers"]["bp4d"]["change"]
+            == [probability if probability is None else pytest.approx(probability)] * 12
+        )
+        assert each["answers"]["disfa"]["change"] == [intensity] * 12
+
+
+def test_neutral_picture(tiny_checkpoint, crowd, tmp_path):
+    recognize(tiny_checkpoint, crowd, "--neutral", crowd, "--out", tmp_path / "aus.csv")
+    largest, other = read_csv(tmp_path / "aus.csv")
+    assert float(largest["AU12_r_change"]) == pytest.approx(0, abs=1e-3)
+    difference = float(other["AU12_r"]) - float(largest["AU12_r"])
+    assert float(other["AU12_r_change"]) == pytest.approx(difference, abs=1e-3)
+
+
+# Pictures
+
+
+def test_pictures_of_a_video(tiny_checkpoint, film, tmp_path):
+    words = ["--timeline", tmp_path / "time.png", "--curves", "AU12", "AU43L", "--video", tmp_path / "drawn.mp4"]
+    assert recognize(tiny_checkpoint, film, *words) == 0
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["time-film-face0.png", "time-film-face1.png"]
+    drawn = list(video_frames(tmp_path / "drawn.mp4"))
+    assert [round(frame.time, 3) for frame in drawn] == [round(number / 10, 3) for number in range(24)]
+    before = [np.asarray(frame.image, float) for frame in video_frames(film)]
+    marked = [np.abs(np.asarray(frame.image, float) - plain).mean() for frame, plain in zip(drawn, before, strict=True)]
+    assert marked[19] < 3 < min(marked[:19])  # nothing is drawn where there is no face
+
+
+def test_regions_lie_where_the_muscles_do():
+    regions = au_regions(100)
+
+    def centre(label):
+        y, x = np.indices((100, 100))
+        weight = regions[label] / regions[label].sum()
+        return (x * weight).sum(), (y * weight).sum()
+
+    assert centre("AU1")[1] < centre("AU43L")[1] < centre("AU12")[1] < centre("AU17")[1]
+    assert centre("AU12L")[0] > 55 > 45 > centre("AU12R")[0]  # the person's left is on the right of the picture
+    assert 40 < centre("AU12")[0] < 60
+
+
+# Faults
+
+
+@pytest.fixture
+def mixed(pictures, tmp_path):
+    """Three good pictures and every kind of bad file; the bad ones and what is said of them."""
+    folder = tmp_path / "mixed"
+    shutil.copytree(pictures, folder)
+    whole = (pictures / "face0.png").read_bytes()
+    stream = io.BytesIO()
+    Image.open(pictures / "face0.png").resize((200, 200)).save(stream, "JPEG")
+    (folder / "truncated.jpg").write_bytes(stream.getvalue()[: len(stream.getvalue()) // 2])
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    (folder / "empty.png").touch()
+    (folder / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + whole)
+    Image.new("RGB", (1, 1)).save(folder / "dot.png")
+    Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
+    write_video(folder / "cut.mp4", [Image.new("RGB", (64, 64))] * 5)
+    (folder / "cut.mp4").write_bytes((folder / "cut.mp4").read_bytes()[:200])
+    (folder / "notes.txt").touch()
+    said = {"truncated.jpg": "truncated", "broken.jpg": "cannot be read", "empty.png": "cannot be read"}
+    said |= {"phone.heic": "cannot be read", "dot.png": "1 x 1", "bomb.png": "exceeds limit", "cut.mp4": "as a video"}
+    return folder, said
+
+
+def test_unreadable_files_are_named_counted_and_skipped(tiny_checkpoint, mixed, tmp_path, capsys):
+    folder, said = mixed
+    assert recognize(tiny_checkpoint, folder, "--no-detect", "--out", tmp_path / "aus.csv", "--formats", "bp4d") == 1
+    errors = capsys.readouterr().err
+    for name, message in said.items():
+        assert re.search(rf"skipped: .*{re.escape(name)}.*{message}", errors), name
+    assert f"{len(said)} of {len(said) + 3} files could not be read" in errors
+    assert len(read_csv(tmp_path / "aus.csv")) == 3
+    assert len(json.loads((tmp_path / "aus.csv.provenance.json").read_text())["problems"]) == len(said)
+
+
+def test_pictures_without_a_face(tiny_checkpoint, crowd, tmp_path, capsys):
+    Image.new("RGB", (300, 200), "grey").save(tmp_path / "wall.png")
+    assert recognize(tiny_checkpoint, crowd, tmp_path / "wall.png", "--out", tmp_path / "aus.csv") == 1
+    assert "wall.png shows no face" in capsys.readouterr().err
+    assert {row["file"] for row in read_csv(tmp_path / "aus.csv")} == {str(crowd)}
+    with pytest.raises(ValueError, match="No face could be read in any of the 1 files"):
+        recognize(tiny_checkpoint, tmp_path / "wall.png")
+
+
+def test_gif_still_and_moving(expressions, tmp_path):
+    still, moving = tmp_path / "still.gif", tmp_path / "moving.gif"
+    expressions[0][0].save(still)
+    expressions[0][0].save(moving, save_all=True, append_images=expressions[0][1:], duration=200)
+    assert (is_video(still), is_video(moving), is_video(tmp_path / "x.mp4")) == (False, True, True)
+    assert [(frame.number, round(frame.time, 2)) for frame in video_frames(moving)] == [(1, 0), (2, 0.2), (3, 0.4)]
+
+
+@pytest.mark.parametrize(("name", "message"), [("film.mkv", "breaks off after"), ("fast.mp4", "film|fast")])
+def test_video_with_a_broken_tail(tiny_checkpoint, expressions, tmp_path, capsys, name, message):
+    frames = [film_frame(expressions, number) for number in range(1, 25)]
+    write_video(tmp_path / name, frames, **({"movflags": "faststart"} if name == "fast.mp4" else {}))
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: int(0.6 * len(content))])
+    assert recognize(tiny_checkpoint, tmp_path / name, "--formats", "bp4d", "--out", tmp_path / "aus.csv") == 1
+    assert re.search(f"skipped: .*{message}", capsys.readouterr().err)
+    frames = {int(row["frame"]) for row in read_csv(tmp_path / "aus.csv")}
+    assert frames == set(range(1, len(frames) + 1))
+    assert 5 < len(frames) < 24
+
+
+def test_damage_inside_a_video_is_told(tmp_path):
+    rng = np.random.default_rng(0)
+    frames = [Image.fromarray(rng.integers(0, 256, (128, 128, 3), np.uint8)) for _ in range(20)]
+    write_video(tmp_path / "film.mp4", frames)
+    content = bytearray((tmp_path / "film.mp4").read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 1000] = rng.bytes(1000)
+    (tmp_path / "film.mp4").write_bytes(content)
+    read = []
+    with pytest.raises(DamagedVideo, match="is damaged"):
+        read.extend(frame.number for frame in video_frames(tmp_path / "film.mp4"))
+    assert read == list(range(1, len(read) + 1))
+    assert len(read) > 15
+
+
+def test_variable_frame_rate_keeps_its_times(tmp_path):
+    times = [0, 40, 80, 700, 740, 2000]
+    write_video(tmp_path / "phone.mp4", [Image.new("RGB", (64, 64), (40 * n, 0, 0)) for n in range(6)], times)
+    assert [round(1000 * frame.time) for frame in video_frames(tmp_path / "phone.mp4")] == times
+    assert [frame.number for frame in video_frames(tmp_path / "phone.mp4", fps=2)] == [1, 4, 6]
+
+
+def interrupt_after(monkeypatch, calls, error):
+    """Let the model fail when it has read `calls` chunks."""
+    from_pretrained = recognize_au.AutoModelForImageTextToText.from_pretrained
+
+    def load(*words, **options):
+        model = from_pretrained(*words, **options)
+        whole, left = model.recognize, iter(range(calls))
+
+        def recognize(*words, **options):
+            if next(left, None) is None:
+                raise error
+            return whole(*words, **options)
+
+        model.recognize = recognize
+        return model
+
+    monkeypatch.setattr(recognize_au.AutoModelForImageTextToText, "from_pretrained", load)
+
+
+def test_interrupted_run_goes_on(tiny_checkpoint, film, tmp_path, monkeypatch, capsys):
+    words = [str(film), "--batch_size", "4", "--model", str(tiny_checkpoint), "--out"]
+    assert run([*words, str(tmp_path / "whole.csv")]) == 0
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 3, KeyboardInterrupt)
+        assert run([*words, str(tmp_path / "aus.csv")]) == 130
+    kept = tmp_path / "aus.csv.parts" / "process-00000.jsonl"
+    assert f"What was read is kept in {kept.parent}: repeat the command to go on" in capsys.readouterr().err
+    assert len(kept.read_text().splitlines()) == 1 + 3
+    with kept.open("a") as file:
+        file.write('{"part": 0, "chunk": 3, "fra')  # a kill in the middle of a line
+    seen = []
+    faces_of = reading._faces_of
+    monkeypatch.setattr(reading, "_faces_of", lambda plan, frame: seen.append(frame.number) or faces_of(plan, frame))
+    assert run([*words, str(tmp_path / "aus.csv")]) == 0
+    assert sorted(seen) == list(range(13, 25))  # the first three chunks of four are not read again
+    assert (tmp_path / "aus.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert not kept.exists()
+
+
+def test_work_of_another_run_is_refused(tiny_checkpoint, film, tmp_path, monkeypatch):
+    words = [str(film), "--model", str(tiny_checkpoint), "--out", str(tmp_path / "aus.csv")]
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1, KeyboardInterrupt)
+        assert run([*words, "--batch_size", "4"]) == 130
+    with pytest.raises(ValueError, match=r"another run has read \(other batch_size\)"):
+        main(make_parser().parse_args([*words, "--batch_size", "8"]))
+
+
+def test_full_disk(tiny_checkpoint, film, tmp_path, capsys):
+    """A limit on the size of a file stands for a full disk: writing fails half way, and the next run goes on."""
+    words = [str(film), "--batch_size", "4", "--model", str(tiny_checkpoint), "--out", str(tmp_path / "aus.csv")]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, before[1]))
+    try:
+        assert run(words) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert re.search(r"File too large.*What was read is kept in .*aus\.csv\.parts", capsys.readouterr().err)
+    kept = (tmp_path / "aus.csv.parts" / "process-00000.jsonl").read_text().count("\n")
+    assert kept >= 2
+    assert run(words) == 0
+    assert len(read_csv(tmp_path / "aus.csv")) == 23 + 19 + 1  # of the two people, and the frame without them
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_full_file_system(tiny_checkpoint, film, tmp_path, capsys):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("this machine does not let a file system be mounted")
+    try:
+        words = [str(film), "--batch_size", "4", "--model", str(tiny_checkpoint), "--out", str(disk / "aus.csv")]
+        assert run(words) == 1
+        assert re.search(r"No space left on device.*What was read is kept", capsys.readouterr().err)
+        subprocess.run(["mount", "-o", "remount,size=4m", disk], check=True)
+        assert run(words) == 0
+        assert len(read_csv(disk / "aus.csv")) > 24
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        assert run([*words[:-1], str(disk / "other.csv")]) == 1
+        assert "Read-only file system" in capsys.readouterr().err
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_no_permission_to_write(tiny_checkpoint, crowd, tmp_path, capsys):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    assert run([str(crowd), "--model", str(tiny_checkpoint), "--out", str(tmp_path / "locked" / "aus.csv")]) == 1
+    assert "Permission denied" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["nowhere.png"], "no file or folder nowhere.png"), (["--formats", "bp5d"], "bp5d")],
+    [
+        (["nowhere.png"], "no file or folder nowhere.png"),
+        (["--formats", "bp5d"], "bp5d"),
+        (["--out", "aus.xls"], "must end in .csv, .parquet, .jsonl"),
+        (["--timeline", "x.png"], "there is none"),
+        (["--video", "x.mp4"], "shows one video"),
+        (["--neutral", "median"], "is for videos"),
+        (["--curves", "AU99"], "none of the formats has this AU"),
+        (["--batch_size", "0"], "must be positive"),
+    ],
 )
 def test_bad_input_is_named(tiny_checkpoint, pictures, words, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         recognize(tiny_checkpoint, pictures, *words)
-
-
-def test_folder_without_images(tiny_checkpoint, tmp_path):
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(FileNotFoundError, match="no image in the folder"):
-        recognize(tiny_checkpoint, tmp_path)
 
 
 def test_openface_labels():
@@ -106,3 +519,38 @@ def test_openface_labels():
         "AU43R",
         "AD30L",
     ]
+
+
+# Fresh processes
+
+
+def command(*words):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return {"args": [sys.executable, "-m", *map(str, words)], "cwd": ROOT, "env": environment}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_killed_run_goes_on(tiny_checkpoint, film, tmp_path, how):
+    words = [film, "--batch_size", 1, "--model", tiny_checkpoint, "--out"]
+    recognize(tiny_checkpoint, film, "--batch_size", 1, "--out", tmp_path / "whole.csv")
+    kept = tmp_path / "aus.csv.parts" / "process-00000.jsonl"
+    process = subprocess.Popen(**command("au_llava.recognize_au", *words, tmp_path / "aus.csv"), stderr=subprocess.PIPE)
+    while process.poll() is None and not (kept.exists() and kept.read_text().count("\n") > 3):
+        time.sleep(0.005)
+    process.send_signal(how)
+    process.wait()
+    assert process.returncode == (130 if how == signal.SIGINT else -9)
+    assert kept.read_text().count("\n") > 3
+    assert run([*map(str, words), str(tmp_path / "aus.csv")]) == 0
+    assert (tmp_path / "aus.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+@pytest.mark.slow
+def test_any_number_of_processes_gives_the_same(tiny_checkpoint, film, crowd, pictures, tmp_path):
+    for name, files in (("video", [film]), ("folder", [pictures, crowd, film])):
+        words = [*files, "--batch_size", 2, "--model", tiny_checkpoint, "--out"]
+        run([*map(str, words), str(tmp_path / f"{name}-1.csv")])
+        launch = ["accelerate.commands.launch", "--cpu", "--num_processes", 2, "--num_machines", 1, "recognize_au.py"]
+        subprocess.run(**command(*launch, *words, tmp_path / f"{name}-2.csv"), check=name == "video")
+        assert (tmp_path / f"{name}-1.csv").read_bytes() == (tmp_path / f"{name}-2.csv").read_bytes()

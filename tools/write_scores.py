@@ -2,10 +2,13 @@
 
     python tools/write_scores.py
     python tools/write_scores.py slots=runs/eval-slots free=runs/eval-free constrained=runs/eval-constrained
+    python tools/write_scores.py held-out=runs/held-out.json robustness=runs/robustness/robustness.json
+    python tools/write_scores.py comparison=runs/comparison/comparison.json
 
-assets/evaluation/DECODER.json are the results.json files that eval_au.py wrote for each decoder on the same images; the
-second command takes over new ones (without the scores per subject). The tables stand between markers, and a test checks
-that they are what this script writes: no number is typed by hand.
+assets/evaluation/DECODER.json are the results.json files that eval_au.py wrote for each decoder on the same images, the
+others what benchmarks/held_out.py, robustness.py and comparison.py wrote; the other commands take over new ones
+(without the scores per subject). The tables stand between markers, and a test checks that they are what this script
+writes: no number is typed by hand.
 """
 
 import json
@@ -16,21 +19,23 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 EVALUATIONS = ROOT / "assets" / "evaluation"
 DOCUMENTS = ("README.md", "model_card.md", "docs/evaluation.md")
+DECODERS = ("slots", "free", "constrained")
 METRICS = {"f1": "F1", "roc_auc": "ROC AUC", "ece": "ECE", "icc": "ICC(3,1)", "pcc": "PCC", "mae": "MAE"}
 
 
-def take_over(decoder: str, folder: Path) -> None:
-    """Copy an evaluation into assets/evaluation."""
-    results = json.loads((folder / "results.json").read_text())
-    if results["provenance"]["decoding"] != decoder:
-        raise ValueError(f"{folder} was read by {results['provenance']['decoding']}, not by {decoder}.")
-    for scores in results["formats"].values():
-        del scores["per_subject"]
-    (EVALUATIONS / f"{decoder}.json").write_text(json.dumps(results) + "\n")
+def take_over(name: str, path: Path) -> None:
+    """Copy an evaluation, the folder of a decoder's or the JSON file of a benchmark's, into assets/evaluation."""
+    results = json.loads((path / "results.json" if name in DECODERS else path).read_text())
+    if name in DECODERS:
+        if results["provenance"]["decoding"] != name:
+            raise ValueError(f"{path} was read by {results['provenance']['decoding']}, not by {name}.")
+        for scores in results["formats"].values():
+            del scores["per_subject"]
+    (EVALUATIONS / f"{name}.json").write_text(json.dumps(results) + "\n")
 
 
-def evaluation(decoder: str) -> dict:
-    return json.loads((EVALUATIONS / f"{decoder}.json").read_text())
+def evaluation(name: str) -> dict:
+    return json.loads((EVALUATIONS / f"{name}.json").read_text())
 
 
 def number(value: float | None, bounds: list[float | None] | None = None) -> str:
@@ -45,14 +50,14 @@ def mean_table() -> str:
         f"| decoder | format | {' | '.join(METRICS.values())} | unread |",
         "|---|---|" + "---:|" * (len(METRICS) + 1),
     ]
-    for path in sorted(EVALUATIONS.glob("*.json"), key=lambda path: path.stem != "slots"):
-        for name, result in evaluation(path.stem)["formats"].items():
+    for decoder in DECODERS:
+        for name, result in evaluation(decoder)["formats"].items():
             cells = [
                 number(result["mean"][key], result["mean_interval"].get(key)) if key in result["mean"] else ""
                 for key in METRICS
             ]
             unread = f"{result['unparsed'] / result['annotated']:.1%}"
-            lines.append(f"| {path.stem} | {name} | {' | '.join(cells)} | {unread} |")
+            lines.append(f"| {decoder} | {name} | {' | '.join(cells)} | {unread} |")
     note = (
         "Means over AUs; in brackets 95 % bootstrap intervals over people (none for the expected calibration error, "
         "ECE, which resampling inflates). MAE is in the units of the scale (5 or 1)."
@@ -101,12 +106,60 @@ def contradiction_line() -> str:
     return f"{found['images']} of {found['asked_together']:,} images ({share:.0%}); most often: {pairs}."
 
 
+def held_out_table() -> str:
+    """One row per family of looks and format: the same faces in usual looks and in it, slots decoder."""
+    lines = [
+        "| look never shown | format | metric | usual looks | this look | difference |",
+        "|---|---|---|---:|---:|---:|",
+    ]
+    for family, formats in evaluation("held-out")["families"].items():
+        for name, metrics in formats.items():
+            metric = next(key for key in ("icc", "pcc", "f1") if key in metrics)
+            each = metrics[metric]
+            difference = number(each["difference"], each["interval"])
+            scores = f"{number(each['usual'])} | {number(each['held_out'])}"
+            lines.append(f"| {family} | {name} | {METRICS[metric]} | {scores} | {difference} |")
+    return "\n".join(lines)
+
+
+def robustness_table() -> str:
+    """One row per factor and level: the headline metric of each format, slots decoder."""
+    factors = evaluation("robustness")["factors"]
+    first = next(iter(next(iter(factors.values())).values()))
+    heads = [f"{name} {METRICS[each['metric']]}" for name, each in first.items()]
+    lines = [f"| changed | level | {' | '.join(heads)} |", "|---|---|" + "---:|" * len(heads)]
+    for factor, levels in factors.items():
+        for level, formats in levels.items():
+            cells = [number(each["value"], each["interval"]) for each in formats.values()]
+            lines.append(f"| {factor} | {level} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def comparison_table() -> str:
+    """One row per format and metric: the four systems and by how much slots differ from the others."""
+    found = evaluation("comparison")
+    others = list(found["slots_minus"])
+    heads = [*found["systems"], *(f"slots minus {name}" for name in others)]
+    lines = [f"| format | metric | {' | '.join(heads)} |", "|---|---|" + "---:|" * len(heads)]
+    for name, metrics in found["systems"]["slots"].items():
+        for metric in metrics:
+            cells = [number(system[name].get(metric, {}).get("value")) for system in found["systems"].values()]
+            for other in others:
+                each = found["slots_minus"][other][name].get(metric)
+                cells.append(number(each["difference"], each["interval"]) if each else "")
+            lines.append(f"| {name} | {METRICS[metric]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 TABLES = {
     "scores": mean_table,
     "per-au": per_au_table,
     "groups": group_table,
     "abstention": abstention_table,
     "contradictions": contradiction_line,
+    "held-out": held_out_table,
+    "robustness": robustness_table,
+    "comparison": comparison_table,
 }
 
 

@@ -1,0 +1,189 @@
+"""The benchmarks behind the shipped checkpoint's claims: pairing, bookkeeping and pictures, on made-up predictions."""
+
+import json
+import math
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import build_tiny, load_tool
+from datasets import Dataset
+from sklearn.metrics import f1_score
+from transformers import ResNetConfig
+
+from au_llava.action_units import FORMATS
+from au_llava.au_datasets.rendered import FORMAT_NAMES, HELD_OUT
+
+held_out = load_tool("held_out")
+robustness = load_tool("robustness")
+comparison = load_tool("comparison")
+pretrain_tower = load_tool("pretrain_tower")
+
+
+def prediction(name: str, person: int, frame: int, truth, read) -> dict:
+    """A row of predictions.parquet; `read` are probabilities on the occurrence scale and values on the others."""
+    read = list(map(float, read))
+    present = [float(value >= 0.5) for value in read]
+    key = {"dataset": "rendered", "subject": f"R1-{person:06d}", "clip": "0", "frame": frame, "format": name}
+    return {
+        **key,
+        "row": 0,
+        "asked": name,
+        "references": list(map(float, truth)),
+        "values": present if name == "bp4d" else read,
+        "expected": read,
+        "probability": [min(1.0, value) for value in read],
+        "present": present,
+        "text": "",
+        "problems": [],
+        "contradictions": [],
+    }
+
+
+def system(noise: float, people: int = 8, images: int = 4) -> dict[tuple, dict]:
+    """Predictions of a recogniser with this much noise, by key; the truth is the same for every noise."""
+    rows = []
+    for person in range(people):
+        rng, errors = np.random.default_rng(person), np.random.default_rng([person, round(100 * noise)])
+        for frame in range(images):
+            for name in FORMAT_NAMES:
+                fmt = FORMATS[name]
+                truth = rng.choice(fmt.value_numbers, len(fmt.labels))
+                top = 1 if name == "bp4d" else fmt.value_numbers[-1]
+                read = (truth + noise * top * errors.standard_normal(len(truth))).clip(0, top)
+                rows.append(prediction(name, person, frame, truth, read))
+    return {tuple(row[key] for key in held_out.KEYS): row for row in rows}
+
+
+def test_held_out_looks_are_compared_face_by_face():
+    usual, harder = system(0.1), system(0.6)
+    families = {key: HELD_OUT[int(key[1][-6:]) % 4] for key in usual}
+    found = held_out.compare(usual, harder, families)
+    assert list(found) == list(HELD_OUT)
+    key_rows = [key for key in usual if key[-1] == "bp4d" and families[key] == "toon shading"]
+    truth, read = (np.array([harder[key][column] for key in key_rows]) for column in ("references", "present"))
+    expected = np.mean([f1_score(truth[:, k], read[:, k]) for k in range(12)])
+    each = found["toon shading"]["bp4d"]
+    assert each["f1"]["held_out"] == pytest.approx(expected)
+    assert each["n"] == 8
+    assert each["f1"]["difference"] == pytest.approx(each["f1"]["held_out"] - each["f1"]["usual"])
+    low, high = found["wide angle"]["feafa"]["pcc"]["interval"]
+    assert low < high < 0
+
+
+def test_held_out_refuses_other_faces():
+    usual, harder = system(0.1), system(0.6, people=7)
+    with pytest.raises(ValueError, match="different records"):
+        held_out.compare(usual, harder, dict.fromkeys(usual, "wide angle"))
+
+
+def test_robustness_changes_one_thing_at_a_time():
+    plain = robustness.draw("yaw (degrees)", 0, 3, 0)
+    for factor, levels in robustness.LEVELS.items():
+        if factor not in ("yaw (degrees)", "light", "skin tone (Monk)"):
+            strengths, _ = robustness.draw(factor, levels[0], 3, 0)
+            assert strengths == plain[0]
+        first, other = (robustness.draw(factor, level, 3, 0) for level in levels[:2])
+        assert first[0] == other[0]  # the same face
+        assert first[1] != other[1]  # another picture
+
+
+def test_robustness_scores_each_level_and_draws_them(monkeypatch):
+    monkeypatch.setattr(robustness, "LEVELS", {factor: levels[:2] for factor, levels in robustness.LEVELS.items()})
+    rows = []
+    for factor, levels in robustness.LEVELS.items():
+        for noise, level in zip((0.1, 0.8), levels, strict=True):
+            rows += [{**row, "clip": f"{factor}: {level}"} for row in system(noise).values()]
+    found = robustness.summarise(rows)
+    for factor, levels in robustness.LEVELS.items():
+        good, bad = (found[factor][str(level)]["disfa"] for level in levels)
+        assert good["metric"] == "icc"
+        assert good["value"] > bad["value"]
+        assert good["interval"][0] <= good["value"] <= good["interval"][1]
+    figure = robustness.draw_chart(found)
+    assert [panel.get_title(loc="left") for panel in figure.axes] == list(robustness.LEVELS)
+
+
+def test_processor_time_counts_work_and_not_waiting():
+    clock = comparison.ProcessorTime(0.5)
+    time.sleep(0.3)
+    assert clock.gone() < 0.5
+    while time.process_time() - clock.start < 0.5:
+        sum(range(1000))
+    assert clock.gone() == 1
+
+
+def test_summary_of_the_comparison(tmp_path):
+    for name, noise in (("slots", 0.1), ("free", 0.5), ("single", 0.1), ("separate", 0.8)):
+        comparison.gather(list(system(noise).values()), tmp_path / "eval" / name)
+    found = comparison.summarise(tmp_path, {"ours": 1.0}, {})
+    assert list(found["systems"]) == ["slots", "free", "single", "separate"]
+    assert found["slots_minus"]["single"]["bp4d"]["f1"]["difference"] == 0
+    assert found["slots_minus"]["separate"]["feafa"]["pcc"]["interval"][0] > 0
+    assert found["slots_minus"]["separate"]["disfa"]["mae"]["difference"] < 0
+    slots = Dataset.from_parquet(str(tmp_path / "eval" / "slots" / "predictions.parquet"))
+    truth, read = (
+        np.array([row[key] for row in slots if row["format"] == "feafa"]) for key in ("references", "expected")
+    )
+    expected = np.mean([np.corrcoef(truth[:, k], read[:, k])[0, 1] for k in range(24)])
+    assert found["systems"]["slots"]["feafa"]["pcc"]["value"] == pytest.approx(expected)
+
+
+def test_tower_learns_values_and_places_where_they_are_known():
+    config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic")
+    from transformers import AutoModel
+
+    tower = AutoModel.from_config(config)
+    network = pretrain_tower.TowerWithHead(tower, 8 * 4 * 4, values=3, places=2, place_weight=0.5)
+    pixels = torch.randn(2, 3, 32, 32)
+    labels = torch.tensor([[0.0, 1.0, math.nan], [0.5, math.nan, math.nan]])
+    places = torch.tensor([[0.1, math.nan], [math.nan, math.nan]])
+    network.eval()
+    found = network(pixels, labels, places)
+    features = tower(pixels).last_hidden_state.flatten(1)
+    logits = network.values(features)
+    known = [(0, 0), (0, 1), (1, 0)]
+    bce = [torch.nn.functional.binary_cross_entropy_with_logits(logits[cell], labels[cell]) for cell in known]
+    error = (network.places(features)[0, 0] - 0.1).abs()
+    huber = 0.5 * error**2 if error < 1 else error - 0.5
+    torch.testing.assert_close(found["loss"], sum(bce) / 3 + 0.5 * huber)
+    without = network(pixels, labels, torch.full_like(places, math.nan))
+    torch.testing.assert_close(without["loss"], sum(bce) / 3)
+
+
+def test_pre_training_batches_swap_sides_and_drop_landmarks_of_flipped_faces(rendered_records):
+    from au_llava.train_sft import training_rows
+
+    _, processor = build_tiny("phrases")
+    rows = training_rows([str(rendered_records)], "train", ["feafa"], metadata=["landmarks"])
+    batch = [rows[index] for index in range(4)]
+    plain = pretrain_tower.SharesCollator(processor, ["feafa"], 0, training=False)(batch)
+    trained = pretrain_tower.SharesCollator(processor, ["feafa"], 0)(batch)
+    np.testing.assert_allclose(plain["labels"], [row["values"][0] for row in batch], atol=1e-6)
+    flipped = trained["places"].isnan().all(dim=1)
+    assert plain["places"].shape == (4, 256)
+    assert not plain["places"].isnan().any()
+    swapped = [pretrain_tower.mirrored_values(row["values"][0], FORMATS["feafa"]) for row in batch]
+    for row, is_flipped in enumerate(flipped):
+        np.testing.assert_allclose(
+            trained["labels"][row], swapped[row] if is_flipped else plain["labels"][row], atol=1e-6
+        )
+
+
+def test_validation_scores_of_the_head_are_those_of_the_shares():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, (40, 12)).astype(float)
+    logits = np.where(labels == 1, 2.0, -2.0)
+    logits[:10] *= -1
+    found = pretrain_tower.validation_scores(["bp4d"], logits, labels)
+    expected = np.mean([f1_score(labels[:, k], logits[:, k] > 0) for k in range(12)])
+    assert found == {"bp4d_f1": pytest.approx(expected)}
+
+
+def test_evidence_is_json(tmp_path):
+    path = tmp_path / "robustness.json"
+    path.write_text(json.dumps({"factors": {}}))
+    tool = load_tool("write_scores")
+    tool.EVALUATIONS = tmp_path
+    assert tool.evaluation("robustness") == {"factors": {}}

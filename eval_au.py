@@ -12,7 +12,8 @@
 Writes to --out:
 - results.json: {"schema_version", "provenance" (model, data, decoder, versions, commit), "formats": {"bp4d": {"n",
   "unparsed", "mean": {"f1": ...}, "mean_interval": {"f1": [low, high]}, "per_au": {"AU12": {"f1": ..., "support":
-  ..., "interval": {"f1": [low, high]}}}, and where they apply "parse_audit", "abstention", "groups"}, ...},
+  ..., "interval": {"f1": [low, high]}}}, "baselines": {"all-zero": {"mean", "per_au", ...}, ...}, and where they apply
+  "parse_audit", "abstention", "groups"}, ...},
   "contradictions": {"images", "asked_together", "per_pair"}, "calibration": thresholds and what they were chosen on};
   intervals are 95 % bootstrap intervals over subjects;
 - predictions.parquet: one row per record: what was read (values, expected, probability, present, text) beside the
@@ -49,9 +50,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 from au_llava.action_units import get_format
-from au_llava.au_datasets.folds import PROTOCOLS, get_protocol
+from au_llava.au_datasets.folds import PROTOCOLS, Protocol, get_protocol
 from au_llava.au_datasets.records import group_by_image, load_records
 from au_llava.au_evaluation.audits import apply_abstention, group_audit, parse_audit
+from au_llava.au_evaluation.baselines import baseline_rows, baselines_table, label_statistics, score_baselines
 from au_llava.au_evaluation.calibration import (
     calibrate_checkpoint,
     calibration_report,
@@ -123,6 +125,19 @@ def provenance(arguments: argparse.Namespace, model, name: str, people: str) -> 
     }
 
 
+def training_statistics(model: str, data: list[str]) -> tuple[dict, str]:
+    """How the labels are distributed that a checkpoint was trained on, as its manifest or else the train part of the
+    evaluated folders says, and which of the two; {} and "unknown" where neither does."""
+    manifest = read_training_manifest(model) or {}
+    if manifest.get("labels"):  # older checkpoints do not have it
+        return manifest["labels"], "training manifest"
+    try:
+        records = load_records(data, part="train")
+    except ValueError:  # no such part
+        return {}, "unknown"
+    return label_statistics(records["format"][:], records["values"][:]), "train part of the evaluated folders"
+
+
 def write_json(path: Path, content) -> None:
     path.write_text(json.dumps(jsonable(content), indent=1) + "\n")
 
@@ -159,8 +174,11 @@ def main_score(arguments: argparse.Namespace):
     if not PartialState().is_main_process:
         return
     scores = score_predictions(predictions)
+    statistics, source = training_statistics(name, arguments.data)
+    baselines = score_baselines(predictions, statistics)
     for fmt_name, rows in by_format(predictions).items():
         fmt = get_format(fmt_name)
+        scores[fmt_name]["baselines"] = baselines[fmt_name]
         entries = entries_for(model.config.calibration, fmt)
         if arguments.decoding == "free":
             scores[fmt_name]["parse_audit"] = parse_audit(rows, fmt)
@@ -172,7 +190,7 @@ def main_score(arguments: argparse.Namespace):
             scores[fmt_name]["groups"] = group_audit(rows, fmt, columns)
     results = {
         "schema_version": SCHEMA_VERSION,
-        "provenance": provenance(arguments, model, name, people) | {"timing": timing},
+        "provenance": provenance(arguments, model, name, people) | {"training_labels": source, "timing": timing},
         "formats": scores,
         "contradictions": contradiction_counts(predictions),
         "calibration": model.config.calibration if arguments.decoding == "slots" else None,
@@ -181,6 +199,7 @@ def main_score(arguments: argparse.Namespace):
     write_json(arguments.out / "results.json", results)
     shutil.rmtree(arguments.out / "unfinished")
     Console().print(scores_table(scores, f"{name} on {' '.join(arguments.data)}, {arguments.part} part"))
+    Console().print(baselines_table(scores))
     print(f"Written: {arguments.out / 'results.json'} and {arguments.out / 'predictions.parquet'}")
     print(f"To look at them: python eval_au.py report {arguments.out}")
 
@@ -246,8 +265,9 @@ def main_protocol(arguments: argparse.Namespace):
     if not PartialState().is_main_process:
         return
     scores = protocol_scores(predictions, protocol)
+    baselines = protocol_baselines(predictions, protocol, models)
     results = {"schema_version": SCHEMA_VERSION, "protocol": protocol.name, "provenance": origin, "missing": missing}
-    write_json(arguments.out / "results.json", {**results, **scores})
+    write_json(arguments.out / "results.json", {**results, **scores, "baselines": baselines})
     tested = [{**row, "tested_part": part} for part, of_part in predictions.items() for row in of_part]
     datasets.Dataset.from_list(tested).to_parquet(arguments.out / "predictions.parquet")
     for part in protocol.tested:
@@ -259,7 +279,26 @@ def main_protocol(arguments: argparse.Namespace):
     (arguments.out / "table.tex").write_text(as_latex(table, caption))
     (arguments.out / "table.csv").write_text(as_csv(table))
     print(as_markdown(table[:3]))
+    compared = {protocol.name: {**scores["mean_of_folds"], "baselines": baselines}}
+    Console().print(baselines_table(compared))
     print(f"Written: results.json, predictions.parquet, table.md, table.tex, table.csv in {arguments.out}")
+
+
+def protocol_baselines(predictions: dict, protocol: Protocol, models: dict) -> dict:
+    """Baseline -> its mean of folds, as `protocol_scores` has it, or {"left_out": reason}. The labels of each part's
+    training are those of its checkpoint; the train part of a folder is another division."""
+    answered = {}
+    for part, rows in predictions.items():
+        statistics = (read_training_manifest(models[part]) or {}).get("labels", {}).get(protocol.format)
+        for baseline, answers in baseline_rows(rows, get_format(protocol.format), statistics).items():
+            answered.setdefault(baseline, {})[part] = answers
+    left_out = {baseline: [each for each in of.values() if isinstance(each, str)] for baseline, of in answered.items()}
+    return {
+        baseline: {"left_out": left_out[baseline][0]}
+        if left_out[baseline]
+        else protocol_scores(of, protocol)["mean_of_folds"]
+        for baseline, of in answered.items()
+    }
 
 
 def read_evaluation(folder: Path) -> dict[str, dict[tuple, dict]]:

@@ -28,6 +28,7 @@ from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, 
 
 from au_llava.au_datasets.folds import check_disjoint
 from au_llava.au_datasets.records import group_by_image, load_records
+from au_llava.au_evaluation.baselines import label_statistics
 from au_llava.au_evaluation.prediction import predict
 from au_llava.au_evaluation.provenance import (
     people_of,
@@ -283,13 +284,18 @@ def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: Mo
         kept = [row for group in group_by_image(validation)[: arguments.validation_images] for row in group.values()]
         validation = validation.select(sorted(kept))
 
+    labels = [
+        pair for row in zip(train["formats"][:], train["values"][:], strict=True) for pair in zip(*row, strict=True)
+    ]
+    labels = label_statistics(*zip(*labels, strict=True))
     manifest = training_manifest(
         train=people_of(train),
         validation=[] if validation is None else people_of(validation),
         data=paths,
-        formats={name for names in train["formats"][:] for name in names},
+        formats=labels,
         recipe=recipe_of(arguments, training_args, model_args),
         base=read_training_manifest(model_args.model_name_or_path),
+        labels=labels,
     )
     model = load_model(model_args, training_args)
     model.config.calibration = None  # of the weights that training is about to change

@@ -4,9 +4,11 @@
 weights have been trained or chosen on, so that an evaluation can refuse to test on them:
 
     {"schema_version": 1, "people": {"train": ["disfa:SN001", …], "validation": […], "calibration": […]},
-     "data": {path: content hash}, "formats": […], "recipe": {…}, "commit": …, "date": …, "base": {…} or null}
+     "data": {path: content hash}, "formats": […], "recipe": {…}, "commit": …, "date": …, "base": {…} or null,
+     "labels": {"bp4d": {"AU1": {"mean": …, "rate": …, "n": …}}}}
 
 `base` is the manifest of the checkpoint that training started from, so nobody is forgotten over several trainings.
+`labels` says how the training labels are distributed (`baselines.label_statistics`); older manifests lack it.
 """
 
 import json
@@ -59,12 +61,13 @@ def training_manifest(
     formats: Iterable[str],
     recipe: Mapping,
     base: Mapping | None = None,
+    labels: Mapping | None = None,
 ) -> dict:
     """The manifest of a training that starts now.
 
     Args:
         train, validation: `person_key`s. data: record folders. formats: names. recipe: options that differ from the
-            defaults. base: the manifest of the checkpoint that it starts from.
+            defaults. base: the manifest of the checkpoint that it starts from. labels: their `label_statistics`.
     """
     return {
         "schema_version": SCHEMA_VERSION,
@@ -75,6 +78,7 @@ def training_manifest(
         "commit": code_commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "base": base,
+        "labels": dict(labels or {}),
     }
 
 

@@ -91,6 +91,20 @@ def _headline(formats: list[Readings]) -> Table:
     return Table(_cells("format", "scale", "images", "subjects", "unread", *map(_metric, metrics)), rows)
 
 
+def _baselines(formats: list[Readings]) -> Table:
+    """What `baselines.score_baselines` found, under the means of what was read."""
+    metrics, rows, reasons = ("f1", "icc", "mae"), [], {}
+    for fmt, scores, *_ in formats:
+        for answer, each in {"what was read": scores, **scores["baselines"]}.items():
+            if "left_out" in each:
+                reasons.setdefault(f"{answer} left out: {each['left_out']}", []).append(fmt.name)
+                continue
+            numbers = (_number(each["mean"][m]) if m in each["mean"] else Cell("") for m in metrics)
+            rows.append([*_cells(fmt.name, answer), *numbers])
+    caption = "; ".join(f"{reason} ({', '.join(names)})" for reason, names in reasons.items())
+    return Table(_cells("format", "answer", *map(_metric, metrics)), rows, caption)
+
+
 def _per_au(readings: Readings) -> Table:
     """Intervals are tooltips, since with them the table would not fit; reasons are listed below too, for print."""
     scores = readings.scores
@@ -205,6 +219,7 @@ def _provenance(results: Mapping, formats: list[Readings]) -> list[tuple[str, Ta
 
 _SECTIONS = """
 scores | Scores | Means over AUs with 95 % bootstrap intervals over subjects. Unread: annotated cells without a readable answer, which are left out of the scores. The ECE has no interval: resampling inflates it. MAE is in units of the scale (5 for intensity, 1 for continuous).
+baselines | Baselines | Answers that look at no picture, means over AUs: every AU absent; each AU's mean over the training labels; the labels of the nearest other frame of the clip, which shows how much a division by frames would leak.
 bars | Scores per AU | Lines are 95 % intervals, dashed lines the mean over AUs.
 table | All scores | Present: labels that count as present. Scored: images that are annotated and read.
 ranking | ROC and precision-recall | How the probability of presence ranks the images. A thin line per AU, their mean thick, the AU with the smallest area dashed.
@@ -224,12 +239,14 @@ def sections(results: Mapping, formats: list[Readings], image_of: Callable | Non
     """What the report consists of; arguments as `load_evaluation` returns them and `write_report` takes them."""
     name = lambda readings: readings.fmt.name  # noqa: E731
     rated = [each for each in formats if each.rated.any()]
+    compared = [each for each in formats if "baselines" in each.scores]
     ranking = [("roc", "AUC", "lowest", min, "false positive rate", "recall")]
     ranking += [("pr", "AP", "lowest", min, "recall", "precision")]
     risk = [("risk", "area", "highest", max, "coverage: share of decisions kept", "risk: share of them wrong")]
     contradictions = results.get("contradictions") or {"asked_together": 0}
     blocks = {
         "scores": [("", _headline(formats))],
+        "baselines": [("", _baselines(compared))] if compared else [],
         "bars": [(name(each), bars(each)) for each in formats],
         "table": [(name(each), _per_au(each)) for each in formats],
         "confusion": [(name(each), confusion_matrices(each)) for each in formats if each.fmt.scale != "occurrence"],

@@ -9,21 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from au_llava.action_units import ACTION_UNITS, AUFormat
+from au_llava.action_units import AUFormat
+from au_llava.au_datasets.conversion import sources
 from au_llava.au_datasets.folds import person_key
 from au_llava.au_evaluation.scoring import score_with_intervals
-
-
-def sources(label: str, asked: AUFormat) -> tuple[str, ...]:
-    """The AUs of the asked format that together say what `label` is; empty where they cannot."""
-    if label in asked.labels:
-        return (label,)
-    if ACTION_UNITS[label].side is None:
-        for pair in ("LR", "TB"):
-            sides = tuple(label + side for side in pair)
-            if all(side in asked.labels for side in sides):
-                return sides
-    return ()
 
 
 def shared_labels(asked: AUFormat, known: AUFormat) -> tuple[str, ...]:

@@ -86,6 +86,25 @@ def test_results_say_where_they_come_from(evaluated, rendered_records):
     assert results["formats"]["bp4d"]["unparsed"] == 0
 
 
+def test_baselines_stand_beside_the_scores(evaluated, tiny_checkpoint, rendered_records, tmp_path):
+    """Of a checkpoint whose training labels are not known they are those of the evaluated folder's train part."""
+    results, predictions = evaluated
+    assert results["provenance"]["training_labels"] == "train part of the evaluated folders"
+    train = load_records(rendered_records, part="train", formats=["disfa"])["values"][:]
+    test = np.array([row["references"] for row in predictions if row["format"] == "disfa"])
+    found = results["formats"]["disfa"]["baselines"]
+    assert found["all-zero"]["mean"]["mae"] == pytest.approx(test.mean())
+    assert found["training-mean"]["mean"]["mae"] == pytest.approx(np.abs(test - np.mean(train, axis=0)).mean())
+    assert found["neighbour-copy"] == {"left_out": "no two frames of one clip"}  # rendered faces are no recordings
+    checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    labels = {"disfa": {label: {"mean": 1.0, "rate": 0.1, "n": 9} for label in FORMATS["disfa"].labels}}
+    write_training_manifest(checkpoint, training_manifest([], [], [], ["disfa"], {}, labels=labels))
+    results, _ = evaluate(checkpoint, rendered_records, tmp_path / "out", "--formats", "disfa")
+    assert results["provenance"]["training_labels"] == "training manifest"
+    found = results["formats"]["disfa"]["baselines"]["training-mean"]
+    assert found["mean"]["mae"] == pytest.approx(np.abs(test - 1).mean())
+
+
 @pytest.mark.parametrize("decoding", ["constrained", "free"])
 def test_other_decoders(tiny_checkpoint, rendered_records, tmp_path, decoding):
     flags = ["--decoding", decoding, "--formats", "disfa", "--max_images", 2]

@@ -10,6 +10,7 @@ from PIL import Image
 from sklearn.metrics import f1_score
 
 from au_llava.action_units import FORMATS, AUFormat
+from au_llava.au_datasets.conversion import sources
 from au_llava.au_datasets.folds import PROTOCOLS, get_protocol, protocol_parts
 from au_llava.au_datasets.records import (
     finish_folder,
@@ -21,7 +22,7 @@ from au_llava.au_datasets.records import (
 )
 from au_llava.au_evaluation.protocols import as_latex, as_markdown, protocol_scores, published_rows
 from au_llava.au_evaluation.provenance import training_manifest, write_training_manifest
-from au_llava.au_evaluation.transfer import best_asked, shared_labels, sources, transfer_scores
+from au_llava.au_evaluation.transfer import best_asked, shared_labels, transfer_scores
 from au_llava.eval_au import main
 
 NAN = float("nan")
@@ -70,6 +71,8 @@ def test_every_protocol_runs(name, fake_records, tiny_checkpoint, tmp_path):
     assert list(results["folds"]) == list(protocol.tested)
     assert set(results["pooled"]["per_au"]) == set(protocol.labels)
     assert results["missing"] == {}
+    assert results["baselines"]["training-mean"] == {"left_out": "the training labels are not known"}
+    assert results["baselines"]["all-zero"]["mean"].keys() >= {protocol.metrics[0]}
     metric = protocol.metrics[0]
     folds = [results["folds"][part]["mean"][metric] for part in protocol.tested]
     assert results["mean_of_folds"]["mean"][metric] == pytest.approx(np.mean(folds))

@@ -250,14 +250,22 @@ def test_optional_parts_are_shown(tmp_path):
     fmt = FORMATS["bp4d"]
     groups = group_audit(rows, fmt, {"skin": tones}, fewest=2, resamples=50)
     audits = {"groups": groups, "abstention": apply_abstention(rows, fmt, {"AU1": 0.77})}
+    audits["baselines"] = {"all-zero": {"mean": {"f1": 0.125}}, "neighbour-copy": {"left_out": "no clip"}}
     audits["parse_audit"] = parse_audit([row | {"text": "AU1: 1"} for row in rows], fmt)
     folder = write(tmp_path / "eval", rows, entries={"bp4d": audits})
     page = write_report(folder).read_text(encoding="utf-8")
     assert "worst" not in sections_of(page)
-    assert {"groups", "parsing", "risk"} <= set(sections_of(page))
+    assert {"baselines", "groups", "parsing", "risk"} <= set(sections_of(page))
     gap = groups["gaps"]["skin"]["f1"]
     shown = [f"{gap['difference']:.3f}", "{:.3f} to {:.3f}".format(*gap["interval"]), f"{gap['p_holm']:.3f}"]
-    shown += ["bp4d, by skin", "<i>dark</i>", "Not scored for too few subjects: other (1)."]
+    shown += [
+        "all-zero",
+        "0.125",
+        "neighbour-copy left out: no clip (bp4d)",
+        "bp4d, by skin",
+        "<i>dark</i>",
+        "Not scored for too few subjects: other (1).",
+    ]
     shown += ["0.770", f"{audits['abstention']['per_au']['AU1']['coverage']:.3f}"]
     shown += ["verbatim_rate", "denied_in_words: cells", "scores: strict: absent: mean: f1", "lenient: AU1"]
     assert set(shown) <= set(Reader(page).texts)

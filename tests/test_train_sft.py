@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -90,6 +91,8 @@ def test_checkpoints_say_who_was_seen(tiny_checkpoint, rendered_records, tmp_pat
         assert manifest["recipe"]["learning_rate"] == 0.001
         assert "output_dir" not in manifest["recipe"]
         assert manifest["base"] is None
+        values = load_records(rendered_records, part="train", formats=["bp4d"])["values"][:]
+        assert [each["mean"] for each in manifest["labels"]["bp4d"].values()] == pytest.approx(np.mean(values, axis=0))
     train(tmp_path / "one", rendered_records, tmp_path / "two", "--max_steps", 1, "--train_part", "test")
     seen = seen_people(read_training_manifest(str(tmp_path / "two")))
     assert seen["train"] == set(records["train"]) | set(records["test"])

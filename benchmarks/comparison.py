@@ -247,7 +247,12 @@ def main():
     parser.add_argument("--test", nargs="+", required=True, help="record tables with test people")
     parser.add_argument("--image_size", type=int, default=64, help="side of the images (default: 64)")
     parser.add_argument("--epochs", type=float, default=1.0, help="of tower pre-training (default: 1)")
-    parser.add_argument("--steps", type=int, default=300, help="of fine-tuning, 64 images each (default: 300)")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=1000,
+        help="of fine-tuning, 64 images each; a language model from scratch needs about a thousand (default: 1000)",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for everything; taken up again if it has some")
     arguments = parser.parse_args()
     out, formats = arguments.out, list(MAIN_FORMATS)

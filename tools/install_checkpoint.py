@@ -34,7 +34,9 @@ def install(checkpoint: Path, root: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = AuLlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.bfloat16)
         model.save_pretrained(folder)
-        AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True).save_pretrained(folder)
+        processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
+        processor.tokenizer.init_kwargs["local_files_only"] = False  # how it was loaded here is no trait of it
+        processor.save_pretrained(folder)
         model.config.dtype = torch.float32
         model.config.save_pretrained(folder)
         for name in FILES:

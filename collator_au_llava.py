@@ -13,7 +13,7 @@ seen.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -46,14 +46,15 @@ def value_target(value: float, fmt: AUFormat, width: float) -> torch.Tensor:
 def slot_loss(
     logits: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, targets: torch.Tensor, annotated: torch.Tensor
 ) -> torch.Tensor:
-    """Mean cross-entropy between target and predicted value distribution over the annotated AUs.
+    """Mean cross-entropy between target and predicted value distribution over the annotated AUs, weighted.
 
     Args:
         logits: (batch, positions, tokens).
         rows: (batch, D) which of the positions holds each decision.
         columns: (batch, D, C) which of the tokens may follow, -1 where there are fewer than C.
-        targets: (batch, D, C) target mass of each choice; all zero at decisions of AUs that are not annotated.
-        annotated: (batch,) number of annotated AUs of each row.
+        targets: (batch, D, C) target mass of each choice times the AU's weight (1 unless the collator has weights); all
+            zero at decisions of AUs that are not annotated.
+        annotated: (batch,) sum of the weights of each row's annotated AUs: without weights, their number.
 
     Returns:
         scalar; only tokens that can follow compete, as in the slots decoder.
@@ -61,7 +62,7 @@ def slot_loss(
     cells = rows[..., None] * logits.shape[-1] + columns.clamp(min=0)  # (batch, D, C) into positions x tokens
     chosen = logits.flatten(1).gather(1, cells.flatten(1)).view(columns.shape).float()
     chosen = chosen.masked_fill(columns < 0, torch.finfo(torch.float32).min)
-    return -(targets * chosen.log_softmax(-1)).sum() / annotated.sum().clamp(min=1)
+    return -(targets * chosen.log_softmax(-1)).sum() / annotated.sum().clamp(min=1e-6)
 
 
 class AUCollator:
@@ -78,6 +79,7 @@ class AUCollator:
         slot_formats: how many of an image's formats a slot batch asks for, the same for all its images as far as they
             have them; None asks for all.
         augment: vary crop, light and colours of the images a little (`varied_image`).
+        slot_weights: format -> AU -> positive weight of its loss in slot batches, 1 where there is none.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class AUCollator:
         causal_loss: str = "answer",
         slot_formats: int | None = None,
         augment: bool = False,
+        slot_weights: Mapping[str, Mapping[str, float]] | None = None,
     ):
         for name, share in (("causal_share", causal_share), ("flip", flip)):
             if not 0 <= share <= 1:
@@ -103,6 +106,7 @@ class AUCollator:
             raise ValueError(f"slot_formats is {slot_formats}; it must be at least 1.")
         self.slot_formats = slot_formats
         self.augment = augment
+        self.slot_weights = slot_weights or {}
         self.causal_share = causal_share
         self.causal_loss = causal_loss
         self.ordinal_width = ordinal_width
@@ -150,7 +154,15 @@ class AUCollator:
             "choices": torch.full((len(trees), decisions, choices), -1),
             "choice_targets": torch.zeros(len(trees), decisions, choices),
             "annotated": torch.tensor(
-                [sum(not math.isnan(value) for values in known.values() for value in values) for known in labels]
+                [
+                    sum(
+                        self._weight(fmt, label)
+                        for fmt, values in known.items()
+                        for label, value in zip(fmt.labels, values, strict=True)
+                        if not math.isnan(value)
+                    )
+                    for known in labels
+                ]
             ),
         }
         for row, (tree, known) in enumerate(zip(trees, labels, strict=True)):
@@ -163,15 +175,19 @@ class AUCollator:
             batch["choice_targets"][row, :nodes, :width] = self._targets(tree, known)
         return batch
 
+    def _weight(self, fmt: AUFormat, label: str) -> float:
+        return self.slot_weights.get(fmt.name, {}).get(label, 1)
+
     def _targets(self, tree, known: dict[AUFormat, Sequence[float]]) -> torch.Tensor:
-        """Per decision and choice (D, C), the target probability mass of the values that pass through it."""
+        """Per decision and choice (D, C), the weighted target probability mass of the values that pass through it."""
         formats = list(known)
         value_masses = torch.zeros(len(tree.value_paths))
         for slot in tree.slots:
             fmt = formats[slot.format_index]
             value = known[fmt][fmt.labels.index(slot.label)]
             if not math.isnan(value):
-                value_masses[slot.values] = value_target(quantise(value, fmt), fmt, self.ordinal_width)
+                target = value_target(quantise(value, fmt), fmt, self.ordinal_width)
+                value_masses[slot.values] = target * self._weight(fmt, slot.label)
         masses = torch.zeros(tree.choices.numel() + 1)  # the last cell collects the padding of short paths
         masses.index_add_(0, tree.value_paths.flatten(), value_masses.repeat_interleave(tree.value_paths.shape[1]))
         return masses[:-1].view(tree.choices.shape)

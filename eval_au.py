@@ -50,10 +50,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 from au_llava.action_units import get_format
+from au_llava.au_datasets.balance import label_statistics
 from au_llava.au_datasets.folds import PROTOCOLS, Protocol, get_protocol
 from au_llava.au_datasets.records import group_by_image, load_records
 from au_llava.au_evaluation.audits import apply_abstention, group_audit, parse_audit
-from au_llava.au_evaluation.baselines import baseline_rows, baselines_table, label_statistics, score_baselines
+from au_llava.au_evaluation.baselines import baseline_rows, baselines_table, score_baselines
 from au_llava.au_evaluation.calibration import (
     calibrate_checkpoint,
     calibration_report,

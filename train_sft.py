@@ -14,10 +14,8 @@ where it stopped. Evaluation scores the AUs on the validation part and logs eval
 """
 
 import logging
-import math
 import sys
-from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import datasets
@@ -26,9 +24,10 @@ import torch
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
 
-from au_llava.au_datasets.folds import check_disjoint
-from au_llava.au_datasets.records import group_by_image, load_records
-from au_llava.au_evaluation.baselines import label_statistics
+from au_llava.au_datasets.balance import WeightedSampler, label_statistics, loss_weights, row_weights
+from au_llava.au_datasets.folds import person_key
+from au_llava.au_datasets.mixing import TrainingData, check_people, training_rows
+from au_llava.au_datasets.records import group_by_image, record_features
 from au_llava.au_evaluation.prediction import predict
 from au_llava.au_evaluation.provenance import (
     people_of,
@@ -55,8 +54,9 @@ class AUArguments:
 
     data: list[str] = field(
         metadata={
-            "help": "Record tables (folders made by prepare_data.py), each optionally with how often its images are "
-            "seen per epoch: data/disfa=2 (twice), data/feafa=0.5 (a fixed random half). Default: once."
+            "help": "Datasets (folders made by prepare_data.py), each optionally with how often its images are seen "
+            "per epoch: data/disfa=2 (twice), data/feafa=0.5 (a fixed random half). With more to say, a mapping: "
+            "'{path: data/bp4d, weight: 2, protocol: bp4d-3fold, tested: P1, formats: [bp4d]}' (docs/training.md)."
         }
     )
     formats: list[str] | None = field(
@@ -89,6 +89,14 @@ class AUArguments:
         default=None,
         metadata={"help": "How many of an image's formats a slot batch asks for, drawn by batch. Default: all."},
     )
+    oversample_below: float = field(
+        default=0.0,
+        metadata={"help": "Rate below which an AU is rare: its images are seen more often, of each person. 0: off."},
+    )
+    loss_weight_power: float = field(
+        default=0.0,
+        metadata={"help": "Weigh each slot's loss by (1 / rate of its AU) to this power; 1: inverse rate, 0: off."},
+    )
     freeze: list[str] = field(
         default_factory=list, metadata={"help": f"Parts to keep as they are: any of {', '.join(PARTS)}."}
     )
@@ -100,6 +108,9 @@ class AUArguments:
         unknown = sorted(set(self.freeze) - set(PARTS))
         if unknown:
             raise ValueError(f"freeze names {', '.join(unknown)}; it takes any of {', '.join(PARTS)}.")
+        for name in ("oversample_below", "loss_weight_power"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1.")
 
 
 @dataclass
@@ -118,48 +129,6 @@ class AUTrainingConfig(SFTConfig):
         super().__post_init__()
 
 
-def training_rows(
-    tables: list[str], part: str, formats: list[str] | None, seed: int = 0, metadata: Sequence[str] = ()
-) -> datasets.Dataset:
-    """One row per image from record tables: `image`, `formats` (names), `values` (one list per format), `index`.
-
-    Args:
-        tables: folders, each optionally followed by "=" and the passes over it per epoch.
-        part: value of the `part` column to take.
-        formats: names of the formats to keep; None keeps all.
-        seed: chooses the rows of a fractional pass.
-        metadata: further columns of the records to keep.
-
-    Raises:
-        ValueError: a weight that is no positive number, or nothing left to train on.
-    """
-    tables_of_rows = []
-    for entry in tables:
-        path, _, weight = entry.partition("=")
-        try:
-            passes = float(weight or 1)
-        except ValueError:
-            passes = math.nan
-        if not 0 < passes < math.inf:
-            raise ValueError(f"{entry}: the number after '=' must be positive, it says how often a table is seen.")
-        records = load_records(path, part=part, formats=formats)
-        groups = group_by_image(records)
-        names, values = records["format"][:], records["values"][:]
-        rows = records.select_columns(["image", "dataset", "subject", *metadata])
-        rows = rows.select([min(group.values()) for group in groups])
-        rows = rows.add_column("formats", [list(group) for group in groups])
-        rows = rows.add_column("values", [[values[row] for row in group.values()] for group in groups])
-        assert all(names[row] == name for group in groups[:100] for name, row in group.items())
-        chosen = np.tile(np.arange(len(rows)), int(passes))
-        rest = round((passes - int(passes)) * len(rows))
-        chosen = np.concatenate([chosen, np.random.default_rng(seed).permutation(len(rows))[:rest]])
-        tables_of_rows.append(rows.select(chosen) if passes != 1 else rows)
-    rows = datasets.concatenate_datasets(tables_of_rows)
-    if not len(rows):
-        raise ValueError(f"No record of part {part!r} is left in {', '.join(tables)}: check `part` and --formats.")
-    return rows.add_column("index", list(range(len(rows))))
-
-
 class AUTrainer(SFTTrainer):
     """SFTTrainer that trains slot batches by `slot_loss` and whose evaluation also scores the AUs.
 
@@ -169,12 +138,27 @@ class AUTrainer(SFTTrainer):
     Args:
         validation: records to score, or None.
         manifest: who and what is trained on (see provenance.py), saved with every checkpoint; or None.
+        row_weights: (rows,) how often each training row is seen, relative to the others; None: once an epoch.
     """
 
-    def __init__(self, *args, validation: datasets.Dataset | None = None, manifest: dict | None = None, **kwargs):
+    def __init__(
+        self,
+        *args,
+        validation: datasets.Dataset | None = None,
+        manifest: dict | None = None,
+        row_weights: np.ndarray | None = None,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
+        self.row_weights = row_weights
         self.validation = validation
         self.manifest = manifest
+
+    def _get_train_sampler(self, train_dataset=None):
+        if self.row_weights is None:
+            return super()._get_train_sampler(train_dataset)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return WeightedSampler(self.row_weights, seed)
 
     def _save(self, output_dir: str | None = None, state_dict=None):
         super()._save(output_dir, state_dict)
@@ -271,29 +255,37 @@ def recipe_of(*groups) -> dict:
 def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: ModelConfig):
     if model_args.model_name_or_path is None:
         raise ValueError("Say which model to start from: --model_name_or_path (a folder or a Hub id).")
-    train = training_rows(arguments.data, arguments.train_part, arguments.formats, training_args.seed)
-    paths = [entry.partition("=")[0] for entry in arguments.data]
+    tables = [TrainingData.read(entry) for entry in arguments.data]
+    paths = list(dict.fromkeys(table.path for table in tables))
+    train = training_rows(tables, arguments.train_part, arguments.formats, training_args.seed)
     evaluating = training_args.eval_strategy != "no"
     validation = validation_rows = None
     if evaluating:
-        validation_rows = training_rows(paths, arguments.validation_part, arguments.formats)
+        as_annotated = {
+            (table.path, *(table.formats or ())): replace(table, weight=1, convert_to=(), frames=1) for table in tables
+        }.values()
+        validation_rows = training_rows(list(as_annotated), arguments.validation_part, arguments.formats)
         validation_rows = validation_rows.select(range(min(arguments.validation_images, len(validation_rows))))
-        validation = load_records(paths, part=arguments.validation_part, formats=arguments.formats)
-        people = {"train": train, "validation": validation}
-        check_disjoint({part: set(zip(rows["dataset"], rows["subject"], strict=True)) for part, rows in people.items()})
+        columns = list(record_features({}))
+        validation = datasets.concatenate_datasets(
+            [t.load(arguments.validation_part, arguments.formats).select_columns(columns) for t in as_annotated]
+        )
+    used = (arguments.train_part, arguments.validation_part if evaluating else None)
+    check_people(train, validation, [] if "test" in used else tables)
+    if evaluating:
         kept = [row for group in group_by_image(validation)[: arguments.validation_images] for row in group.values()]
         validation = validation.select(sorted(kept))
 
-    labels = [
-        pair for row in zip(train["formats"][:], train["values"][:], strict=True) for pair in zip(*row, strict=True)
-    ]
-    labels = label_statistics(*zip(*labels, strict=True))
+    formats, values = train["formats"][:], train["values"][:]
+    labels = label_statistics(*([each for row in column for each in row] for column in (formats, values)))
+    people = list(map(person_key, train["dataset"][:], train["subject"][:]))
+    mixture = [table for table in map(asdict, tables) if table != asdict(TrainingData(table["path"]))]
     manifest = training_manifest(
         train=people_of(train),
         validation=[] if validation is None else people_of(validation),
         data=paths,
         formats=labels,
-        recipe=recipe_of(arguments, training_args, model_args),
+        recipe=recipe_of(arguments, training_args, model_args) | ({"mixture": mixture} if mixture else {}),
         base=read_training_manifest(model_args.model_name_or_path),
         labels=labels,
     )
@@ -326,7 +318,11 @@ def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: Mo
             arguments.causal_loss,
             arguments.slot_formats,
             arguments.augment,
+            loss_weights(labels, arguments.loss_weight_power) if arguments.loss_weight_power else None,
         ),
+        row_weights=row_weights(formats, values, people, labels, arguments.oversample_below)
+        if arguments.oversample_below
+        else None,
         peft_config=get_peft_config(model_args),
     )
     resume = training_args.resume_from_checkpoint

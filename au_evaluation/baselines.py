@@ -11,9 +11,8 @@ and counted as unparsed.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 from rich.table import Table
 
 from au_llava.action_units import AUFormat, get_format
@@ -22,27 +21,6 @@ from au_llava.metrics_au import score
 
 NO_CLIP = "0"  # the readers' clip of images that are no recording, such as rendered faces: no neighbours there
 SHOWN = ("f1", "icc", "mae")
-
-
-def label_statistics(formats: Iterable[str], values: Iterable[Sequence[float]]) -> dict[str, dict[str, dict]]:
-    """Format -> AU -> {"mean": of the labels, "rate": share of them that are present, "n": how many are known}.
-
-    Args:
-        formats, values: of each row, the name of its format and its values in that format's order. NaN is unknown; an
-            AU without a known label is left out.
-    """
-    rows = defaultdict(list)
-    for name, each in zip(formats, values, strict=True):
-        rows[name].append(each)
-    found = {}
-    for name, each in sorted(rows.items()):
-        fmt, labels = get_format(name), np.array(each, float)
-        found[name] = {}
-        for label, column in zip(fmt.labels, labels.T, strict=True):
-            if len(known := column[~np.isnan(column)]):
-                present = known >= fmt.presence_threshold
-                found[name][label] = {"mean": float(known.mean()), "rate": float(present.mean()), "n": len(known)}
-    return found
 
 
 def nearest_frames(rows: Sequence[Mapping]) -> list[int | None]:
@@ -68,7 +46,7 @@ def baseline_rows(rows: Sequence[dict], fmt: AUFormat, statistics: Mapping | Non
     """Name of each baseline -> what it answers instead of the predictions `rows` of one format, or why it cannot.
 
     Args:
-        statistics: of the training labels, AU -> {"mean", "rate", …} (`label_statistics`), or None.
+        statistics: of the training labels, AU -> {"mean", "rate", …} (`balance.label_statistics`), or None.
     """
     width = len(fmt.labels)
     nothing = [math.nan] * width
@@ -103,7 +81,7 @@ def score_baselines(predictions: Sequence[dict], statistics: Mapping[str, Mappin
     """Format -> baseline -> {"mean", "averaged", "unparsed", "per_au": AU -> F1, ICC, MAE}, or {"left_out": reason}.
 
     Args:
-        predictions: as `predict` returns them. statistics: as `label_statistics` returns them; {} if unknown.
+        predictions: as `predict` returns them. statistics: as `balance.label_statistics` returns them; {} if unknown.
     """
     scored = {}
     for name, rows in by_format(predictions).items():

@@ -8,7 +8,7 @@ weights have been trained or chosen on, so that an evaluation can refuse to test
      "labels": {"bp4d": {"AU1": {"mean": …, "rate": …, "n": …}}}}
 
 `base` is the manifest of the checkpoint that training started from, so nobody is forgotten over several trainings.
-`labels` says how the training labels are distributed (`baselines.label_statistics`); older manifests lack it.
+`labels` says how the training labels are distributed (`balance.label_statistics`); older manifests lack it.
 """
 
 import json

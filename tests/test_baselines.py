@@ -5,14 +5,10 @@ import math
 import pytest
 
 from au_llava.action_units import AUFormat
+from au_llava.au_datasets import balance
+from au_llava.au_datasets.balance import label_statistics
 from au_llava.au_evaluation import baselines
-from au_llava.au_evaluation.baselines import (
-    baseline_rows,
-    baselines_table,
-    label_statistics,
-    nearest_frames,
-    score_baselines,
-)
+from au_llava.au_evaluation.baselines import baseline_rows, baselines_table, nearest_frames, score_baselines
 
 NAN = math.nan
 FMT = AUFormat("mine", ("AU6", "AU12"), "intensity")
@@ -20,7 +16,7 @@ FMT = AUFormat("mine", ("AU6", "AU12"), "intensity")
 
 @pytest.fixture(autouse=True)
 def own_format(monkeypatch):
-    for module in (baselines,):
+    for module in (baselines, balance):
         monkeypatch.setattr(module, "get_format", lambda name: FMT)
 
 

@@ -74,6 +74,26 @@ def test_slot_loss_is_cross_entropy_with_what_recognize_reports(width):
     assert loss == pytest.approx(np.mean(expected), rel=1e-4)
 
 
+def test_slot_weights_make_a_weighted_mean():
+    """The loss is the weighted mean of the AUs' own losses; an AU or format without a weight has 1."""
+    model, processor = build_tiny("phrases")
+    row = rows(1)[0]
+
+    def loss(values, weights=None):
+        collate = AUCollator(processor, causal_share=0, slot_weights=weights)
+        batch = collate([{**row, "formats": ["bp4d", "feafa"], "values": values}])
+        parts = [batch.pop(key) for key in ("decision_nodes", "choices", "choice_targets", "annotated")]
+        with torch.no_grad():
+            return slot_loss(model(**batch).logits, *parts).item()
+
+    labels = [[1.0, 0.0, *[NAN] * 10], [0.5, *[NAN] * 23]]
+    alone = [[1.0, *[NAN] * 11], [NAN] * 24], [[NAN, 0.0, *[NAN] * 10], [NAN] * 24], [[NAN] * 12, labels[1]]
+    first, second, third = map(loss, alone)
+    weights = {"bp4d": {"AU1": 0.25, "AU2": 3.0}}
+    assert loss(labels, weights) == pytest.approx((0.25 * first + 3 * second + third) / 4.25, rel=1e-4)
+    assert loss(alone[0], weights) == pytest.approx(first, rel=1e-4)
+
+
 def test_ordinal_target_by_hand():
     disfa = FORMATS["disfa"]
     weights = np.exp(-0.5 * (np.arange(1, 6) - 3.0) ** 2 / 0.5**2)  # width 0.1 of the scale of 5

@@ -106,10 +106,11 @@ def test_frozen_parts_stay(tiny_checkpoint, rendered_records, tmp_path, frozen):
     assert moved_parts(weights(tiny_checkpoint), weights(tmp_path)) == parts - kept
 
 
-def test_resumed_run_equals_the_uninterrupted_one(tiny_checkpoint, rendered_records, tmp_path):
-    flags = ["--max_steps", 6, "--save_steps", 3, "--causal_share", 0.4, "--flip", 0.5]
+@pytest.mark.parametrize("balance", [[], ["--oversample_below", 0.9, "--loss_weight_power", 0.5]])
+def test_resumed_run_equals_the_uninterrupted_one(tiny_checkpoint, rendered_records, tmp_path, balance):
+    flags = ["--max_steps", 12, "--save_steps", 8, "--causal_share", 0.4, "--flip", 0.5, *balance]  # 5 steps an epoch
     train(tiny_checkpoint, rendered_records, tmp_path / "whole", *flags)
-    shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "cut" / "checkpoint-3")
+    shutil.copytree(tmp_path / "whole" / "checkpoint-8", tmp_path / "cut" / "checkpoint-8")
     train(tiny_checkpoint, rendered_records, tmp_path / "cut", *flags, "--resume_from_checkpoint", "true")
     whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
@@ -142,6 +143,25 @@ def test_recipe_is_overridden_by_flags(tiny_checkpoint, rendered_records, tmp_pa
     )
     assert (ours.flip, training.learning_rate, training.output_dir) == (0.1, 0.25, str(tmp_path))
     assert ours.data == [str(rendered_records)]
+
+
+def test_datasets_are_told_by_mappings(tiny_checkpoint, rendered_records, tmp_path):
+    """In a recipe as in a flag; what each dataset was given is in the manifest, and weights change what is learned."""
+    recipe = tmp_path / "recipe.yaml"
+    entry = {"path": str(rendered_records), "formats": ["disfa"], "convert_to": ["bp4d"], "weight": 2}
+    recipe.write_text(yaml.safe_dump({"data": [entry], "output_dir": str(tmp_path)}))
+    ours, *_ = make_parser().parse_args_and_config(["--config", str(recipe), *QUIET])
+    assert ours.data == [entry]
+    flag = f"{{path: {rendered_records}, formats: [disfa], convert_to: [bp4d], weight: 2}}"
+    train(tiny_checkpoint, flag, tmp_path / "a", "--eval_strategy", "steps", "--eval_steps", 4)
+    manifest = read_training_manifest(str(tmp_path / "a"))
+    assert manifest["formats"] == ["bp4d", "disfa"]
+    assert (manifest["recipe"]["mixture"][0]["weight"], list(manifest["data"])) == (2, [str(rendered_records)])
+    logged = json.loads((tmp_path / "a" / "trainer_state.json").read_text())["log_history"]
+    assert not any("eval_bp4d_f1" in entry for entry in logged)  # derived labels are learned, not scored
+    for name, power in (("b", 0.0), ("c", 1.0)):
+        train(tiny_checkpoint, flag, tmp_path / name, "--loss_weight_power", power, "--max_steps", 1)
+    assert moved_parts(weights(tmp_path / "b"), weights(tmp_path / "c"))
 
 
 @pytest.mark.parametrize("name", [path.name for path in (ROOT / "recipes").glob("*.yaml")])
@@ -177,6 +197,8 @@ def test_bad_weights_are_refused(rendered_records, weight):
         (["--data", "nowhere"], "nowhere"),
         (["--train_part", "holiday"], "no record of part 'holiday'"),
         (["--causal_share", "2"], "between 0 and 1"),
+        (["--oversample_below", "2"], "oversample_below is 2.0"),
+        (["--data", "{path: x, wieght: 1}"], "needs path and"),
         (["--learning_rat", "1"], "--learning_rat"),
     ],
 )

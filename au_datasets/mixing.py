@@ -1,0 +1,236 @@
+"""From prepared datasets to the rows of one training: which people, frames and formats of each, and how often.
+
+A dataset is named by its folder, or by a mapping (in a recipe; as a flag, the same mapping in YAML's flow style):
+
+    data/disfa                  once per epoch
+    data/disfa=2                twice
+    {path: data/bp4d, weight: 0.5, protocol: bp4d-3fold, tested: P1, formats: [bp4d], convert_to: [gft], frames: 10}
+
+Labels of the same picture in several formats become one row, across folders too: the same picture is the same dataset,
+subject, clip and frame, or the same file. FEAFA's part B over DISFA's images is found by the file. A folder given twice
+has nothing to add to its own rows: they stay apart.
+"""
+
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+
+import datasets
+import numpy as np
+import yaml
+
+from ..action_units import get_format
+from .conversion import convert_values, convertible
+from .folds import check_disjoint, get_protocol, protocol_split
+from .records import KEY, group_by_image, load_records
+
+VALIDATION_SEED = 0  # a protocol's parts do not change between runs, validation people included
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """One prepared dataset in a training.
+
+    Args:
+        path: a folder made by prepare_data.py.
+        weight: how often its images are seen per epoch; of a fraction, a fixed random share.
+        formats: take labels in these formats only.
+        protocol, tested: divide by a published protocol (`folds.PROTOCOLS`) whose part `tested` is tested, instead of
+            by the records' `part`. The protocol of another dataset that shows the same people will do.
+        validation: with a protocol, the share of the training people who validate.
+        convert_to: derive labels in these formats too, where an image has none (`conversion.convert_values`).
+        frames: train on every k-th labelled frame of each clip, or with "changed" on those whose labels differ from the
+            frame before.
+
+    Raises:
+        ValueError: a value that is out of range or has no effect.
+    """
+
+    path: str
+    weight: float = 1.0
+    formats: Sequence[str] | None = None
+    protocol: str | None = None
+    tested: str | None = None
+    validation: float = 0.1
+    convert_to: Sequence[str] = ()
+    frames: int | str = 1
+
+    def __post_init__(self):
+        if not isinstance(self.weight, int | float) or not 0 < self.weight < math.inf:
+            raise ValueError(f"{self.path}: weight is {self.weight!r}; it must be positive: passes per epoch.")
+        if (self.protocol is None) != (self.tested is None):
+            raise ValueError(f"{self.path}: protocol and tested go together, such as bp4d-3fold and P1.")
+        if self.frames != "changed" and not (isinstance(self.frames, int) and self.frames >= 1):
+            raise ValueError(f"{self.path}: frames is {self.frames!r}; it must be a whole number from 1, or 'changed'.")
+        for name in ("formats", "convert_to"):
+            if isinstance(getattr(self, name), str):
+                raise ValueError(f"{self.path}: {name} must be a list, such as [bp4d].")
+            for each in getattr(self, name) or ():
+                get_format(each)
+
+    @classmethod
+    def read(cls, entry) -> "TrainingData":
+        """From a path, "path=weight", a mapping, or a mapping written in YAML. Raises ValueError for anything else."""
+        if isinstance(entry, cls):
+            return entry
+        if isinstance(entry, str) and entry.startswith("{"):
+            try:
+                entry = yaml.safe_load(entry)
+            except yaml.YAMLError:
+                raise ValueError(f"{entry} is no YAML mapping: write it like {{path: data/bp4d, weight: 2}}.") from None
+        if isinstance(entry, str):
+            path, _, weight = entry.partition("=")
+            try:
+                return cls(path, float(weight or 1))
+            except ValueError:
+                raise ValueError(f"{entry}: the number after '=' must be positive: passes per epoch.") from None
+        known = [each.name for each in fields(cls)]
+        if not isinstance(entry, dict) or "path" not in entry or set(entry) - set(known):
+            raise ValueError(f"{entry}: a dataset needs path and, where wanted, {', '.join(known[1:])}.")
+        return cls(**entry)
+
+    def load(self, part: str, formats: Iterable[str] | None = None) -> datasets.Dataset:
+        """Its records of a part. ValueError where there are none."""
+        formats = self.formats or formats
+        if self.protocol is None:
+            return load_records(self.path, part=part, formats=formats)
+        records = load_records(self.path, formats=formats)
+        names = records[get_protocol(self.protocol).unit][:]
+        split = protocol_split(self.protocol, self.tested, VALIDATION_SEED, self.validation, names)
+        members = split.get(part, [])
+        kept = np.flatnonzero(np.isin(names, members))
+        if not len(kept):
+            raise ValueError(
+                f"{self.path} has no record of the {part} part of {self.protocol} that tests {self.tested}."
+            )
+        return records.select(kept)
+
+    def tested_people(self) -> set[tuple[str, str]]:
+        """(dataset, subject) of those who are tested and so must never be trained on; of a protocol with published
+        people all of them, be they in the folder or not."""
+        try:
+            records = replace(self, formats=None).load("test")
+        except ValueError:  # no such part, or none of its people here
+            people = set()
+        else:
+            people = set(zip(records["dataset"][:], records["subject"][:], strict=True))
+        if self.protocol is not None and (protocol := get_protocol(self.protocol)).unit == "subject":
+            people |= {(protocol.dataset, name) for name in protocol.parts[self.tested]}
+        return people
+
+
+def check_people(train, validation, tables: Iterable[TrainingData]) -> None:
+    """Refuse a training in which somebody is on two sides, across datasets that share people too.
+
+    Args:
+        train, validation: records or rows with `dataset` and `subject`; validation may be None.
+        tables: whose tested people nobody of them may be.
+
+    Raises:
+        ValueError: naming the people.
+    """
+    sides = {"train": train, "validation": validation}
+    people = {
+        side: set(zip(rows["dataset"][:], rows["subject"][:], strict=True))
+        for side, rows in sides.items()
+        if rows is not None
+    }
+    check_disjoint({**people, "test": set().union(*(each.tested_people() for each in tables))})
+
+
+def kept_frames(keys: Sequence[tuple], values: Sequence, frames: int | str) -> list[int]:
+    """Which images to train on.
+
+    Args:
+        keys: (dataset, subject, clip, frame) of each image. values: its labels, compared for equality.
+        frames: as in `TrainingData`; k starts with the first frame of a clip.
+    """
+    clips = defaultdict(list)
+    for index, key in enumerate(keys):
+        clips[key[:3]].append(index)
+    kept = []
+    for members in clips.values():
+        members.sort(key=lambda index: keys[index][3])
+        if frames == "changed":
+            pairs = zip([None, *members[:-1]], members, strict=True)
+            kept += [own for before, own in pairs if before is None or values[before] != values[own]]
+        else:
+            kept += members[::frames]
+    return sorted(kept)
+
+
+def _labels(table: TrainingData, records: datasets.Dataset, groups: Sequence[dict]) -> list[dict[str, list[float]]]:
+    """Of each image, format -> values, the derived formats included."""
+    values = records["values"][:]
+    labels = [{name: values[row] for name, row in group.items()} for group in groups]
+    for target in map(get_format, table.convert_to):
+        derived: dict[int, np.ndarray] = {}
+        for name in sorted({name for each in labels for name in each if name != target.name}):
+            source = get_format(name)
+            images = [i for i, group in enumerate(groups) if name in group and target.name not in group]
+            if not images or not convertible(source, target):
+                continue
+            converted = convert_values([labels[i][name] for i in images], source, target)
+            for image, found in zip(images, converted, strict=True):  # what an earlier format says stays
+                before = derived.get(image, found)
+                derived[image] = np.where(np.isnan(before), found, before)
+        known = {image: found for image, found in derived.items() if not np.isnan(found).all()}
+        if not known and not any(target.name in each for each in labels):
+            given = sorted({name for each in labels for name in each})
+            raise ValueError(f"{table.path}: no label of {target.name} follows from its {', '.join(given)}.")
+        for image, found in known.items():
+            labels[image][target.name] = found.tolist()
+    return labels
+
+
+def training_rows(
+    tables: Sequence, part: str, formats: Iterable[str] | None, seed: int = 0, metadata: Sequence[str] = ()
+) -> datasets.Dataset:
+    """One row per image: `image`, `dataset`, `subject`, `formats` (names), `values` (one list per format), `index`.
+
+    Args:
+        tables: what `TrainingData.read` takes.
+        part: "train", "validation" or "test", the value of the `part` column to take.
+        formats: names of the formats to keep of tables that do not name their own; None keeps all.
+        seed: chooses the rows of a fractional pass.
+        metadata: further columns of the records to keep.
+
+    Raises:
+        ValueError: an entry that cannot be read, or nothing left to train on.
+    """
+    images, chosen, labels, seen, offset = [], [], [], {}, 0
+    for table in map(TrainingData.read, tables):
+        records = table.load(part, formats)
+        groups = group_by_image(records)
+        of_table = _labels(table, records, groups)
+        first = [min(group.values()) for group in groups]
+        columns = records.select_columns(list(KEY))[:]
+        keys = [tuple(columns[name][row] for name in KEY) for row in first]
+        paths = records.select_columns(["image"]).cast_column("image", datasets.Image(decode=False)).flatten()
+        paths = paths.select_columns(["image.path"])["image.path"][:]
+        files = [os.path.abspath(paths[row]) if paths[row] and os.sep in paths[row] else None for row in first]
+        kept = np.array(kept_frames(keys, [repr(each) for each in of_table], table.frames), int)
+        rest = np.random.default_rng(seed).permutation(len(kept))[: round((table.weight % 1) * len(kept))]
+        whole = int(table.weight)
+        turns = [(turn, image) for turn in range(whole) for image in kept] + [(whole, image) for image in kept[rest]]
+        for turn, image in turns:
+            names = [(turn, name) for name in (keys[image], files[image]) if name]
+            row = next((seen[name] for name in names if name in seen), None)
+            if row is None or labels[row].keys() & of_table[image].keys():
+                row = len(labels)
+                labels.append({})
+                chosen.append(offset + first[image])
+            labels[row] |= of_table[image]
+            seen |= dict.fromkeys(names, row)
+        images.append(records.select_columns(["image", "dataset", "subject", *metadata]))
+        offset += len(records)
+    if not labels:
+        raise ValueError(
+            f"No record of part {part!r} is left in {', '.join(map(str, tables))}: check part and formats."
+        )
+    rows = datasets.concatenate_datasets(images).select(chosen)
+    rows = rows.add_column("formats", [list(each) for each in labels])
+    rows = rows.add_column("values", [list(each.values()) for each in labels])
+    return rows.add_column("index", list(range(len(rows))))

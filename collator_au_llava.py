@@ -1,7 +1,7 @@
 """From images with known AUs to training batches: the two layouts that AU-LLaVA is trained on.
 
 - slots: the token tree of the slots decoder (`SlotTree`), all formats known for an image in one sequence, so that the
-  image is encoded once, or some of them drawn anew for each batch; loss on the values only (`slot_loss`).
+  image is encoded once; loss on the values only (`slot_loss`).
 - causal: prompt and answer as ordinary text, for `generate`; loss on the whole answer, or on its values only. One known
   format per image, and the prompt asks only for the AUs that are annotated, so that the model never learns to leave AUs
   out.
@@ -76,8 +76,6 @@ class AUCollator:
         flip: probability of a horizontal flip (sided labels swap), 0 to 1.
         seed: of all random choices.
         causal_loss: what of a causal answer carries loss: the whole "answer" and its end, or its "values".
-        slot_formats: how many of an image's formats a slot batch asks for, the same for all its images as far as they
-            have them; None asks for all.
         augment: vary crop, light and colours of the images a little (`varied_image`).
         slot_weights: format -> AU -> positive weight of its loss in slot batches, 1 where there is none.
     """
@@ -90,7 +88,6 @@ class AUCollator:
         flip: float = 0.0,
         seed: int = 0,
         causal_loss: str = "answer",
-        slot_formats: int | None = None,
         augment: bool = False,
         slot_weights: Mapping[str, Mapping[str, float]] | None = None,
     ):
@@ -102,9 +99,6 @@ class AUCollator:
             raise ValueError(f"ordinal_width is {ordinal_width}; it must be 0 (off) or more.")
         if causal_loss not in CAUSAL_LOSSES:
             raise ValueError(f"causal_loss is {causal_loss!r}; it must be one of {', '.join(CAUSAL_LOSSES)}.")
-        if slot_formats is not None and slot_formats < 1:
-            raise ValueError(f"slot_formats is {slot_formats}; it must be at least 1.")
-        self.slot_formats = slot_formats
         self.augment = augment
         self.slot_weights = slot_weights or {}
         self.causal_share = causal_share
@@ -130,16 +124,7 @@ class AUCollator:
             labels.append(known)
         pixel_values = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
         image_tokens = self.processor.num_image_tokens(*pixel_values.shape[-2:])
-        if causal:
-            batch = self._causal(labels, image_tokens, rng)
-        else:
-            if self.slot_formats is not None:
-                order = rng.permutation(sorted({fmt.name for known in labels for fmt in known})).tolist()
-                labels = [
-                    dict(sorted(known.items(), key=lambda item: order.index(item[0].name))[: self.slot_formats])
-                    for known in labels
-                ]
-            batch = self._slots(labels, image_tokens)
+        batch = self._causal(labels, image_tokens, rng) if causal else self._slots(labels, image_tokens)
         return {**batch, "pixel_values": pixel_values}
 
     def _slots(self, labels: list[dict[AUFormat, Sequence[float]]], image_tokens: int) -> dict[str, torch.Tensor]:

@@ -85,10 +85,6 @@ class AUArguments:
     augment: bool = field(
         default=False, metadata={"help": "Vary crop, light and colours of each image a little; AUs stay as they are."}
     )
-    slot_formats: int | None = field(
-        default=None,
-        metadata={"help": "How many of an image's formats a slot batch asks for, drawn by batch. Default: all."},
-    )
     oversample_below: float = field(
         default=0.0,
         metadata={"help": "Rate below which an AU is rare: its images are seen more often, of each person. 0: off."},
@@ -316,7 +312,6 @@ def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: Mo
             arguments.flip,
             training_args.seed,
             arguments.causal_loss,
-            arguments.slot_formats,
             arguments.augment,
             loss_weights(labels, arguments.loss_weight_power) if arguments.loss_weight_power else None,
         ),

@@ -202,24 +202,6 @@ def test_flip_mirrors_image_and_labels_together():
     assert not torch.equal(plain["choice_targets"], expected)
 
 
-def test_slot_formats_asks_all_images_of_a_batch_for_the_same_formats():
-    _, processor = build_tiny("phrases")
-    all_formats = AUCollator(processor, causal_share=0)(rows(2))
-    widths = {AUCollator(processor, 0, seed=seed, slot_formats=1)(rows(2))["choices"].shape for seed in range(8)}
-    alone = {
-        AUCollator(processor, 0)([{**row, "formats": [row["formats"][k]], "values": [row["values"][k]]}])[
-            "choices"
-        ].shape[1:]
-        for row in rows(1)
-        for k in (0, 1)
-    }
-    assert {shape[1:] for shape in widths} == alone  # now bp4d, now feafa
-    both = AUCollator(processor, 0, slot_formats=2)(rows(2))
-    assert both["choices"].shape == all_formats["choices"].shape
-    with pytest.raises(ValueError, match="slot_formats is 0"):
-        AUCollator(processor, slot_formats=0)
-
-
 def test_variation_changes_the_picture_and_not_the_labels():
     _, processor = build_tiny("phrases")
     plain, varied = (AUCollator(processor, 0, augment=augment)(rows(1)) for augment in (False, True))

@@ -153,7 +153,7 @@ def test_tower_learns_values_and_places_where_they_are_known():
 
 
 def test_pre_training_batches_swap_sides_and_drop_landmarks_of_flipped_faces(rendered_records):
-    from au_llava.train_sft import training_rows
+    from au_llava.au_datasets.mixing import training_rows
 
     _, processor = build_tiny("phrases")
     rows = training_rows([str(rendered_records)], "train", ["feafa"], metadata=["landmarks"])

@@ -23,10 +23,10 @@ from transformers import AutoProcessor, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from au_llava.action_units import MAIN_FORMATS, get_format
+from au_llava.au_datasets.mixing import training_rows
 from au_llava.augmentation_au_llava import mirrored_values, varied_image
 from au_llava.metrics_au import score
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
-from au_llava.train_sft import training_rows
 
 PLACE_SCALE, MOVE_SCALE = 0.15, 0.02  # crop widths: about the spread of landmarks, and of their movement by AUs
 

@@ -76,9 +76,9 @@ def main():
     parser.add_argument("--data", required=True, help="the records of the second, which name the looks")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
-    columns = load_records(arguments.data, part="test").select_columns([*KEYS, "held_out"])[:]
-    family_of = dict(zip(zip(*(columns[key] for key in KEYS), strict=True), columns["held_out"], strict=True))
     try:
+        columns = load_records(arguments.data, part="test").select_columns([*KEYS, "held_out"])[:]
+        family_of = dict(zip(zip(*(columns[key] for key in KEYS), strict=True), columns["held_out"], strict=True))
         found = compare(predictions_of(arguments.usual), predictions_of(arguments.held_out), family_of)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"held_out.py: {error}") from None

@@ -10,6 +10,7 @@ with 95 % bootstrap intervals over people), OUT/robustness.png and OUT/failures.
 import argparse
 import io
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -194,4 +195,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"robustness.py: {error}")

@@ -2,12 +2,14 @@
 
 import json
 import math
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import build_tiny, load_tool
+from conftest import ROOT, build_tiny, load_tool
 from datasets import Dataset
 from sklearn.metrics import f1_score
 from transformers import ResNetConfig
@@ -181,9 +183,34 @@ def test_validation_scores_of_the_head_are_those_of_the_shares():
     assert found == {"bp4d_f1": pytest.approx(expected)}
 
 
-def test_evidence_is_json(tmp_path):
-    path = tmp_path / "robustness.json"
-    path.write_text(json.dumps({"factors": {}}))
+def test_tables_show_the_numbers_of_their_files(tmp_path):
     tool = load_tool("write_scores")
     tool.EVALUATIONS = tmp_path
-    assert tool.evaluation("robustness") == {"factors": {}}
+    level = {"feafa": {"metric": "pcc", "value": 0.75, "interval": [0.5, 0.875], "n": 4}}
+    (tmp_path / "robustness.json").write_text(json.dumps({"factors": {"blur": {"2": level}}}))
+    assert tool.robustness_table().splitlines() == [
+        "| changed | level | feafa PCC |",
+        "|---|---|---:|",
+        "| blur | 2 | 0.750 (0.500 to 0.875) |",
+    ]
+    each = {"usual": 0.75, "held_out": 0.5, "difference": -0.25, "interval": [-0.5, -0.125]}
+    (tmp_path / "held-out.json").write_text(json.dumps({"families": {"toon": {"bp4d": {"n": 4, "f1": each}}}}))
+    row = "| toon | bp4d | F1 | 0.750 | 0.500 | -0.250 (-0.500 to -0.125) |"
+    assert tool.held_out_table().splitlines()[2] == row
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("benchmarks/held_out.py", "no-a", "no-b", "--data", "nowhere", "--out", "x.json"),
+        ("benchmarks/robustness.py", "--model", "/nowhere", "--out", "x"),
+        ("tools/pretrain_tower.py", "--base", "/nowhere", "--data", "nowhere", "--out", "x"),
+    ],
+)
+def test_a_wrong_path_ends_in_a_message_without_traceback(command, tmp_path):
+    run = subprocess.run(
+        [sys.executable, ROOT / command[0], *command[1:]], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert run.returncode == 1
+    assert "Traceback" not in run.stderr
+    assert "nowhere" in run.stderr

@@ -1,0 +1,57 @@
+"""The reason of a reading in words: the AU's definition, the numbers that were read, and where its evidence lies.
+
+Every word comes from the AU catalogue or from something measured; nothing is interpreted.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from au_llava.action_units import ACTION_UNITS, AUFormat
+from au_llava.calibration_au_llava import DEFAULT_THRESHOLD, entries_for
+from au_llava.decoding_au_llava import AUReading
+
+from .evidence import peak
+from .pictures import au_regions
+
+LEAST_FALL = 0.01  # of a probability; a smaller one is not told as a number
+
+
+def reason(
+    fmt: AUFormat, label: str, reading: AUReading, evidence: np.ndarray, calibration: Mapping | None = None
+) -> str:
+    """What was read of one AU, and where hiding a part of the face changes that most.
+
+    Args:
+        reading: of `recognize` with the slots decoder.
+        evidence: the AU's map (size, size), see `evidence_maps`.
+        calibration: `model.config.calibration`, which holds the decision threshold.
+
+    Returns:
+        sentences such as "AU12 (lip corner puller): the lip corners are pulled up and outward. Read as present:
+        probability 0.93, threshold 0.41; mean 2.8 of 5. Hiding the lower left of the crop lowers the probability most,
+        by 0.31; there AU12 moves a frontal face." Left and right are those of the picture.
+    """
+    unit = ACTION_UNITS[label]
+    threshold = entries_for(calibration, fmt).get(label, {"threshold": DEFAULT_THRESHOLD})["threshold"]
+    text = f"{label} ({unit.name}): {unit.definition}. Read as {'present' if reading.present else 'absent'}: "
+    text += f"probability {reading.probability:.2f}, threshold {threshold:.2f}"
+    if fmt.scale != "occurrence":
+        digits = 1 if fmt.scale == "intensity" else 2
+        text += f"; mean {reading.expected:.{digits}f} of {fmt.value_numbers[-1]:g}"
+    fall = float(evidence.max())
+    if fall < LEAST_FALL:
+        return f"{text}. Hiding no single part of the crop lowers the probability by {LEAST_FALL} or more."
+    right, down = peak(evidence)
+    text += f". Hiding the {_place(right, down)} of the crop lowers the probability most, by {fall:.2f}"
+    regions = au_regions(len(evidence))
+    if label not in regions:
+        return f"{text}."
+    moved = regions[label][int(down * len(evidence)), int(right * len(evidence))] > 0
+    return f"{text}; there {label} {'moves' if moved else 'does not move'} a frontal face."
+
+
+def _place(right: float, down: float) -> str:
+    """A ninth of the crop in words: "upper left", "middle", "lower middle"."""
+    row, column = ("upper", "middle", "lower")[int(3 * down)], ("left", "middle", "right")[int(3 * right)]
+    return " ".join(dict.fromkeys((row, column)))

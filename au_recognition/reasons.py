@@ -9,7 +9,6 @@ import numpy as np
 
 from au_llava.action_units import ACTION_UNITS, AUFormat
 from au_llava.calibration_au_llava import DEFAULT_THRESHOLD, entries_for
-from au_llava.decoding_au_llava import AUReading
 
 from .evidence import peak
 from .pictures import au_regions
@@ -18,12 +17,17 @@ LEAST_FALL = 0.01  # of a probability; a smaller one is not told as a number
 
 
 def reason(
-    fmt: AUFormat, label: str, reading: AUReading, evidence: np.ndarray, calibration: Mapping | None = None
+    fmt: AUFormat,
+    label: str,
+    probability: float,
+    expected: float,
+    evidence: np.ndarray,
+    calibration: Mapping | None = None,
 ) -> str:
-    """What was read of one AU, and where hiding a part of the face changes that most.
+    """What was read of an AU that is read as present, and where hiding a part of the face changes that most.
 
     Args:
-        reading: of `recognize` with the slots decoder.
+        probability, expected: of the AU's `AUReading` by the slots decoder.
         evidence: the AU's map (size, size), see `evidence_maps`.
         calibration: `model.config.calibration`, which holds the decision threshold.
 
@@ -34,11 +38,11 @@ def reason(
     """
     unit = ACTION_UNITS[label]
     threshold = entries_for(calibration, fmt).get(label, {"threshold": DEFAULT_THRESHOLD})["threshold"]
-    text = f"{label} ({unit.name}): {unit.definition}. Read as {'present' if reading.present else 'absent'}: "
-    text += f"probability {reading.probability:.2f}, threshold {threshold:.2f}"
+    text = f"{label} ({unit.name}): {unit.definition}. Read as present: probability {probability:.2f}, "
+    text += f"threshold {threshold:.2f}"
     if fmt.scale != "occurrence":
         digits = 1 if fmt.scale == "intensity" else 2
-        text += f"; mean {reading.expected:.{digits}f} of {fmt.value_numbers[-1]:g}"
+        text += f"; mean {expected:.{digits}f} of {fmt.value_numbers[-1]:g}"
     fall = float(evidence.max())
     if fall < LEAST_FALL:
         return f"{text}. Hiding no single part of the crop lowers the probability by {LEAST_FALL} or more."

@@ -1,12 +1,12 @@
 """How answers are read out of the network: `recognize`, and the three decoders behind it.
 
 - slots (default): one forward pass over a token tree (slot_tree_au_llava.py) reads the value distribution of every AU
-  of every requested format.
+  of every requested format. Its two steps, `read_slots` and `slot_answers`, are also those of pipeline_au_llava.py.
 - constrained: autoregressive over the values only; the fixed text between them costs no step of its own.
 - free: plain `generate`, then `parse_answer`: what other LLM-based recognisers do, kept as the honest baseline.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -27,6 +27,7 @@ class AUReading:
 
     value: float | None  # on the format's scale: the most probable value; on the occurrence scale, 1 if present
     expected: float | None  # mean of the distribution, on the format's scale
+    median: float | None  # of the distribution: the least value that at least half of the probability is at or below
     probability: float | None  # of presence: P(value >= the format's presence_threshold), 0 to 1
     present: bool | None  # whether the probability reaches the AU's decision threshold (0.5 unless calibrated)
     distribution: tuple[float, ...] | None  # probability of each of the format's value_numbers, sums to 1
@@ -60,6 +61,19 @@ class AUResult(dict):
     def __init__(self, answers: dict[str, AUAnswer]):
         super().__init__(answers)
         self.contradictions: tuple[Contradiction, ...] = contradictions(answers)
+
+
+def chosen_formats(formats: str | AUFormat | Sequence[str | AUFormat]) -> tuple[AUFormat, ...]:
+    """The formats that a user asks for, by what `get_format` takes: one, or a sequence of them.
+
+    Raises:
+        ValueError: an unknown format, none, or two of one name.
+    """
+    one = isinstance(formats, (str, Mapping)) or not isinstance(formats, Iterable)
+    chosen = tuple(get_format(fmt) for fmt in ([formats] if one else formats))
+    if not chosen or len({fmt.name for fmt in chosen}) < len(chosen):
+        raise ValueError("formats must name at least one format, and none twice.")
+    return chosen
 
 
 @torch.no_grad()
@@ -97,9 +111,7 @@ def recognize(
         raise ValueError(f"{', '.join(generate_kwargs)} only apply to decoding='free', not to {decoding!r}.")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
-    formats = tuple(get_format(fmt) for fmt in ([formats] if isinstance(formats, str) else formats))
-    if not formats or len({fmt.name for fmt in formats}) < len(formats):
-        raise ValueError("formats must name at least one format, and none twice.")
+    formats = chosen_formats(formats)
     stacked = hasattr(images, "shape") and len(images.shape) == 4  # an array or tensor of several images
     images = list(images) if isinstance(images, (list, tuple)) or stacked else [images]
     if not images:
@@ -128,28 +140,56 @@ def _answer(fmt: AUFormat, found: Sequence[int], distributions=None, thresholds=
     """
     values = [fmt.value_numbers[index] for index in found]
     if distributions is None:
-        readings = [AUReading(value, None, None, value >= fmt.presence_threshold, None) for value in values]
+        readings = [AUReading(value, None, None, None, value >= fmt.presence_threshold, None) for value in values]
     else:
         numbers = np.array(fmt.value_numbers)
         probability = distributions[:, numbers >= fmt.presence_threshold].sum(axis=1).clip(max=1)
         present = probability >= (DEFAULT_THRESHOLD if thresholds is None else thresholds)
         if thresholds is not None and fmt.scale == "occurrence":
             values = present.astype(float).tolist()
-        columns = (values, (distributions @ numbers).tolist(), probability.tolist(), present.tolist())
+        medians = numbers[(distributions.cumsum(axis=1) >= 0.5 - 1e-9).argmax(axis=1)]
+        columns = (values, (distributions @ numbers).tolist(), medians.tolist(), probability.tolist(), present.tolist())
         rows = map(tuple, distributions.tolist())
         readings = [AUReading(*each) for each in zip(*columns, rows, strict=True)]
     text = write_answer(dict(zip(fmt.labels, values, strict=True)), fmt)
     return AUAnswer(fmt, dict(zip(fmt.labels, readings, strict=True)), text)
 
 
-def _decode_slots(model, processor, pixel_values, formats) -> list[list[AUAnswer]]:
+def read_slots(model, processor, pixel_values: torch.Tensor, formats: tuple[AUFormat, ...]) -> dict[str, torch.Tensor]:
+    """What one forward pass over `pixel_values` (images, 3, height, width) reads, before calibration.
+
+    Returns:
+        format name -> (images, AUs, values) probabilities, float32 on the CPU; those of one AU sum to 1.
+    """
     tree = compile_slots(processor, formats, processor.num_image_tokens(*pixel_values.shape[-2:])).to(model.device)
     logits = model(**tree.model_inputs(pixel_values)).logits
+    read = tree.by_format(tree.log_probabilities(logits).exp().cpu())
+    return {fmt.name: distributions for fmt, distributions in zip(formats, read, strict=True)}
+
+
+def slot_answers(
+    read: Mapping[str, torch.Tensor],
+    formats: tuple[AUFormat, ...],
+    calibration: Mapping | None,
+    threshold: float | None = None,
+) -> list[list[AUAnswer]]:
+    """Per image one answer for each of `formats`, from what `read_slots` read.
+
+    Args:
+        calibration: `AuLlavaConfig.calibration`.
+        threshold: the probability, 0 to 1, from which on every AU counts as present; by default each AU's own.
+    """
     columns = []
-    for fmt, read in zip(formats, tree.by_format(tree.log_probabilities(logits).exp().cpu()), strict=True):
-        distributions, thresholds = calibrate(read.double().numpy(), fmt, model.config.calibration)
+    for fmt in formats:
+        distributions, thresholds = calibrate(read[fmt.name].double().numpy(), fmt, calibration)
+        if threshold is not None:
+            thresholds = np.full_like(thresholds, threshold)
         columns.append([_answer(fmt, rows.argmax(axis=1), rows, thresholds) for rows in distributions])
     return [list(answers) for answers in zip(*columns, strict=True)]
+
+
+def _decode_slots(model, processor, pixel_values, formats) -> list[list[AUAnswer]]:
+    return slot_answers(read_slots(model, processor, pixel_values, formats), formats, model.config.calibration)
 
 
 @lru_cache(maxsize=16)
@@ -290,9 +330,19 @@ def _parsed_answer(fmt: AUFormat, text: str) -> AUAnswer:
     readings = {}
     for label, value in parsed.values.items():
         readings[label] = AUReading(
-            value, value, None, None if value is None else value >= fmt.presence_threshold, None
+            value, value, value, None, None if value is None else value >= fmt.presence_threshold, None
         )
     return AUAnswer(fmt, readings, text, parsed.problems)
 
 
-__all__ = ["DECODERS", "AUAnswer", "AUReading", "AUResult", "compile_template", "recognize"]
+__all__ = [
+    "DECODERS",
+    "AUAnswer",
+    "AUReading",
+    "AUResult",
+    "chosen_formats",
+    "compile_template",
+    "read_slots",
+    "recognize",
+    "slot_answers",
+]

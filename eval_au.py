@@ -334,8 +334,8 @@ def main_compare(arguments: argparse.Namespace):
                 f"{arguments.first} and {arguments.second} were scored against different labels in {name}."
             )
         both = one["probabilities"] is not None and other["probabilities"] is not None
-        kept = ("predictions", "decisions", "probabilities") if both else ("predictions", "decisions")
-        a, b = ({key: system[key] for key in kept} for system in systems)
+        kept = ("predictions", "decisions", "medians", *(["probabilities"] if both else []))
+        a, b = ({key: system[key] for key in kept if system[key] is not None} for system in systems)
         result = paired_difference(a, b, one["references"], one["subjects"], fmt, resamples=arguments.resamples)
         comparison[name] = {**result, "n": len(keys), "left_out": left_out}
     Console().print(comparison_table(comparison, str(arguments.first), str(arguments.second)))

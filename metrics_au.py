@@ -77,17 +77,22 @@ def presence(probabilities: np.ndarray, references: np.ndarray) -> dict:
     return {**scores, "undefined": reasons}
 
 
-def agreement(predictions: np.ndarray, references: np.ndarray) -> dict:
+def agreement(predictions: np.ndarray, references: np.ndarray, medians: np.ndarray | None = None) -> dict:
     """Agreement of one AU's values with its labels, which `icc` and `icc_1_1` take as two raters.
 
+    The number that is best for a squared error, and so for ICC and PCC, is the mean of a predictive distribution; for
+    an absolute error it is its median (Gneiting 2011, "Making and evaluating point forecasts"). Whoever has a
+    distribution can give both.
+
     Args:
-        predictions, references: (n,) finite numbers.
+        predictions, references: (n,) finite numbers. medians: (n,) what mae and mae_nonzero are taken from instead of
+            the predictions, or None.
 
     Returns:
         icc, icc_1_1, pcc (Pearson), -1 to 1; mae, mse, and mae_nonzero (over the labels above 0), in units of the
         scale and its square; "undefined": metric -> why it is NaN.
     """
-    scores = _floats(metrics_of_moments(*_totals(moment_terms(predictions, references))))
+    scores = _floats(metrics_of_moments(*_totals(moment_terms(predictions, references, medians))))
     alone = len(references) == 1
     constant = "one image only" if alone else "labels and predictions constant"
     one_constant = "labels constant" if len(references) and not np.ptp(references) else "predictions constant"
@@ -138,7 +143,9 @@ def icc_1_1(ratings: np.ndarray) -> float:
     return float((between - within) / (between + (raters - 1) * within))
 
 
-def score(predictions, references, fmt, probabilities=None, decisions=None, subjects: Sequence | None = None) -> dict:
+def score(
+    predictions, references, fmt, probabilities=None, decisions=None, subjects: Sequence | None = None, medians=None
+) -> dict:
     """Score predictions in a format against labels.
 
     Args:
@@ -150,6 +157,8 @@ def score(predictions, references, fmt, probabilities=None, decisions=None, subj
         decisions: (n images, AUs) 1 for present, 0 for absent, NaN where the answer could not be read: what detection
             is scored by. Without them that is predictions >= fmt.presence_threshold.
         subjects: (n images) who is shown; adds icc_within and "per_subject".
+        medians: (n images, AUs) medians of the predicted distributions, NaN where there is none: what mae and
+            mae_nonzero are taken from, see `agreement`. Without one, that is the prediction.
 
     Returns:
         "mean": metric -> mean over the AUs for which it is defined: those of `detection`; unless the format codes
@@ -167,13 +176,13 @@ def score(predictions, references, fmt, probabilities=None, decisions=None, subj
     Raises:
         ValueError: shapes that do not fit, or values that are not on the scale, such as a dataset's code for missing.
     """
-    columns = divide_by_au(predictions, references, fmt, probabilities, decisions)
+    columns = divide_by_au(predictions, references, fmt, probabilities, decisions, medians)
     people, who = name_subjects(subjects, columns) if subjects is not None else (None, None)
     per_au, by_subject = {}, []
     for label, column in zip(fmt.labels, columns, strict=True):
         groups = [detection(column.decision, column.present)]
         if fmt.scale != "occurrence":
-            groups.append(agreement(column.value, column.label))
+            groups.append(agreement(column.value, column.label, column.median))
         if probabilities is not None:
             groups.append(presence(column.probability, column.truth))
             groups.append({"n_probability": len(column.truth)})
@@ -330,7 +339,7 @@ def confusion(predictions, references, fmt) -> np.ndarray:
 
 # What arrives, checked and divided by AU.
 
-_OPTIONAL = ("probabilities", "decisions")
+_OPTIONAL = ("probabilities", "decisions", "medians")
 _NO_METRICS = ("support", "n", "unparsed", "n_probability", "undefined")
 
 
@@ -339,7 +348,8 @@ class Column(NamedTuple):
 
     annotated: int
     read: np.ndarray  # (n,) of all images, which are annotated and read
-    value: np.ndarray  # (read,) numbers, as are label
+    value: np.ndarray  # (read,) numbers, as are median and label
+    median: np.ndarray
     label: np.ndarray
     decision: np.ndarray  # (read,) booleans, as are present
     present: np.ndarray
@@ -348,9 +358,9 @@ class Column(NamedTuple):
     truth: np.ndarray  # (rated,) booleans
 
 
-def divide_by_au(predictions, references, fmt, probabilities=None, decisions=None) -> list[Column]:
+def divide_by_au(predictions, references, fmt, probabilities=None, decisions=None, medians=None) -> list[Column]:
     """Check what arrives and divide it by AU."""
-    optional = {"probabilities": probabilities, "decisions": decisions}
+    optional = {"probabilities": probabilities, "decisions": decisions, "medians": medians}
     given = {"predictions": predictions, "references": references}
     given |= {name: values for name, values in optional.items() if values is not None}
     given = {name: _checked(name, values, fmt) for name, values in given.items()}
@@ -358,6 +368,9 @@ def divide_by_au(predictions, references, fmt, probabilities=None, decisions=Non
         _require_length(len(given["predictions"]), "predictions", len(values), name)
     predictions, references = given["predictions"], given["references"]
     decisions = given.get("decisions", np.where(np.isnan(predictions), np.nan, predictions >= fmt.presence_threshold))
+
+    medians = given.get("medians", predictions)
+    medians = np.where(np.isnan(medians), predictions, medians)
 
     annotated = ~np.isnan(references)
     read = annotated & ~np.isnan(predictions) & ~np.isnan(decisions)
@@ -368,6 +381,7 @@ def divide_by_au(predictions, references, fmt, probabilities=None, decisions=Non
             annotated=int(annotated[:, au].sum()),
             read=read[:, au],
             value=predictions[read[:, au], au],
+            median=medians[read[:, au], au],
             label=references[read[:, au], au],
             decision=decisions[read[:, au], au] == 1,
             present=present[read[:, au], au],
@@ -462,7 +476,8 @@ def _metrics_by_subject(column: Column, who: np.ndarray, people: int, fmt) -> di
     whose = who[column.read]
     metrics = metrics_of_counts(*sum_by_subject(count_terms(column.decision, column.present), whose, people))
     if fmt.scale != "occurrence":
-        metrics |= metrics_of_moments(*sum_by_subject(moment_terms(column.value, column.label), whose, people))
+        terms = moment_terms(column.value, column.label, column.median)
+        metrics |= metrics_of_moments(*sum_by_subject(terms, whose, people))
     return metrics
 
 
@@ -502,12 +517,16 @@ def metrics_of_counts(tp, fp, fn, tn) -> dict[str, np.ndarray]:
         }
 
 
-def moment_terms(predictions: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Moments of numbers (n,). The values are taken from their median, which is within a standard deviation of the
-    mean: so the sums of squares hardly cancel, and those of a constant are exactly 0."""
+def moment_terms(predictions: np.ndarray, references: np.ndarray, medians: np.ndarray | None) -> tuple[np.ndarray, ...]:
+    """Moments of numbers (n,), and errors: absolute ones of `medians` if there are any.
+
+    The moments are taken about the numbers' median, which is within a standard deviation of the mean: so the sums of
+    squares hardly cancel, and those of a constant are exactly 0.
+    """
     p, t = (values - np.median(values) if len(values) else values for values in (predictions, references))
-    error, positive = np.abs(predictions - references), references > 0
-    return np.ones(len(p)), p, t, p * p, t * t, p * t, error, error**2, positive, positive * error
+    absolute = np.abs((predictions if medians is None else medians) - references)
+    squared, positive = (predictions - references) ** 2, references > 0
+    return np.ones(len(p)), p, t, p * p, t * t, p * t, absolute, squared, positive, positive * absolute
 
 
 def metrics_of_moments(n, p, t, pp, tt, pt, absolute, squared, positive, absolute_positive) -> dict[str, np.ndarray]:

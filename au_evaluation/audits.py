@@ -160,7 +160,7 @@ def group_audit(
     The metrics are means over the AUs for which the metric is defined in every scored group of the column, so that
     groups are compared on the same AUs:
 
-    - f1 and f1_skew_normalised of decisions; unless the format codes occurrence, icc and mae of values;
+    - f1 and f1_skew_normalised of decisions; unless the format codes occurrence, icc of values and mae of medians;
     - with probabilities roc_auc, brier, ece, and `bias`, the mean of probability - label, -1 to 1: above 0, presence is
       overstated. Overstating one AU can make up for understating another.
 

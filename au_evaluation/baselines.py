@@ -52,7 +52,8 @@ def baseline_rows(rows: Sequence[dict], fmt: AUFormat, statistics: Mapping | Non
     nothing = [math.nan] * width
 
     def answers(values, decisions, probabilities=nothing):
-        return {"values": values, "expected": values, "present": decisions, "probability": probabilities}
+        read = {"values": values, "expected": values, "median": nothing}
+        return {**read, "present": decisions, "probability": probabilities}
 
     zero = answers([0.0] * width, [0.0] * width)
     found: dict[str, list[dict] | str] = {"all-zero": [{**row, **zero} for row in rows]}

@@ -39,6 +39,7 @@ def intervals(
     fmt,
     probabilities=None,
     decisions=None,
+    medians=None,
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
@@ -56,7 +57,7 @@ def intervals(
     positives this moved ROC AUC by less than 0.001 and average precision by less than 0.002.
 
     Args:
-        predictions, references, subjects, fmt, probabilities, decisions: as in `metrics_au.score`.
+        predictions, references, subjects, fmt, probabilities, decisions, medians: as in `metrics_au.score`.
         resamples: bootstrap resamples. level: coverage, between 0 and 1. seed: of the resampling.
 
     Returns:
@@ -65,7 +66,7 @@ def intervals(
     Raises:
         ValueError: as `metrics_au.score`, no resample, or a level that is not between 0 and 1.
     """
-    columns = divide_by_au(predictions, references, fmt, probabilities, decisions)
+    columns = divide_by_au(predictions, references, fmt, probabilities, decisions, medians)
     people, who = name_subjects(subjects, columns)
     drawn = resample(columns, who, draw_subjects(len(people), resamples, level, seed), fmt)
     drawn.pop("ece", None)  # see above
@@ -98,7 +99,7 @@ def paired_difference(
 
     Args:
         a, b: a system, as the arguments of `metrics_au.score` that describe it: {"predictions": …} and, where wanted,
-            "probabilities" and "decisions".
+            "probabilities", "decisions" and "medians".
         references, subjects, fmt: as in `metrics_au.score`. resamples, level, seed: as in `intervals`.
 
     Returns:
@@ -110,7 +111,7 @@ def paired_difference(
         ValueError: as `intervals`, or a system described by other arguments.
     """
     for name, system in (("a", a), ("b", b)):
-        require_arguments(f"system {name}", system, ("predictions",), ("probabilities", "decisions"))
+        require_arguments(f"system {name}", system, ("predictions",), ("probabilities", "decisions", "medians"))
     points = [score(references=references, fmt=fmt, subjects=subjects, **system)["per_au"] for system in (a, b)]
     both = [divide_by_au(references=references, fmt=fmt, **system) for system in (a, b)]
     people, who = name_subjects(subjects, both[0])
@@ -174,7 +175,7 @@ def resample(columns: list[Column], who: np.ndarray, draws: np.ndarray, fmt) -> 
         counts = sum_by_subject(count_terms(column.decision, column.present), whose, people)
         row = metrics_of_counts(*counts @ draws)
         if fmt.scale != "occurrence":
-            moments = sum_by_subject(moment_terms(column.value, column.label), whose, people)
+            moments = sum_by_subject(moment_terms(column.value, column.label, column.median), whose, people)
             row |= metrics_of_moments(*moments @ draws)
             within = metrics_of_moments(*moments)["icc"]  # (people,)
             with np.errstate(invalid="ignore"):

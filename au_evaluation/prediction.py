@@ -57,9 +57,9 @@ def predict(
     Returns:
         one dict per record, in the order of `records`: the record's key (`dataset`, `subject`, `clip`, `frame`,
         `format`), `row` (its index in `records`), `asked` (the format that was asked for), `references`, `values`,
-        `expected`, `probability`, `present` (lists in the format's label order, NaN where unread), `text`, `problems`
-        (also an image that could not be read), `contradictions` (those where this format finds an AU present) and, if
-        asked for, `distribution` (AUs, values).
+        `expected`, `median`, `probability`, `present` (lists in the format's label order, NaN where unread), `text`,
+        `problems` (also an image that could not be read), `contradictions` (those where this format finds an AU
+        present) and, if asked for, `distribution` (AUs, values).
 
     Raises:
         ValueError: `keep` holds the predictions of another evaluation.
@@ -177,7 +177,7 @@ def _prediction(result, name: str, distributions: bool) -> dict:
     answer = result[name]
     readings = list(answer.values())
     column = lambda key: [_number(getattr(reading, key)) for reading in readings]  # noqa: E731
-    row = {"values": column("value"), **{key: column(key) for key in ("expected", "probability", "present")}}
+    row = {"values": column("value"), **{key: column(key) for key in ("expected", "median", "probability", "present")}}
     row |= {"text": answer.text, "problems": list(answer.problems)}
     row["contradictions"] = [str(each) for each in result.contradictions if each.present_in == name]
     if distributions:
@@ -187,7 +187,7 @@ def _prediction(result, name: str, distributions: bool) -> dict:
 
 def _unreadable(name: str, problem: str) -> dict:
     nothing = [math.nan] * len(get_format(name).labels)
-    read = dict.fromkeys(("values", "expected", "probability", "present"), nothing)
+    read = dict.fromkeys(("values", "expected", "median", "probability", "present"), nothing)
     return {**read, "text": "", "problems": [problem], "contradictions": []}
 
 

@@ -36,7 +36,8 @@ def score_arguments(rows: Sequence[dict], fmt: AUFormat, labels: Sequence[str] |
         labels: score these AUs of the format only.
 
     Returns:
-        predictions, references, probabilities, decisions (images, AUs) and subjects; and the format of these AUs.
+        predictions, references, probabilities, decisions, medians (images, AUs) and subjects; and the format of these
+        AUs.
     """
     kept = [fmt.labels.index(label) for label in labels or fmt.labels]
     column = lambda key: np.array([row[key] for row in rows], dtype=float).reshape(len(rows), -1)[:, kept]  # noqa: E731
@@ -46,6 +47,7 @@ def score_arguments(rows: Sequence[dict], fmt: AUFormat, labels: Sequence[str] |
         "references": column("references"),
         "probabilities": None if np.isnan(probabilities).all() else probabilities,
         "decisions": column("present"),
+        "medians": column("median") if fmt.scale != "occurrence" and all("median" in row for row in rows) else None,
         "subjects": [person_key(row["dataset"], row["subject"]) for row in rows],
     }
     return arguments, AUFormat(fmt.name, tuple(labels or fmt.labels), fmt.scale, fmt.presence_threshold)

@@ -12,7 +12,7 @@ from au_llava.decoding_au_llava import AUAnswer, AUReading, AUResult
 def answer(name, scale, **values):
     fmt = AUFormat(name, tuple(values), scale)
     readings = {
-        label: AUReading(value, value, None, None if value is None else value >= fmt.presence_threshold, None)
+        label: AUReading(value, value, value, None, None if value is None else value >= fmt.presence_threshold, None)
         for label, value in values.items()
     }
     return AUAnswer(fmt, readings, "")
@@ -57,7 +57,7 @@ def test_what_was_not_read_contradicts_nothing():
 def test_a_likely_but_not_most_probable_presence_is_no_absence():
     """Most probable value 0, yet present by its threshold: not absent altogether."""
     fmt = AUFormat("i", ("AU1",), "intensity")
-    torn = AUAnswer(fmt, {"AU1": AUReading(0.0, 1.4, 0.45, True, None)}, "")
+    torn = AUAnswer(fmt, {"AU1": AUReading(0.0, 1.4, 1.0, 0.45, True, None)}, "")
     assert found(torn, answer("o", "occurrence", AU1=1)) == []
 
 

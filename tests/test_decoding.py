@@ -62,6 +62,8 @@ def test_reading_is_consistent(tiny, faces):
                 numbers = np.array(fmt.value_numbers)
                 assert reading.value == numbers[distribution.argmax()] == parsed.values[label]
                 assert reading.expected == pytest.approx(distribution @ numbers, abs=1e-5)
+                assert distribution[numbers <= reading.median].sum() >= 0.5 - 1e-6
+                assert distribution[numbers < reading.median].sum() < 0.5 + 1e-6
                 present = distribution[numbers >= fmt.presence_threshold].sum()
                 assert reading.probability == pytest.approx(present, abs=1e-5)
 

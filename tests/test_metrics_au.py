@@ -326,6 +326,18 @@ def test_decisions_replace_the_threshold_on_predictions():
     assert (result["per_au"]["AU2"]["n"], result["per_au"]["AU2"]["unparsed"], result["unparsed"]) == (1, 1, 1)
 
 
+def test_absolute_errors_are_of_the_median_where_there_is_one_and_nothing_else_is():
+    references, predictions = [[0, 5], [2, 5], [0, 1]], [[1, 4], [3, 4], [1, 2]]
+    plain = score(predictions, references, INTENSITY, subjects=list("aab"))
+    result = score(predictions, references, INTENSITY, subjects=list("aab"), medians=[[0, 5], [NAN, 5], [0, 3]])
+    first, second = result["per_au"].values()
+    assert (first["mae"], first["mae_nonzero"]) == (pytest.approx(1 / 3), 1)  # errors 0, 1 (no median), 0
+    assert second["mae"] == pytest.approx(2 / 3)
+    assert result["per_subject"]["a"]["mae"] == pytest.approx((0.5 + 0) / 2)
+    for metric in set(first) - {"mae", "mae_nonzero", "undefined"}:
+        assert first[metric] == plain["per_au"]["AU1"][metric], metric
+
+
 def test_within_subject_icc_gives_nothing_for_telling_faces_apart():
     """Each subject's label is its own constant; the prediction knows the subject and adds noise."""
     references = np.repeat([0.0, 5.0], 4)[:, None]

@@ -26,25 +26,28 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
 from accelerate import PartialState
 from rich.console import Console
+from rich.progress import track
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS, get_format
 from au_llava.au_recognition.inputs import find_files, is_video
-from au_llava.au_recognition.pictures import save_faces, save_video
+from au_llava.au_recognition.pictures import first_faces, save_evidence, save_faces, save_video
 from au_llava.au_recognition.provenance import checkpoint_identity, plan_identity, sha256_of, sidecar
 from au_llava.au_recognition.reading import Journal, Plan, face_ids, parts_of, read, read_picture
+from au_llava.au_recognition.reasons import add_reasons, explain
 from au_llava.au_recognition.summary import Summary
 from au_llava.au_recognition.tables import SUFFIXES, Neutral, faces_read, open_table
 from au_llava.au_recognition.timelines import save_timelines
 from au_llava.decoding_au_llava import DECODERS
-from au_llava.faces_au import DETECTORS, YUNET_SHA256, Face, FacesTable, YuNet
+from au_llava.faces_au import DETECTORS, YUNET_SHA256, Face, FacesTable, YuNet, crop_face
+from au_llava.image_processing_au_llava import load_face_image
 
 
 def face_finder(arguments: argparse.Namespace) -> tuple[Callable, dict]:
@@ -88,6 +91,12 @@ def check(arguments: argparse.Namespace, files: list[Path]) -> None:
     videos = [file for file in files if is_video(file)]
     if arguments.picture and len(videos) == len(files):
         raise ValueError("--picture shows pictures, and there are only videos: say --timeline or --video.")
+    if arguments.explain and len(videos) == len(files):
+        raise ValueError(
+            "--explain is for pictures, and there are only videos: save the frame in question as a picture."
+        )
+    if arguments.explain and arguments.decoding != "slots":
+        raise ValueError(f"--explain needs probabilities: leave out --decoding {arguments.decoding}.")
     labels = {label for name in arguments.formats for label in get_format(name).labels}
     for label in arguments.curves or ():
         if label not in labels:
@@ -133,13 +142,23 @@ def main(arguments: argparse.Namespace) -> int:
         unfinished = sum(not journal.is_complete(part) for part in range(len(plan.parts)))
         if unfinished:
             raise ValueError(f"{unfinished} parts are not in {keep}: all machines must share the folder of --out.")
-        status = report(arguments, plan, journal, identity, neutral, str(state.device))
+        status = report(arguments, model, processor, plan, journal, identity, neutral)
         if arguments.out:
             shutil.rmtree(keep)
         return status
 
 
-def report(arguments, plan: Plan, journal: Journal, identity: Mapping, neutral, device: str) -> int:
+def explain_faces(model, processor, plan: Plan, faces: Iterable[dict]) -> list[tuple]:
+    """Of each face: what was read, its crop and its `Explanation`s."""
+    explained = []
+    for face in track(faces, description="explaining faces", console=Console(stderr=True)):
+        image = load_face_image(face["file"])
+        crop = image if face["eyes"] is None else crop_face(image, face["eyes"], plan.size)
+        explained.append((face, crop, explain(model, processor, crop, face["answers"], plan.formats)))
+    return explained
+
+
+def report(arguments, model, processor, plan: Plan, journal: Journal, identity: Mapping, neutral) -> int:
     """Write and show what was read; returns the exit status."""
     files = sum(1 if isinstance(part, Path) else len(part) for part in plan.parts)
     problems = problems_of(journal, plan)
@@ -148,6 +167,11 @@ def report(arguments, plan: Plan, journal: Journal, identity: Mapping, neutral, 
     ids = face_ids(journal, plan)
     if neutral is not None:
         neutral = Neutral(faces_read(journal, plan, ids), plan.formats, neutral)
+    explained = []
+    if arguments.explain:
+        shown = first_faces(faces_read(journal, plan, ids), arguments.picture_faces)
+        explained = explain_faces(model, processor, plan, shown)
+    of_face = {(face["file"], face["face_id"]): explanations for face, _, explanations in explained}
     summary = Summary(plan.formats)
     table = (
         open_table(arguments.out, plan.formats, neutral is not None) if arguments.out else nullcontext(lambda _: None)
@@ -156,6 +180,7 @@ def report(arguments, plan: Plan, journal: Journal, identity: Mapping, neutral, 
         for face in faces_read(journal, plan, ids):
             if neutral is not None:
                 neutral.add_change(face)
+            add_reasons(face, of_face.get((face["file"], face["face_id"]), ()))
             write(face)
             summary.add(face)
     if not summary.faces:
@@ -163,7 +188,7 @@ def report(arguments, plan: Plan, journal: Journal, identity: Mapping, neutral, 
     Console().print(summary.table())
     counts = {"files": files, "faces": summary.faces, "frames_without_face": summary.frames_without}
     if arguments.out:
-        content = sidecar(identity, arguments.neutral, counts, problems, device)
+        content = sidecar(identity, arguments.neutral, counts, problems, str(model.device))
         arguments.out.with_name(f"{arguments.out.name}.provenance.json").write_text(
             json.dumps(content, indent=1) + "\n"
         )
@@ -171,6 +196,9 @@ def report(arguments, plan: Plan, journal: Journal, identity: Mapping, neutral, 
     if arguments.picture:
         save_faces(arguments.picture, faces_read(journal, plan, ids), plan, arguments.picture_faces)
         print(f"Written: {arguments.picture}")
+    if explained:
+        save_evidence(arguments.explain, explained)
+        print(f"Written: {arguments.explain}")
     if arguments.timeline:
         for path in save_timelines(arguments.timeline, faces_read(journal, plan, ids), plan, arguments.curves):
             print(f"Written: {path}")
@@ -219,7 +247,15 @@ def make_parser() -> argparse.ArgumentParser:
     add("--neutral", help="also write the change against the neutral face: median, a frame of the video, or a picture")
     add("--out", type=Path, help="table to write: .csv, .parquet, or .jsonl with everything that is read")
     add("--picture", type=Path, help="the first faces of the pictures, annotated, to write (PNG, PDF or SVG)")
-    add("--picture_faces", type=int, default=6, help="most faces in the picture (default: 6)")
+    add(
+        "--explain",
+        type=Path,
+        metavar="PICTURE",
+        help="why the AUs found in the first faces of the pictures were found, to write (PNG, PDF or SVG): each AU's crop, "
+        "tinted where hiding it lowers the AU's probability, and the reason in words, which a .jsonl table holds too. "
+        "Takes seconds a face; shows what the reading rests on, not whether it is right (docs/recognize.md)",
+    )
+    add("--picture_faces", type=int, default=6, help="most faces in --picture and in --explain (default: 6)")
     add("--timeline", type=Path, help="the AUs of a video over time, to write (PNG, PDF or SVG)")
     add(
         "--curves",

@@ -229,3 +229,23 @@ def render(
     steps = range(SUPERSAMPLING)
     total = sum(picture[row::SUPERSAMPLING, column::SUPERSAMPLING] for row in steps for column in steps)
     return total * np.float32(view.exposure / SUPERSAMPLING**2), landmarks.astype(np.float32)
+
+
+def draw_values(values: np.ndarray, identity: np.ndarray, movement: np.ndarray, view: View, size: int) -> np.ndarray:
+    """A picture of numbers instead of light: what lies where on a face that `render` draws.
+
+    Args:
+        values: (V,) a number per vertex. identity, movement, view: as in `render`; hair and glasses are left out.
+
+    Returns:
+        (size, size) float32, interpolated over the visible surface; 0 where there is no head.
+    """
+    rig = load_rig()
+    rotation = head_rotation(view.yaw, view.pitch)
+    vertices = (identity + movement + _turn_eyes(view.gaze)).astype(np.float32) @ rotation
+    eyes = np.stack([vertices[_vertex_sets()[name]].mean(axis=0) for name in ("eye_left", "eye_right")])
+    points, nearness, _, _ = _project(vertices, eyes, view, size)
+    pixels, triangles, weights = rasterise(points, nearness, rig.faces, size)
+    drawn = np.zeros(size * size, np.float32)
+    drawn[pixels] = (values[rig.faces[triangles]] * weights).sum(axis=1)
+    return drawn.reshape(size, size)

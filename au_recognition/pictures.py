@@ -8,10 +8,11 @@ from fractions import Fraction
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from au_llava.action_units import AUFormat
 from au_llava.au_datasets.face_rig import SHAPES, expand_sides, load_rig
@@ -25,6 +26,8 @@ from .tables import measure
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+LEAST_MOVEMENT = 0.3  # of an AU's largest: what moves less is left out of its region
+COLUMNS, PANEL_SIDE, LINE = 4, 2.5, 58  # panels in a row of `save_evidence`, inches of one, characters under it
 BAR_COLOUR, PRESENT_COLOUR, TINT = "#9aa7b8", "#0b63a5", "#d55e00"
 SHOWN_SIDE = 224  # pixels of a face in the picture
 DPI = 160
@@ -33,10 +36,14 @@ VIDEO_AUS = 6  # most AUs named beside a face of a video
 
 def save_faces(path: Path, faces: Iterable[dict], plan: Plan, most: int) -> None:
     """The first `most` faces of the pictures, a row each: picture, face tinted where it moves, bars per format."""
-    faces = list(islice((face for face in faces if not is_video(Path(face["file"]))), most))
-    figure = draw_faces(faces, plan.formats)
+    figure = draw_faces(first_faces(faces, most), plan.formats)
     figure.savefig(path, dpi=DPI)
     plt.close(figure)
+
+
+def first_faces(faces: Iterable[dict], most: int) -> list[dict]:
+    """The first `most` faces of the pictures among what `faces_read` gives: those that are drawn."""
+    return list(islice((face for face in faces if not is_video(Path(face["file"]))), most))
 
 
 def draw_faces(faces: Sequence[dict], formats: Sequence[AUFormat]):
@@ -78,15 +85,19 @@ def _show_place(axis, image: Image.Image, face: dict) -> None:
 
 
 def _show_movement(axis, crop: Image.Image, face: dict, formats: Sequence[AUFormat]) -> None:
-    tint = np.zeros((*crop.size[::-1], 4))
+    _show_tinted(axis, crop, movement(face, formats, crop.size[0]), LEAST_MOVEMENT)
+    axis.axis("off")
+
+
+def _show_tinted(axis, crop: Image.Image, strength: np.ndarray, level: float) -> None:
+    """A face under a tint of some strength (size, size) in [0, 1], outlined where that exceeds `level`."""
+    tint = np.zeros((*strength.shape, 4))
     tint[..., :3] = matplotlib.colors.to_rgb(TINT)
-    strength = movement(face, formats, crop.size[0])
     tint[..., 3] = 0.7 * strength
     axis.imshow(crop)
     axis.imshow(tint)
-    if strength.max() > 0.3:
-        axis.contour(strength, levels=[0.3], colors=["white"], linewidths=0.7)
-    axis.axis("off")
+    if strength.max() > level:
+        axis.contour(strength, levels=[level], colors=["white"], linewidths=0.7)
 
 
 def _show_bars(axis, fmt: AUFormat, read: dict) -> None:
@@ -103,6 +114,44 @@ def _show_bars(axis, fmt: AUFormat, read: dict) -> None:
     axis.tick_params(axis="y", labelsize=6)
     axis.set_title(f"{fmt.name}: " + ("probability" if fmt.scale == "occurrence" else fmt.scale), fontsize=7)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def save_evidence(path: Path, faces: Iterable[tuple[dict, Image.Image, Sequence]]) -> None:
+    """Per face the crop, and every AU found with the map of its evidence over it and its reason under it.
+
+    The tint says what share of the AU's probability is lost when the place is hidden, from none to all; the line
+    encloses where it is more than half of the largest loss.
+
+    Args:
+        faces: of each what `faces_read` gives, the crop that was read, and its `Explanation`s.
+    """
+    panels = []
+    for face, crop, explanations in faces:
+        row = [(face, crop, None), *((face, crop, each) for each in explanations)]
+        panels += row + [None] * (-len(row) % COLUMNS)
+    rows = len(panels) // COLUMNS
+    size = (COLUMNS * PANEL_SIDE, rows * (PANEL_SIDE + 0.9))
+    figure, axes = plt.subplots(rows, COLUMNS, figsize=size, squeeze=False, layout="constrained")
+    for axis, panel in zip(axes.flat, panels, strict=True):
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+        if panel:
+            _show_evidence(axis, *panel)
+    figure.savefig(path, dpi=DPI)
+    plt.close(figure)
+
+
+def _show_evidence(axis, face: dict, crop: Image.Image, explanation) -> None:
+    crop = ImageOps.fit(crop, (SHOWN_SIDE, SHOWN_SIDE))  # what the image processor takes of it
+    if explanation is None:
+        axis.imshow(crop)
+        axis.set_title(f"{Path(face['file']).name}, face {face['face_id']}", fontsize=7)
+        return
+    places = np.arange(SHOWN_SIDE) * len(explanation.evidence) // SHOWN_SIDE
+    lost = explanation.evidence[places][:, places] / explanation.probability
+    _show_tinted(axis, crop, lost, lost.max() / 2)
+    axis.set_title(f"{explanation.format.name}: {explanation.label}", fontsize=7)
+    axis.set_xlabel(fill(explanation.reason, LINE), fontsize=5.5, loc="left")
 
 
 def movement(face: dict, formats: Sequence[AUFormat], size: int) -> np.ndarray:
@@ -144,7 +193,7 @@ def au_regions(size: int) -> dict[str, np.ndarray]:
     for label in {*SHAPES, *(name.rstrip("LRTB") for name in SHAPES)}:
         moved = np.linalg.norm(rig.offsets(expand_sides({label: 1.0}))[skin], axis=1)
         picture = spread(moved) / np.maximum(coverage, 1e-3 * coverage.max())
-        regions[label] = ((picture / picture.max() - 0.3) / 0.7).clip(0)
+        regions[label] = ((picture / picture.max() - LEAST_MOVEMENT) / (1 - LEAST_MOVEMENT)).clip(0)
     return regions
 
 

@@ -3,17 +3,60 @@
 Every word comes from the AU catalogue or from something measured; nothing is interpreted.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from au_llava.action_units import ACTION_UNITS, AUFormat
 from au_llava.calibration_au_llava import DEFAULT_THRESHOLD, entries_for
 
-from .evidence import peak
+from .evidence import evidence_maps, peak
 from .pictures import au_regions
 
 LEAST_FALL = 0.01  # of a probability; a smaller one is not told as a number
+
+
+class Explanation(NamedTuple):
+    """Why one AU is read as present."""
+
+    format: AUFormat
+    label: str
+    probability: float  # of presence
+    evidence: np.ndarray  # (size, size), see `evidence_maps`
+    reason: str
+
+
+def explain(model, processor, crop: Image.Image, answers: Mapping, formats: Sequence[AUFormat]) -> list[Explanation]:
+    """An explanation of every AU that was read as present, in the order of the formats and their labels.
+
+    Args:
+        crop: the face crop that was read. answers: format name -> what `reading_of` keeps of it.
+    """
+    found = {
+        fmt: [label for label, present in zip(fmt.labels, answers[fmt.name]["present"], strict=True) if present]
+        for fmt in formats
+    }
+    if not any(found.values()):
+        return []
+    maps = evidence_maps(model, processor, crop, found)
+    explanations = []
+    for fmt, labels in found.items():
+        for label, evidence in zip(labels, maps.get(fmt.name, ()), strict=True):
+            probability, expected = (
+                answers[fmt.name][key][fmt.labels.index(label)] for key in ("probability", "expected")
+            )
+            text = reason(fmt, label, probability, expected, evidence, model.config.calibration)
+            explanations.append(Explanation(fmt, label, probability, evidence, text))
+    return explanations
+
+
+def add_reasons(face: Mapping, explanations: Sequence[Explanation]) -> None:
+    """Put a list `reason` beside the other readings of an explained face; None for an AU that is not present."""
+    for each in explanations:
+        reasons = face["answers"][each.format.name].setdefault("reason", [None] * len(each.format.labels))
+        reasons[each.format.labels.index(each.label)] = each.reason
 
 
 def reason(

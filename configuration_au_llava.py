@@ -1,9 +1,12 @@
 """Configuration of AU-LLaVA: which vision tower, which language model, and how image features become tokens.
 
 Owns every architectural number that the network and the processor must agree on: the stride and the width of the vision
-features, the pixel-unshuffle factor, the id of the image token. Unlike most Transformers configurations it refuses
-keys that it does not know, so that a misspelt setting fails instead of being ignored.
+features, the pixel-unshuffle factor, the id of the image token; and by which of its code files a checkpoint is loaded.
+Unlike most Transformers configurations it refuses keys that it does not know, so that a misspelt setting fails instead
+of being ignored.
 """
+
+from copy import deepcopy
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -18,6 +21,15 @@ AUTO_MAP = {
     "AutoConfig": "configuration_au_llava.AuLlavaConfig",
     "AutoModel": "modeling_au_llava.AuLlavaForConditionalGeneration",
     "AutoModelForImageTextToText": "modeling_au_llava.AuLlavaForConditionalGeneration",
+}
+
+# Which file and class `transformers.pipeline` makes a pipeline of, by task.
+CUSTOM_PIPELINES = {
+    "au-recognition": {
+        "impl": "pipeline_au_llava.AURecognitionPipeline",
+        "pt": ["AutoModelForImageTextToText"],
+        "type": "image",
+    }
 }
 
 # Total stride of convolutional towers with n stages, from their modeling files in Transformers: ResNet's stem divides
@@ -126,6 +138,8 @@ class AuLlavaConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if getattr(self, "auto_map", None) is None:
             self.auto_map = dict(AUTO_MAP)
+        if getattr(self, "custom_pipelines", None) is None:
+            self.custom_pipelines = deepcopy(CUSTOM_PIPELINES)  # `pipeline` writes classes into it
         self.tie_word_embeddings = self.tie_word_embeddings or self.text_config.tie_word_embeddings
         check_calibration(self.calibration)
         if self.vision_feature_layer == []:

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 from transformers.cache_utils import Cache
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import (
     LlavaCausalLMOutputWithPast,
@@ -28,6 +29,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from .card_au_llava import write_card
 from .configuration_au_llava import AuLlavaConfig, add_image_token
 from .decoding_au_llava import recognize
+from .pipeline_au_llava import AURecognitionPipeline
 from .tree_attention_au_llava import TreeMask
 
 MAX_EXTRA_TOKENS = 32  # class token and registers of a ViT: 5 in DINOv3; more means that the stride is wrong
@@ -213,9 +215,10 @@ class AuLlavaForConditionalGeneration(AuLlavaPreTrainedModel, LlavaForConditiona
         return LlavaCausalLMOutputWithPast(logits=logits, past_key_values=outputs.past_key_values)
 
     def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs):
-        """As in Transformers; the folder also gets a model card, unless it has one."""
+        """As in Transformers; the folder also gets the pipeline's code and, unless it has one, a model card."""
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
+            custom_object_save(AURecognitionPipeline, save_directory)
             write_card(save_directory)
 
     @classmethod

@@ -22,6 +22,7 @@ CODE = {
     "tree_attention_au_llava.py",
     "image_processing_au_llava.py",
     "modeling_au_llava.py",
+    "pipeline_au_llava.py",
     "processing_au_llava.py",
 }
 MODEL_FILES = {"README.md", "config.json", "generation_config.json", "model.safetensors"}
@@ -122,12 +123,13 @@ def test_exactly_these_files_travel(tiny, tmp_path):
     processor.save_pretrained(tmp_path / "processor")
     processor.image_processor.save_pretrained(tmp_path / "images")
     model.config.save_pretrained(tmp_path / "config")
-    assert files(tmp_path / "model") == MODEL_FILES | CODE - {"image_processing_au_llava.py", "processing_au_llava.py"}
+    assert files(tmp_path / "model") == MODEL_FILES | CODE - {"processing_au_llava.py"}
     processor_code = CODE - {
         "card_au_llava.py",
         "consistency_au_llava.py",
         "decoding_au_llava.py",
         "modeling_au_llava.py",
+        "pipeline_au_llava.py",
         "slot_tree_au_llava.py",
         "tree_attention_au_llava.py",
     }

@@ -96,7 +96,6 @@ def read(model, processor, plan: Plan, keep: Path, identity: Mapping, progress: 
 
     open_parts = [part for part in range(len(plan.parts)) if not kept.is_complete(part)]
     open_parts = [part for part in open_parts if not by_part or is_mine(part, 0)]
-    words = {"formats": plan.formats, "decoding": plan.decoding, "batch_size": plan.batch_size}
     pool = ThreadPoolExecutor(WORKERS)
     with (
         _progress(progress and state.is_main_process) as bar,
@@ -106,11 +105,9 @@ def read(model, processor, plan: Plan, keep: Path, identity: Mapping, progress: 
         task = bar.add_task("reading faces", total=round(total))
         try:
             for line, frames in _prepared(plan, open_parts, kept, is_mine, pool):
-                faces = [face for frame in frames for face in frame["faces"]]
-                crops = [face.pop("crop") for face in faces]
-                if crops:
-                    for face, result in zip(faces, model.recognize(processor, crops, **words), strict=True):
-                        face |= reading_of(result, plan.distributions)
+                _add_readings(model, processor, plan, frames)
+                for face in (face for frame in frames for face in frame["faces"]):
+                    del face["crop"]
                 write({**line, "frames": frames})
                 bar.advance(task, len(frames))
         finally:
@@ -170,17 +167,33 @@ def _faces_of(plan: Plan, frame: Frame) -> dict:
     return kept
 
 
+def read_frame(model, processor, plan: Plan, frame: Frame) -> dict:
+    """One picture and what is read of it, as it is kept; every face has its `crop` besides."""
+    kept = _faces_of(plan, frame)
+    _add_readings(model, processor, plan, [kept])
+    return kept
+
+
+def _add_readings(model, processor, plan: Plan, frames: Sequence[dict]) -> None:
+    """Put beside the faces of `frames` what the model reads off their crops, in one batch."""
+    faces = [face for frame in frames for face in frame["faces"]]
+    if faces:
+        crops = [face["crop"] for face in faces]
+        words = {"formats": plan.formats, "decoding": plan.decoding, "batch_size": plan.batch_size}
+        for face, result in zip(faces, model.recognize(processor, crops, **words), strict=True):
+            face |= reading_of(result, plan.distributions)
+
+
 def read_picture(model, processor, plan: Plan, path: Path) -> dict:
     """The answers for the largest face of one picture, as `reading_of` gives them.
 
     Raises:
         ValueError: it cannot be read, or shows no face.
     """
-    frame = _faces_of(plan, Frame(path))
+    frame = read_frame(model, processor, plan, Frame(path))
     if frame["problem"] or not frame["faces"]:
         raise ValueError(frame["problem"] or f"{path} shows no face.")
-    result = model.recognize(processor, frame["faces"][0]["crop"], formats=plan.formats, decoding=plan.decoding)[0]
-    return reading_of(result)["answers"]
+    return frame["faces"][0]["answers"]
 
 
 def reading_of(result, distributions: bool = False) -> dict:

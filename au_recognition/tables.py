@@ -36,6 +36,12 @@ def measure(fmt: AUFormat) -> str:
     return "probability" if fmt.scale == "occurrence" else "expected"
 
 
+def heading(fmt: AUFormat) -> str:
+    """What `measure` is, in words."""
+    kinds = {"occurrence": "probability of presence", "intensity": "expected intensity, 0 to 5"}
+    return kinds.get(fmt.scale, "expected strength, 0 to 1")
+
+
 def au_columns(formats: Sequence[AUFormat], change: bool = False) -> dict[str, tuple[str, int, str]]:
     """Column -> (format, number of the AU, what of it is written).
 

@@ -10,7 +10,7 @@ from au_llava.action_units import AUFormat
 
 from .inputs import is_video
 from .reading import Plan
-from .tables import measure
+from .tables import heading, measure
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -88,7 +88,7 @@ def draw_timeline(track: Track, times: np.ndarray, formats: Sequence[AUFormat], 
         )
         axis.set_yticks(np.arange(len(fmt.labels)) + 0.5, fmt.labels, fontsize=6)
         axis.invert_yaxis()
-        axis.set_title(_heading(fmt), fontsize=8, loc="left")
+        axis.set_title(f"{fmt.name}: {heading(fmt)}", fontsize=8, loc="left")
     bar = figure.colorbar(mesh, ax=axes[: len(formats)], aspect=40, pad=0.01)
     bar.set_label("share of the scale", fontsize=7)
     bar.ax.tick_params(labelsize=6)
@@ -108,11 +108,6 @@ def draw_timeline(track: Track, times: np.ndarray, formats: Sequence[AUFormat], 
     unseen = "; grey: not seen" if len(track.times) < len(times) else ""
     figure.suptitle(title + unseen, fontsize=9)
     return figure
-
-
-def _heading(fmt: AUFormat) -> str:
-    kinds = {"occurrence": "probability of presence", "intensity": "expected intensity, 0 to 5"}
-    return f"{fmt.name}: {kinds.get(fmt.scale, 'expected strength, 0 to 1')}"
 
 
 def chosen_curves(track: Track, times: np.ndarray, formats: Sequence[AUFormat], curves) -> list[tuple[AUFormat, str]]:

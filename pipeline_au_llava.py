@@ -55,7 +55,7 @@ class AURecognitionPipeline(Pipeline):
             - `score`: the probability, 0 to 1, that the AU is present, as its format understands presence.
             - `format`: the name of the format that the values below are of.
             - `value`: the most probable value on the format's scale; on the occurrence scale, 1 if present.
-            - `expected`: the mean of the distribution over the format's scale.
+            - `expected`, `median`: mean and median of the distribution over the format's scale.
             - `present`: whether the score reaches the threshold.
 
         Raises:
@@ -101,6 +101,7 @@ class AURecognitionPipeline(Pipeline):
                 "format": answer.format.name,
                 "value": reading.value,
                 "expected": reading.expected,
+                "median": reading.median,
                 "present": reading.present,
             }
             for answer in answers

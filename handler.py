@@ -1,0 +1,139 @@
+"""The request handler of Hugging Face Inference Endpoints: pictures in, what the pipeline reads out.
+
+Owns what a request may hold; pipeline_au_llava.py owns what is read. The inference toolkit imports this file from the
+folder of a checkpoint, by its path and not as part of a package, and calls `EndpointHandler(folder)` once, then the
+handler for every request:
+
+    {"inputs": "<base64 of a picture file>", "parameters": {"formats": ["disfa"], "top_k": 5}}
+
+Whatever is wrong with a request raises a ValueError of one sentence. The toolkit (webservice_starlette.py of
+huggingface/huggingface-inference-toolkit, 0f1a886) answers an exception with status 400 and {"error": "<sentence>"}; a
+returned {"error": ...} would be sent as a success, status 200.
+
+Nothing is fetched, nothing on the machine is read: a string is the picture itself, never its URL or path.
+"""
+
+import base64
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+from transformers import pipeline
+
+# What one request may hold in all: enough for a photograph of 24 megapixels, or for 32 face crops of 800 x 800.
+MAX_IMAGES = 32
+MAX_BYTES = 20 * 2**20  # of the files
+MAX_PIXELS = 25_000_000  # a small file can hold a picture that fills the memory
+
+# The picture types of the toolkit. Pillow opens more, and runs another program for some of them (EPS).
+PICTURES = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+
+PARAMETERS = ("formats", "top_k", "threshold")
+BATCH_SIZE = 8  # images per forward pass
+
+
+class EndpointHandler:
+    """Answers requests with the checkpoint in a folder.
+
+    Args:
+        path: folder of the checkpoint; by default the one that this file is in.
+    """
+
+    def __init__(self, path: str = ""):
+        folder = path or Path(__file__).parent
+        self.recognize = pipeline("au-recognition", model=str(folder), trust_remote_code=True, batch_size=BATCH_SIZE)
+
+    def __call__(self, data: dict) -> list[dict] | list[list[dict]]:
+        """Read the action units of the images of one request.
+
+        Args:
+            data: `inputs`: an image or a list of at most 32, each a base64 string, a data URL, the bytes of a picture
+                file or a PIL image; and optionally `parameters`: `formats` (a name or a list of names), `top_k` and
+                `threshold`, as in `AURecognitionPipeline.__call__`.
+
+        Returns:
+            what the pipeline returns: a list of dicts for an image, a list of such lists for a list of images.
+
+        Raises:
+            ValueError: anything else than the above, more than `MAX_IMAGES`, `MAX_BYTES` or `MAX_PIXELS`, or what is
+                not, or no longer, a picture.
+        """
+        if not isinstance(data, dict) or "inputs" not in data or not data.keys() <= {"inputs", "parameters"}:
+            raise ValueError('A request must be {"inputs": ..., "parameters": {...}}; parameters may be left out.')
+        inputs = data["inputs"]
+        parameters = checked_parameters(data.get("parameters"))
+        if not isinstance(inputs, (list, tuple)):
+            return self.recognize(read_images({"inputs": inputs}), **parameters)[0]
+        return self.recognize(read_images({f"inputs[{i}]": each for i, each in enumerate(inputs)}), **parameters)
+
+
+def checked_parameters(parameters: dict | None) -> dict:
+    """`parameters` of a request for the pipeline, which checks `top_k` and `threshold` itself.
+
+    Formats go by name here: one that a stranger describes could be of any size.
+    """
+    if parameters is None:
+        return {}
+    if not isinstance(parameters, dict):
+        raise ValueError(f"parameters is a {type(parameters).__name__}; it must be an object.")
+    unknown = ", ".join(str(name) for name in parameters if name not in PARAMETERS)
+    if unknown:
+        raise ValueError(f"parameters holds {unknown}, which is unknown; known are {', '.join(PARAMETERS)}.")
+    formats = parameters.get("formats")
+    names = formats if isinstance(formats, list) else [formats]
+    if formats is not None and not all(isinstance(name, str) for name in names):
+        raise ValueError("formats must be the name of a format or a list of names.")
+    return parameters
+
+
+def read_images(contents: dict[str, object]) -> list[Image.Image]:
+    """Decode the images of a request; what is too much is refused before anything is decoded.
+
+    Args:
+        contents: what messages call an image -> the image as it arrived.
+    """
+    if not 1 <= len(contents) <= MAX_IMAGES:
+        raise ValueError(f"inputs holds {len(contents)} images; a request must hold 1 to {MAX_IMAGES}.")
+    files = 0
+    for name, content in contents.items():
+        if isinstance(content, str):
+            files += len(content) * 3 // 4  # four characters of base64 are three bytes
+        elif isinstance(content, bytes):
+            files += len(content)
+        elif not isinstance(content, Image.Image):
+            raise ValueError(
+                f"{name} is a {type(content).__name__}; an image must be a base64 string, a data URL or bytes."
+            )
+    if files > MAX_BYTES:
+        raise ValueError(f"The images have {files:,} bytes; a request may have {MAX_BYTES:,}: make them smaller.")
+    images = {
+        name: content if isinstance(content, Image.Image) else open_picture(name, content)
+        for name, content in contents.items()
+    }
+    pixels = sum(image.width * image.height for image in images.values())
+    if pixels > MAX_PIXELS:
+        raise ValueError(f"The images have {pixels:,} pixels; a request may have {MAX_PIXELS:,}: make them smaller.")
+    for name, image in images.items():
+        try:
+            image.load()
+        except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
+            raise ValueError(f"{name} cannot be read as an image: {error}") from error
+        image.filename = name  # what the pipeline's own messages call it
+    return list(images.values())
+
+
+def open_picture(name: str, content: str | bytes) -> Image.Image:
+    """Read the head of a picture file, which is given as base64, as a data URL or as bytes."""
+    if isinstance(content, str):
+        if content.startswith("data:"):
+            content = content.partition(";base64,")[2]
+        try:
+            content = base64.b64decode("".join(content.split()), validate=True)  # many tools break its lines
+        except ValueError as error:
+            raise ValueError(f"{name} is not base64: send the picture file itself, not its path or URL.") from error
+    try:
+        return Image.open(BytesIO(content), formats=PICTURES)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name} has too many pixels; a request may have {MAX_PIXELS:,}: make it smaller.") from error
+    except Exception as error:
+        raise ValueError(f"{name} is no picture: send the content of a {', '.join(PICTURES)} file.") from error

@@ -33,6 +33,11 @@ class AURecognitionPipeline(Pipeline):
     _load_feature_extractor = False
     _load_tokenizer = False
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.processor is None:
+            raise ValueError("There is no processor: pass the model's, processor=AutoProcessor.from_pretrained(...).")
+
     def __call__(self, inputs, **kwargs):
         """Read the AUs of one image or of several.
 

@@ -235,6 +235,11 @@ def test_what_is_no_image_ends_in_one_sentence(recognizer, inputs, message):
         recognizer(inputs)
 
 
+def test_a_model_without_its_processor_is_refused(tiny):
+    with pytest.raises(ValueError, match="There is no processor"):
+        AURecognitionPipeline(model=tiny[0])
+
+
 def test_every_saved_checkpoint_registers_the_pipeline_and_holds_its_code(tiny, tmp_path):
     tiny[0].save_pretrained(tmp_path)
     registered = json.loads((tmp_path / "config.json").read_text())["custom_pipelines"]

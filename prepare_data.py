@@ -15,7 +15,10 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from rich.console import Console
@@ -89,10 +92,31 @@ def _in_processes(function: Callable, jobs: list, workers: int) -> Iterator:
     # One thread a worker: the work is many small arrays, and sums must not depend on a thread count.
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
-    # Ctrl-C is for this process alone; leaving the block ends the workers.
-    quiet = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
-    with multiprocessing.get_context("spawn").Pool(min(workers, len(jobs)), **quiet) as pool:
-        yield from pool.imap_unordered(function, jobs)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_start_worker) as pool:
+        try:
+            for done in as_completed([pool.submit(function, job) for job in jobs]):
+                yield done.result()
+        except BaseException as error:
+            for worker in multiprocessing.active_children():  # nobody waits for what they are at
+                worker.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise OSError(
+                    "a worker process was ended from outside, perhaps for want of memory: the same command resumes, "
+                    "with fewer --workers it needs less"
+                ) from None
+            raise
+
+
+def _start_worker() -> None:
+    """Ctrl-C is for the parent process alone; a worker ends when its parent does, be it killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def follow_parent():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow_parent, daemon=True).start()
 
 
 def prepare_source(args: argparse.Namespace) -> dict:
@@ -102,7 +126,8 @@ def prepare_source(args: argparse.Namespace) -> dict:
     source = args.open_source(args)
     if args.test is not None and (args.tested or any(clip.part for clip in source.clips)):
         raise ValueError("--test draws whom to test, but --tested or the dataset itself says so already")
-    crop = args.crop and Crop(args.crop, args.images or args.root, args.faces, args.detector or "packaged")
+    place = args.images or (args.root if args.root.is_dir() else args.root.parent)
+    crop = args.crop and Crop(args.crop, place, args.faces, args.detector or "packaged")
     if crop:
         crop.check()
     elif args.faces or args.detector:

@@ -24,13 +24,16 @@ from .reading import (
     Source,
     by_frame,
     check_root,
+    distinct,
     find_files,
     find_folders,
     image_files,
     join,
+    missing,
     numbered_images,
     read_header,
     read_labels,
+    subfolders,
 )
 from .records import Defects
 
@@ -42,30 +45,29 @@ def open_aff_wild2(root: Path, images: Path | None = None) -> Source:
     check_root(root)
     sets = list(find_folders(root, r"(?:AU_Set|AU_\w+_Challenge)/(Train|Training|Validation)_Set"))
     if not sets:
-        raise FileNotFoundError(
-            f"no folder AU_Detection_Challenge/Train_Set or AU_Set/Training_Set below {root} (nor their Validation_Set)"
-        )
-    pictures: dict[str, Path] = {}
-    for _, folder in find_folders(images or root, r"cropped_aligned[^/]*"):
-        pictures |= {name[1]: path for name, path in find_folders(folder, r"([^/]+)", depth=1)}
+        sentence = f"no folder AU_Detection_Challenge/Train_Set or AU_Set/Training_Set below {root}"
+        raise missing(f"{sentence} (nor their Validation_Set)", root)
+    place, pictures = images or root, {}
+    for _, folder in find_folders(place, r"cropped_aligned[^/]*"):
         # A download in batches has one more level: cropped_aligned/batch1/video61.
-        for _, batch in find_folders(folder, r"batch[^/]*", depth=1):
-            pictures |= {name[1]: path for name, path in find_folders(batch, r"([^/]+)", depth=2)}
+        for within in (folder, *(path for _, path in find_folders(folder, r"batch[^/]*", depth=1))):
+            pictures |= {path.name: path for path in subfolders(within)}
     if not pictures:
-        raise FileNotFoundError(f"no folder cropped_aligned with one folder per video below {images or root}")
+        raise missing(f"no folder cropped_aligned with one folder per video below {place}", place)
     clips = [
         Clip(path.stem, path.stem, (path,), pictures.get(path.stem), "test" if name[1][0] in "Vv" else "train")
         for name, folder in sets
         for _, path in find_files(folder, r".+\.txt")
     ]
-    clips.sort(key=lambda clip: clip.name)
-    return Source("aff-wild2", root, "challenge", clips, read_clip, clips_per_shard=8)
+    defects = Defects()
+    clips = sorted(distinct(clips, defects), key=lambda clip: clip.name)
+    return Source("aff-wild2", root, "challenge", clips, read_clip, clips_per_shard=8, defects=defects)
 
 
 def read_clip(clip: Clip, defects: Defects) -> Iterator[dict]:
     """The records of one video."""
     path, where = clip.labels[0], clip.name
-    header = read_header(path)
+    header = read_header(path, where, defects)
     columns = au_columns(header)
     frames, values = read_labels(path, header, columns, "aff-wild2", UNKNOWN, where, defects)
     known = ~np.isnan(values).all(axis=1)

@@ -1,8 +1,9 @@
 """DISFA: intensity of 12 AUs, 0 to 5, in every frame of 27 videos.
 
 labels:  ROOT/ActionUnit_Labels/SN001/SN001_au1.txt, lines "frame,intensity", frames counted from 1
-videos:  ROOT/Videos_LeftCamera/LeftVideoSN001_comp.avi, ROOT/Video_RightCamera/…, in any spelling
-images:  or any folder named after a person (SN001, LeftVideoSN001_comp, …) with images below IMAGES
+videos:  LeftVideoSN001_comp.avi, RightVideo…, in any folder below ROOT or IMAGES and in any spelling
+images:  or any folder named after a person (SN001, LeftVideoSN001_comp, …) with images below IMAGES; below ROOT where
+         there are no videos. Without "right" in its path it counts as the left camera's.
 
 The AU of a file is in its name: a listing in another order must not matter (LibreFace issue 2). A video frame is
 decoded once, in order, and belongs to the label line of the same number; the shorter of the two ends the clip. Image
@@ -22,20 +23,24 @@ import numpy as np
 
 from ..action_units import FORMATS
 from .reading import (
+    VIDEO_SUFFIXES,
     Clip,
     Known,
     Source,
     by_frame,
     check_root,
-    child_folder,
+    files_below,
     find_files,
     find_folders,
     has_images,
     image_files,
     join,
+    missing,
+    needed_folder,
     numbered_images,
     on_scale,
     read_numbers,
+    subfolders,
     video_frames,
 )
 from .records import Defects
@@ -79,7 +84,7 @@ def open_disfa(
     """The copy of DISFA in `root`.
 
     Args:
-        images: a tree of images to use instead of the videos.
+        images: a tree of images to use instead of the videos in `root`, or where the videos are.
         cameras: "left", "right" or both; each is a clip.
         first: the number of the first frame in the names of images, 0 or 1; None finds out.
 
@@ -87,16 +92,13 @@ def open_disfa(
         FileNotFoundError: naming the folder that is missing.
         ValueError: where the images' numbering contradicts itself.
     """
-    check_root(root)
-    coding = child_folder(root, r"ActionUnit_?Labels")
-    if coding is None:
-        raise FileNotFoundError(f"no folder ActionUnit_Labels in {root}: --root is the folder that holds it")
+    coding = needed_folder(root, r"ActionUnit_?Labels", "ActionUnit_Labels")
     files = {
-        name[0].upper(): tuple(path for _, path in find_files(folder, r"SN\d{3}_au\d+\.txt"))
-        for name, folder in find_folders(coding, r"SN\d{3}", depth=1)
+        name[1].upper(): tuple(path for _, path in find_files(folder, r"SN\d{3}_au\d+\.txt"))
+        for name, folder in find_folders(coding, r"(SN\d{3})", depth=2)
     }
     if not files:
-        raise FileNotFoundError(f"no folders such as SN001 in {coding}")
+        raise missing(f"no folders such as SN001 in {coding}", coding)
     pictures = find_pictures(root, images)
     clips, defects = [], Defects()
     for subject, paths in files.items():
@@ -106,19 +108,17 @@ def open_disfa(
             else:
                 defects.add("people without images, left out", f"{subject} {camera}")
     if not clips:
-        raise FileNotFoundError(
-            f"no video such as Videos_LeftCamera/LeftVideoSN001_comp.avi in {root} for camera {' or '.join(cameras)}"
-            if images is None
-            else f"no folder of images named like SN001 below {images} for camera {' or '.join(cameras)}"
-        )
+        place = images or root
+        sentence = f"no video such as LeftVideoSN001_comp.avi and no folder of images named like SN001 below {place}"
+        raise missing(f"{sentence} for camera {' or '.join(cameras)}: name them by --images", place)
     layout = "videos"
-    if not clips[0].images.is_file():
+    if clips[0].images.is_dir():
         if first is None:
             first = first_number([clip.images for clip in clips])
         layout = f"images numbered from {first}"
     return Source(
         dataset="disfa",
-        root=root,
+        root=coding.parent,
         layout=layout,
         clips=clips,
         read=partial(read_clip, 1 - (first or 0)),
@@ -130,24 +130,25 @@ def open_disfa(
 
 
 def find_pictures(root: Path, images: Path | None = None) -> dict[tuple[str, str], Path]:
-    """(subject, camera) -> its video below `root`, or its folder of images below `images`.
+    """(subject, camera) -> its video or its folder of images, below `images` or else `root`.
 
-    A folder whose path names no camera counts as the left one.
+    Of one kind alone: where there are both, `images` means the folders and `root` the videos.
     """
-    found: dict[tuple[str, str], Path] = {}
-    if images is not None:
-        check_root(images)
-        for name, folder in find_folders(images, r"[^/]*(SN\d{3})[^/]*"):
-            inner = [folder, *(path for _, path in find_folders(folder, r"(?:left|right)[^/]*", depth=1))]
-            for path in inner:
-                if has_images(path):
-                    camera = "right" if "right" in str(path.relative_to(images)).lower() else "left"
-                    found.setdefault((name[1].upper(), camera), path)
-        return found
-    for _, folder in find_folders(root, r"Videos?_?(?:left|right)_?Camera", depth=2):
-        for name, path in find_files(folder, r"(left|right)_?Video_?(SN\d{3})\w*\.(?:avi|mp4|mkv|mov)"):
-            found.setdefault((name[2].upper(), name[1].lower()), path)
-    return found
+    place = images or root
+    check_root(place)
+    videos: dict[tuple[str, str], Path] = {}
+    for path in files_below(place, VIDEO_SUFFIXES):
+        name = re.match(r"(left|right)_?Video_?(SN\d{3})", path.name, re.IGNORECASE)
+        if name:
+            videos.setdefault((name[2].upper(), name[1].lower()), path)
+    folders: dict[tuple[str, str], Path] = {}
+    for name, folder in find_folders(place, r"[^/]*(SN\d{3})[^/]*"):
+        for path in (folder, *subfolders(folder)):
+            if has_images(path):
+                inner = path.relative_to(place).as_posix().lower()
+                camera = "right" if re.search(r"(?<![a-z])right", inner) else "left"
+                folders.setdefault((name[1].upper(), camera), path)
+    return (folders or videos) if images else (videos or folders)
 
 
 def first_number(folders: Sequence[Path]) -> int:

@@ -1,10 +1,11 @@
 """FEAFA and FEAFA+: strengths of 24 facial movements, 0 to 1, in every frame.
 
-part A:  ROOT/FEAFA-A/PV001.output/00000123.auw, the image of that stem beside it, or in a folder PV001… below IMAGES
-part B:  ROOT/FEAFA-B/SN001.output/00000123.auw (some copies: 2.output/gong2_2_00004832.auw); the images are DISFA's
+part A:  FEAFA-A/PV001.output/00000123.auw below ROOT; the image of that stem is beside it, or in another folder PV001…
+         below IMAGES (ROOT by default)
+part B:  FEAFA-B/SN001.output/00000123.auw (some copies: 2.output/gong2_2_00004832.auw); the images are DISFA's
 
-An .auw file is one line of text, 24 numbers divided by spaces, in the order of format "feafa". Its frame number is the
-digits that end its name, counted from 0. Sources: youknowitskyle/farapy-data-tools, FEAFA+/*.py;
+An .auw file is text, 24 numbers divided by spaces, in the order of format "feafa". Its frame number is the digits that
+end its name, counted from 0. Sources: youknowitskyle/farapy-data-tools, FEAFA+/*.py;
 jamesjg/resnet-for-au-master, make_img_and_label.py; sccnlab/E-DFE, load_FEAFA_train.py.
 
 **Not verified against a real copy:** that frame k of part B is DISFA's label frame k + 1 and shows its left camera;
@@ -12,8 +13,6 @@ whether "left" means the person's own left. Look at one asymmetric frame before 
 folder that is only a number shows is not documented: such folders are left out unless `numbers_are_people`.
 """
 
-import os
-import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -22,14 +21,19 @@ import numpy as np
 
 from .disfa import find_pictures, first_number
 from .reading import (
+    UNREADABLE,
     Clip,
     Known,
     Source,
     check_root,
+    distinct,
+    file_names,
+    find_files,
     find_folders,
     has_images,
     image_files,
     join,
+    missing,
     numbered_images,
     on_scale,
     video_frames,
@@ -64,14 +68,16 @@ def open_feafa(
     folders = [
         (name[1].upper(), path)
         for name, path in find_folders(root, r"(PV\d{3}|SN\d{3}|\d{1,3})(?:\.output)?")
-        if any(each.lower().endswith(".auw") for each in os.listdir(path))
+        if any(each.lower().endswith(".auw") for each in file_names(path))
     ]
     if not folders:
-        raise FileNotFoundError(f"no folder such as FEAFA-A/PV001.output with .auw files below {root}")
-    elsewhere = {}
-    for name, path in find_folders(images, r"(PV\d{3})[^/]*") if images else ():
+        raise missing(f"no folder such as FEAFA-A/PV001.output with .auw files below {root}", root)
+    beside = {name: path for name, path in folders if has_images(path)}
+    elsewhere: dict[str, Path] = {}
+    for name, path in find_folders(images or root, r"(PV\d{3})[^/]*"):
         if has_images(path):
             elsewhere.setdefault(name[1].upper(), path)
+    of_a = {**elsewhere, **beside} if images is None else {**beside, **elsewhere}
     pictures = find_pictures(disfa, disfa_images) if plus and (disfa or disfa_images) else {}
     if plus and not pictures:
         raise FileNotFoundError(
@@ -82,7 +88,7 @@ def open_feafa(
     clips, defects = [], Defects()
     for name, path in folders:
         if name.startswith("PV"):
-            clips.append(Clip(name, name, (path,), elsewhere.get(name, path)))
+            clips.append(Clip(name, name, (path,), of_a.get(name)))
         elif not plus:
             defects.add("clips of part B, left out", path.name)
         elif name.isdigit() and not numbers_are_people:
@@ -95,7 +101,7 @@ def open_feafa(
         dataset="feafa",
         root=root,
         layout="parts A and B" if plus else "part A",
-        clips=clips,
+        clips=distinct(clips, defects),
         read=partial(read_clip, first_number(trees) if trees else 0),
         clips_per_shard=8,
         metadata={"feafa_part": "string"},
@@ -122,22 +128,21 @@ def read_clip(first: int, clip: Clip, defects: Defects) -> Iterator[dict]:
 def read_strengths(folder: Path, where: str, defects: Defects) -> dict[int, list[float]]:
     """Frame -> 24 strengths, of the .auw files of a folder."""
     rows: dict[int, list[float]] = {}
-    for name in sorted(os.listdir(folder)):
-        stem, suffix = os.path.splitext(name)
-        if suffix.lower() != ".auw":
-            continue
-        number = re.search(r"\d+$", stem)
+    for found, path in find_files(folder, r"(.*?)(\d*)\.auw"):
+        name, number = path.name, found[2]
         try:
-            with open(folder / name, encoding="utf-8-sig") as file:
-                row = [float(cell) for cell in file.read().split()]
+            row = [float(cell) for cell in path.read_text(encoding="utf-8-sig").replace(",", " ").split()]
+        except OSError as error:
+            defects.add(UNREADABLE, f"{where}/{name}: {error.strerror}")
+            continue
         except ValueError:
             row = []
-        if number is None or len(row) != 24:
+        if not number or len(row) != 24:
             defects.add("label files that are not 24 numbers of a frame, left out", f"{where}/{name}: {len(row)}")
-        elif int(number[0]) in rows:
+        elif int(number) in rows:
             defects.add("label files for a frame that has one, left out", f"{where}/{name}")
         else:
-            rows[int(number[0])] = row
+            rows[int(number)] = row
     if not rows:
         return {}
     values = on_scale(np.array(list(rows.values())), "feafa", where, defects)

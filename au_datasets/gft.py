@@ -9,21 +9,24 @@ named so, else the number of the line; any value but 0 and 1 is not annotated (a
 of what is known: osf.io/7wcyz. The ten AUs of format "gft" are those that EmoLA evaluates.
 """
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from .reading import (
+    VIDEO_SUFFIXES,
     Clip,
     Known,
     Source,
     by_frame,
     check_root,
     clip_images,
+    distinct,
+    files_below,
     find_folders,
     has_images,
     join,
+    missing,
     read_header,
     read_labels,
 )
@@ -31,29 +34,27 @@ from .records import Defects
 
 UNKNOWN = (9, -1)
 _KNOWN = Known({"subjects": 96, "images": 172800})
-_VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".wmv")
 
 
 def open_gft(root: Path, images: Path | None = None) -> Source:
     """The copy of GFT in `root`. Raises FileNotFoundError naming what is missing."""
     check_root(root)
-    files = [path for path in sorted(root.rglob("*.csv")) if au_columns(read_header(path))]
+    defects = Defects()
+    files = [path for path in files_below(root, {".csv"}) if au_columns(read_header(path, path.name, defects))]
     if not files:
-        raise FileNotFoundError(f"no .csv file with AU columns below {root}: GFT's annotations have one per person")
-    names = {path.stem.lower() for path in files}
-    pictures = {}
-    for name, folder in find_folders(images or root, r"([^/]+)"):
-        if name[1].lower() in names and has_images(folder):
+        raise missing(f"no .csv file with AU columns below {root}: GFT's annotations have one per person", root)
+    place, names = images or root, "|".join(re.escape(path.stem) for path in files)
+    pictures: dict[str, Path] = {}
+    for name, folder in find_folders(place, f"({names})"):
+        if has_images(folder):
             pictures.setdefault(name[1].lower(), folder)
-    for folder, _, contents in os.walk(images or root):
-        for name in sorted(contents):
-            stem, suffix = os.path.splitext(name.lower())
-            if suffix in _VIDEOS:
-                pictures.setdefault(stem, Path(folder, name))
-    if not pictures.keys() & names:
-        raise FileNotFoundError(f"no video or folder of images named like {files[0].stem} below {images or root}")
-    clips = [Clip(path.stem, path.stem, (path,), pictures.get(path.stem.lower())) for path in files]
-    return Source("gft", root, "a csv per person", clips, read_clip, clips_per_shard=2, known=_KNOWN)
+    for path in files_below(place, VIDEO_SUFFIXES):
+        pictures.setdefault(path.stem.lower(), path)
+    clips = (Clip(path.stem, path.stem, (path,), pictures.get(path.stem.lower())) for path in files)
+    clips = distinct(clips, defects)
+    if not any(clip.images for clip in clips):
+        raise missing(f"no video or folder of images named like {files[0].stem} below {place}", place)
+    return Source("gft", root, "a csv per person", clips, read_clip, clips_per_shard=2, known=_KNOWN, defects=defects)
 
 
 def au_columns(header: list[str]) -> dict[str, int]:
@@ -65,7 +66,7 @@ def au_columns(header: list[str]) -> dict[str, int]:
 def read_clip(clip: Clip, defects: Defects) -> Iterator[dict]:
     """The records of one person."""
     path, where = clip.labels[0], clip.name
-    header = read_header(path)
+    header = read_header(path, where, defects)
     columns = au_columns(header)
     numbered = next((column for column, cell in enumerate(header) if "frame" in cell.lower()), None)
     if numbered is None:

@@ -7,6 +7,7 @@ a `Source`: clips to read and a `read(clip, defects)` that yields records. Unusu
 - Frames of a video are stored in the table as JPEG (quality 95): one file a clip that is there completely or not at
   all makes a run resumable, and 130,000 loose files are spared. Images that exist as files stay paths.
 - A reader yields records whose `image` is a `Picture`, which knows its file: crops are made from it.
+- Files that macOS and Windows leave in folders are never seen: `._2440.jpg` beside 2440.jpg is no picture.
 """
 
 import hashlib
@@ -20,13 +21,18 @@ from pathlib import Path
 import av
 import numpy as np
 import pyarrow as pa
-from PIL import Image
+from PIL import Image, ImageOps
 from pyarrow import csv
 
 from ..action_units import FORMATS
 from .records import Defects
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"}
+VIDEO_SUFFIXES = {".avi", ".mp4", ".mkv", ".mov", ".wmv"}
+ARCHIVE_SUFFIXES = {".zip", ".rar", ".7z", ".tar", ".gz"}
+LEFT_BY_SYSTEMS = re.compile(
+    r"\..*|__MACOSX|Thumbs\.db|desktop\.ini|lost\+found|\$RECYCLE\.BIN|System Volume Information", re.IGNORECASE
+)
 VIDEO_JPEG_QUALITY = 95
 
 
@@ -62,11 +68,11 @@ class Picture:
         return {"bytes": jpeg(self.frame), "path": None}
 
     def open(self) -> Image.Image:
-        """In RGB."""
+        """In RGB, turned as its EXIF data say. Raises OSError for a file that is no whole image."""
         if self.frame is not None:
             return self.frame
         with Image.open(self.path) as image:
-            return image.convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB")
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,10 @@ class Source:
         """SHA-256 over the names of the clips and the names and sizes of their label files (of folders: the count)."""
         content = hashlib.sha256()
         for clip in self.clips:
-            sizes = [len(os.listdir(path)) if path.is_dir() else path.stat().st_size for path in clip.labels]
+            sizes = [
+                len(file_names(path)) if path.is_dir() else path.stat().st_size if path.exists() else None
+                for path in clip.labels
+            ]
             names = [path.name for path in clip.labels]
             content.update(repr((clip.subject, clip.name, clip.part, names, sizes, clip.images is None)).encode())
         return content.hexdigest()
@@ -123,42 +132,99 @@ def check_root(root: Path) -> None:
         raise FileNotFoundError(f"there is no folder {root}")
 
 
-def find_folders(root: Path, pattern: str, depth: int = 5) -> Iterator[tuple[re.Match, Path]]:
-    """Folders below `root`, in order, whose path ends in `pattern` (whole names, any case), and the match.
+def entries(folder: Path) -> Iterator[os.DirEntry]:
+    """What a folder holds, in no order, without what operating systems leave there."""
+    with os.scandir(folder) as found:
+        yield from (entry for entry in found if not LEFT_BY_SYSTEMS.fullmatch(entry.name))
 
-    A folder that matches is not entered. No deeper than `depth` levels.
+
+def file_names(folder: Path) -> list[str]:
+    """Of the files in a folder, in order. A link that leads nowhere is no file."""
+    return sorted(entry.name for entry in entries(folder) if entry.is_file())
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder, in order, but for links that lead back to where they are."""
+    inner = sorted((entry.name, entry.is_symlink()) for entry in entries(folder) if entry.is_dir())
+    back = lambda path: folder.resolve().is_relative_to(path.resolve())  # noqa: E731
+    return [folder / name for name, is_link in inner if not (is_link and back(folder / name))]
+
+
+def find_folders(root: Path, pattern: str, depth: int = 5) -> Iterator[tuple[re.Match, Path]]:
+    """`root` and the folders below it, in order, whose path ends in `pattern` (whole names, any case), and the match.
+
+    The path that leads to `root` counts, so that a root one level too low is found too. A folder below `root` that
+    matches is not entered. No deeper than `depth` levels.
     """
     ending = re.compile(rf"(?:^|/){pattern}$", re.IGNORECASE)
 
-    def search(folder: Path, path: str, depth: int):
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir())
-        for name in names:
-            found = ending.search(path + name)
-            if found:
-                yield found, folder / name
-            elif depth > 1:
-                yield from search(folder / name, f"{path}{name}/", depth - 1)
+    def search(folder: Path, depth: int):
+        found = ending.search(folder.as_posix())
+        if found:
+            yield found, folder
+        if depth and (not found or folder == root):
+            for inner in subfolders(folder):
+                yield from search(inner, depth - 1)
 
-    return search(root, "", depth)
+    return search(root, depth)
 
 
 def find_files(folder: Path, pattern: str) -> Iterator[tuple[re.Match, Path]]:
-    """Files in `folder`, in order, whose whole name matches `pattern` in any case, and the match."""
-    for name in sorted(os.listdir(folder)):
+    """Files in `folder`, in order, whose whole name matches `pattern` in any case, and the match.
+
+    Links that lead nowhere are among them: a label file that is missing has to be counted by who reads it.
+    """
+    for name in sorted(entry.name for entry in entries(folder) if not entry.is_dir()):
         found = re.fullmatch(pattern, name, re.IGNORECASE)
         if found:
             yield found, folder / name
 
 
-def child_folder(folder: Path, pattern: str) -> Path | None:
-    """The first folder directly in `folder` whose whole name matches `pattern` in any case."""
-    return next((path for _, path in find_folders(folder, pattern, depth=1)), None)
+def files_below(root: Path, suffixes: Collection[str]) -> Iterator[Path]:
+    """Files of these suffixes (lower case) in `root` and any folder below it, in order."""
+    for name in file_names(root):
+        if os.path.splitext(name)[1].lower() in suffixes:
+            yield root / name
+    for folder in subfolders(root):
+        yield from files_below(folder, suffixes)
+
+
+def needed_folder(root: Path, pattern: str, name: str) -> Path:
+    """The one folder that matches `pattern`: `root`, one in it, or else one a level further down.
+
+    Args:
+        name: how the copies that are known call it.
+
+    Raises:
+        FileNotFoundError: `root` is no folder, or none or several match.
+    """
+    check_root(root)
+    levels = ([path for _, path in find_folders(root, pattern, depth)] for depth in range(3))
+    found = next(filter(None, levels), [])
+    if len(found) > 1:
+        raise FileNotFoundError(f"{len(found)} folders {name} below {root}: take one, such as --root {found[0].parent}")
+    if not found:
+        raise missing(f"no folder {name} in {root}: --root is the folder that holds it", root)
+    return found[0]
+
+
+def missing(sentence: str, root: Path) -> FileNotFoundError:
+    """The error that says so, and which archive below `root` may hold what is missing."""
+    archive = next(files_below(root, ARCHIVE_SUFFIXES), None)
+    return FileNotFoundError(sentence + (f" ({archive.relative_to(root)} is not unpacked)" if archive else ""))
 
 
 def has_images(folder: Path) -> bool:
-    with os.scandir(folder) as entries:
-        return any(os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES for entry in entries)
+    return any(os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES for entry in entries(folder))
+
+
+def distinct(clips: Iterable[Clip], defects: Defects) -> list[Clip]:
+    """The first clip of each subject and name; further ones, such as those of a second copy, are counted."""
+    kept: dict[tuple[str, str], Clip] = {}
+    for clip in clips:
+        if kept.setdefault((clip.subject, clip.name), clip) is not clip:
+            defects.add("clips that are there twice, left out", str(clip.labels[0]))
+    return list(kept.values())
 
 
 def numbered_images(folder: Path | None, where: str, defects: Defects) -> dict[int, str]:
@@ -167,7 +233,7 @@ def numbered_images(folder: Path | None, where: str, defects: Defects) -> dict[i
     if folder is None:
         defects.add("clips without images", where)
         return images
-    for name in sorted(os.listdir(folder)):
+    for name in file_names(folder):
         stem, dot, suffix = name.rpartition(".")
         if (dot + suffix).lower() not in IMAGE_SUFFIXES:
             continue
@@ -180,10 +246,17 @@ def numbered_images(folder: Path | None, where: str, defects: Defects) -> dict[i
 
 
 # ---- Reading labels -------------------------------------------------------------------------------------------
-def read_header(path: Path, delimiter: str = ",") -> list[str]:
-    """The cells of the first line, without quotes, spaces and byte order mark."""
-    with open(path, encoding="utf-8-sig") as file:
-        return [cell.strip().strip("'\"").strip() for cell in file.readline().rstrip("\r\n").split(delimiter)]
+UNREADABLE = "label files that cannot be read"
+
+
+def read_header(path: Path, where: str, defects: Defects) -> list[str]:
+    """The cells of the first line, without quotes, spaces and byte order mark; none of a file that cannot be read."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return [cell.strip().strip("'\"").strip() for cell in file.readline().split(",")]
+    except (OSError, UnicodeDecodeError) as error:
+        defects.add(UNREADABLE, f"{where}: {error}")
+        return []
 
 
 def read_numbers(
@@ -209,7 +282,7 @@ def read_numbers(
             csv.ConvertOptions(column_types=dict.fromkeys(taken, pa.float64()), include_columns=taken),
         )
     except (pa.ArrowInvalid, OSError) as error:
-        defects.add("label files that cannot be read", f"{where}: {str(error).splitlines()[0]}")
+        defects.add(UNREADABLE, f"{where}: {str(error).splitlines()[0]}")
         return np.empty((0, len(taken)))
     return np.column_stack([column.to_numpy() for column in table.columns])
 
@@ -224,7 +297,7 @@ def read_labels(
     defects: Defects,
     frame_column: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Frame numbers (rows,) and values (rows, labels of format `name`) of a file with a header.
+    """Frame numbers (rows,) and values (rows, labels of format `name`) of a file with a header, none without a column.
 
     Args:
         columns: AU label -> column. A label without one is NaN, and counted.
@@ -233,14 +306,17 @@ def read_labels(
     """
     labels = FORMATS[name].labels
     found = [label for label in labels if label in columns]
+    if not found:
+        if header:  # else counted as unreadable
+            defects.add("label files whose header names no AUs", f"{where}: {','.join(header[:5])},…")
+        return np.empty(0), np.empty((0, len(labels)))
     if len(found) < len(labels):
         lacking = [label for label in labels if label not in columns]
         defects.add("label files without a column for some AUs", f"{where}: {' '.join(lacking)}")
     take = ([] if frame_column is None else [frame_column]) + [columns[label] for label in found]
     table = read_numbers(path, where, defects, True, len(header), take)
     values = np.full((len(table), len(labels)), np.nan)
-    if found:
-        values[:, [labels.index(label) for label in found]] = table[:, -len(found) :]
+    values[:, [labels.index(label) for label in found]] = table[:, -len(found) :]
     frames = np.arange(1.0, len(table) + 1) if frame_column is None else table[:, 0]
     return frames, on_scale(values, name, where, defects, unknown)
 

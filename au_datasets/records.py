@@ -7,7 +7,7 @@ One row is one image as one format annotates it; an image that three formats ann
 | `image`   | Image           | embedded file bytes, or a path that is kept as a path |
 | `dataset` | string          | where it comes from, such as "rendered" |
 | `subject` | string          | the person; parts are exclusive by this column |
-| `clip`    | string          | the recording |
+| `clip`    | string          | the recording; "0" of images that are none, such as rendered faces |
 | `frame`   | int64           | the dataset's own frame number |
 | `format`  | string          | the name of the format of `values`: "bp4d", "disfa", "feafa" |
 | `values`  | list of float32 | in the order of the labels; NaN is *not annotated*, neither present nor absent |
@@ -36,6 +36,7 @@ from ..action_units import FORMATS
 SCHEMA_VERSION = 1
 PARTS = ("train", "validation", "test")
 KEY = ("dataset", "subject", "clip", "frame")  # what identifies an image
+NO_CLIP = "0"  # value of `clip` of images that are no recording
 MANIFEST = "manifest.json"
 _DEFECTS = "defects"  # key of a shard's Parquet metadata
 

@@ -114,10 +114,14 @@ def prepare_shard(job: tuple) -> int:
         for clip in clips:
             for record in source.read(clip, defects):
                 if record["image"] is not picture:  # adjacent rows show the same one
-                    picture = record["image"]
-                    image = crop(picture) if crop else picture.stored()
-                    if image is None:
-                        defects.add("frames without a face, left out", f"{clip.subject}/{clip.name} {record['frame']}")
+                    picture, where = record["image"], f"{clip.subject}/{clip.name} {record['frame']}"
+                    try:
+                        image = crop(picture) if crop else picture.stored()
+                        if image is None:
+                            defects.add("frames without a face, left out", where)
+                    except (OSError, ValueError) as error:  # no whole image; eyes outside of it
+                        image = None
+                        defects.add("frames that cannot be cropped, left out", f"{where}: {error}")
                 if image is not None:
                     yield {**record, "image": image, "part": part}
 

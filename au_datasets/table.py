@@ -3,7 +3,7 @@
 An AU column is named as the format's label, in any case, with leading zeros, spaces or quotes: AU12, au_12, 'AU 1'.
 Columns "clip" and "frame" are taken if they are there; a frame is otherwise the number of the row. A label is NaN where
 the table lacks the column, the cell is empty, or it holds what the scale does not have (counted). An image is a path,
-absolute or below `images`.
+absolute or below `images`, and has one row. Subjects and clips are text: 001 and 1 are two people.
 
 EmotioNet: ROOT/EmotioNet_FACS_aws_2020_24600.csv, columns URL, URL orig, 'AU 1' …; 999 is unknown; an image is named as
 its URL ends (N_0000000001_00002.jpg) and lies in any folder below IMAGES. An .xlsx has to be saved as .csv first.
@@ -11,7 +11,6 @@ Source: cosanlab/py-feat, trainAUvisModel.py. People are not named: images of on
 person, the safe side. **Not verified against a real copy:** what the prefix means.
 """
 
-import os
 import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -22,8 +21,8 @@ import numpy as np
 import pandas as pd
 
 from ..action_units import FORMATS, get_format
-from .reading import IMAGE_SUFFIXES, Clip, Known, Picture, Source, check_root, join, on_scale
-from .records import Defects
+from .reading import IMAGE_SUFFIXES, Clip, Known, Picture, Source, check_root, files_below, join, missing, on_scale
+from .records import NO_CLIP, Defects
 
 _KNOWN_EMOTIONET = Known({"images": 24600})  # the number in the file's name
 
@@ -36,7 +35,7 @@ class Rows:
     frames: np.ndarray  # (N,) int64
     values: np.ndarray  # (N, L) float64; NaN for an empty cell, infinity for one that is no number
     of_clip: dict[tuple[str, str], np.ndarray]  # (subject, clip) -> numbers of its rows
-    lacking: tuple[str, ...]  # labels without a column
+    defects: Defects  # of the table as a whole
 
 
 def open_table(
@@ -50,7 +49,8 @@ def open_table(
 
     Raises:
         FileNotFoundError: where there is no such table.
-        ValueError: for an unknown format, a table without the needed columns or with cells of them empty.
+        ValueError: for an unknown format, a table that cannot be read, one without the needed columns or with cells of
+            them that are empty or make no sense.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no table {path}")
@@ -62,9 +62,9 @@ def open_table(
 def open_emotionet(root: Path, images: Path | None = None) -> Source:
     """The copy of EmotioNet in `root`. Raises FileNotFoundError naming what is missing."""
     check_root(root)
-    tables = sorted(root.rglob("EmotioNet_FACS*.csv"))
+    tables = [path for path in files_below(root, {".csv"}) if path.name.lower().startswith("emotionet_facs")]
     if not tables:
-        raise FileNotFoundError(f"no EmotioNet_FACS_aws_2020_24600.csv below {root} (an .xlsx has to be saved as .csv)")
+        raise missing(f"no EmotioNet_FACS_aws_2020_24600.csv below {root}; an .xlsx has to be saved as .csv", root)
     load = partial(_load_emotionet, tables[0], images or root)
     return _source("emotionet", tables[0], root, "emotionet", load, (999,), _KNOWN_EMOTIONET)
 
@@ -78,9 +78,7 @@ def _source(
     unknown: Collection[float],
     known: Known | None = None,
 ) -> Source:
-    rows, defects = load(), Defects()
-    for label in rows.lacking:
-        defects.add("AUs of the format without a column, not annotated", label)
+    rows = load()
     return Source(
         dataset=dataset,
         root=root,
@@ -89,7 +87,7 @@ def _source(
         read=partial(read_clip, dataset, name, load, unknown),
         clips_per_shard=5000,
         known=known or Known(),
-        defects=defects,
+        defects=rows.defects,
     )
 
 
@@ -112,14 +110,29 @@ def read_clip(
     yield from join(dataset, clip, images, {name: labels}, defects)
 
 
-def _read(path: Path, name: str) -> tuple[pd.DataFrame, np.ndarray, tuple[str, ...]]:
-    """A table with plain column names, its (rows, labels) values for a format, and the labels that it lacks."""
-    if path.suffix.lower() == ".parquet":
-        table = pd.read_parquet(path)
-    else:
-        table = pd.read_csv(path, encoding="utf-8-sig", skipinitialspace=True, low_memory=False)
+def _read(path: Path, needed: Collection[str]) -> pd.DataFrame:
+    """A table with plain column names. Raises ValueError where it cannot be read or lacks a needed column."""
+    try:
+        if path.suffix.lower() == ".parquet":
+            table = pd.read_parquet(path)
+        else:
+            table = pd.read_csv(path, dtype=str, encoding="utf-8-sig", skipinitialspace=True)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as a table: {str(error).strip().splitlines()[0]}") from error
     table.columns = [str(column).strip().strip("'\"").strip() for column in table.columns]
-    columns = {re.sub(r"^(A[UD])[\s_]*0*(?=\d)", r"\1", column.upper()): column for column in table.columns}
+    for column in needed:
+        if column not in table:
+            raise ValueError(f"{path} has no column {column!r}; it has {', '.join(table.columns[:20])}")
+    return table
+
+
+def _labels(path: Path, table: pd.DataFrame, name: str, defects: Defects) -> np.ndarray:
+    """(rows, labels of format `name`) float64, as `Rows.values` has them. ValueError where no column can be taken."""
+    columns: dict[str, str] = {}
+    for column in table.columns:
+        label = re.sub(r"^(A[UD])[\s_]*0*(?=\d)", r"\1", column.upper())
+        if columns.setdefault(label, column) != column:
+            raise ValueError(f"{path} has two columns for {label}: {columns[label]} and {column}")
     labels = FORMATS[name].labels
     values = np.full((len(table), len(labels)), np.nan)
     for index, label in enumerate(labels):
@@ -127,56 +140,75 @@ def _read(path: Path, name: str) -> tuple[pd.DataFrame, np.ndarray, tuple[str, .
             cells = table[columns[label]]
             numbers = pd.to_numeric(cells, errors="coerce").to_numpy(np.float64, na_value=np.nan)
             values[:, index] = np.where(np.isnan(numbers) & cells.notna(), np.inf, numbers)
-    lacking = tuple(label for label in labels if label not in columns)
-    if len(lacking) == len(labels):
+        else:
+            defects.add("AUs of the format without a column, not annotated", label)
+    if not columns.keys() & set(labels):
         raise ValueError(f"{path} has no column for any AU of {name}: {', '.join(labels)}")
-    return table, values, lacking
+    for label in columns.keys() - set(labels):
+        if re.fullmatch(r"A[UD]\d+[LRTB]?", label):
+            defects.add("AU columns that the format does not have, left out", columns[label])
+    return values
 
 
-def _rows_of_clip(subjects: pd.Series, clips: pd.Series) -> dict[tuple[str, str], np.ndarray]:
-    return pd.DataFrame({"subject": subjects, "clip": clips}).groupby(["subject", "clip"]).indices
+def _rows_of_clip(
+    images: pd.Series, subjects: pd.Series, clips: pd.Series, defects: Defects
+) -> dict[tuple[str, str], np.ndarray]:
+    """`Rows.of_clip`, without the rows whose image has an earlier one."""
+    again = images.duplicated().to_numpy()
+    if again.any():
+        defects.add("rows for an image that has one, left out", images[again].iloc[0], int(again.sum()))
+    kept = np.flatnonzero(~again)
+    groups = pd.DataFrame({"subject": subjects, "clip": clips}).iloc[kept].groupby(["subject", "clip"]).indices
+    return {key: kept[places] for key, places in groups.items()}
 
 
 @lru_cache(maxsize=1)  # once per process
 def _load_table(path: Path, name: str, folder: Path, image_column: str, subject_column: str) -> Rows:
-    table, values, lacking = _read(path, name)
-    for column in (image_column, subject_column):
-        if column not in table:
-            raise ValueError(f"{path} has no column {column!r}; it has {', '.join(table.columns)}")
-        if table[column].isna().any():
+    table = _read(path, (image_column, subject_column))
+    for column in (image_column, subject_column, "clip"):
+        if column in table and table[column].isna().any():
             raise ValueError(f"column {column!r} of {path} has empty cells")
+    defects = Defects()
+    values = _labels(path, table, name, defects)
     if not table[image_column].map(lambda cell: isinstance(cell, str)).all():
         raise ValueError(f"column {image_column!r} of {path} must hold paths of image files")
-    paths = [os.path.join(folder, cell) for cell in table[image_column]]
-    frames = pd.to_numeric(table["frame"]).to_numpy(np.int64) if "frame" in table else np.arange(len(table))
-    clips = table["clip"].astype(str) if "clip" in table else pd.Series("0", index=table.index)
+    paths = table[image_column].str.strip().map(lambda cell: str(folder / cell))
+    frames = np.arange(len(table))
+    if "frame" in table:
+        numbers = pd.to_numeric(table["frame"], errors="coerce").to_numpy(np.float64, na_value=np.nan)
+        if not (numbers == np.floor(numbers)).all():
+            raise ValueError(f"column 'frame' of {path} must hold whole numbers")
+        frames = numbers.astype(np.int64)
+    clips = pd.Series(NO_CLIP, index=table.index)
+    if "clip" in table:
+        clips = table["clip"].astype(str).str.strip().replace(NO_CLIP, f"clip {NO_CLIP}")  # these are recordings
+    subjects = table[subject_column].astype(str).str.strip()
     return Rows(
-        images=[path if os.path.isfile(path) else "" for path in paths],
+        images=[path if Path(path).is_file() else "" for path in paths],
         frames=frames,
         values=values,
-        of_clip=_rows_of_clip(table[subject_column].astype(str), clips),
-        lacking=lacking,
+        of_clip=_rows_of_clip(paths, subjects, clips, defects),
+        defects=defects,
     )
 
 
 @lru_cache(maxsize=1)  # once per process
 def _load_emotionet(path: Path, images: Path) -> Rows:
-    table, values, lacking = _read(path, "emotionet")
-    if "URL" not in table:
-        raise ValueError(f"{path} has no column URL; it has {', '.join(table.columns[:5])}, …")
-    found = {
-        name: os.path.join(folder, name)
-        for folder, _, names in os.walk(images)
-        for name in names
-        if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-    }
-    names = table["URL"].astype(str).str.strip(" '\"").str.rpartition("/")[2]
+    table = _read(path, ("URL",))
+    defects = Defects()
+    if empty := int(table["URL"].isna().sum()):
+        defects.add("rows without a URL, left out", path.name, empty)
+        table = table.dropna(subset="URL", ignore_index=True)
+    values = _labels(path, table, "emotionet", defects)
+    found = {path.name: str(path) for path in files_below(images, IMAGE_SUFFIXES)}
+    names = table["URL"].str.strip(" '\"").str.rpartition("/")[2]
     stems = names.str.rpartition(".")[0]
     numbers = pd.to_numeric(stems.str.rpartition("_")[2], errors="coerce")
+    people = stems.str.rpartition("_")[0].where(numbers.notna(), stems)
     return Rows(
         images=[found.get(name, "") for name in names],
         frames=numbers.fillna(0).to_numpy(np.int64),
         values=values,
-        of_clip=_rows_of_clip(stems.str.rpartition("_")[0].where(numbers.notna(), stems), pd.Series("0", table.index)),
-        lacking=lacking,
+        of_clip=_rows_of_clip(names, people, pd.Series(NO_CLIP, table.index), defects),
+        defects=defects,
     )

@@ -1,13 +1,18 @@
 """`prepare_data.py rendered`: same content however it is run, resumable, clear about mistakes."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from datasets import load_dataset
 
+from au_llava import prepare_data
 from au_llava.au_datasets.folds import check_disjoint
 from au_llava.au_datasets.records import load_records
 from au_llava.prepare_data import main, make_parser
@@ -82,6 +87,45 @@ def test_an_interrupted_run_resumes_to_the_same_content(finished, tmp_path, smal
     assert (out / kept.name).stat().st_mtime_ns == before
     assert content(out) == content(finished)
     assert not list(out.glob(".data-*"))
+
+
+def end_this_process(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def tell_and_wait(path):
+    Path(f"{path}.new").write_text(str(os.getpid()))
+    Path(f"{path}.new").rename(path)
+    time.sleep(3600)
+
+
+def test_a_killed_worker_ends_the_run():
+    """As the kernel kills where memory runs out: one sentence, no endless wait."""
+    with pytest.raises(OSError, match=r"a worker process was ended from outside, .*: the same command resumes"):
+        list(prepare_data._in_processes(end_this_process, [0, 1, 2], 2))
+
+
+@pytest.mark.slow
+def test_workers_end_with_their_killed_parent(tmp_path):
+    """kill -9 of the command leaves no worker behind."""
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import sys\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "from au_llava import prepare_data\n"
+        "from test_prepare_data import tell_and_wait\n"
+        "if __name__ == '__main__':\n"
+        "    list(prepare_data._in_processes(tell_and_wait, sys.argv[2:], 2))\n"
+    )
+    told = [tmp_path / "a", tmp_path / "b"]
+    with subprocess.Popen([sys.executable, script, Path(__file__).parent, *told]) as parent:
+        while not all(path.is_file() for path in told):
+            assert parent.poll() is None
+            time.sleep(0.05)
+        workers = [psutil.Process(int(path.read_text())) for path in told]
+        parent.kill()
+    while any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers):
+        time.sleep(0.05)
 
 
 def test_other_arguments_are_refused_in_one_sentence(finished, capsys, small_shards):

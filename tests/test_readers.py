@@ -107,12 +107,13 @@ def test_bp4d_plus_headers():
     position = {number: column for column, number in enumerate(BP4D_PLUS_ORDER, start=1)}
     assert len(position) == 34
     named = ["1", *map(str, BP4D_PLUS_ORDER)]
-    for header in (named, ["frame", *(f"AU{n:02d}" for n in BP4D_PLUS_ORDER)], [str(n) for n in range(35)], ["x"] * 35):
+    counted = ([str(n) for n in range(35)], ["frame", *map(str, range(34))])
+    for header in (named, ["frame", *(f"AU{n:02d}" for n in BP4D_PLUS_ORDER)], *counted, ["x"] * 35):
         assert occurrence_columns(header) == position
     assert occurrence_columns(BP4D_HEADER.split(","))[24] == 24
     assert occurrence_columns(["0", "1", "4", "12"]) == {1: 1, 4: 2, 12: 3}
-    for header in (["0", "4", "1"], ["frame", "happy"], ["0"]):
-        assert occurrence_columns(header) is None
+    for header in (["0", "4", "1"], ["frame", "happy"], ["0"], []):
+        assert occurrence_columns(header) == {}
 
 
 def test_bp4d_plus_reads_by_header(tmp_path):
@@ -128,6 +129,45 @@ def test_bp4d_plus_reads_by_header(tmp_path):
     assert {label for label, value in shown.items() if value == 1} == {"AU10", "AU24"}
     assert np.isnan(shown["AU23"])
     assert defects == {"label files whose header names no AUs": 1, "clips without images": 1}
+
+
+@pytest.mark.parametrize("name", ["2F01_T5.avi", "2f01_t5.AVI", "2F01_09.avi"])
+def test_bp4d_videos(tmp_path, name):
+    """The 2D videos, by task or by the number that they are distributed under; frames count from 1."""
+    lines = [BP4D_HEADER, *(occurrence_row(frame, {frame}) for frame in (2, 4, 7))]
+    write(tmp_path / "AUCoding" / "AU_OCC" / "F001_T5.csv", "\n".join(lines))
+    write_video(tmp_path / "2D" / name, 12)
+    write_video(tmp_path / "2D" / "2F01_02.avi", 1)  # no task has this number
+    source = open_bp4d(tmp_path)
+    records, defects = read(source)
+    assert source.layout == "release, videos, without intensities"
+    assert [(record["frame"], level(record)) for record in records] == [(2, 2), (4, 4), (7, 7)]
+    assert defects == {"images without labels, left out": 3}  # 3, 5 and 6 of the coded span
+
+
+def test_bp4d_that_cannot_be_read_is_counted(tmp_path):
+    """A link that leads nowhere, as label file and as image; a file that is no text; an AU graded twice."""
+    coding, images = tmp_path / "AUCoding", tmp_path / "2D" / "F001" / "T1"
+    write(coding / "AU_OCC" / "F001_T1.csv", f"{BP4D_HEADER}\n{occurrence_row(1)}\n{occurrence_row(2)}\n")
+    write(coding / "AU_OCC" / "F001_T2.csv", b"\xff\xfe0\x00")
+    (coding / "AU_OCC" / "F001_T3.csv").symlink_to(tmp_path / "gone.csv")
+    for au in (6, 10, 12, 14, 17):
+        write(coding / "AU_INT" / f"AU{au:02d}" / f"F001_T1_AU{au:02d}.csv", "\ufeff1, 3\r\n\r\n2,4 \r\n")
+    write(coding / "AU_INT" / "AU06" / "F001_T1_AU06 (copy).csv", "1,0\n2,0\n")
+    write_images(images, ["1.tif"])
+    (images / "2.tif").symlink_to(tmp_path / "gone.tif")
+    source = open_bp4d(tmp_path)
+    records, defects = read(source)
+    assert source.fingerprint()
+    assert keys(records) == [("F001", "T1", 1, name) for name in ("bp4d", "bp4d-intensity")]
+    assert records[1]["values"] == [0, 3, 3, 3, 3]  # "(copy)" sorts before "."
+    assert defects == {
+        "label files that cannot be read": 2,
+        "clips without images": 2,
+        "clips without the intensities of an AU": 10,
+        "intensity files for an AU that has one, left out": 1,
+        "labelled frames without an image, left out": 1,
+    }
 
 
 # ---- DISFA ----------------------------------------------------------------------------------------------------
@@ -154,6 +194,50 @@ def test_disfa_videos_are_frame_exact(tmp_path):
     both, defects = read(open_disfa(tmp_path, cameras=("left", "right")))
     assert [record["clip"] for record in both].count("right") == 20
     assert defects["images without labels, left out"] == 1
+
+
+def test_disfa_videos_in_any_spelling(tmp_path):
+    """Of folder and file, in a folder of the same name (as archives unpack), and in another place by --images."""
+    names = (
+        "Videos_LeftCamera/LeftVideoSN001_comp.avi",
+        "videos_leftcamera/leftvideosn002_Comp.AVI",
+        "Videos_LeftCamera/Videos_LeftCamera/LeftVideoSN003_comp.avi",
+        "Left/Left_Video_SN004.mp4",
+        "Video_RightCamera/RightVideoSN001_comp.avi",
+        "Videos_RightCamera/rightVideoSN002_Comp.avi",
+    )
+    for number in range(1, 5):
+        disfa_labels(tmp_path / "labels" / "ActionUnit_Labels", f"SN{number:03d}", [1])
+    for name in names:
+        write(tmp_path / "videos" / name, b"")
+    source = open_disfa(tmp_path / "labels", tmp_path / "videos", cameras=("left", "right"))
+    assert [(clip.subject, clip.name) for clip in source.clips] == [
+        ("SN001", "left"),
+        ("SN001", "right"),
+        ("SN002", "left"),
+        ("SN002", "right"),
+        ("SN003", "left"),
+        ("SN004", "left"),
+    ]
+    assert source.layout == "videos"
+    assert {str(clip.images.relative_to(tmp_path / "videos")) for clip in source.clips} == set(names)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_disfa_image_trees_of_two_cameras(tmp_path, given):
+    """One level deeper than the person, too; without --images where there are no videos."""
+    disfa_labels(tmp_path, "SN001", [1, 2])
+    for place in ("bright/SN001/aligned", "RightCamera/SN001"):
+        write_images(tmp_path / "frames" / place, ["0.png", "1.png"])
+    images = tmp_path / "frames" if given else None
+    records, _ = read(open_disfa(tmp_path, images, cameras=("left", "right")))
+    found = [(record["clip"], record["frame"], record["image"].path.split("/")[-2:]) for record in records]
+    assert found == [
+        ("left", 1, ["aligned", "0.png"]),
+        ("left", 2, ["aligned", "1.png"]),
+        ("right", 1, ["SN001", "0.png"]),
+        ("right", 2, ["SN001", "1.png"]),
+    ]
 
 
 def test_disfa_truncated_video_keeps_what_can_be_decoded(tmp_path):
@@ -258,6 +342,32 @@ def test_feafa_part_a(feafa_tree):
     assert "122 people in 127 clips" in source.notes[0]
 
 
+def test_feafa_numbers_are_divided_by_anything(tmp_path):
+    clip = tmp_path / "FEAFA-A" / "pv001.output"
+    for frame, divider in enumerate((" ", "\t", "   ", ",", ", ", "\r\n")):
+        write(clip / f"{frame:08d}.AUW", "\ufeff" + feafa_line(frame).strip().replace(" ", divider) + "\r\n")
+    write(clip / "00000006.auw", feafa_line(6).replace(".", ",").replace(" ", ";"))
+    (clip / "00000007.auw").symlink_to(tmp_path / "gone.auw")
+    write_images(clip, [f"{frame:08d}.JPG" for frame in range(6)])
+    records, defects = read(open_feafa(clip))  # even where the root is a clip
+    assert [(record["subject"], record["frame"]) for record in records] == [("PV001", frame) for frame in range(6)]
+    for record in records:
+        assert record["values"] == pytest.approx([(channel + record["frame"]) / 100 for channel in range(24)])
+    assert defects == {
+        "label files that are not 24 numbers of a frame, left out": 1,
+        "label files that cannot be read": 1,
+    }
+
+
+def test_feafa_images_in_a_parallel_tree_and_clips_found_twice(tmp_path):
+    for copy in ("FEAFA-A", "FEAFA-A-old"):
+        write(tmp_path / copy / "PV001.output" / "00000000.auw", feafa_line(0))
+    write_images(tmp_path / "images" / "PV001", ["00000000.png"])
+    records, defects = read(open_feafa(tmp_path))
+    assert keys(records) == [("PV001", "PV001", 0, "feafa")]
+    assert defects == {"clips that are there twice, left out": 1}
+
+
 @pytest.mark.parametrize("kind", ["video", "images from 0", "images from 1"])
 def test_feafa_part_b_shows_disfa(feafa_tree, kind):
     disfa = feafa_tree / "disfa"
@@ -288,7 +398,9 @@ def test_gft(tmp_path):
     write(tmp_path / "AU" / "001A.csv", "Frame,AU01,AU02,AU10,AU99\n1,1,0,9,0\n2,0,-1,1,0\n3,0,2,1,0\n")
     write(tmp_path / "AU" / "002B.csv", "AU1,AU2\n1,0\n")
     write(tmp_path / "AU" / "readme.csv", "name,age\nx,1\n")
+    write(tmp_path / "old" / "001A.csv", "Frame,AU01\n1,0\n")
     write_video(tmp_path / "video" / "001A.mp4", 3)
+    write_images(tmp_path / "images" / "group 2" / "002b", ["2.jpg"])
     records, defects = read(open_gft(tmp_path))
     assert keys(records) == [("001A", "001A", frame, "gft") for frame in (1, 2, 3)]
     known = [{label: value for label, value in values(record).items() if not np.isnan(value)} for record in records]
@@ -297,7 +409,8 @@ def test_gft(tmp_path):
         "label files without a column for some AUs": 2,
         "label files without a column of frames, lines counted from 1": 1,
         "labels off the occurrence scale, taken as not annotated": 1,
-        "clips without images": 1,
+        "clips that are there twice, left out": 1,
+        "images without labels, left out": 1,
         "labelled frames without an image, left out": 1,
     }
 
@@ -335,20 +448,38 @@ def test_ck_plus(tmp_path):
     write_images(tmp_path / "cohn-kanade-images" / "S005" / "001", ["S005_001_00000001.png", f"{name}.png"])
     write(tmp_path / "FACS" / "S006" / "002" / "S006_002_00000003_facs.txt", "")
     write_images(tmp_path / "cohn-kanade-images" / "S006" / "002", ["S006_002_00000003.png"])
+    ungraded = tmp_path / "FACS" / "S007" / "001" / "S007_001_00000002_facs.txt"
+    write(ungraded, "\ufeff   9.0e+00\r\n   1.70e+01\r\n")
+    write_images(tmp_path / "cohn-kanade-images" / "s007" / "001", ["S007_001_00000002.PNG"])
+    write_images(tmp_path / "cohn-kanade-images" / "S007" / "002", ["S007_002_00000002.png"])
+    (tmp_path / "FACS" / "S008" / "001").mkdir(parents=True)
+    (tmp_path / "FACS" / "S008" / "001" / "S008_001_00000001_facs.txt").symlink_to(tmp_path / "gone.txt")
     records, defects = read(open_ck_plus(tmp_path))
-    assert keys(records) == [("S005", "001", 11, "ck-plus"), ("S006", "002", 3, "ck-plus")]
-    assert {label for label, value in values(records[0]).items() if value} == {"AU9", "AU17"}  # 0 is present, ungraded
-    assert sum(records[1]["values"]) == 0
-    assert defects == {"label lines that are not an AU and its intensity, left out": 1}
+    assert keys(records) == [
+        ("S005", "001", 11, "ck-plus"),
+        ("S006", "002", 3, "ck-plus"),
+        ("S007", "001", 2, "ck-plus"),
+    ]
+    unreadable, neutral, graded = map(values, records)
+    assert {label for label, value in unreadable.items() if value == 1} == {"AU9", "AU17"}  # 0 is present, ungraded
+    assert sum(map(np.isnan, unreadable.values())) == 15  # which AU the line "x" is of is not known
+    assert sum(neutral.values()) == 0
+    assert {label: value for label, value in graded.items() if value} == {"AU9": 1, "AU17": 1}  # no intensity at all
+    assert defects == {
+        "label lines that are not an AU and its intensity, left out": 1,
+        "sequences without a label file, left out": 1,
+        "label files that cannot be read": 1,
+    }
 
 
 def test_emotionet(tmp_path):
     lines = [
-        "URL,URL orig,'AU 1','AU 2','AU 12'",
-        "'http://x/N_0000000001/N_0000000001_00002.jpg','http://y/a.jpg',1,999,0",
-        "'http://x/N_0000000001/N_0000000001_00003.jpg','http://y/b.jpg',0,0,1",
-        "'http://x/N_0000000007/N_0000000007_00001.jpg','http://y/c.jpg',0,0,1",
+        "URL,URL orig,'AU 1','AU 2','AU 12','AU 51'",
+        "'http://x/N_0000000001/N_0000000001_00002.jpg','http://y/a.jpg',1,999,0,0",
+        "'http://x/N_0000000001/N_0000000001_00003.jpg','http://y/b.jpg',0,0,1,0",
+        "'http://x/N_0000000007/N_0000000007_00001.jpg','http://y/c.jpg',0,0,1,0",
     ]
+    lines += [",,1,1,1,1", lines[1]]
     write(tmp_path / "labels" / "EmotioNet_FACS_aws_2020_24600.csv", "\n".join(lines))
     write_images(tmp_path / "imgs", ["N_0000000001_00002.jpg", "N_0000000007_00001.jpg"])
     records, defects = read(open_emotionet(tmp_path))
@@ -357,6 +488,9 @@ def test_emotionet(tmp_path):
     assert known == {"AU1": 1, "AU12": 0}
     assert defects == {
         "AUs of the format without a column, not annotated": 9,
+        "AU columns that the format does not have, left out": 1,
+        "rows without a URL, left out": 1,
+        "rows for an image that has one, left out": 1,
         "labelled frames without an image, left out": 1,
     }
 
@@ -373,6 +507,7 @@ def test_table(tmp_path, suffix):
             "AU01": [0, 1, 5, 0, 0],
             "au_12": [3.0, None, 0.5, 0, 3],
             "AU99": 1,
+            "au_file": "x",
         }
     )
     path = tmp_path / f"mine.{suffix}"
@@ -387,10 +522,22 @@ def test_table(tmp_path, suffix):
     assert {record["dataset"] for record in records} == {"mine"}
     assert defects == {
         "AUs of the format without a column, not annotated": 10,
+        "AU columns that the format does not have, left out": 1,
         "labels off the intensity scale, taken as not annotated": 1,
         "labelled frames without an image, left out": 1,
-        "rows for a frame that has one, left out": 1,
+        "rows for an image that has one, left out": 1,
     }
+
+
+def test_table_keeps_names_as_text_and_clips_as_recordings(tmp_path):
+    """001 and 1 are two people; a clip that the user calls 0 is a recording, which "0" means none of."""
+    write_images(tmp_path, ["a.jpg", "b.jpg", "c.jpg"])
+    text = "image,subject,clip,frame,AU1\na.jpg,001,0,1,0\nb.jpg,1,0,1,0\n c.jpg , 1 , 0,1,5\n"
+    records, defects = read(open_table(write(tmp_path / "t.csv", text), "disfa"))
+    assert keys(records) == [("001", "clip 0", 1, "disfa"), ("1", "clip 0", 1, "disfa")]
+    assert defects["rows for a frame that has one, left out"] == 1
+    records, _ = read(open_table(write(tmp_path / "u.csv", "image,subject,AU1\na.jpg,1,0\n"), "disfa"))
+    assert keys(records) == [("1", "0", 0, "disfa")]
 
 
 @pytest.mark.parametrize(
@@ -399,15 +546,174 @@ def test_table(tmp_path, suffix):
         ("picture,subject,AU1\na.jpg,1,0\n", "no column 'image'; it has picture, subject, AU1"),
         ("image,subject,AU1\na.jpg,,0\n", "column 'subject' of .* has empty cells"),
         ("image,subject,AU99\na.jpg,1,0\n", "no column for any AU of disfa"),
-        ("image,subject,AU1\n1,1,0\n", "must hold paths"),
+        ("image;subject;AU1\na.jpg;1;0\n", "no column 'image'; it has image;subject;AU1"),
+        ("image,subject,clip,AU1\na.jpg,1,,0\n", "column 'clip' of .* has empty cells"),
+        ("image,subject,frame,AU1\na.jpg,1,1.5,0\n", "column 'frame' of .* must hold whole numbers"),
+        ("image,subject,frame,AU1\na.jpg,1,,0\n", "column 'frame' of .* must hold whole numbers"),
+        ("image,subject,AU1,AU01\na.jpg,1,0,1\n", "two columns for AU1: AU1 and AU01"),
+        ("image,subject,AU1\na.jpg,1,0,7\nb.jpg,1,0\n,,,,,\n", "t.csv cannot be read as a table: Error tokenizing"),
+        (b"image,subject,AU1\n\xe9.jpg,1,0\n", "t.csv cannot be read as a table: 'utf-8' codec"),
+        ("", "t.csv cannot be read as a table: No columns"),
     ],
 )
 def test_table_errors(tmp_path, text, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         open_table(write(tmp_path / "t.csv", text), "disfa")
+    assert "\n" not in str(error.value)
+
+
+def test_table_of_pictures_in_cells_is_refused(tmp_path):
+    pd.DataFrame({"image": [{"bytes": b"", "path": "a.jpg"}], "subject": "1", "AU1": 0}).to_parquet(
+        tmp_path / "t.parquet"
+    )
+    with pytest.raises(ValueError, match=r"column 'image' of .* must hold paths of image files"):
+        open_table(tmp_path / "t.parquet", "disfa")
+    with pytest.raises(ValueError, match=r"u\.parquet cannot be read as a table"):
+        open_table(write(tmp_path / "u.parquet", b"PAR1"), "disfa")
+
+
+# ---- What operating systems leave behind, links ---------------------------------------------------------------
+def bp4d_of_two(root):
+    write(root / "AUCoding" / "AU_OCC" / "F001_T1.csv", f"{BP4D_HEADER}\n{occurrence_row(1)}\n{occurrence_row(2)}\n")
+    write_images(root / "images" / "F001" / "T1", ["0001.jpg", "0002.jpg"])
+    return lambda: open_bp4d(root)
+
+
+def disfa_of_two(root):
+    disfa_labels(root, "SN001", [1, 2])
+    write_images(root / "frames" / "SN001", ["0.png", "1.png"])
+    return lambda: open_disfa(root)
+
+
+def feafa_of_two(root):
+    for frame in (0, 1):
+        write(root / "FEAFA-A" / "PV001.output" / f"{frame:08d}.auw", feafa_line(frame))
+    write_images(root / "FEAFA-A" / "PV001.output", ["00000000.jpg", "00000001.jpg"])
+    return lambda: open_feafa(root)
+
+
+def gft_of_two(root):
+    write(
+        root / "AU" / "001A.csv",
+        "Frame," + ",".join(FORMATS["gft"].labels) + "\n" + "1" + ",0" * 10 + "\n2" + ",1" * 10,
+    )
+    write_images(root / "images" / "001A", ["1.jpg", "2.jpg"])
+    return lambda: open_gft(root)
+
+
+def aff_wild2_of_two(root):
+    rows = "\n".join([AFF_WILD2_HEADER, "0" + ",0" * 11, "1" + ",1" * 11])
+    write(root / "AU_Detection_Challenge" / "Train_Set" / "video1.txt", rows)
+    write(root / "AU_Set" / "Validation_Set" / "video2.txt", rows)
+    write_images(root / "cropped_aligned" / "video1", ["00001.jpg", "00002.jpg"])
+    return lambda: open_aff_wild2(root)
+
+
+def ck_plus_of_two(root):
+    for sequence in ("001", "002"):
+        write(root / "FACS" / "S005" / sequence / f"S005_{sequence}_00000011_facs.txt", "9.0e+00 1.0e+00\n")
+        write_images(root / "cohn-kanade-images" / "S005" / sequence, [f"S005_{sequence}_00000011.png"])
+    return lambda: open_ck_plus(root)
+
+
+def emotionet_of_two(root):
+    names = ["N_0000000001_00001.jpg", "N_0000000002_00001.jpg"]
+    lines = ["URL," + ",".join(f"'AU {label[2:]}'" for label in FORMATS["emotionet"].labels)]
+    write(
+        root / "EmotioNet_FACS_aws_2020_24600.csv", "\n".join([*lines, *(f"'http://x/{n}'" + ",0" * 12 for n in names)])
+    )
+    write_images(root / "images", names)
+    return lambda: open_emotionet(root)
+
+
+COPIES = (bp4d_of_two, disfa_of_two, feafa_of_two, gft_of_two, aff_wild2_of_two, ck_plus_of_two, emotionet_of_two)
+
+
+@pytest.mark.parametrize("make", COPIES)
+def test_what_systems_leave_in_folders_is_no_data(make, tmp_path):
+    """`._name` beside each file and in __MACOSX (AppleDouble), Thumbs.db, .DS_Store, an unreadable lost+found."""
+    root = tmp_path / "a copy"
+    read_copy = make(root)
+    clean, expected = read(read_copy())
+    assert len(keys(clean)) == 2
+    for path in [path for path in root.rglob("*") if path.is_file()]:
+        for twin in (path.with_name(f"._{path.name}"), root / "__MACOSX" / path.relative_to(root)):
+            write(twin, b"\x00\x05\x16\x07Mac OS X\xb0")
+        for name in ("Thumbs.db", ".DS_Store", "desktop.ini"):
+            write(path.with_name(name), b"\xff")
+    records, defects = read(read_copy())
+    assert keys(records) == keys(clean)
+    assert [record["image"] for record in records] == [record["image"] for record in clean]
+    assert defects == expected
+
+
+@pytest.mark.parametrize("make", COPIES)
+def test_links_are_followed_and_end(make, tmp_path):
+    """Folders that are links, and one that leads back to the root: nothing is lost or read twice."""
+    root = tmp_path / "linked"
+    root.mkdir()
+    read_copy = make(tmp_path / "real")
+    clean, expected = read(read_copy())
+    for folder in (tmp_path / "real").iterdir():
+        (root / folder.name).symlink_to(folder)
+    read_copy = make(root)  # writes through the links what is there already
+    (root / "zz back").symlink_to(root)
+    records, defects = read(read_copy())
+    assert keys(records) == keys(clean)
+    assert defects == expected
 
 
 # ---- A wrong root ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("make", COPIES)
+def test_a_root_one_level_too_high_is_found(make, tmp_path):
+    clean, _ = read(make(tmp_path / "data" / "a copy")())
+    open_source = {
+        bp4d_of_two: open_bp4d,
+        disfa_of_two: open_disfa,
+        feafa_of_two: open_feafa,
+        gft_of_two: open_gft,
+        aff_wild2_of_two: open_aff_wild2,
+        ck_plus_of_two: open_ck_plus,
+        emotionet_of_two: open_emotionet,
+    }[make]
+    assert [record["image"] for record in read(open_source(tmp_path / "data"))[0]] == [each["image"] for each in clean]
+
+
+def test_a_root_one_level_too_low_is_found_or_told(tmp_path):
+    bp4d, images = tmp_path / "BP4D", tmp_path / "BP4D" / "images" / "F001"
+    clean = keys(read(bp4d_of_two(bp4d)())[0])
+    with pytest.raises(
+        FileNotFoundError, match=r"no folder of images such as F001/T1/2440\.jpg and no video .* --images"
+    ):
+        open_bp4d(bp4d / "AUCoding")
+    assert keys(read(open_bp4d(bp4d / "AUCoding", images))[0]) == clean
+    with pytest.raises(FileNotFoundError, match=r"no folder AUCoding in .*AU_OCC: --root is the folder that holds it"):
+        open_bp4d(bp4d / "AUCoding" / "AU_OCC")
+    aff = tmp_path / "aff"
+    clean = keys(read(aff_wild2_of_two(aff)())[0])
+    assert keys(read(open_aff_wild2(aff, aff / "cropped_aligned"))[0]) == clean
+    ck = tmp_path / "ck"
+    clean = keys(read(ck_plus_of_two(ck)())[0])
+    assert keys(read(open_ck_plus(ck / "FACS", ck / "cohn-kanade-images"))[0]) == clean
+
+
+def test_two_copies_below_the_root_are_named(tmp_path):
+    for name in ("a", "b"):
+        bp4d_of_two(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=f"2 folders AUCoding below .*: take one, such as --root {tmp_path}/a$"):
+        open_bp4d(tmp_path)
+
+
+def test_what_is_not_unpacked_is_named(tmp_path):
+    write(tmp_path / "AUCoding" / "AU_OCC" / "F001_T1.csv", BP4D_HEADER)
+    write(tmp_path / "2D+3D" / "F001.zip", b"PK")
+    with pytest.raises(FileNotFoundError, match=r"\(2D\+3D/F001.zip is not unpacked\)"):
+        open_bp4d(tmp_path, plus=True)
+    write(tmp_path / "disfa" / "ActionUnit_Labels" / "SN001.rar", b"")
+    with pytest.raises(FileNotFoundError, match=r"no folders such as SN001 in .* \(SN001.rar is not unpacked\)"):
+        open_disfa(tmp_path / "disfa")
+
+
 @pytest.mark.parametrize(
     ("dataset", "needed"),
     [
@@ -450,7 +756,7 @@ def test_half_a_bp4d_is_named(tmp_path, make, missing):
 
 def test_half_a_disfa_and_feafa_are_named(tmp_path, feafa_tree):
     disfa_labels(tmp_path, "SN001", range(3))
-    with pytest.raises(FileNotFoundError, match=r"no video such as Videos_LeftCamera/LeftVideoSN001_comp\.avi"):
+    with pytest.raises(FileNotFoundError, match=r"no video such as LeftVideoSN001_comp\.avi and no folder of images"):
         open_disfa(tmp_path)
     with pytest.raises(FileNotFoundError, match="part B's images are DISFA's: give --disfa"):
         open_feafa(feafa_tree, plus=True)
@@ -581,6 +887,34 @@ def test_crops_are_those_of_recognition(tmp_path):
     assert np.array_equal(np.asarray(records[1]["image"]), np.asarray(stored))
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert "frames without a face, left out: 1 (SN001/left 3)" in manifest["warnings"]
+
+
+def test_crops_of_a_table_leave_broken_images_out(tmp_path):
+    """Faces by paths as the table has them; a broken image, a cut one and eyes outside of theirs are counted."""
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(tmp_path / "good.png")
+    whole = (tmp_path / "good.png").read_bytes()
+    for name, content in (("cut.png", whole[: len(whole) // 2]), ("text.png", b"text"), ("far.png", whole)):
+        write(tmp_path / name, content)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # Orientation: to be turned by 90 degrees
+    Image.open(tmp_path / "good.png").rotate(90, expand=True).save(tmp_path / "turned.png", exif=turned)
+    names = ("good.png", "turned.png", "cut.png", "text.png", "far.png")
+    rows = "".join(f"{name},{number},1\n" for number, name in enumerate(names))
+    table = write(tmp_path / "mine.csv", f"image,subject,AU1\n{rows}")
+    eyes = "".join(f"{name},20,15,{400 if name == 'far.png' else 40},15\n" for name in names)
+    faces = write(tmp_path / "eyes.csv", f"file,eye_right_x,eye_right_y,eye_left_x,eye_left_y\n{eyes}")
+    words = ["table", "--root", table, "--format", "bp4d", "--out", tmp_path / "out", "--crop", 24, "--faces", faces]
+    assert main([*map(str, words), "--validation", "0", "--test", "0", "--workers", "1"]) == 0
+    records = load_records(tmp_path / "out")
+    assert records["subject"][:] == ["0", "1"]
+    expected = crop_face(Image.open(tmp_path / "good.png").convert("RGB"), ((20, 15), (40, 15)), 24)
+    stored = Image.open(io.BytesIO(encode_jpeg(expected)))
+    for record in records:
+        assert np.array_equal(np.asarray(record["image"]), np.asarray(stored))
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    (line,) = (line for line in manifest["warnings"] if "cropped" in line)
+    assert line.startswith("frames that cannot be cropped, left out: 3 (2/0 2: ")
 
 
 def test_faces_need_crop(three_people, capsys):

@@ -21,7 +21,7 @@ class AURecognitionPipeline(Pipeline):
 
         recognizer = pipeline("au-recognition", model=REPO, trust_remote_code=True)
         recognizer("face.png", formats="disfa", top_k=1)
-        # [{"label": "AU12", "score": 0.97, "name": "lip corner puller", "format": "disfa", "value": 4.0, ...}]
+        # [{"label": "AU12", "score": ..., "name": "lip corner puller", "format": "disfa", "value": ..., ...}]
 
     With a model in hand: `AURecognitionPipeline(model=model, processor=processor)`. Arguments of a call can be given to
     `pipeline` as well, and then hold for every call.

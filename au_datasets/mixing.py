@@ -7,8 +7,8 @@ A dataset is named by its folder, or by a mapping (in a recipe; as a flag, the s
     {path: data/bp4d, weight: 0.5, protocol: bp4d-3fold, tested: P1, formats: [bp4d], convert_to: [gft], frames: 10}
 
 Labels of the same picture in several formats become one row, across folders too: the same picture is the same dataset,
-subject, clip and frame, or the same file. FEAFA's part B over DISFA's images is found by the file. A folder given twice
-has nothing to add to its own rows: they stay apart.
+subject, clip and frame, or the same file; FEAFA's part B is DISFA's frames (`shown_picture`). A folder given twice has
+nothing to add to its own rows: they stay apart.
 """
 
 import math
@@ -140,6 +140,17 @@ def check_people(train, validation, tables: Iterable[TrainingData]) -> None:
     check_disjoint({**people, "test": set().union(*(each.tested_people() for each in tables))})
 
 
+def shown_picture(dataset: str, subject: str, clip: str, frame: int) -> tuple[str, str, str, int]:
+    """What identifies a picture across datasets: its key, and of FEAFA's part B that of DISFA's frame that it shows.
+
+    By the readers' rule: part B's frame k is label frame k + 1 of DISFA's left camera. So frames of videos and crops,
+    which each folder stores for itself, are told to be one picture too.
+    """
+    if dataset == "feafa" and subject.startswith("SN"):
+        return "disfa", subject, "left", frame + 1
+    return dataset, subject, clip, frame
+
+
 def kept_frames(keys: Sequence[tuple], values: Sequence, frames: int | str) -> list[int]:
     """Which images to train on.
 
@@ -216,7 +227,7 @@ def training_rows(
         whole = int(table.weight)
         turns = [(turn, image) for turn in range(whole) for image in kept] + [(whole, image) for image in kept[rest]]
         for turn, image in turns:
-            names = [(turn, name) for name in (keys[image], files[image]) if name]
+            names = [(turn, name) for name in (shown_picture(*keys[image]), files[image]) if name]
             row = next((seen[name] for name in names if name in seen), None)
             if row is None or labels[row].keys() & of_table[image].keys():
                 row = len(labels)

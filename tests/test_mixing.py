@@ -80,6 +80,27 @@ def test_the_same_picture_in_two_folders_is_one_row(folder):
     assert training_rows([one, other], "train", None)["formats"][:] == [["disfa"], ["disfa"]]  # labelled twice
 
 
+def test_frames_of_feafas_part_b_are_those_of_disfa(folder):
+    """Without a file in common, as decoded from videos or cropped: FEAFA's frame 0 is DISFA's label frame 1."""
+    disfa = folder("disfa", *(("disfa", "SN001", "left", frame, "disfa", 1.0, "train") for frame in (1, 2)))
+    right = folder("right", ("disfa", "SN001", "right", 1, "disfa", 2.0, "train"))
+    feafa = folder(
+        "feafa",
+        ("feafa", "SN001", "SN001", 0, "feafa", 0.5, "train"),
+        ("feafa", "SN002", "SN002", 0, "feafa", 0.5, "train"),
+        ("feafa", "PV001", "PV001", 0, "feafa", 0.5, "train"),
+    )
+    rows = training_rows([feafa, disfa, right], "train", None)
+    found = list(zip(rows["subject"][:], rows["formats"][:], strict=True))
+    assert found == [
+        ("SN001", ["feafa", "disfa"]),
+        ("SN002", ["feafa"]),
+        ("PV001", ["feafa"]),
+        ("SN001", ["disfa"]),
+        ("SN001", ["disfa"]),
+    ]
+
+
 def test_formats_and_conversion_per_dataset(folder):
     labels = (("disfa", 2.0), ("feafa", 0.5))
     both = [("disfa", "SN001", "left", 1, *each, "train") for each in labels]

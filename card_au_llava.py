@@ -25,8 +25,8 @@ How it was trained is not recorded here.
 ```python
 from transformers import AutoModel, AutoProcessor
 
-model = AutoModel.from_pretrained(REPO, trust_remote_code=True)
-processor = AutoProcessor.from_pretrained(REPO, trust_remote_code=True)
+model = AutoModel.from_pretrained(".", trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(".", trust_remote_code=True)
 result = model.recognize(processor, "face.png", formats=["bp4d", "disfa", "feafa"])[0]
 print(result["disfa"].text)
 ```

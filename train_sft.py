@@ -3,6 +3,11 @@
     accelerate launch train_sft.py --config recipes/rendered_tiny.yaml
     accelerate launch train_sft.py --config recipes/rendered_tiny.yaml --learning_rate 5e-4 --output_dir runs/trial
     accelerate launch train_sft.py --model_name_or_path runs/tiny-base --data data/rendered --output_dir runs/first
+    accelerate launch train_sft.py --vision google/siglip2-base-patch16-224 --text HuggingFaceTB/SmolLM2-135M-Instruct \
+        --data data/rendered --output_dir runs/first
+
+A training starts from a checkpoint (`--model_name_or_path`), or from a vision encoder and a language model (`--vision`
+and `--text`), which are put together once, in OUTPUT_DIR/base.
 
 `--data` takes record tables made by prepare_data.py; several are mixed. A row of the recipe is overridden by the flag
 of the same name; an unknown key or flag is an error. Any option of TRL's SFTConfig (batch size, learning rate,
@@ -10,17 +15,23 @@ precision, report_to, ...) and ModelConfig (LoRA, quantisation, attention) may b
 
 Training state is saved every `save_steps`; start the same command with `--resume_from_checkpoint true` to go on exactly
 where it stopped. Evaluation scores the AUs on the validation part and logs eval_<format>_<metric>, so that
-`metric_for_best_model: eval_bp4d_f1` works. The result is a folder that `from_pretrained` loads with its code.
+`metric_for_best_model: eval_bp4d_f1` works. The result is a folder that `from_pretrained` loads with its code;
+`--push_to_hub true` publishes it at the end, privately unless `--hub_private_repo false` (docs/publishing.md).
 """
 
+import json
 import logging
+import os
 import sys
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 
 import datasets
 import numpy as np
 import torch
+from transformers import set_seed
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
 
@@ -40,11 +51,13 @@ from au_llava.card_au_llava import write_card
 from au_llava.collator_au_llava import AUCollator, slot_loss
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 from au_llava.processing_au_llava import AuLlavaProcessor
+from au_llava.publishing_au import base_models, check_target, gather, upload
 
 logger = logging.getLogger("au_llava.train")
 
 PARTS = ("vision_tower", "multi_modal_projector", "language_model")
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+PARTS_FILE = "parts.json"  # in OUTPUT_DIR/base: what it was put together of
 UNQUANTISED = ["lm_head", "model.vision_tower", "model.multi_modal_projector"]
 
 
@@ -58,6 +71,19 @@ class AUArguments:
             "per epoch: data/disfa=2 (twice), data/feafa=0.5 (a fixed random half). With more to say, a mapping: "
             "'{path: data/bp4d, weight: 2, protocol: bp4d-3fold, tested: P1, formats: [bp4d]}' (docs/training.md)."
         }
+    )
+    vision: str | None = field(
+        default=None, metadata={"help": "Vision encoder to build a new model from: Hub id or folder. Goes with `text`."}
+    )
+    text: str | None = field(
+        default=None, metadata={"help": "Language model to build a new model from: Hub id or folder."}
+    )
+    pixel_unshuffle: int = field(
+        default=1, metadata={"help": "Of a new model: fold r x r image features into one token."}
+    )
+    vision_feature_layer: int | None = field(
+        default=None,
+        metadata={"help": "Of a new model: layer of the encoder to read, such as -2; default: last."},
     )
     formats: list[str] | None = field(
         default=None, metadata={"help": "Formats to train, such as bp4d disfa feafa. Default: all in the data."}
@@ -177,9 +203,10 @@ class AUTrainer(SFTTrainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         model = self.accelerator.unwrap_model(self.model)
-        predictions = predict(
-            model, self.processing_class, self.validation, batch_size=self.args.per_device_eval_batch_size
-        )
+        with self.accelerator.autocast():  # in the precision of the training
+            predictions = predict(
+                model, self.processing_class, self.validation, batch_size=self.args.per_device_eval_batch_size
+            )
         scores = score_predictions(predictions)
         flat = {
             f"{metric_key_prefix}_{name}_{metric}": value
@@ -201,7 +228,7 @@ class AUTrainer(SFTTrainer):
         ]
         write_card(
             self.args.output_dir,
-            base=self.model.config.name_or_path or "a new model",
+            base=" and ".join(base_models(self.manifest)) or self.model.config.name_or_path or "a new model",
             data=", ".join(self.manifest["data"]) if self.manifest else "records in memory",
             images=len(self.train_dataset),
             steps=self.state.global_step,
@@ -209,12 +236,43 @@ class AUTrainer(SFTTrainer):
         )
 
 
+def starting_point(arguments: AUArguments, training_args: AUTrainingConfig, model_args: ModelConfig) -> str:
+    """The checkpoint to start from: the one that is named, or OUTPUT_DIR/base, put together where it is not there yet.
+
+    On disk, since sharded and quantised models and LoRA's adapters need a folder that they can be loaded from.
+    """
+    named, parts = model_args.model_name_or_path, (arguments.vision, arguments.text)
+    if bool(named) == any(parts) or not (named or all(parts)):
+        raise ValueError(
+            "Say what to start from: --model_name_or_path (a folder or a Hub id), or --vision and --text together."
+        )
+    if named:
+        return named
+    base = Path(training_args.output_dir) / "base"
+    options = {"pixel_unshuffle": arguments.pixel_unshuffle, "trust_remote_code": training_args.trust_remote_code}
+    layer = {"vision_feature_layer": arguments.vision_feature_layer, "dtype": model_args.dtype}
+    made_of = {"vision": parts[0], "text": parts[1], **options, **layer}
+    with training_args.main_process_first(local=training_args.save_on_each_node, desc="building the base"):
+        if not base.is_dir():
+            unfinished = base.with_name(f".base.{os.getpid()}")
+            set_seed(training_args.seed)  # of the projector
+            model = AuLlavaForConditionalGeneration.from_vision_text_pretrained(*parts, **options, **layer)
+            model.save_pretrained(unfinished)
+            AuLlavaProcessor.from_vision_text_pretrained(*parts, **options).save_pretrained(unfinished)
+            (unfinished / PARTS_FILE).write_text(json.dumps(made_of, indent=1) + "\n")
+            unfinished.rename(base)
+    found = json.loads((base / PARTS_FILE).read_text())
+    if found != made_of:
+        raise ValueError(f"{base} was made of {found}, not of {made_of}: delete it or choose another output_dir.")
+    return str(base)
+
+
 def load_model(model_args: ModelConfig, training_args: SFTConfig):
-    """The model to train, in float32 unless `--dtype` says otherwise; quantised if asked for."""
+    """The model to train, in float32 unless `--dtype` says otherwise (of what is frozen); quantised if asked for."""
     quantization = get_quantization_config(model_args)
     if quantization is not None:
         quantization.llm_int8_skip_modules = UNQUANTISED
-    return AuLlavaForConditionalGeneration.from_pretrained(
+    model = AuLlavaForConditionalGeneration.from_pretrained(
         model_args.model_name_or_path,
         revision=model_args.model_revision,
         dtype=model_args.dtype if model_args.dtype not in (None, "auto") else "float32",
@@ -222,13 +280,28 @@ def load_model(model_args: ModelConfig, training_args: SFTConfig):
         quantization_config=quantization,
         device_map={"": training_args.device} if quantization is not None else None,
     )
+    # FSDP wraps these classes and stops at one that the model lacks, such as the tower's unused pooling head.
+    present = {type(module).__name__ for module in model.modules()}
+    model._no_split_modules = sorted(present & set(model._no_split_modules))
+    return model
 
 
 def freeze_parts(model: AuLlavaForConditionalGeneration, parts: list[str]) -> None:
-    """Take parts of the model out of training: no gradients, and evaluation mode (batch-norm statistics stay too)."""
+    """Take parts of the model out of training: no gradients, and evaluation mode (batch-norm statistics stay too).
+
+    Only the layers themselves, not what is in them, know that training is on: else gradients that pass through a frozen
+    language model would not be checkpointed.
+    """
+
+    def train(part, mode=True):
+        for module in part.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.training = mode
+        return part
+
     for name in parts:
         part = getattr(model.model, name).eval().requires_grad_(False)
-        part.train = lambda mode=True, part=part: part
+        part.train = partial(train, part)
         if name == "language_model":
             model.lm_head.requires_grad_(False)
 
@@ -249,8 +322,15 @@ def recipe_of(*groups) -> dict:
 
 
 def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: ModelConfig):
-    if model_args.model_name_or_path is None:
-        raise ValueError("Say which model to start from: --model_name_or_path (a folder or a Hub id).")
+    repo_id = None
+    if training_args.push_to_hub:  # found out before the training whether it can be published after it
+        if model_args.use_peft:
+            raise ValueError(
+                "push_to_hub publishes whole checkpoints: merge the adapters after training, then tools/release.py."
+            )
+        name = training_args.hub_model_id or Path(training_args.output_dir).absolute().name
+        repo_id = check_target(name, training_args.hub_token)
+        training_args.push_to_hub = False  # the Trainer would send its whole folder
     tables = [TrainingData.read(entry) for entry in arguments.data]
     paths = list(dict.fromkeys(table.path for table in tables))
     train = training_rows(tables, arguments.train_part, arguments.formats, training_args.seed)
@@ -276,12 +356,14 @@ def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: Mo
     labels = label_statistics(*([each for row in column for each in row] for column in (formats, values)))
     people = list(map(person_key, train["dataset"][:], train["subject"][:]))
     mixture = [table for table in map(asdict, tables) if table != asdict(TrainingData(table["path"]))]
+    recipe = recipe_of(arguments, training_args, model_args) | ({"mixture": mixture} if mixture else {})
+    model_args.model_name_or_path = starting_point(arguments, training_args, model_args)
     manifest = training_manifest(
         train=people_of(train),
         validation=[] if validation is None else people_of(validation),
         data=paths,
         formats=labels,
-        recipe=recipe_of(arguments, training_args, model_args) | ({"mixture": mixture} if mixture else {}),
+        recipe=recipe,
         base=read_training_manifest(model_args.model_name_or_path),
         labels=labels,
     )
@@ -320,6 +402,10 @@ def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: Mo
         else None,
         peft_config=get_peft_config(model_args),
     )
+    if (training_args.bf16 or training_args.fp16) and not (model_args.load_in_4bit or model_args.load_in_8bit):
+        for parameter in trainer.model.parameters():  # 16 bits are too few for the small steps of an optimizer
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
     resume = training_args.resume_from_checkpoint
     if str(resume).lower() in ("true", "1"):
         resume = get_last_checkpoint(training_args.output_dir) if Path(training_args.output_dir).is_dir() else None
@@ -327,8 +413,11 @@ def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: Mo
     trainer.save_model()
     trainer.save_state()
     trainer.create_model_card()
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
+    if repo_id is not None and trainer.is_world_process_zero():
+        release = gather(training_args.output_dir, repo_id)
+        private = training_args.hub_private_repo is not False
+        url = upload(repo_id, release.files, "AU-LLaVA checkpoint", token=training_args.hub_token, private=private)
+        logger.warning("Published: %s", "\n".join([url, *release.notes]))
 
 
 def make_parser() -> TrlParser:

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from transformers.image_processing_backends import PilBackend
 
 MIN_SIDE = 16  # pixels; below this no action unit can be seen
+MAX_DOWNLOAD = 50 * 2**20  # bytes that a URL may send
 
 
 def load_face_image(image, allow_urls: bool = False) -> Image.Image:
@@ -65,9 +66,14 @@ def _open(name: str, allow_urls: bool) -> Image.Image:
     try:
         if is_url:
             with urllib.request.urlopen(name, timeout=30) as response:
-                image = Image.open(io.BytesIO(response.read()))
+                content = response.read(MAX_DOWNLOAD + 1)
+            if len(content) > MAX_DOWNLOAD:
+                raise ValueError(f"more than {MAX_DOWNLOAD // 2**20} MiB; download it and make it smaller")
+            image = Image.open(io.BytesIO(content))
         else:
             image = Image.open(name)
+        if image.format == "EPS":
+            raise ValueError("EPS is a program, which Pillow would run; convert it to PNG")
         image.load()
     except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
         raise ValueError(f"{name} cannot be read as an image: {error}") from error

@@ -11,6 +11,7 @@ import torch
 from conftest import random_faces
 from PIL import Image
 
+from au_llava import image_processing_au_llava
 from au_llava.image_processing_au_llava import AuLlavaImageProcessor, load_face_image
 
 RED, GREEN, BLUE = (200, 20, 10), (10, 180, 30), (5, 15, 220)
@@ -157,12 +158,14 @@ def test_files_that_cannot_be_read_are_named(quarters, tmp_path):
     (tmp_path / "folder.jpg").mkdir()
     quarters.resize((200, 200)).save(tmp_path / "whole.jpg")
     (tmp_path / "half.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:900])
+    quarters.save(tmp_path / "program.jpg", format="EPS")
     for name, message in {
         "dot.png": "dot.png is 1 x 1 pixels; a face needs at least 16 x 16",
         "text.jpg": "text.jpg cannot be read as an image",
         "empty.jpg": "empty.jpg cannot be read as an image",
         "folder.jpg": "folder.jpg is a folder",
         "half.jpg": "half.jpg cannot be read as an image: .*truncated",
+        "program.jpg": "program.jpg cannot be read as an image: EPS is a program",
     }.items():
         with pytest.raises(ValueError, match=message) as error:
             load_face_image(tmp_path / name)
@@ -228,6 +231,9 @@ def test_urls_are_fetched_only_when_asked_for(quarters, served, monkeypatch):
     assert "allow_urls" not in processor.to_dict()
     with pytest.raises(ValueError, match=r"missing.png cannot be read as an image: .*404"):
         processor(f"{served}/missing.png")
+    monkeypatch.setattr(image_processing_au_llava, "MAX_DOWNLOAD", 20)
+    with pytest.raises(ValueError, match=r"face.png cannot be read as an image: more than 0 MiB"):
+        processor(f"{served}/face.png")
 
 
 def test_pixels_by_hand():

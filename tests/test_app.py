@@ -1,0 +1,479 @@
+"""The page: what it reads, draws, refuses and deletes; in a browser too, where one is installed."""
+
+import base64
+import csv
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from html import unescape
+
+import httpx
+import numpy as np
+import pytest
+from conftest import ROOT, load_tool
+from PIL import Image
+
+pytest.importorskip("gradio", reason="the page needs the extra `app`")
+from gradio_client import Client, handle_file
+
+from au_llava import app, recognize_au
+from au_llava.action_units import FORMATS, MAIN_FORMATS
+from au_llava.au_datasets.activations import NAMES
+from au_llava.au_datasets.rendered import render_face
+from au_llava.au_recognition import markup
+from au_llava.au_recognition.reading import reading_of
+
+EXAMPLES = ROOT / "assets" / "faces"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+# What a row of a table of the page holds: whether it is marked as present, its AU, its numbers.
+ROW = re.compile(
+    r'<tr( class="au-present")?><th scope="row"[^>]*>\s*(\w+) .*?</th>.*?((?:<td class="au-number">[^<]*</td>)+)</tr>',
+    re.DOTALL,
+)
+
+
+@pytest.fixture(scope="module")
+def reader(tiny_checkpoint):
+    return app.Reader(tiny_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory):
+    """A photograph of two people, the second the larger."""
+    photograph = Image.new("RGB", (420, 240), (90, 120, 150))
+    photograph.paste(Image.fromarray(render_face({"AU12": 1}, subject=3, size=96)), (20, 60))
+    photograph.paste(Image.fromarray(render_face({}, subject=5, size=160)), (220, 40))
+    path = tmp_path_factory.mktemp("crowd") / "crowd.png"
+    photograph.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def not_pictures(tmp_path_factory):
+    """A text under the name of a picture, and a picture without a face."""
+    folder = tmp_path_factory.mktemp("bad")
+    (folder / "note.png").write_text("This is a text.")
+    Image.new("RGB", (200, 100), "grey").save(folder / "wall.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(reader, tmp_path_factory):
+    """Address of the page, which reads with the tiny checkpoint, and the folder of its uploads."""
+    with pytest.MonkeyPatch.context() as patch:
+        uploads = tmp_path_factory.mktemp("uploads")
+        patch.setenv("GRADIO_TEMP_DIR", str(uploads))
+        page = app.build(reader)
+        _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, **app.LAUNCH)
+        yield address, uploads
+        page.close()
+
+
+@pytest.fixture(scope="module")
+def client(served, tmp_path_factory):
+    return Client(served[0], verbose=False, download_files=tmp_path_factory.mktemp("downloads"))
+
+
+def tables_of(html):
+    """Format -> AU -> (present, numbers)."""
+    sections = re.findall(r"<section><h3>([\w-]+) (.*?)</section>", html, re.DOTALL)
+    return {
+        name: {
+            label: (bool(present), [float(each) for each in re.findall(r">([\d.]+)<", numbers)])
+            for present, label, numbers in ROW.findall(section)
+        }
+        for name, section in sections
+    }
+
+
+def csv_of(html):
+    content = base64.b64decode(re.search(r'href="data:text/csv;base64,([^"]+)"', html)[1]).decode()
+    return list(csv.DictReader(io.StringIO(content, newline="")))
+
+
+# Reading
+
+
+def test_every_face_is_read_and_the_table_is_that_of_the_command(client, crowd, tiny_checkpoint, tmp_path):
+    choice, seen, answer = client.predict(handle_file(crowd), api_name="/read")
+    assert choice["choices"] == [["face 0", 0], ["face 1", 1]]
+    assert choice["value"] == 0
+    assert choice["visible"] is True
+    assert "crowd.png: 2 faces" in seen
+    words = [str(crowd), "--model", str(tiny_checkpoint), "--out", str(tmp_path / "aus.csv")]
+    assert recognize_au.run(words) == 0
+    with (tmp_path / "aus.csv").open(encoding="utf-8", newline="") as file:
+        expected = [{**row, "file": "crowd.png"} for row in csv.DictReader(file)]
+    assert csv_of(answer) == expected
+    assert 'download="crowd-aus.csv"' in answer
+
+
+def test_tables_show_the_numbers_of_the_first_face(client, crowd):
+    _, _, answer = client.predict(handle_file(crowd), api_name="/read")
+    first, tables = csv_of(answer)[0], tables_of(answer)
+    assert {name: list(rows) for name, rows in tables.items()} == {
+        name: list(FORMATS[name].labels) for name in MAIN_FORMATS
+    }
+    for label, (present, (probability,)) in tables["bp4d"].items():
+        name = re.sub(r"\d+", lambda digits: f"{int(digits[0]):02d}", label)
+        assert probability == pytest.approx(float(first[f"{name}_p"]), abs=0.00501)
+        assert present == (first[f"{name}_c"] == "1.0")
+    for label, (_, (mean, _)) in tables["disfa"].items():
+        name = re.sub(r"\d+", lambda digits: f"{int(digits[0]):02d}", label)
+        assert mean == pytest.approx(float(first[f"{name}_r"]), abs=0.0501)
+    for label, (_, (mean, _)) in tables["feafa"].items():
+        name = re.sub(r"\d+", lambda digits: f"{int(digits[0]):02d}", label)
+        assert mean == pytest.approx(float(first[name]), abs=0.00501)
+
+
+def test_bars_are_as_long_as_their_numbers_and_the_band_is_where_it_was_read():
+    read = {"value": [0.0], "expected": [1.25], "probability": [0.3], "present": [False], "low": [1.0], "high": [3.0]}
+    fmt = recognize_au.get_format({"name": "mine", "labels": ["AU12"], "scale": "intensity"})
+    html = markup.tables({"mine": read}, [fmt], {"mine": [4.0]})
+    assert 'class="au-bar" style="left:0;width:25.0%"' in html
+    assert 'class="au-band" style="left:20.0%;right:40.0%"' in html
+    assert 'class="au-mark" style="left:80.0%"' in html
+    assert tables_of(html) == {"mine": {"AU12": (False, [4, 1.2, 0.3])}}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("note.png", "note.png cannot be read as an image: cannot identify image file 'note.png'"),
+        ("wall.png", "wall.png shows no face whose two eyes can be seen."),
+    ],
+)
+def test_what_cannot_be_read_is_told_in_a_sentence(client, not_pictures, name, said):
+    choice, seen, answer = client.predict(handle_file(not_pictures / name), api_name="/read")
+    assert choice["visible"] is False
+    assert re.search('role="alert">(.*?)</p>', unescape(seen))[1] == said
+    assert answer == ""
+
+
+def test_a_picture_of_too_many_pixels_is_refused(reader, tmp_path):
+    Image.new("1", (10_000, 6_000)).save(tmp_path / "wide.png")
+    with pytest.raises(ValueError, match=r"^wide\.png has 60 million pixels, more than 50: make it smaller\.$"):
+        reader.read(tmp_path / "wide.png", "wide.png")
+
+
+def test_file_names_are_text_not_markup(reader, crowd):
+    image, faces = reader.read(crowd, "<b onload=x>.png")
+    assert "<b onload" not in markup.seen(image, faces, 0)
+    assert "<b onload" not in markup.tables(faces[0]["answers"], app.FORMATS, file="<b onload=x>.csv", faces=faces)
+    assert "<b onload" not in markup.problem("<b onload=x> is bad")
+
+
+def test_reasons_name_every_au_that_is_present(reader, crowd):
+    _, faces = reader.read(crowd, "crowd.png")
+    fmt = FORMATS["feafa"]
+    present = [label for label, there in zip(fmt.labels, faces[1]["answers"]["feafa"]["present"], strict=True) if there]
+    assert present
+    html = markup.reasons(reader.explain(faces[1], fmt), faces[1]["crop"])
+    assert re.findall(r"<figcaption>(\w+) ", html) == present
+    assert html.count('alt="The face, tinted where hiding it lowers the probability of ') == len(present)
+    assert "No action unit of this format is read as present." in markup.reasons([], faces[1]["crop"])
+
+
+# Making
+
+
+def test_sliders_make_strengths_as_training_labels_them():
+    def strengths(side="both sides", **values):
+        return app.strengths_of([values.get(name, 0) for name in NAMES], side)
+
+    assert strengths() == {}
+    assert strengths(AU12=0.5, AU1=0.2) == {"AU1": 0.2, "AU12L": 0.5, "AU12R": 0.5}
+    assert strengths("the person's left", AU43=1, AD30=0.4) == {"AU43L": 1, "AD30L": 0.4}
+    assert strengths("the person's right", AU43=1, AD30=0.4) == {"AU43R": 1, "AD30R": 0.4}
+    assert strengths(AU26=0.7, AU10=0.3) == {"AU10": 0.3, "AU26": 0.7, "AU25": 0.7}
+    assert strengths(AU25=0.9, AU26=0.7) == {"AU25": 0.9, "AU26": 0.7}
+
+
+def test_a_made_face_is_drawn_and_read_back_beside_what_it_shows(client, reader):
+    values = {"AU12": 0.5, "AU4": 1.0}
+    sliders = [values.get(name, 0) for name in NAMES]
+    drawn, back = client.predict(7, 20, "the person's left", *sliders, api_name="/make")
+    picture = Image.open(io.BytesIO(base64.b64decode(re.search('base64,([^"]+)', drawn)[1])))
+    expected = app.draw(7, {"AU12L": 0.5, "AU4L": 1.0}, 20)
+    assert picture.size == expected.size == (192, 192)
+    assert np.abs(np.float32(picture) - np.float32(expected)).mean() < 3  # but for JPEG
+    assert 'alt="AU4L 1, AU12L 0.5"' in drawn
+
+    tables = tables_of(back)
+    assert {label: row[1][0] for label, row in tables["bp4d"].items() if row[1][0]} == {"AU4": 1, "AU12": 1}
+    # Five times 0.5, half rounded up, is intensity 3.
+    assert {label: row[1][0] for label, row in tables["disfa"].items() if row[1][0]} == {"AU4": 5, "AU12": 3}
+    assert {label: row[1][0] for label, row in tables["feafa"].items() if row[1][0]} == {"AU4L": 1, "AU12L": 0.5}
+    read = reading_of(reader.model.recognize(reader.processor, expected)[0])["answers"]["feafa"]["probability"]
+    assert [row[1][2] for row in tables["feafa"].values()] == pytest.approx(read, abs=0.00501)
+
+
+def test_people_differ_and_turn():
+    faces = [app.draw(person, {}, turn) for person, turn in ((0, 0), (1, 0), (0, 30))]
+    assert all(np.abs(np.float32(faces[0]) - np.float32(other)).mean() > 5 for other in faces[1:])
+
+
+# Safety
+
+
+def test_nothing_but_the_examples_is_served(served):
+    address, _ = served
+    assert httpx.get(f"{address}gradio_api/file={EXAMPLES / 'smile.png'}").status_code == 200
+    for path in (ROOT / "pyproject.toml", ROOT / "model.safetensors", "/etc/passwd"):
+        assert httpx.get(f"{address}gradio_api/file={path}").status_code == 403
+
+
+def test_large_uploads_are_refused(served):
+    address, uploads = served
+    before = sorted(uploads.rglob("*"))
+    answer = httpx.post(f"{address}gradio_api/upload", files={"files": ("large.png", bytes(21 * 10**6), "image/png")})
+    assert answer.status_code == 413
+    assert "exceeded" in answer.text
+    assert [path for path in sorted(uploads.rglob("*")) if path.is_file() and path not in before] == []
+
+
+def test_the_page_asks_for_nothing_from_elsewhere(served):
+    config = httpx.get(f"{served[0]}config").json()
+    assert config["analytics_enabled"] is False
+    html = httpx.get(served[0]).text
+    links = re.findall(r'(?:src|href)="(https?://[^"]+)"', html)
+    assert [link for link in links if not link.startswith(served[0])] == []
+    assert "fonts.googleapis" not in html + httpx.get(f"{served[0]}theme.css").text
+
+
+@pytest.mark.slow
+def test_uploads_are_deleted_and_the_page_stays(reader, crowd, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setattr(app, "KEPT", 4)
+    page = app.build(reader)
+    try:
+        _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, **app.LAUNCH)
+        own = {path for path in tmp_path.rglob("*") if path.is_file()}
+        Client(address, verbose=False).predict(handle_file(crowd), api_name="/read")
+        assert list(tmp_path.rglob("crowd.png"))
+        deadline = time.monotonic() + 60
+        while list(tmp_path.rglob("crowd.png")) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert list(tmp_path.rglob("crowd.png")) == []
+        assert {path for path in tmp_path.rglob("*") if path.is_file()} == own
+    finally:
+        page.close()
+
+
+# What another process does with an unpacked Space or the page: it cannot import the installed package, may connect to
+# this computer only, and reads a picture by the page's address.
+STRANGER = """
+import os, sys
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
+sys.path.insert(0, os.getcwd())
+called = []
+
+def watch(event, arguments):
+    if event == "socket.connect" and isinstance(arguments[1], tuple):
+        called.append(arguments[1][0])
+    if event == "socket.getaddrinfo":
+        called.append(arguments[0])
+
+sys.addaudithook(watch)
+import tempfile
+os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp()
+import app
+page = app.build(app.Reader(app.HOME))
+_, address, _ = page.launch(prevent_thread_lock=True, quiet=True, **app.LAUNCH)
+from gradio_client import Client, handle_file
+_, seen, answer = Client(address, verbose=False).predict(handle_file(sys.argv[1]), api_name="/read")
+assert "smile.png: 1 face" in seen and "AU12" in answer, seen
+code = [module.__file__ for name, module in sys.modules.items() if name.startswith("au_llava.")]
+assert code and all(path.startswith(os.getcwd()) for path in code), code
+assert set(called) <= {"127.0.0.1", "localhost", "0.0.0.0", b"127.0.0.1", b"localhost", None, ""}, set(called)
+print("read")
+page.close()
+"""
+
+
+@pytest.mark.slow
+def test_the_released_space_starts_alone_and_calls_nobody(tmp_path):
+    load_tool("release_app").release(tmp_path / "space")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHON", "GRADIO"))}
+    process = subprocess.run(
+        [sys.executable, "-c", STRANGER, str(EXAMPLES / "smile.png")],
+        cwd=tmp_path / "space",
+        env=environment | {"HF_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert process.stdout.splitlines()[-1] == "read"
+
+
+# The command
+
+
+def test_command_errors_are_sentences(tmp_path, capsys):
+    assert app.run(["--model", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("app.py: ")
+    assert str(tmp_path) in error
+    with pytest.raises(SystemExit) as stopped:
+        app.run(["--share"])
+    assert stopped.value.code == 2
+    assert "unrecognized arguments: --share" in capsys.readouterr().err
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        app.run(["--help"])
+    assert stopped.value.code == 0
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("--model", "--host", "--port", "python app.py", "this computer only"))
+
+
+def test_a_port_that_is_taken_is_named(served, tiny_checkpoint, capsys, monkeypatch):
+    monkeypatch.delenv("GRADIO_TEMP_DIR", raising=False)
+    port = served[0].rstrip("/").rpartition(":")[2]
+    assert app.run(["--model", str(tiny_checkpoint), "--port", port]) == 1
+    assert port in capsys.readouterr().err
+
+
+# The Space's folder
+
+
+def test_released_folder_holds_a_card_and_the_requirements_of_the_page(tmp_path, capsys):
+    from huggingface_hub import RepoCard
+
+    tool = load_tool("release_app")
+    tool.release(tmp_path / "space")
+    card = RepoCard.load(tmp_path / "space" / "README.md")
+    assert (card.data.sdk, card.data.to_dict()["app_file"]) == ("gradio", "app.py")
+    assert f"gradio=={card.data.to_dict()['sdk_version']}\n" in (ROOT / "constraints.txt").read_text()
+    assert "only ever seen rendered faces" in card.content
+    lines = (tmp_path / "space" / "requirements.txt").read_text().splitlines()
+    assert "gradio>=6.31,<7" in lines
+    assert "torch>=2.6" in lines
+    assert any(line.startswith("opencv-python-headless") for line in lines)
+    assert not [line for line in lines if "au-llava" in line or line.startswith(("pytest", "trl"))]
+    with pytest.raises(FileExistsError):
+        tool.release(tmp_path / "space")
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """A headless Chromium whose webcam shows a smile."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium or Chrome is installed")
+    film = tmp_path_factory.mktemp("webcam") / "smile.mjpeg"
+    frame = io.BytesIO()
+    Image.open(EXAMPLES / "smile.png").convert("RGB").resize((640, 640)).save(frame, "JPEG")
+    film.write_bytes(frame.getvalue() * 30)
+    options = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
+    options += [f"--use-file-for-fake-video-capture={film}"]
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def open_page(browser, served):
+    """Opens the page in a window of some size; afterwards nothing may have been fetched from elsewhere."""
+    contexts, fetched = [], []
+
+    def go(width=1280, height=900, **options):
+        context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        page.on("request", lambda request: fetched.append(request.url))
+        page.goto(served[0])
+        page.get_by_text("Rendered examples").wait_for()
+        return page
+
+    yield go
+    for context in contexts:
+        context.close()
+    assert fetched
+    assert [url for url in fetched if not url.startswith((served[0], "data:", "blob:"))] == []
+
+
+def upload(page, path):
+    page.locator("input[type=file]").first.set_input_files(path)
+
+
+def test_browser_reads_an_upload_and_refuses_a_text(open_page, crowd, not_pictures, tmp_path):
+    page = open_page()
+    page.get_by_label("Remove Image").or_(page.get_by_label("Clear")).first.click()
+    upload(page, crowd)
+    page.get_by_text("crowd.png: 2 faces").wait_for()
+    assert page.locator(".au-columns section").count() == 3
+    boxes = [page.locator(".au-columns section").nth(number).bounding_box() for number in range(3)]
+    assert boxes[0]["y"] == boxes[1]["y"] == boxes[2]["y"]  # side by side
+    before = page.locator(".au-columns").first.inner_text()
+    page.get_by_role("radio", name="face 1").check()
+    page.get_by_alt_text("Face 1, turned and cut").wait_for()
+    assert page.locator(".au-columns").first.inner_text() != before
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download crowd-aus.csv").click()
+    assert len(download.value.path().read_text().splitlines()) == 3
+
+    page.get_by_label("Remove Image").or_(page.get_by_label("Clear")).first.click()
+    text = tmp_path / "note.txt"
+    text.write_text("This is a text.")
+    upload(page, text)
+    page.get_by_text("Invalid file type").wait_for()
+    upload(page, not_pictures / "note.png")
+    page.get_by_role("alert").get_by_text("note.png cannot be read as an image").wait_for()
+    assert page.get_by_text("Download").count() == 0
+
+
+def test_browser_on_a_narrow_screen_makes_a_face_by_keyboard(open_page):
+    page = open_page(390, 844)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.get_by_role("tab", name="Make a face").click()
+    drawn = page.locator(".au-drawn img")
+    drawn.wait_for()
+    smile = page.get_by_role("slider", name="AU12 lip corner puller")
+    smile.focus()
+    smile.press("End")
+    page.get_by_alt_text("AU12L 1, AU12R 1").wait_for()
+    assert drawn.bounding_box()["y"] >= 0  # in sight, however far down the slider lies
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.get_by_role("button", name="All at rest").click()
+    page.get_by_alt_text("a face at rest").wait_for()
+    assert smile.input_value() == "0"
+
+
+@pytest.mark.slow
+def test_browser_reads_an_example_and_the_webcam_and_says_why(open_page):
+    page = open_page()
+    page.get_by_role("button", name="wink").click()
+    page.get_by_text("wink.png: 1 face").wait_for()
+    page.get_by_role("radio", name="feafa").check()
+    page.locator(".au-reasons figure, .au-reasons p").first.wait_for()
+    page.get_by_label("Remove Image").or_(page.get_by_label("Clear")).first.click()
+    page.get_by_role("button", name="Capture from camera").click()
+    page.get_by_text("Click to Access Webcam").click()
+    page.get_by_label("capture photo").click()
+    page.get_by_text(re.compile(r"image\.\w+: 1 face")).wait_for()
+
+
+@pytest.mark.slow
+def test_everything_has_a_name_for_a_screen_reader(open_page):
+    page = open_page()
+    page.get_by_role("tab", name="Make a face").click()
+    page.locator(".au-drawn img").wait_for()
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll("input, button, img, select, a")].filter(each =>
+            each.checkVisibility() && !(each.ariaLabel || each.alt || each.title || each.innerText?.trim()
+            || each.labels?.length || each.closest("label, [aria-hidden=true]"))).map(each => each.outerHTML)"""
+    )
+    assert nameless == []

@@ -124,6 +124,8 @@ def prepare_source(args: argparse.Namespace) -> dict:
     if bool(args.protocol or args.folds) != bool(args.tested) or (args.protocol and args.folds):
         raise ValueError("--tested PART goes with --protocol NAME or with --folds K, one of them")
     source = args.open_source(args)
+    if not source.clips:
+        raise ValueError(f"nothing can be read in {args.root}: {'; '.join(source.defects.lines()) or 'it is empty'}")
     if args.test is not None and (args.tested or any(clip.part for clip in source.clips)):
         raise ValueError("--test draws whom to test, but --tested or the dataset itself says so already")
     place = args.images or (args.root if args.root.is_dir() else args.root.parent)
@@ -152,7 +154,8 @@ def prepare_source(args: argparse.Namespace) -> dict:
 
 
 def report(manifest: dict) -> None:
-    """Print what was found beside what a complete copy holds, and every warning."""
+    """Print what was found, beside what a complete copy holds, and every warning."""
+    print(f"found: {manifest['arguments']['layout']} in {manifest['arguments']['root']}")
     if manifest["known"]:
         shown = Table("", "complete copy", "found", title="Is the copy complete?")
         for column in shown.columns[1:]:

@@ -40,8 +40,7 @@ from .reading import (
 )
 from .records import Defects
 
-_NUMBER_OF_A = Known({"clips": 127, "images": 99356})
-_NUMBER_OF_PLUS = Known({"clips": 154, "images": 230184})
+_NUMBERS = {"clips": {"A": 127, "B": 27}, "images": {"A": 99356, "B": 130828}}
 
 
 def open_feafa(
@@ -96,19 +95,29 @@ def open_feafa(
         else:
             subject = name if name.startswith("SN") else f"SN{int(name):03d}"
             clips.append(Clip(subject, subject, (path,), pictures.get((subject, "left"))))
+    clips = distinct(clips, defects)
     trees = [path for path in pictures.values() if path.is_dir()]
+    parts = sorted({part_of(clip) for clip in clips})
     return Source(
         dataset="feafa",
         root=root,
-        layout="parts A and B" if plus else "part A",
-        clips=distinct(clips, defects),
+        layout=f"part {' and '.join(parts)}",
+        clips=clips,
         read=partial(read_clip, first_number(trees) if trees else 0),
         clips_per_shard=8,
         metadata={"feafa_part": "string"},
-        known=_NUMBER_OF_PLUS if plus else _NUMBER_OF_A,
+        known=Known({what: sum(number[part] for part in parts) for what, number in _NUMBERS.items()}),
         defects=defects,
-        notes=("parts keep clips apart, not certainly people: part A shows 122 people in 127 clips, unnamed",),
+        notes=(
+            "train, validation and test keep clips apart, not certainly people: "
+            "part A shows 122 people in 127 clips and does not say whom",
+        )
+        * ("A" in parts),
     )
+
+
+def part_of(clip: Clip) -> str:
+    return "A" if clip.subject.startswith("PV") else "B"
 
 
 def read_clip(first: int, clip: Clip, defects: Defects) -> Iterator[dict]:
@@ -119,9 +128,9 @@ def read_clip(first: int, clip: Clip, defects: Defects) -> Iterator[dict]:
         wanted = {frame + 1 for frame in labels}
         frames = ((number - 1, image) for number, image in video_frames(clip.images, wanted, where, defects))
     else:
-        offset = 0 if clip.subject.startswith("PV") else -first
+        offset = 0 if part_of(clip) == "A" else -first
         frames = image_files(numbered_images(clip.images, where, defects), offset)
-    part = {"feafa_part": "A" if clip.subject.startswith("PV") else "B"}
+    part = {"feafa_part": part_of(clip)}
     yield from join("feafa", clip, frames, {"feafa": labels}, defects, lambda frame: part)
 
 

@@ -339,6 +339,7 @@ def test_feafa_part_a(feafa_tree):
         "label files that are not 24 numbers of a frame, left out": 1,
         "labels off the continuous scale, taken as not annotated": 1,
     }
+    assert (source.layout, source.known.counts) == ("part A", {"clips": 127, "images": 99356})
     assert "122 people in 127 clips" in source.notes[0]
 
 
@@ -389,6 +390,9 @@ def test_feafa_part_b_shows_disfa(feafa_tree, kind):
         else:
             assert record["image"].path.endswith(f"SN001/{record['frame'] + first}.jpg")
     assert defects["clips named by a bare number, left out (--numbers-are-people reads them)"] == 1
+    alone = open_feafa(feafa_tree / "FEAFA-B", plus=True, **where)
+    assert (alone.layout, alone.known.counts, alone.notes) == ("part B", {"clips": 27, "images": 130828}, ())
+    assert keys(read(alone)[0]) == keys(part_b)
     records, _ = read(open_feafa(feafa_tree, plus=True, numbers_are_people=True, **where))
     assert ("SN002", "SN002", 1, "feafa") in keys(records)
 
@@ -780,6 +784,7 @@ def test_command_writes_table_and_manifest(three_people, capsys):
     assert main(disfa_words(three_people, "out", "--workers", "1", "--test", "0.3")) == 0
     shown = capsys.readouterr().out
     assert "130,814" in shown
+    assert f"found: images numbered from 1 in {three_people / 'disfa'}\n" in shown
     assert "warning: labelled frames without an image, left out: 3 (SN00" in shown
     records = load_records(three_people / "out")
     assert len(records) == 9
@@ -938,6 +943,17 @@ def test_changed_labels_are_not_mixed_in(three_people, capsys):
     disfa_labels(three_people / "disfa", "SN001", range(1, 6))
     assert main(words) == 1
     assert "was made with labels" in capsys.readouterr().err
+
+
+def test_nothing_to_read_is_an_error(feafa_tree, tmp_path, capsys):
+    words = ["--out", str(tmp_path / "out"), "--root"]
+    assert main(["feafa", *words, str(feafa_tree / "FEAFA-B")]) == 1
+    assert "nothing can be read in" in (error := capsys.readouterr().err)
+    assert error.endswith("FEAFA-B: clips of part B, left out: 2 (2.output, SN001.output)\n")
+    table = write(tmp_path / "t.csv", "image,subject,AU1\n")
+    assert main(["table", "--format", "bp4d", *words, str(table)]) == 1
+    assert "nothing can be read" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_image_at_all_is_an_error(three_people, capsys):

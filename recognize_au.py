@@ -251,9 +251,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--explain",
         type=Path,
         metavar="PICTURE",
-        help="why the AUs found in the first faces of the pictures were found, to write (PNG, PDF or SVG): each AU's crop, "
-        "tinted where hiding it lowers the AU's probability, and the reason in words, which a .jsonl table holds too. "
-        "Takes seconds a face; shows what the reading rests on, not whether it is right (docs/recognize.md)",
+        help="why the AUs of the first faces of the pictures are read as present, to write (PNG, PDF or SVG): tinted "
+        "where hiding the face lowers an AU's probability, and in words, which a .jsonl table holds too; takes seconds "
+        "a face, and shows what a reading rests on, not whether it is right (docs/recognize.md)",
     )
     add("--picture_faces", type=int, default=6, help="most faces in --picture and in --explain (default: 6)")
     add("--timeline", type=Path, help="the AUs of a video over time, to write (PNG, PDF or SVG)")

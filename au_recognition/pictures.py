@@ -97,7 +97,8 @@ def _show_tinted(axis, crop: Image.Image, strength: np.ndarray, level: float) ->
     axis.imshow(crop)
     axis.imshow(tint)
     if strength.max() > level:
-        axis.contour(strength, levels=[level], colors=["white"], linewidths=0.7)
+        for colour, width in (("white", 1.6), ("black", 0.7)):  # seen on dark and on light skin
+            axis.contour(strength, levels=[level], colors=[colour], linewidths=width)
 
 
 def _show_bars(axis, fmt: AUFormat, read: dict) -> None:
@@ -149,7 +150,7 @@ def _show_evidence(axis, face: dict, crop: Image.Image, explanation) -> None:
         return
     places = np.arange(SHOWN_SIDE) * len(explanation.evidence) // SHOWN_SIDE
     lost = explanation.evidence[places][:, places] / explanation.probability
-    _show_tinted(axis, crop, lost, lost.max() / 2)
+    _show_tinted(axis, crop.convert("L").convert("RGB"), lost, lost.max() / 2)  # on grey the tint is seen best
     axis.set_title(f"{explanation.format.name}: {explanation.label}", fontsize=7)
     axis.set_xlabel(fill(explanation.reason, LINE), fontsize=5.5, loc="left")
 
@@ -249,7 +250,7 @@ def annotated(image: Image.Image, notes: Iterable[tuple]) -> Image.Image:
     for (left, top, width, height), lines in notes:
         for colour, stroke in (("white", 4), (PRESENT_COLOUR, 2)):
             draw.rectangle((left, top, left + width, top + height), outline=colour, width=max(1, stroke * unit // 14))
-        panel, tall = 8 * unit, unit * (len(lines) + 0.4)
+        panel, tall = (8 if any(share is not None for _, share in lines) else 3.5) * unit, unit * (len(lines) + 0.4)
         x = left + width + 4 if left + width + 4 + panel <= image.size[0] else max(0, left - panel - 4)
         y = min(max(0, top), max(0, image.size[1] - tall))
         draw.rectangle((x, y, x + panel, y + tall), fill=(0, 0, 0, 170))

@@ -13,7 +13,6 @@ from au_llava.action_units import ACTION_UNITS, AUFormat
 from au_llava.calibration_au_llava import DEFAULT_THRESHOLD, entries_for
 
 from .evidence import evidence_maps, peak
-from .pictures import au_regions
 
 LEAST_FALL = 0.01  # of a probability; a smaller one is not told as a number
 
@@ -77,7 +76,7 @@ def reason(
     Returns:
         sentences such as "AU12 (lip corner puller): the lip corners are pulled up and outward. Read as present:
         probability 0.93, threshold 0.41; mean 2.8 of 5. Hiding the lower left of the crop lowers the probability most,
-        by 0.31; there AU12 moves a frontal face." Left and right are those of the picture.
+        by 0.31." Left and right are those of the picture.
     """
     unit = ACTION_UNITS[label]
     threshold = entries_for(calibration, fmt).get(label, {"threshold": DEFAULT_THRESHOLD})["threshold"]
@@ -89,13 +88,8 @@ def reason(
     fall = float(evidence.max())
     if fall < LEAST_FALL:
         return f"{text}. Hiding no single part of the crop lowers the probability by {LEAST_FALL} or more."
-    right, down = peak(evidence)
-    text += f". Hiding the {_place(right, down)} of the crop lowers the probability most, by {fall:.2f}"
-    regions = au_regions(len(evidence))
-    if label not in regions:
-        return f"{text}."
-    moved = regions[label][int(down * len(evidence)), int(right * len(evidence))] > 0
-    return f"{text}; there {label} {'moves' if moved else 'does not move'} a frontal face."
+    place = _place(*peak(evidence))
+    return f"{text}. Hiding the {place} of the crop lowers the probability most, by {fall:.2f}."
 
 
 def _place(right: float, down: float) -> str:

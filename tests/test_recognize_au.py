@@ -301,6 +301,34 @@ def test_pictures_of_a_video(tiny_checkpoint, film, tmp_path):
     assert marked[19] < 3 < min(marked[:19])  # nothing is drawn where there is no face
 
 
+def test_explain_shows_and_says_why(tiny_checkpoint, crowd, film, tmp_path, monkeypatch):
+    """Only the first faces of the pictures; nothing else in the table changes, and a kept run may be explained."""
+    words = [crowd, film, "--every", 12, "--formats", "bp4d"]
+    recognize(tiny_checkpoint, *words, "--out", tmp_path / "plain.jsonl")
+    explain = ["--out", tmp_path / "why.jsonl", "--explain", tmp_path / "why.png", "--picture_faces", 1]
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1, KeyboardInterrupt)
+        assert run([*map(str, words), *map(str, explain[:2]), "--model", str(tiny_checkpoint)]) == 130
+    recognize(tiny_checkpoint, *words, *explain)
+    plain, why = (
+        [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("plain", "why")
+    )
+    assert len(why) == len(plain) > 2
+    explained = 0
+    for number, (row, other) in enumerate(zip(why, plain, strict=True)):
+        for label, read in row.get("answers", {}).get("bp4d", {}).items():
+            reason = read.pop("reason", None)
+            explained += reason is not None
+            assert (reason is not None) == (number < 1 and read["present"])
+            if reason:
+                assert reason.startswith(f"{label} (")
+                assert f"probability {read['probability']:.2f}, threshold 0.50" in reason
+        assert row == other
+    assert explained
+    assert Image.open(tmp_path / "why.png").size[1] > 300 * (1 + explained) / 4  # the face itself, and its AUs
+
+
 def test_regions_lie_where_the_muscles_do():
     regions = au_regions(100)
 
@@ -504,11 +532,17 @@ def test_no_permission_to_write(tiny_checkpoint, crowd, tmp_path, capsys):
         (["--neutral", "median"], "is for videos"),
         (["--curves", "AU99"], "none of the formats has this AU"),
         (["--batch_size", "0"], "must be positive"),
+        (["--explain", "why.png", "--decoding", "free"], "--explain needs probabilities: leave out --decoding free"),
     ],
 )
 def test_bad_input_is_named(tiny_checkpoint, pictures, words, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         recognize(tiny_checkpoint, pictures, *words)
+
+
+def test_videos_are_not_explained(tiny_checkpoint, film):
+    with pytest.raises(ValueError, match="--explain is for pictures, and there are only videos"):
+        recognize(tiny_checkpoint, film, "--explain", "why.png")
 
 
 def test_openface_labels():

@@ -1,0 +1,255 @@
+"""Evidence: occlusion maps where the truth is known, reasons in words, and the pointing game."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import IMAGE_SIZE, TOWERS, build_tiny, load_tool
+from PIL import Image
+
+from au_llava.action_units import FORMATS
+from au_llava.au_datasets.face_rig import load_rig
+from au_llava.au_datasets.render import View, draw_values
+from au_llava.au_datasets.rendered import picture, sample_subject
+from au_llava.au_recognition.evidence import GRID, SQUARE, evidence_maps, peak
+from au_llava.au_recognition.reading import reading_of
+from au_llava.au_recognition.reasons import add_reasons, explain, reason
+
+pointing = load_tool("pointing")
+BP4D, DISFA, FEAFA = FORMATS["bp4d"], FORMATS["disfa"], FORMATS["feafa"]
+
+
+@pytest.fixture(scope="module")
+def image():
+    """Smooth noise whose every channel has the mean 100 exactly, so that hiding can be repeated in whole numbers."""
+    half = np.random.default_rng(0).integers(-90, 90, (2, 4, 3)).repeat(8, axis=0).repeat(8, axis=1)
+    return Image.fromarray((100 + np.concatenate([half, -half])).astype(np.uint8))
+
+
+def hide(image, row, column):
+    """The image with the square around one place painted in its mean."""
+    pixels, reach = np.array(image), SQUARE / 2
+    middle = (np.arange(IMAGE_SIZE) + 0.5) / IMAGE_SIZE
+    rows = np.abs(middle - (row + 0.5) / GRID) <= reach
+    columns = np.abs(middle - (column + 0.5) / GRID) <= reach
+    pixels[np.ix_(rows, columns)] = 100
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("tower", ["siglip", "resnet"])
+def test_map_is_how_far_the_probability_falls(image, tower):
+    """Against `recognize` of the image with a painted square, calibration included."""
+    model, processor = build_tiny(vision_config=TOWERS[tower][0])
+    entry = {"method": "temperature", "temperature": 2.0, "threshold": 0.4}
+    model.config.calibration = {
+        "formats": {"disfa": {"scale": "intensity", "presence_threshold": 2.0, "aus": {"AU12": entry}}}
+    }
+    maps = evidence_maps(model, processor, image, {BP4D: BP4D.labels, DISFA: ["AU12"], FEAFA: []})
+    assert {name: each.shape for name, each in maps.items()} == {
+        "bp4d": (12, IMAGE_SIZE, IMAGE_SIZE),
+        "disfa": (1, IMAGE_SIZE, IMAGE_SIZE),
+    }
+    places = [(0, 0), (1, GRID - 1), (GRID // 2, GRID // 2), (GRID - 1, 2)]
+    whole, *hidden = model.recognize(processor, [image, *(hide(image, *place) for place in places)], [BP4D, DISFA])
+    falls = []
+    for (row, column), other in zip(places, hidden, strict=True):
+        y, x = ((np.array([row, column]) + 0.5) / GRID * IMAGE_SIZE).astype(int)
+        for name, labels in (("bp4d", BP4D.labels), ("disfa", ["AU12"])):
+            for number, label in enumerate(labels):
+                fall = whole[name][label].probability - other[name][label].probability
+                assert maps[name][number, y, x] == pytest.approx(max(fall, 0), abs=2e-6)
+                falls.append(fall)
+    assert min(falls) < -1e-4 < 1e-4 < max(falls)
+
+
+def test_the_one_patch_that_counts_is_found(image):
+    """A tower whose patches do not see each other, and a projector that lets one of the 4 x 4 through."""
+    model, processor = build_tiny(vision_config=TOWERS["siglip"][0])
+    with torch.no_grad():
+        for layer in model.model.vision_tower.encoder.layers:
+            layer.self_attn.out_proj.weight.zero_()
+            layer.self_attn.out_proj.bias.zero_()
+    row, column = 2, 3
+    let_through = (torch.arange(16) == 4 * row + column)[:, None]
+    model.model.multi_modal_projector.register_forward_hook(lambda module, inputs, output: output * let_through)
+    (maps,) = evidence_maps(model, processor, image, {BP4D: BP4D.labels}).values()
+    place = (np.arange(IMAGE_SIZE) * GRID // IMAGE_SIZE + 0.5) / GRID  # of the square, pixel by pixel
+    touches = [(place > each / 4 - SQUARE / 2) & (place < (each + 1) / 4 + SQUARE / 2) for each in (row, column)]
+    touches = touches[0][:, None] & touches[1]
+    found = maps.max(axis=(1, 2)) > 1e-4
+    assert found.sum() >= 3
+    assert (maps[:, ~touches] < 1e-6).all()
+    for each in maps[found]:
+        right, down = peak(each)
+        assert touches[int(down * IMAGE_SIZE), int(right * IMAGE_SIZE)]
+
+
+def test_formats_and_batches_do_not_matter(tiny, image):
+    wanted = {BP4D: ["AU4", "AU12"], DISFA: ["AU26"]}
+    together = evidence_maps(*tiny, image, wanted)
+    for fmt, labels in wanted.items():
+        for number, label in enumerate(labels):
+            alone = evidence_maps(*tiny, image, {fmt: [label]}, batch_size=5)
+            np.testing.assert_allclose(alone[fmt.name][0], together[fmt.name][number], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({BP4D: ["AU99"]}, "format bp4d has no 'AU99': choose of AU1, AU2"),
+        ({BP4D: [], DISFA: []}, "no AU to explain"),
+    ],
+)
+def test_bad_labels_are_refused(tiny, image, labels, message):
+    with pytest.raises(ValueError, match=message):
+        evidence_maps(*tiny, image, labels)
+
+
+def test_peak_is_the_middle_of_the_highest_place():
+    evidence = np.zeros((4 * GRID, 4 * GRID))
+    evidence[4 * 2 : 4 * 3, 4 * 5 : 4 * 6] = 0.3
+    evidence[0, 0] = 0.2
+    assert peak(evidence) == ((5 + 0.5) / GRID, (2 + 0.5) / GRID)
+
+
+def evidence_at(right, down, fall):
+    evidence = np.zeros((96, 96))
+    evidence[int(96 * down), int(96 * right)] = fall
+    return evidence
+
+
+def test_reasons_hold_the_definition_and_the_numbers():
+    calibration = {
+        "formats": {
+            "disfa": {"scale": "intensity", "presence_threshold": 2.0, "aus": {"AU12": {"threshold": 0.406}}},
+            "feafa": {"scale": "intensity", "presence_threshold": 2.0, "aus": {"AU43L": {"threshold": 0.9}}},
+        }
+    }
+    assert reason(DISFA, "AU12", 0.9342, 2.7812, evidence_at(0.1, 0.9, 0.312), calibration) == (
+        "AU12 (lip corner puller): the lip corners are pulled up and outward. Read as present: probability 0.93, "
+        "threshold 0.41; mean 2.8 of 5. Hiding the lower left of the crop lowers the probability most, by 0.31."
+    )
+    # A calibration of another scale is not for this format.
+    assert reason(FEAFA, "AU43L", 0.7, 0.615, evidence_at(0.5, 0.5, 0.05), calibration) == (
+        "AU43L (left eye closure): the left eye is closed. Read as present: probability 0.70, threshold 0.50; mean "
+        "0.61 of 1. Hiding the middle of the crop lowers the probability most, by 0.05."
+    )
+    assert reason(BP4D, "AU1", 1.0, 1.0, evidence_at(0.9, 0.2, 0.004)) == (
+        "AU1 (inner brow raiser): the inner brow ends are pulled up. Read as present: probability 1.00, threshold "
+        "0.50. Hiding no single part of the crop lowers the probability by 0.01 or more."
+    )
+
+
+def test_every_au_found_is_explained(tiny, image):
+    model, processor = tiny
+    answers = reading_of(model.recognize(processor, image, [BP4D, DISFA])[0])["answers"]
+    explained = explain(model, processor, image, answers, [BP4D, DISFA])
+    found = [
+        (fmt, label, probability)
+        for fmt in (BP4D, DISFA)
+        for label, present, probability in zip(
+            fmt.labels, answers[fmt.name]["present"], answers[fmt.name]["probability"], strict=True
+        )
+        if present
+    ]
+    assert found
+    assert [(each.format, each.label, each.probability) for each in explained] == found
+    for each in explained:
+        assert 0 <= each.evidence.max() <= each.probability + 1e-3
+    add_reasons({"answers": answers}, explained)
+    reasons = [reason for fmt in (BP4D, DISFA) for reason in answers[fmt.name].get("reason", ())]
+    assert [each for each in reasons if each] == [each.reason for each in explained]
+    nothing = {"bp4d": {"present": [False] * 12}}
+    assert explain(model, processor, image, nothing, [BP4D]) == []
+
+
+# The pointing game
+
+
+def test_values_are_drawn_where_the_face_is():
+    """Beside the renderer's own landmarks, under a turned head."""
+    rig, subject, size = load_rig(), sample_subject(1, 4), 96
+    strengths = {"AU26": 0.8, "AU4L": 0.5}
+    view = View(yaw=25, pitch=-10, roll=8, shift=(0.05, -0.03), scale=1.1, distance=7.0, gaze=(0.3, 0.2))
+    _, (landmarks, _) = picture(subject, strengths, view, size, np.random.default_rng(0))
+    forward = rig.landmarks[40]  # the most forward vertex of the face: the tip of the nose
+    near = np.linalg.norm(rig.mean - rig.mean[forward], axis=1) < 0.1
+    drawn = draw_values(near.astype(float), subject.identity, subject.movement(strengths), view, size)
+    y, x = np.indices(drawn.shape) + 0.5
+    middle = np.array([(x * drawn).sum(), (y * drawn).sum()]) / drawn.sum()
+    assert np.abs(middle - size * landmarks[40]).max() < 1.5
+    assert drawn.max() == 1
+    assert drawn[0, 0] == 0
+
+
+def test_regions_follow_side_strength_and_pose():
+    subject = sample_subject(1, 4)
+    middle = lambda truth: np.argwhere(truth).mean(axis=0)  # noqa: E731 - (down, right) in pixels
+    both = {"AU12L": 0.8, "AU12R": 0.8}
+    left = pointing.region(subject, both, View(), "AU12L")
+    assert middle(left)[1] > 50 > 46 > middle(pointing.region(subject, both, View(), "AU12R"))[1]
+    assert (pointing.region(subject, {"AU12L": 0.8}, View(), "AU12") ^ left).sum() < 0.05 * left.sum()
+    higher = pointing.region(subject, both, View(shift=(0.0, -0.1)), "AU12L")
+    assert middle(left)[0] - middle(higher)[0] == pytest.approx(9.6, abs=1)
+    assert middle(pointing.region(subject, {"AU1": 1.0}, View(), "AU1"))[0] < 40 < middle(left)[0]
+
+
+def test_pointed_by_hand():
+    upper, lower = np.zeros((4, 4), bool), np.zeros((4, 4), bool)
+    upper[:2], lower[3] = True, True
+    points = {"AU1": (0.9, 0.1), "AU12L": (0.1, 0.9), "AU12R": (0.9, 0.4)}
+    rows = list(pointing.pointed(points, {"AU1": upper, "AU12L": lower, "AU12R": lower}))
+    assert rows == [
+        {"label": "AU1", "hits": 1.0, "chance": 0.5, "others": 0.5},
+        {"label": "AU12L", "hits": 1.0, "chance": 0.25, "others": 0.0},  # AU12R is no other AU
+        {"label": "AU12R", "hits": 0.0, "chance": 0.25, "others": 0.0},
+    ]
+    (alone,) = pointing.pointed({"AU1": (0.9, 0.9)}, {"AU1": upper})
+    assert alone["hits"] == 0
+    assert np.isnan(alone["others"])
+
+
+def test_summary_by_hand():
+    def row(subject, label, hits, chance, others):
+        return {
+            "subject": subject,
+            "format": "bp4d",
+            "label": label,
+            "hits": hits,
+            "chance": chance,
+            "others": others,
+        }
+
+    rows = [
+        row("A", "AU1", 1.0, 0.1, 0.5),
+        row("A", "AU1", 1.0, 0.3, float("nan")),
+        row("B", "AU1", 0.0, 0.2, 0.1),
+        row("B", "AU4", 1.0, 0.4, 0.2),
+    ]
+    found = pointing.summarise(rows, [BP4D])["bp4d"]
+    first, second = found["per_au"]["AU1"], found["per_au"]["AU4"]
+    assert [first[key] for key in ("n", "hits", "chance", "others")] == pytest.approx([3, 2 / 3, 0.2, 0.3])
+    assert first["interval"] == [0.0, 1.0]  # only B or only A is drawn in a quarter of the resamples each
+    assert [second[key] for key in ("n", "hits", "chance", "others")] == pytest.approx([1, 1, 0.4, 0.2])
+    assert second["interval"] == [1.0, 1.0]
+    assert [found["mean"][key] for key in ("n", "hits", "chance", "others")] == pytest.approx([4, 5 / 6, 0.3, 0.25])
+    assert found["mean"]["interval"] == [0.5, 1.0]  # 0 and 1 where only B is drawn, AU1 alone where only A is
+    assert np.isnan(found["per_au"]["AU2"]["hits"])
+
+
+def test_pointing_runs(tiny_checkpoint, tmp_path, capsys):
+    out = tmp_path / "new" / "pointing.json"
+    pointing.main(["--model", str(tiny_checkpoint), "--people", "3", "--out", str(out)])
+    written = json.loads(out.read_text())
+    assert written["provenance"]["checkpoint"]["weights_sha256"]["model.safetensors"]
+    assert written["provenance"]["faces"] == {"seed": 1, "people": 3, "images": 1, "size": 96}
+    assert set(written["formats"]) == {"bp4d", "disfa", "feafa"}
+    assert sum(scores["mean"]["n"] for scores in written["formats"].values()) > 0
+    assert all(0 <= scores["mean"]["chance"] <= 1 for scores in written["formats"].values() if scores["mean"]["n"])
+    assert "other AUs" in capsys.readouterr().out
+
+
+def test_pointing_refuses_a_folder_without_a_checkpoint(tmp_path):
+    with pytest.raises((ValueError, OSError)):
+        pointing.main(["--model", str(tmp_path), "--out", str(tmp_path / "x.json")])

@@ -46,9 +46,11 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.tx
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
 STATE = "state of the training"
 LEFT_OUT = {  # why: patterns of names
-    STATE: "optimizer.pt scheduler.pt scaler.pt rng_state*.pth training_args.bin trainer_state.json checkpoint-* base "
-    "logs runs events.out.*".split(),
-    "data": "*.parquet *.arrow *.csv *.jsonl *.png *.jpg *.jpeg *.mp4 *.avi data assets".split(),
+    STATE: (
+        *("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "training_args.bin", "trainer_state.json"),
+        *("checkpoint-*", "base", "logs", "runs", "events.out.*"),
+    ),
+    "data": ("*.parquet", "*.arrow", "*.csv", "*.jsonl", "*.png", "*.jpg", "*.mp4", "*.avi", "data", "assets"),
 }
 RECIPE = "recipe.yaml"
 RESULTS_FOLDER = ".eval_results"
@@ -202,13 +204,22 @@ def left_out(names: Iterable[str]) -> dict[str, list[str]]:
     return reasons
 
 
+def local_paths(value) -> set[str]:
+    """Every absolute path in a manifest. Where something lay on one machine is nobody's business."""
+    if isinstance(value, Mapping):
+        return local_paths([*value, *value.values()])
+    if isinstance(value, list):
+        return {path for each in value for path in local_paths(each)}
+    return {value} if isinstance(value, str) and value.startswith(("/", "~")) else set()
+
+
 def without_local_paths(value):
-    """The same, absolute paths cut down to their last part: where a folder lay on one machine is nobody's business."""
+    """A manifest with absolute paths cut down to their last part."""
     if isinstance(value, Mapping):
         return {without_local_paths(key): without_local_paths(each) for key, each in value.items()}
     if isinstance(value, list):
         return [without_local_paths(each) for each in value]
-    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value
+    return Path(value).name if local_paths(value) else value
 
 
 def recipe(manifest: Mapping) -> dict:
@@ -309,8 +320,8 @@ def card(folder: Path, names, repo_id: str, manifest, results: Sequence[Mapping]
         for name, metric, value in scores(each)
     ] or None
     card.text = card.text.replace('from_pretrained(".",', f'from_pretrained("{repo_id}",')
-    for path in (manifest or {}).get("data", {}):
-        card.text = card.text.replace(path, without_local_paths(path))
+    for path in sorted(local_paths(manifest), key=len, reverse=True):
+        card.text = card.text.replace(path, Path(path).name)
     if results:
         card.text += "\n## Evaluation\n\n" + evaluation_table(results)
     if notes:

@@ -15,7 +15,7 @@ from unittest.mock import create_autospec
 import evaluate
 import pytest
 from conftest import ROOT, load_tool
-from huggingface_hub import HfApi, RepoCard
+from huggingface_hub import RepoCard
 from packaging.requirements import Requirement
 
 release_metric = load_tool("release_metric")
@@ -196,18 +196,18 @@ def run(*words):
 
 
 def test_nothing_is_uploaded_unless_asked_for(tmp_path, monkeypatch):
-    api = create_autospec(HfApi)
-    monkeypatch.setattr(release_metric, "HfApi", api)
+    upload = create_autospec(release_metric.upload)
+    monkeypatch.setattr(release_metric, "upload", upload)
     run(tmp_path / "kept")
     assert files(tmp_path / "kept") == {f"au_metric/{name}" for name in FILES}
-    api.assert_not_called()
+    upload.assert_not_called()
 
     run(tmp_path / "pushed", "--push_to", "someone/facs_scores")
     folder = tmp_path / "pushed" / "facs_scores"
-    assert api().create_repo.call_args.args == ("someone/facs_scores",)
-    assert api().create_repo.call_args.kwargs["repo_type"] == "space"
-    assert api().upload_folder.call_args.kwargs["folder_path"] == folder
-    assert api().upload_folder.call_args.kwargs["repo_id"] == "someone/facs_scores"
+    repo, sent, _ = upload.call_args.args
+    assert repo == "someone/facs_scores"
+    assert upload.call_args.kwargs["repo_type"] == "space"
+    assert sent == {path.name: path for path in folder.iterdir()}
     assert (folder / "facs_scores.py").is_file()
 
 

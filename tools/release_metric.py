@@ -18,11 +18,12 @@ import tomllib
 from pathlib import Path
 from textwrap import dedent
 
-from huggingface_hub import HfApi, SpaceCardData
+from huggingface_hub import SpaceCardData
 from packaging.requirements import Requirement
 
 from au_llava.action_units import FORMATS, write_answer
 from au_llava.au_metric import CITATION, DESCRIPTION, USAGE
+from au_llava.publishing_au import upload
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = "au_metric.py"
@@ -219,10 +220,9 @@ def release(out: Path, name: str, repo: str | None = None) -> Path:
 
 def push(folder: Path, repo: str) -> str:
     """Upload the folder to the Space `repo`, which is made if it does not exist. Returns its address."""
-    api = HfApi()
-    url = api.create_repo(repo, repo_type="space", space_sdk="gradio", exist_ok=True)
-    api.upload_folder(folder_path=folder, repo_id=repo, repo_type="space", commit_message="Metric of AU-LLaVA")
-    return str(url)
+    files = {path.name: path for path in folder.iterdir()}
+    space = {"repo_type": "space", "space_sdk": "gradio"}
+    return upload(repo, files, "Metric of AU-LLaVA", private=False, update=True, **space)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -246,7 +246,10 @@ def main(arguments: argparse.Namespace) -> None:
         raise SystemExit(f"Nothing released: {error}") from None
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     if repo:
-        print(f"Uploaded: {push(folder, repo)}")
+        try:
+            print(f"Uploaded: {push(folder, repo)}")
+        except ValueError as error:
+            raise SystemExit(f"Not uploaded: {error}") from None
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ from au_llava.au_datasets.balance import label_statistics
 from au_llava.au_datasets.folds import PROTOCOLS, Protocol, get_protocol
 from au_llava.au_datasets.records import group_by_image, load_records
 from au_llava.au_evaluation.audits import apply_abstention, group_audit, parse_audit
-from au_llava.au_evaluation.baselines import baseline_rows, baselines_table, score_baselines
+from au_llava.au_evaluation.baselines import baseline_rows, baselines_table, score_baselines, transfer_baselines
 from au_llava.au_evaluation.calibration import (
     calibrate_checkpoint,
     calibration_report,
@@ -392,8 +392,10 @@ def main_matrix(arguments: argparse.Namespace):
                     progress=True,
                     formats=(asked.name,),
                 )
-                cell = transfer_scores(predictions, asked, known)
-                cells.setdefault(name, {})[f"{path}:{known_name}"] = {**cell, "trained_people": people}
+                cell = {**transfer_scores(predictions, asked, known), "trained_people": people}
+                statistics = training_statistics(name, [path])[0].get(asked.name)
+                cell["baselines"] = transfer_baselines(predictions, asked, known, statistics)
+                cells.setdefault(name, {})[f"{path}:{known_name}"] = cell
     if not PartialState().is_main_process:
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -403,12 +405,10 @@ def main_matrix(arguments: argparse.Namespace):
     tests = list(dict.fromkeys(test for of_model in cells.values() for test in of_model))
     rows = [["trained", *tests, ""]]
     for name, of_model in cells.items():
-        shown = []
-        for test in tests:
-            cell = of_model[test]
-            low, high = cell["mean_interval"]["f1"]
-            shown.append(f"{cell['mean']['f1']:.3f} [{low:.3f}, {high:.3f}], {len(cell['per_au'])} AUs")
-        rows.append([name, *shown, ""])
+        rows.append([name, *(_matrix_cell(of_model[test]) for test in tests), ""])
+        for baseline in of_model[tests[0]]["baselines"]:
+            beside = (_matrix_cell(of_model[test]["baselines"][baseline]) for test in tests)
+            rows.append([f"beside {name}: {baseline}", *beside, ""])
     text = as_markdown([row[:-1] for row in rows])
     (arguments.out / "matrix.md").write_text(
         "F1 of presence, mean over the shared AUs, 95 % interval over people; each format by its own threshold of "
@@ -416,6 +416,13 @@ def main_matrix(arguments: argparse.Namespace):
     )
     print(text)
     print(f"Written: {arguments.out / 'matrix.json'}, {arguments.out / 'matrix.md'}")
+
+
+def _matrix_cell(cell: dict) -> str:
+    if "left_out" in cell:
+        return cell["left_out"]
+    low, high = cell["mean_interval"]["f1"]
+    return f"{cell['mean']['f1']:.3f} [{low:.3f}, {high:.3f}], {len(cell['per_au'])} AUs"
 
 
 def main_report(arguments: argparse.Namespace):

@@ -103,7 +103,9 @@ class TrainingData:
         kept = np.flatnonzero(np.isin(names, members))
         if not len(kept):
             raise ValueError(
-                f"{self.path} has no record of the {part} part of {self.protocol} that tests {self.tested}."
+                f"{self.path} has no record of the {part} part of {self.protocol} that tests {self.tested}"
+                + (f": of all whom it trains on, {', '.join(members) or 'nobody'} validate" * (part == "validation"))
+                + "."
             )
         return records.select(kept)
 

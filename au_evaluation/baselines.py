@@ -16,10 +16,11 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 
 from au_llava.action_units import AUFormat, get_format
+from au_llava.au_datasets.records import NO_CLIP
 from au_llava.au_evaluation.scoring import by_format, score_arguments
+from au_llava.au_evaluation.transfer import shared_labels, transfer_scores
 from au_llava.metrics_au import score
 
-NO_CLIP = "0"  # the readers' clip of images that are no recording, such as rendered faces: no neighbours there
 SHOWN = ("f1", "icc", "mae")
 
 
@@ -99,6 +100,23 @@ def score_baselines(predictions: Sequence[dict], statistics: Mapping[str, Mappin
             }
             scored[name][baseline] = {key: result[key] for key in ("mean", "averaged", "unparsed")} | {"per_au": per_au}
     return scored
+
+
+def transfer_baselines(
+    predictions: Sequence[dict], asked: AUFormat, known: AUFormat, statistics: Mapping | None
+) -> dict[str, dict]:
+    """Baseline -> its `transfer_scores` on the AUs that `asked` and `known` share, or {"left_out": reason}.
+
+    Args:
+        predictions: made in `asked`, with references in `known`. statistics: of the training labels in `asked`.
+    """
+    answered = {name: (rows, asked) for name, rows in baseline_rows(predictions, asked, statistics).items()}
+    answered["neighbour-copy"] = (baseline_rows(predictions, known, None)["neighbour-copy"], known)
+    labels = shared_labels(asked, known)
+    return {
+        name: {"left_out": rows} if isinstance(rows, str) else transfer_scores(rows, fmt, known, labels)
+        for name, (rows, fmt) in answered.items()
+    }
 
 
 def baselines_table(scores: Mapping[str, Mapping]) -> Table:

@@ -32,16 +32,19 @@ def best_asked(trained: Sequence[AUFormat], known: AUFormat) -> AUFormat:
     return best
 
 
-def transfer_scores(rows: Sequence[dict], asked: AUFormat, known: AUFormat) -> dict:
+def transfer_scores(
+    rows: Sequence[dict], asked: AUFormat, known: AUFormat, labels: Sequence[str] | None = None
+) -> dict:
     """Scores of presence on the shared AUs.
 
     Args:
         rows: predictions (see prediction.py) made in `asked`, with references in `known`.
+        labels: score these of the shared AUs only.
 
     Returns:
         `score_with_intervals` of the shared AUs; "asked", "known": name and threshold of presence of each format.
     """
-    labels = shared_labels(asked, known)
+    labels = tuple(labels or shared_labels(asked, known))
     columns = {key: np.array([row[key] for row in rows], dtype=float) for key in ("present", "probability")}
     references = np.array([row["references"] for row in rows], dtype=float)
     references = np.where(np.isnan(references), np.nan, references >= known.presence_threshold)

@@ -8,7 +8,13 @@ from au_llava.action_units import AUFormat
 from au_llava.au_datasets import balance
 from au_llava.au_datasets.balance import label_statistics
 from au_llava.au_evaluation import baselines
-from au_llava.au_evaluation.baselines import baseline_rows, baselines_table, nearest_frames, score_baselines
+from au_llava.au_evaluation.baselines import (
+    baseline_rows,
+    baselines_table,
+    nearest_frames,
+    score_baselines,
+    transfer_baselines,
+)
 
 NAN = math.nan
 FMT = AUFormat("mine", ("AU6", "AU12"), "intensity")
@@ -76,6 +82,23 @@ def test_scores_by_hand():
     assert copy["per_au"]["AU6"]["mae"] == pytest.approx((1 + 1 + 3 + 3) / 4)
     assert copy["per_au"]["AU12"] == {"f1": 1.0, "icc": pytest.approx(NAN, nan_ok=True), "mae": 0.0}
     assert copy["unparsed"] == 1  # the label of frame 22's neighbour is unknown
+
+
+def test_beside_a_transfer_by_hand():
+    """Asked in sided strengths, known as intensities of the whole: presence, on the shared AU alone."""
+    asked = AUFormat("asked", ("AU12L", "AU12R"), "continuous")
+    statistics = {"AU12L": {"mean": 0.1, "rate": 0.1, "n": 9}, "AU12R": {"mean": 0.5, "rate": 0.8, "n": 9}}
+    found = transfer_baselines(FOUR, asked, FMT, statistics)
+    # presence of AU12 (from 2): 1 1 ? 0; its neighbours': 1 1 0 ?
+    f1 = {name: {label: each["f1"] for label, each in result["per_au"].items()} for name, result in found.items()}
+    assert f1 == {
+        "all-zero": {"AU12": 0.0},
+        "training-mean": {"AU12": pytest.approx(2 * 2 / (2 * 2 + 1))},  # one side is present at most times
+        "neighbour-copy": {"AU12": 1.0},
+    }
+    found = transfer_baselines(rows((1, [0.0, 2.0]), clip="0"), asked, FMT, None)
+    assert found["training-mean"] == {"left_out": "the training labels are not known"}
+    assert found["neighbour-copy"] == {"left_out": "no two frames of one clip"}
 
 
 def test_what_cannot_be_said_is_left_out_and_named():

@@ -205,5 +205,11 @@ def test_matrix_command(rendered_records, tiny_checkpoint, tmp_path):
     assert cell["asked"]["format"] == "disfa"
     assert set(cell["per_au"]) == set(FORMATS["bp4d"].labels) & set(FORMATS["disfa"].labels)
     assert cells[str(tiny_checkpoint)][f"{rendered_records}:bp4d"]["asked"]["format"] == "bp4d"
-    assert "| trained |" in (tmp_path / "out" / "matrix.md").read_text()
+    table = (tmp_path / "out" / "matrix.md").read_text()
+    assert "| trained |" in table
+    beside = cell["baselines"]
+    assert set(beside["all-zero"]["per_au"]) == set(cell["per_au"])
+    assert beside["all-zero"]["mean"]["f1"] == 0
+    assert beside["neighbour-copy"] == {"left_out": "no two frames of one clip"}
+    assert f"| beside {checkpoint}: neighbour-copy | no two frames of one clip |" in table
     assert len(load_records(rendered_records, part="test", formats=["bp4d"])) == cell["n"]

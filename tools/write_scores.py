@@ -60,7 +60,8 @@ def mean_table() -> str:
             lines.append(f"| {decoder} | {name} | {' | '.join(cells)} | {unread} |")
     note = (
         "Means over AUs; in brackets 95 % bootstrap intervals over people (none for the expected calibration error, "
-        "ECE, which resampling inflates). MAE is in the units of the scale (5 or 1)."
+        "ECE, which resampling inflates). MAE, in units of the scale (5 or 1), is of the distribution's median, ICC "
+        "and PCC of its mean."
     )
     return "\n".join([*lines, "", note])
 

@@ -28,6 +28,7 @@ from rich.table import Table
 from au_llava.action_units import FORMATS
 from au_llava.au_datasets import aff_wild2, bp4d, ck_plus, disfa, feafa, gft, table
 from au_llava.au_datasets.folds import PROTOCOLS, assign_parts
+from au_llava.au_datasets.reading import check_root
 from au_llava.au_datasets.records import (
     PARTS,
     finish_folder,
@@ -123,6 +124,8 @@ def prepare_source(args: argparse.Namespace) -> dict:
     """Read what is missing of a real dataset and write the manifest; returns the manifest."""
     if bool(args.protocol or args.folds) != bool(args.tested) or (args.protocol and args.folds):
         raise ValueError("--tested PART goes with --protocol NAME or with --folds K, one of them")
+    if args.images:
+        check_root(args.images)
     source = args.open_source(args)
     if not source.clips:
         raise ValueError(f"nothing can be read in {args.root}: {'; '.join(source.defects.lines()) or 'it is empty'}")

@@ -243,7 +243,7 @@ def split_parts(parts: Mapping[str, Iterable[str]], tested: str, seed: int, vali
     if tested not in parts:
         raise ValueError(f"there is no part {tested!r} to test; choose one of {', '.join(parts)}")
     training = [each for part, members in parts.items() if part != tested for each in members]
-    drawn = assign_parts(training, {"train": 1 - validation, "validation": validation}, seed)
+    drawn = assign_parts(training, {"train": 1 - validation, "validation": validation}, seed) if training else {}
     split = {role: sorted(each for each in drawn if drawn[each] == role) for role in ("train", "validation")}
     return {**split, "test": sorted(parts[tested])}
 

@@ -4,8 +4,9 @@
 
 Faces that show one of the `RARE` AUs are left out of both folders until each of these is present in about `--rate` of
 the images. Every arm is trained on the same images from the same start with the same number of steps, once per seed, and
-scored on the skewed test images. Finished steps are not repeated: start the same command to go on. Writes
-OUT/imbalance.json and prints means and standard deviations over seeds.
+scored on the skewed test images. Further options go to train_sft.py, in every arm alike: with `--freeze vision_tower`
+a step costs less. Finished steps are not repeated: start the same command to go on. Writes OUT/imbalance.json and prints
+means and standard deviations over seeds.
 
 Subsampling by clip is not measured: rendered faces have no clips.
 """  # noqa: E501
@@ -96,6 +97,24 @@ def summary(results: dict[str, list[dict]]) -> dict:
     return found
 
 
+def start_run(arguments: argparse.Namespace, further: list[str]) -> None:
+    """Write OUT/settings.json, or check that what OUT holds was made with the same settings."""
+    settings = {key: getattr(arguments, key) for key in ("data", "test", "base", "rate", "steps", "batch_size")}
+    settings["train"], path = further, arguments.out / "settings.json"
+    if path.is_file() and (before := json.loads(path.read_text())) != settings:
+        differing = [key for key in settings if before[key] != settings[key]]
+        sys.exit(f"imbalance.py: {arguments.out} was made with another {', '.join(differing)}: choose another --out")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(settings, indent=1) + "\n")
+
+
+def run_script(name: str, words: list) -> None:
+    """Run a script of this repository; end where it fails (it says why)."""
+    done = subprocess.run([sys.executable, str(ROOT / name), *map(str, words)])
+    if done.returncode:
+        sys.exit(f"imbalance.py: {name} failed, see above; the same command goes on from there")
+
+
 def main(words: list[str] | None = None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -109,21 +128,30 @@ def main(words: list[str] | None = None):
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="default: all")
     parser.add_argument("--out", type=Path, required=True, help="folder for what is written")
-    arguments = parser.parse_args(words)
+    arguments, further = parser.parse_known_args(words)
+    start_run(arguments, further)
     for source, name in ((arguments.data, "train"), (arguments.test, "test")):
         skew_folder(source, arguments.out / f"skewed-{name}", arguments.rate)
     results: dict[str, list[dict]] = {}
     for arm in arguments.arms:
         for seed in arguments.seeds:
             run = arguments.out / f"{arm.replace(' ', '-')}-{seed}"
-            if not (run / "eval" / "results.json").is_file():
+            if not (run / "trainer_state.json").is_file():  # the last file that training writes
                 train = ["--config", ROOT / "recipes" / "rendered_tiny.yaml", "--model_name_or_path", arguments.base]
                 train += ["--data", arguments.out / "skewed-train", "--output_dir", run, "--eval_strategy", "no"]
                 train += ["--save_strategy", "no", "--max_steps", arguments.steps, "--seed", seed]
-                train += ["--per_device_train_batch_size", arguments.batch_size, "--causal_share", 0, *ARMS[arm]]
+                train += [
+                    "--per_device_train_batch_size",
+                    arguments.batch_size,
+                    "--causal_share",
+                    0,
+                    *ARMS[arm],
+                    *further,
+                ]
+                run_script("train_sft.py", train)
+            if not (run / "eval" / "results.json").is_file():
                 score = ["--model", run, "--data", arguments.out / "skewed-test", "--out", run / "eval"]
-                for script, options in (("train_sft.py", train), ("eval_au.py", score)):
-                    subprocess.run([sys.executable, str(ROOT / script), *map(str, options)], check=True)
+                run_script("eval_au.py", score)
             scores = json.loads((run / "eval" / "results.json").read_text())["formats"]["bp4d"]["per_au"]
             results.setdefault(arm, []).append({label: {m: each[m] for m in METRICS} for label, each in scores.items()})
     found = summary(results)
@@ -134,9 +162,7 @@ def main(words: list[str] | None = None):
         for group, metrics in groups.items():
             table.add_row(arm, group, *(f"{mean:.3f} ± {deviation:.3f}" for mean, deviation in metrics.values()))
     Console().print(table)
-    settings = {
-        key: getattr(arguments, key) for key in ("data", "test", "base", "rate", "steps", "batch_size", "seeds")
-    }
+    settings = json.loads((arguments.out / "settings.json").read_text()) | {"seeds": arguments.seeds}
     written = {"schema_version": 1, "settings": settings, "summary": found, "per_au": results}
     (arguments.out / "imbalance.json").write_text(json.dumps(written, indent=1) + "\n")
 

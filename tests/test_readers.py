@@ -444,6 +444,8 @@ def test_aff_wild2(tmp_path):
     assert defects == {"label files without a column for some AUs": 1}  # of 2020: 8 AUs
     parts = parts_of(source, validation=0.0, test=0.1, seed=0)
     assert {clip.name: part for clip, part in parts.items()} == {"video1_left": "train", "video2": "test"}
+    (sets / "Train_Set" / "video1_left.txt").unlink()  # a copy of the validation set alone
+    assert set(parts_of(open_aff_wild2(tmp_path), validation=0.1, test=0.1, seed=0).values()) == {"test"}
 
 
 def test_ck_plus(tmp_path):
@@ -743,6 +745,9 @@ def test_a_wrong_root_is_one_sentence(dataset, needed, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
     assert main([*words[:-3], str(tmp_path / "nowhere"), *words[-2:]]) == 1
     assert "there is no" in capsys.readouterr().err
+    if not dataset.startswith("table"):
+        assert main([*words, "--images", str(tmp_path / "no images")]) == 1
+        assert capsys.readouterr().err == f"prepare_data.py: there is no folder {tmp_path}/no images\n"
 
 
 @pytest.mark.parametrize(

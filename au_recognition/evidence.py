@@ -1,12 +1,14 @@
-"""Which patches of a face an action unit's probability rests on: occlusion maps.
+"""Where on a face an action unit's reading rests: sensitivity maps, and how much it matters that the peak is seen.
 
-Method: occlusion (Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, ECCV 2014, section 4.2). A
-square of the crop is painted over, the model reads again, and the map says, at the place of the square, by how much the
-probability of presence fell. It needs nothing of the model but its answers, so it works with every vision tower.
+Method: SmoothGrad (Smilkov et al., arXiv 1706.03825). The map is the gradient of the log-odds of presence by the
+pixels, its size added up over the colours, averaged over copies of the face with a little noise, and blurred to
+patches. On rendered faces, where it is known which part an AU moves, its peak lies there more often than that of
+occlusion maps (docs/log.md; benchmarks/pointing.py measures it). It needs gradients alone: every vision tower has them.
 
-What it does not show: evidence that is spread over more than one square (hiding either mouth corner may change nothing
-while the other is seen), why the model looks there, or whether it is right. A painted square is itself something that
-the model has not seen on a face, so small falls mean little. What speaks against an AU is not shown.
+A map shows where small changes of the face would change the reading most. It does not show in which direction, whether
+the reading is right, or why; the heights of two maps do not compare. `falls_when_hidden` therefore measures what the
+peak is worth: how far the probability falls when a square around it is painted over. A painted square is itself a sight
+that the model has not met, so a small fall means little.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,35 +16,89 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from scipy.ndimage import gaussian_filter
 
 from au_llava.action_units import AUFormat
 from au_llava.calibration_au_llava import calibrate
 from au_llava.slot_tree_au_llava import SlotTree
 
-GRID = 8  # places of the square along a side of the crop
-SQUARE = 0.25  # side of the square, of the crop's side
+COPIES = 4  # of the face, each with its own noise
+NOISE = 0.075  # standard deviation, of the range of the crop's colours; chosen with the other two in docs/log.md
+BLUR = 1 / 24  # standard deviation, of the crop's side
+SQUARE = 0.25  # side of the hidden square, of the crop's side
 
 
-@torch.no_grad()
 def evidence_maps(
-    model, processor, image, labels: Mapping[AUFormat, Sequence[str]], batch_size: int = 16
+    model, processor, image, labels: Mapping[AUFormat, Sequence[str]], batch_size: int = COPIES
 ) -> dict[str, np.ndarray]:
-    """Where on a face crop the probabilities of some AUs rest; all formats come from the same forward passes.
+    """Where on a face crop the readings of some AUs rest; all formats come from the same forward passes.
 
     Args:
-        model, processor: as for `recognize`; read by the slots decoder, calibrated as there.
+        model, processor: as for `recognize`, the model in evaluation mode; read by the slots decoder.
         image: one aligned face crop, as `recognize` takes it.
-        labels: format -> the AUs of it to explain, usually those that were read as present. A format without any is
-            left out.
-        batch_size: hidden squares per forward pass.
+        labels: format -> the AUs of it to explain, usually those that were read as present.
+        batch_size: copies of the face per forward pass. The maps do not depend on it.
 
     Returns:
-        format name -> (len(labels), size, size) float32, in the order given and in the pixels of the crop that the
-        model sees: by how much the probability of presence falls (0 where it does not) when a square of `SQUARE` of the
-        side is hidden around each of `GRID` x `GRID` places. The maximum is the largest fall that was measured.
+        format name -> (len(labels), size, size) float32 in [0, 1], in the order given and in the pixels of the crop
+        that the model sees. Every map's maximum is 1 (0 if the face makes no difference). A format without labels is
+        left out.
 
     Raises:
         ValueError: a label that the format does not have, no label at all, or an image that cannot be read.
+    """
+    pixels, tree, labels = _prepared(model, processor, image, labels)
+    noise = torch.randn((COPIES, *pixels.shape[1:]), generator=torch.Generator().manual_seed(0))
+    spread = NOISE * (pixels.max() - pixels.min())
+    copies = pixels + spread * noise.to(pixels.device, pixels.dtype)
+    sizes = sum(_gradient_sizes(model, tree, labels, some) for some in copies.split(batch_size))
+    maps = np.stack([gaussian_filter(each, BLUR * len(each)) for each in sizes])
+    highest = maps.max(axis=(1, 2), keepdims=True)
+    return _by_format(labels, maps / np.where(highest > 0, highest, 1))
+
+
+@torch.no_grad()
+def falls_when_hidden(
+    model, processor, image, labels: Mapping[AUFormat, Sequence[str]], maps: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """How far each AU's probability of presence falls when a square of the crop is painted over, around its map's peak.
+
+    Args:
+        model, processor, image, labels: as for `evidence_maps`. maps: what it gave.
+
+    Returns:
+        format name -> (len(labels),): the fall of the calibrated probability; below 0 where it rises. The square has
+        `SQUARE` of the crop's side and the crop's mean colour, and is cut off at the border.
+    """
+    pixels, tree, labels = _prepared(model, processor, image, labels)
+    middle = (np.arange(pixels.shape[-1]) + 0.5) / pixels.shape[-1]
+    views = [pixels]
+    for fmt in labels:
+        for each in maps[fmt.name]:
+            right, down = peak(each)
+            rows, columns = (np.abs(middle - place) <= SQUARE / 2 for place in (down, right))
+            hidden = torch.from_numpy(rows[:, None] & columns).to(pixels.device)
+            views.append(torch.where(hidden, pixels.mean(dim=(2, 3), keepdim=True), pixels))
+    values = torch.cat([_values(model, tree, each) for each in torch.cat(views).split(COPIES)]).cpu()
+    probabilities = []
+    for (fmt, wanted), read in zip(labels.items(), tree.by_format(values.exp()), strict=True):
+        asked = replace(fmt, labels=wanted)
+        distributions, _ = calibrate(read.double().numpy(), asked, model.config.calibration)
+        probabilities.append(distributions[..., _is_present(fmt)].sum(axis=-1))
+    whole, *hidden = np.concatenate(probabilities, axis=1)  # (AUs,) each
+    return _by_format(labels, whole - np.diagonal(hidden))
+
+
+def peak(evidence: np.ndarray) -> tuple[float, float]:
+    """Right and down, in shares of the crop, of the pixel at which a map (size, size) is highest."""
+    row, column = np.unravel_index(evidence.argmax(), evidence.shape)
+    return (column + 0.5) / len(evidence), (row + 0.5) / len(evidence)
+
+
+def _prepared(model, processor, image, labels) -> tuple[torch.Tensor, SlotTree, dict[AUFormat, tuple[str, ...]]]:
+    """The pixels (1, 3, size, size), the tree of the wanted slots, and these without empty formats.
+
+    The tree holds these slots only: a branch does not depend on its neighbours, so they are read as among all.
     """
     labels = {fmt: tuple(wanted) for fmt, wanted in labels.items() if wanted}
     for fmt, wanted in labels.items():
@@ -52,56 +108,40 @@ def evidence_maps(
     if not labels:
         raise ValueError("There is no AU to explain: name at least one.")
     pixels = processor.image_processor([image], return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
-    size = pixels.shape[-1]
-    tree = _tree(processor, labels, processor.num_image_tokens(*pixels.shape[-2:])).to(model.device)
-    hidden = torch.from_numpy(_squares(size)).to(model.device)  # (places, size, size)
-    fill = pixels.mean(dim=(2, 3), keepdim=True)
-    views = [pixels, *(torch.where(each[:, None], fill, pixels) for each in hidden.split(batch_size))]
-    read = [_probabilities(model, tree, labels, each) for each in views]
-    cell = np.arange(size) * GRID // size
-    maps = {}
-    for fmt in labels:
-        whole, *covered = (each[fmt.name] for each in read)
-        falls = (whole - np.concatenate(covered)).clip(0)  # (places, AUs)
-        maps[fmt.name] = falls.T.reshape(-1, GRID, GRID)[:, cell][:, :, cell].astype(np.float32)
-    return maps
+    image_tokens = processor.num_image_tokens(*pixels.shape[-2:])
+    answers = []
+    for fmt, wanted in labels.items():
+        texts = {label: [f"{label}: {value}" for value in fmt.value_strings] for label in wanted}
+        answers.append(
+            {label: processor.tokenizer(each, add_special_tokens=False)["input_ids"] for label, each in texts.items()}
+        )
+    tree = SlotTree([processor.prompt_ids(fmt, image_tokens) for fmt in labels], answers)
+    return pixels, tree.to(model.device), labels
 
 
-def _tree(processor, labels: Mapping[AUFormat, Sequence[str]], image_tokens: int) -> SlotTree:
-    """The slots of some AUs only: a branch does not depend on its neighbours, so they are read as among all."""
-    answers = [
-        {
-            label: processor.tokenizer([f"{label}: {value}" for value in fmt.value_strings], add_special_tokens=False)[
-                "input_ids"
-            ]
-            for label in wanted
-        }
-        for fmt, wanted in labels.items()
-    ]
-    return SlotTree([processor.prompt_ids(fmt, image_tokens) for fmt in labels], answers)
+def _values(model, tree: SlotTree, pixels: torch.Tensor) -> torch.Tensor:
+    """(images, values) log-probabilities, see `SlotTree.log_probabilities`."""
+    return tree.log_probabilities(model(**tree.model_inputs(pixels)).logits)
 
 
-def _squares(size: int) -> np.ndarray:
-    """(GRID * GRID, size, size) booleans: the hidden square around each place, row by row, cut off at the border."""
-    pixel = (np.arange(size) + 0.5) / size
-    centre = (np.arange(GRID) + 0.5) / GRID
-    near = np.abs(pixel - centre[:, None]) <= SQUARE / 2  # (GRID, size)
-    return (near[:, None, :, None] & near[None, :, None, :]).reshape(-1, size, size)
+def _gradient_sizes(model, tree: SlotTree, labels, pixels: torch.Tensor) -> np.ndarray:
+    """(AUs, size, size) size of the gradient of each AU's log-odds of presence, summed over images and colours."""
+    with torch.enable_grad():
+        pixels = pixels.detach().requires_grad_()
+        odds = []
+        for fmt, read in zip(labels, tree.by_format(_values(model, tree, pixels)), strict=True):
+            present = torch.from_numpy(_is_present(fmt)).to(pixels.device)
+            odds.append(read[..., present].logsumexp(-1) - read[..., ~present].logsumexp(-1))  # (images, AUs)
+        gradients = (torch.autograd.grad(each.sum(), pixels, retain_graph=True)[0] for each in torch.cat(odds, 1).T)
+        return np.stack([each.abs().sum(dim=(0, 1)).float().cpu().numpy() for each in gradients])
 
 
-def _probabilities(model, tree: SlotTree, labels, pixels: torch.Tensor) -> dict[str, np.ndarray]:
-    """Format name -> (images, AUs) calibrated probability of presence."""
-    values = tree.log_probabilities(model(**tree.model_inputs(pixels)).logits).exp().cpu()
-    found = {}
-    for (fmt, wanted), read in zip(labels.items(), tree.by_format(values), strict=True):
-        asked = replace(fmt, labels=wanted)
-        distributions, _ = calibrate(read.double().numpy(), asked, model.config.calibration)
-        present = np.array(fmt.value_numbers) >= fmt.presence_threshold
-        found[fmt.name] = distributions[..., present].sum(axis=-1)
-    return found
+def _is_present(fmt: AUFormat) -> np.ndarray:
+    """(values,) booleans: which values of the scale count as present."""
+    return np.array(fmt.value_numbers) >= fmt.presence_threshold
 
 
-def peak(evidence: np.ndarray) -> tuple[float, float]:
-    """Right and down, in shares of the crop, of the place at which a map (size, size) is highest."""
-    row, column = np.unravel_index(evidence.argmax(), evidence.shape)
-    return (column * GRID // len(evidence) + 0.5) / GRID, (row * GRID // len(evidence) + 0.5) / GRID
+def _by_format(labels: Mapping[AUFormat, Sequence[str]], values: np.ndarray) -> dict[str, np.ndarray]:
+    """Format name -> its share of something per AU."""
+    ends = np.cumsum([len(wanted) for wanted in labels.values()])
+    return dict(zip((fmt.name for fmt in labels), np.split(values, ends[:-1]), strict=True))

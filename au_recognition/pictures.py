@@ -120,8 +120,7 @@ def _show_bars(axis, fmt: AUFormat, read: dict) -> None:
 def save_evidence(path: Path, faces: Iterable[tuple[dict, Image.Image, Sequence]]) -> None:
     """Per face the crop, and every AU found with the map of its evidence over it and its reason under it.
 
-    The tint says what share of the AU's probability is lost when the place is hidden, from none to all; the line
-    encloses where it is more than half of the largest loss.
+    The tint is the map; the line encloses where it is more than half of its highest.
 
     Args:
         faces: of each what `faces_read` gives, the crop that was read, and its `Explanation`s.
@@ -149,8 +148,8 @@ def _show_evidence(axis, face: dict, crop: Image.Image, explanation) -> None:
         axis.set_title(f"{Path(face['file']).name}, face {face['face_id']}", fontsize=7)
         return
     places = np.arange(SHOWN_SIDE) * len(explanation.evidence) // SHOWN_SIDE
-    lost = explanation.evidence[places][:, places] / explanation.probability
-    _show_tinted(axis, crop.convert("L").convert("RGB"), lost, lost.max() / 2)  # on grey the tint is seen best
+    evidence = explanation.evidence[places][:, places]
+    _show_tinted(axis, crop.convert("L").convert("RGB"), evidence, 0.5)  # on grey the tint is seen best
     axis.set_title(f"{explanation.format.name}: {explanation.label}", fontsize=7)
     axis.set_xlabel(fill(explanation.reason, LINE), fontsize=5.5, loc="left")
 

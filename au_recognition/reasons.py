@@ -12,7 +12,7 @@ from PIL import Image
 from au_llava.action_units import ACTION_UNITS, AUFormat
 from au_llava.calibration_au_llava import DEFAULT_THRESHOLD, entries_for
 
-from .evidence import evidence_maps, peak
+from .evidence import evidence_maps, falls_when_hidden, peak
 
 LEAST_FALL = 0.01  # of a probability; a smaller one is not told as a number
 
@@ -40,13 +40,14 @@ def explain(model, processor, crop: Image.Image, answers: Mapping, formats: Sequ
     if not any(found.values()):
         return []
     maps = evidence_maps(model, processor, crop, found)
+    falls = falls_when_hidden(model, processor, crop, found, maps)
     explanations = []
     for fmt, labels in found.items():
-        for label, evidence in zip(labels, maps.get(fmt.name, ()), strict=True):
+        for label, evidence, fall in zip(labels, maps.get(fmt.name, ()), falls.get(fmt.name, ()), strict=True):
             probability, expected = (
                 answers[fmt.name][key][fmt.labels.index(label)] for key in ("probability", "expected")
             )
-            text = reason(fmt, label, probability, expected, evidence, model.config.calibration)
+            text = reason(fmt, label, probability, expected, evidence, fall, model.config.calibration)
             explanations.append(Explanation(fmt, label, probability, evidence, text))
     return explanations
 
@@ -64,19 +65,20 @@ def reason(
     probability: float,
     expected: float,
     evidence: np.ndarray,
+    fall: float,
     calibration: Mapping | None = None,
 ) -> str:
-    """What was read of an AU that is read as present, and where hiding a part of the face changes that most.
+    """What was read of an AU that is read as present, where on the face that rests, and how far.
 
     Args:
         probability, expected: of the AU's `AUReading` by the slots decoder.
-        evidence: the AU's map (size, size), see `evidence_maps`.
+        evidence: the AU's map (size, size) of `evidence_maps`. fall: what `falls_when_hidden` says of it.
         calibration: `model.config.calibration`, which holds the decision threshold.
 
     Returns:
         sentences such as "AU12 (lip corner puller): the lip corners are pulled up and outward. Read as present:
-        probability 0.93, threshold 0.41; mean 2.8 of 5. Hiding the lower left of the crop lowers the probability most,
-        by 0.31." Left and right are those of the picture.
+        probability 0.93, threshold 0.41; mean 2.8 of 5. The evidence peaks in the lower left of the crop: hiding a
+        square there lowers the probability by 0.31." Left and right are those of the picture.
     """
     unit = ACTION_UNITS[label]
     threshold = entries_for(calibration, fmt).get(label, {"threshold": DEFAULT_THRESHOLD})["threshold"]
@@ -85,11 +87,10 @@ def reason(
     if fmt.scale != "occurrence":
         digits = 1 if fmt.scale == "intensity" else 2
         text += f"; mean {expected:.{digits}f} of {fmt.value_numbers[-1]:g}"
-    fall = float(evidence.max())
+    told = f"lowers the probability by {fall:.2f}"
     if fall < LEAST_FALL:
-        return f"{text}. Hiding no single part of the crop lowers the probability by {LEAST_FALL} or more."
-    place = _place(*peak(evidence))
-    return f"{text}. Hiding the {place} of the crop lowers the probability most, by {fall:.2f}."
+        told = f"does not lower the probability by {LEAST_FALL} or more"
+    return f"{text}. The evidence peaks in the {_place(*peak(evidence))} of the crop: hiding a square there {told}."
 
 
 def _place(right: float, down: float) -> str:

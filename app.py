@@ -45,7 +45,8 @@ HOME = Path(faces_au.__file__).parent  # the code's folder; in a clone and in a 
 EXAMPLES = HOME / "assets" / "faces"
 FORMATS = tuple(map(get_format, MAIN_FORMATS))
 MOST_BYTES, MOST_PIXELS = "20mb", 50_000_000  # of an upload; a phone's picture has 12 to 50 million pixels
-KEPT = 600  # seconds
+KEPT = 600  # seconds that an upload is kept at most
+WAITING = 32  # most requests that wait for the model; further ones are refused
 
 SEED = 9  # people whom no recipe trains or tests on: those use the seeds 0 and 1
 PEOPLE = 100
@@ -161,9 +162,8 @@ def slider(label: str, lowest: float, highest: float, step: float, value: float)
     return gr.Slider(lowest, highest, value, step=step, label=label, elem_classes="au-slider")
 
 
-def build(reader: Reader) -> gr.Blocks:
-    """The page."""
-    examples = sorted(EXAMPLES.glob("*.png"))
+def read_tab(reader: Reader) -> None:
+    """Fill the tab in which pictures are read."""
 
     def read(file, number):
         """-> the choice of a face, the picture, the tables of that face"""
@@ -174,18 +174,12 @@ def build(reader: Reader) -> gr.Blocks:
             image, faces = reader.read(Path(path), name)
         except ValueError as error:
             return gr.update(visible=False), markup.problem(str(error)), ""
-        face = faces[number]
         choices = [(f"face {each['face_id']}", each["face_id"]) for each in faces]
+        table = {"file": f"{Path(name).stem}-aus.csv", "faces": faces}
         return (
             gr.update(choices=choices, value=number, visible=len(faces) > 1),
             markup.seen(image, faces, number),
-            markup.tables(
-                face["answers"],
-                FORMATS,
-                contradictions=face["contradictions"],
-                file=f"{Path(name).stem}-aus.csv",
-                faces=faces,
-            ),
+            markup.tables(faces[number]["answers"], FORMATS, contradictions=faces[number]["contradictions"], **table),
         )
 
     def read_largest(file):
@@ -202,6 +196,48 @@ def build(reader: Reader) -> gr.Blocks:
         face = faces[number or 0]
         return markup.reasons(reader.explain(face, get_format(name)), face["crop"])
 
+    examples = sorted(EXAMPLES.glob("*.png"))
+    first = (str(examples[0]), examples[0].name) if examples else None
+    _, first_seen, first_answer = read_largest(first)
+    with gr.Row():
+        with gr.Column(scale=1, min_width=290):
+            upload = gr.Image(
+                first and first[0],
+                label="Picture",
+                sources=["upload", "webcam", "clipboard"],
+                height=280,
+                buttons=[],
+                alt_text="The picture to read",
+                webcam_options=gr.WebcamOptions(mirror=False),  # left has to stay left
+            )
+            # As it came: what is wrong with a file is told in one sentence, by `Reader.read`.
+            upload.preprocess = lambda file: file and (file.path, file.orig_name or Path(file.path).name)
+            gr.HTML('<div class="au-page"><span class="au-quiet">Rendered examples</span></div>')
+            with gr.Row(elem_classes="au-examples"):
+                buttons = [gr.Button(path.stem, icon=path, size="sm", min_width=0) for path in examples]
+        with gr.Column(scale=2, min_width=290):
+            number = gr.Radio([], label="Face", visible=False)
+            seen = gr.HTML(first_seen)
+    answer = gr.HTML(first_answer)
+    gr.HTML(BARS)
+    with gr.Accordion("Why: where the probability of each action unit rests", open=True):
+        name = gr.Radio([fmt.name for fmt in FORMATS], value=FORMATS[0].name, label="Format")
+        gr.HTML(WHY)
+        why = gr.HTML(reason(first, 0, FORMATS[0].name))
+
+    event = {"concurrency_id": "model", "show_progress": "minimal"}
+    outputs = [number, seen, answer]
+    explained = {"fn": reason, "inputs": [upload, number, name], "outputs": why, "api_visibility": "private", **event}
+    upload.change(read_largest, upload, outputs, api_name="read", **event).then(**explained)
+    number.input(read, [upload, number], outputs, api_visibility="private", **event).then(**explained)
+    name.input(**explained)
+    for button, path in zip(buttons, examples, strict=True):
+        button.click(lambda path=path: path, None, upload, queue=False, api_visibility="private")
+
+
+def make_tab(reader: Reader) -> dict:
+    """Fill the tab in which faces are made. Returns the event that makes one, for when the page opens."""
+
     def make(number, turn, side, *values):
         """-> the face, the tables of what it shows and what is read of it"""
         strengths = strengths_of(values, side)
@@ -211,84 +247,57 @@ def build(reader: Reader) -> gr.Blocks:
         answers = reader.read_crop(face)["answers"]
         return markup.drawn_face(face, alt, f"person {int(number)}"), markup.tables(answers, FORMATS, shown)
 
+    def at_rest():
+        return [0.0] * len(NAMES)
+
     def at_random():
         generator = np.random.default_rng()
         while not (strengths := sample_activations(generator)):
             pass
         return [strength_of(name, strengths) for name in NAMES]
 
-    first = (str(examples[0]), examples[0].name) if examples else None
-    start = read_largest(first)
+    with gr.Row():
+        with gr.Column(scale=1, min_width=280, elem_classes="au-maker"):
+            drawn = gr.HTML(elem_classes="au-drawn")
+            with gr.Row():
+                rest = gr.Button("All at rest", size="sm", min_width=0)
+                chance = gr.Button("Random face", size="sm", min_width=0)
+            who = slider("Person", 0, PEOPLE - 1, 1, 1)
+            turn = slider("Head turn, degrees", -FARTHEST_TURN, FARTHEST_TURN, 1, 0)
+        with gr.Column(scale=3, min_width=280):
+            of_unit = {}
+            with gr.Row():
+                for title, regions in GROUPS.items():
+                    with gr.Column(min_width=250):
+                        gr.HTML(f'<div class="au-page"><h3>{title}</h3></div>')
+                        for label in NAMES:
+                            if ACTION_UNITS[label].region in regions:
+                                of_unit[label] = slider(f"{label} {ACTION_UNITS[label].name}", 0, 1, 0.01, 0)
+            side = gr.Radio(list(SIDES), value=next(iter(SIDES)), label="Sided AUs move on")
+    read_back = gr.HTML()
+    gr.HTML(MADE)
+
+    sliders = [of_unit[name] for name in NAMES]
+    settings = [who, turn, side, *sliders]
+    made = {"fn": make, "inputs": settings, "outputs": [drawn, read_back], "concurrency_id": "model"}
+    made["show_progress"] = "hidden"  # it comes as fast as one drags
+    gr.on([each.input for each in settings], **made, trigger_mode="always_last", api_name="make")
+    made["api_visibility"] = "private"
+    for button, values in ((rest, at_rest), (chance, at_random)):
+        button.click(values, None, sliders, queue=False, api_visibility="private").then(**made)
+    return made
+
+
+def build(reader: Reader) -> gr.Blocks:
+    """The page."""
+    gr.set_static_paths([EXAMPLES])  # served from where they lie: copies would be deleted with the uploads
     with gr.Blocks(title="AU-LLaVA", analytics_enabled=False, delete_cache=(KEPT // 2, KEPT // 2)) as page:
         gr.HTML(WELCOME)
         with gr.Tab("Read a picture"):
-            with gr.Row():
-                with gr.Column(scale=1, min_width=290):
-                    upload = gr.Image(
-                        first and first[0],
-                        label="Picture",
-                        sources=["upload", "webcam", "clipboard"],
-                        height=280,
-                        buttons=[],
-                        alt_text="The picture to read",
-                    )
-                    # As it came: what is wrong with a file is told in one sentence, by `Reader.read`.
-                    upload.preprocess = lambda file: file and (file.path, file.orig_name or Path(file.path).name)
-                    gr.HTML('<div class="au-page"><span class="au-quiet">Rendered examples</span></div>')
-                    with gr.Row(elem_classes="au-examples"):
-                        buttons = [gr.Button(path.stem, icon=path, size="sm", min_width=0) for path in examples]
-                with gr.Column(scale=2, min_width=290):
-                    number = gr.Radio([], label="Face", visible=False)
-                    seen = gr.HTML(start[1])
-            answer = gr.HTML(start[2])
-            gr.HTML(BARS)
-            with gr.Accordion("Why: where the probability of each action unit rests", open=True):
-                name = gr.Radio([fmt.name for fmt in FORMATS], value=FORMATS[0].name, label="Format")
-                gr.HTML(WHY)
-                why = gr.HTML(reason(first, 0, FORMATS[0].name))
+            read_tab(reader)
         with gr.Tab("Make a face"):
-            with gr.Row():
-                with gr.Column(scale=1, min_width=280, elem_classes="au-maker"):
-                    drawn = gr.HTML(elem_classes="au-drawn")
-                    with gr.Row():
-                        rest, chance = (
-                            gr.Button(text, size="sm", min_width=0) for text in ("All at rest", "Random face")
-                        )
-                    who = slider("Person", 0, PEOPLE - 1, 1, 1)
-                    turn = slider("Head turn, degrees", -FARTHEST_TURN, FARTHEST_TURN, 1, 0)
-                with gr.Column(scale=3, min_width=280):
-                    with gr.Row():
-                        sliders = {}
-                        for title, regions in GROUPS.items():
-                            with gr.Column(min_width=250):
-                                gr.HTML(f'<div class="au-page"><h3>{title}</h3></div>')
-                                units = (ACTION_UNITS[label] for label in NAMES)
-                                for unit in (unit for unit in units if unit.region in regions):
-                                    sliders[unit.label] = slider(f"{unit.label} {unit.name}", 0, 1, 0.01, 0)
-                    side = gr.Radio(list(SIDES), value=next(iter(SIDES)), label="Sided AUs move on")
-            back = gr.HTML()
-            gr.HTML(MADE)
-        sliders = [sliders[label] for label in NAMES]
-
-        seldom = {"concurrency_id": "model", "show_progress": "minimal"}
-        explained = {"fn": reason, "inputs": [upload, number, name], "outputs": why, **seldom}
-        explained["api_visibility"] = "private"
-        answers = [number, seen, answer]
-        upload.change(read_largest, upload, answers, api_name="read", **seldom).then(**explained)
-        number.input(read, [upload, number], answers, api_visibility="private", **seldom).then(**explained)
-        name.input(**explained)
-        for button, path in zip(buttons, examples, strict=True):
-            button.click(lambda path=path: path, None, upload, queue=False, api_visibility="private")
-        settings = [who, turn, side, *sliders]
-        made = {"fn": make, "inputs": settings, "outputs": [drawn, back], "concurrency_id": "model"}
-        made["show_progress"] = "hidden"  # it comes as fast as one drags
-        gr.on([each.input for each in settings], **made, trigger_mode="always_last", api_name="make")
-        page.load(**made, api_visibility="private")
-        for button, values in ((rest, lambda: [0.0] * len(sliders)), (chance, at_random)):
-            button.click(values, None, sliders, queue=False, api_visibility="private").then(
-                **made, api_visibility="private"
-            )
-    return page.queue(max_size=32, default_concurrency_limit=1)
+            page.load(**make_tab(reader))
+    return page.queue(max_size=WAITING, default_concurrency_limit=1)
 
 
 LAYOUT = """
@@ -317,7 +326,6 @@ LAYOUT = """
 LAUNCH = {  # how the page is served: to nobody but the one who opens it, with nothing from elsewhere
     "share": False,
     "max_file_size": MOST_BYTES,
-    "allowed_paths": [str(EXAMPLES)],
     "theme": gr.themes.Default(
         primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     ),

@@ -1,4 +1,4 @@
-"""Where on a face an action unit's reading rests: sensitivity maps, and how much it matters that the peak is seen.
+"""Where on a face an action unit's reading rests: sensitivity maps, and how much it matters that this part is seen.
 
 Method: SmoothGrad (Smilkov et al., arXiv 1706.03825). The map is the gradient of the log-odds of presence by the
 pixels, its size added up over the colours, averaged over copies of the face with a little noise, and blurred to
@@ -7,7 +7,7 @@ occlusion maps (docs/log.md; benchmarks/pointing.py measures it). It needs gradi
 
 A map shows where small changes of the face would change the reading most. It does not show in which direction, whether
 the reading is right, or why; the heights of two maps do not compare. `falls_when_hidden` therefore measures what the
-peak is worth: how far the probability falls when a square around it is painted over. A painted square is itself a sight
+part above half of the peak is worth: how far the probability falls when it is painted over. Paint is itself a sight
 that the model has not met, so a small fall means little.
 """
 
@@ -25,7 +25,7 @@ from au_llava.slot_tree_au_llava import SlotTree
 COPIES = 4  # of the face, each with its own noise
 NOISE = 0.075  # standard deviation, of the range of the crop's colours; chosen with the other two in docs/log.md
 BLUR = 1 / 24  # standard deviation, of the crop's side
-SQUARE = 0.25  # side of the hidden square, of the crop's side
+OUTLINE = 0.5  # of a map's maximum: what is higher is outlined, and hidden for a test
 
 
 def evidence_maps(
@@ -61,32 +61,27 @@ def evidence_maps(
 def falls_when_hidden(
     model, processor, image, labels: Mapping[AUFormat, Sequence[str]], maps: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """How far each AU's probability of presence falls when a square of the crop is painted over, around its map's peak.
+    """How far each AU's probability of presence falls when the part of the crop above `OUTLINE` of its map is hidden.
 
     Args:
         model, processor, image, labels: as for `evidence_maps`. maps: what it gave.
 
     Returns:
-        format name -> (len(labels),): the fall of the calibrated probability; below 0 where it rises. The square has
-        `SQUARE` of the crop's side and the crop's mean colour, and is cut off at the border.
+        format name -> (len(labels),): the fall of the calibrated probability; below 0 where it rises. What is hidden
+        gets the crop's mean colour.
     """
     pixels, tree, labels = _prepared(model, processor, image, labels)
-    middle = (np.arange(pixels.shape[-1]) + 0.5) / pixels.shape[-1]
-    views = [pixels]
-    for fmt in labels:
-        for each in maps[fmt.name]:
-            right, down = peak(each)
-            rows, columns = (np.abs(middle - place) <= SQUARE / 2 for place in (down, right))
-            hidden = torch.from_numpy(rows[:, None] & columns).to(pixels.device)
-            views.append(torch.where(hidden, pixels.mean(dim=(2, 3), keepdim=True), pixels))
-    values = torch.cat([_values(model, tree, each) for each in torch.cat(views).split(COPIES)]).cpu()
+    hidden = np.concatenate([maps[fmt.name] > OUTLINE for fmt in labels])[:, None]  # (AUs, 1, size, size)
+    painted = torch.where(torch.from_numpy(hidden).to(pixels.device), pixels.mean(dim=(2, 3), keepdim=True), pixels)
+    views = torch.cat([pixels, painted])
+    values = torch.cat([_values(model, tree, each) for each in views.split(COPIES)]).cpu()
     probabilities = []
     for (fmt, wanted), read in zip(labels.items(), tree.by_format(values.exp()), strict=True):
         asked = replace(fmt, labels=wanted)
         distributions, _ = calibrate(read.double().numpy(), asked, model.config.calibration)
         probabilities.append(distributions[..., _is_present(fmt)].sum(axis=-1))
-    whole, *hidden = np.concatenate(probabilities, axis=1)  # (AUs,) each
-    return _by_format(labels, whole - np.diagonal(hidden))
+    whole, *painted = np.concatenate(probabilities, axis=1)  # (AUs,) each
+    return _by_format(labels, whole - np.diagonal(painted))
 
 
 def peak(evidence: np.ndarray) -> tuple[float, float]:

@@ -19,6 +19,7 @@ from au_llava.au_datasets.face_rig import SHAPES, expand_sides, load_rig
 from au_llava.faces_au import EYE_DISTANCE, EYE_HEIGHT, crop_face
 from au_llava.image_processing_au_llava import load_face_image
 
+from .evidence import OUTLINE
 from .inputs import DamagedVideo, is_video, video_frames
 from .reading import Plan
 from .tables import measure
@@ -120,7 +121,7 @@ def _show_bars(axis, fmt: AUFormat, read: dict) -> None:
 def save_evidence(path: Path, faces: Iterable[tuple[dict, Image.Image, Sequence]]) -> None:
     """Per face the crop, and every AU found with the map of its evidence over it and its reason under it.
 
-    The tint is the map; the line encloses where it is more than half of its highest.
+    The tint is the map; the line encloses where it is above `OUTLINE`.
 
     Args:
         faces: of each what `faces_read` gives, the crop that was read, and its `Explanation`s.
@@ -149,7 +150,7 @@ def _show_evidence(axis, face: dict, crop: Image.Image, explanation) -> None:
         return
     places = np.arange(SHOWN_SIDE) * len(explanation.evidence) // SHOWN_SIDE
     evidence = explanation.evidence[places][:, places]
-    _show_tinted(axis, crop.convert("L").convert("RGB"), evidence, 0.5)  # on grey the tint is seen best
+    _show_tinted(axis, crop.convert("L").convert("RGB"), evidence, OUTLINE)  # on grey the tint is seen best
     axis.set_title(f"{explanation.format.name}: {explanation.label}", fontsize=7)
     axis.set_xlabel(fill(explanation.reason, LINE), fontsize=5.5, loc="left")
 

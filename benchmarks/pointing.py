@@ -170,11 +170,11 @@ def main(words: list[str] | None = None):
     arguments = parser.parse_args(words)
     model = AutoModelForImageTextToText.from_pretrained(arguments.model, trust_remote_code=True, dtype="float32").eval()
     processor = AutoProcessor.from_pretrained(arguments.model, trust_remote_code=True)
+    identity = checkpoint_identity(arguments.model, model)  # before anybody replaces the files
     rows = list(rows_of(model, processor, arguments.people, arguments.images))
     if not rows:
         raise ValueError("no AU of these faces was found: there is nothing to point at; draw more --people")
     found = summarise(rows, [FORMATS[name] for name in FORMAT_NAMES])
-    identity = checkpoint_identity(arguments.model, model)
     content = {
         "schema_version": 1,
         "provenance": {

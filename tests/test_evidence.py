@@ -12,7 +12,7 @@ from au_llava.action_units import FORMATS
 from au_llava.au_datasets.face_rig import load_rig
 from au_llava.au_datasets.render import View, draw_values
 from au_llava.au_datasets.rendered import picture, sample_subject
-from au_llava.au_recognition.evidence import BLUR, SQUARE, evidence_maps, falls_when_hidden, peak
+from au_llava.au_recognition.evidence import BLUR, evidence_maps, falls_when_hidden, peak
 from au_llava.au_recognition.reading import reading_of
 from au_llava.au_recognition.reasons import add_reasons, explain, reason
 
@@ -27,14 +27,6 @@ def image():
     return Image.fromarray((100 + np.concatenate([half, -half])).astype(np.uint8))
 
 
-def hide(image, row, column):
-    """The image with the square around the middle of one pixel painted in its mean."""
-    pixels, places = np.array(image), np.arange(IMAGE_SIZE)
-    reach = SQUARE * IMAGE_SIZE / 2
-    pixels[np.ix_(np.abs(places - row) <= reach, np.abs(places - column) <= reach)] = 100
-    return Image.fromarray(pixels)
-
-
 def map_with_peak(row, column):
     evidence = np.zeros((IMAGE_SIZE, IMAGE_SIZE))
     evidence[row, column] = 1
@@ -43,17 +35,17 @@ def map_with_peak(row, column):
 
 @pytest.mark.parametrize("tower", ["siglip", "resnet"])
 def test_falls_are_those_of_recognize(image, tower):
-    """Of the image with a painted square around the peak, calibration included."""
+    """Of the image with the part above half of the map painted over, calibration included."""
     model, processor = build_tiny(vision_config=TOWERS[tower][0])
     entry = {"method": "temperature", "temperature": 2.0, "threshold": 0.4}
     model.config.calibration = {
         "formats": {"disfa": {"scale": "intensity", "presence_threshold": 2.0, "aus": {"AU12": entry}}}
     }
-    places = np.random.default_rng(1).integers(0, IMAGE_SIZE, (13, 2))
+    maps = np.random.default_rng(1).random((13, 4, 4)).repeat(8, axis=1).repeat(8, axis=2)
     wanted = {BP4D: BP4D.labels, FEAFA: (), DISFA: ("AU12",)}
-    maps = np.stack([map_with_peak(*place) for place in places])
     falls = falls_when_hidden(model, processor, image, wanted, {"bp4d": maps[:12], "disfa": maps[12:]})
-    whole, *hidden = model.recognize(processor, [image, *(hide(image, *place) for place in places)], [BP4D, DISFA])
+    painted = [Image.fromarray(np.where(each[..., None] > 0.5, np.uint8(100), image)) for each in maps]
+    whole, *hidden = model.recognize(processor, [image, *painted], [BP4D, DISFA])
     asked = [("bp4d", label) for label in BP4D.labels] + [("disfa", "AU12")]
     expected = [
         whole[name][label].probability - other[name][label].probability
@@ -127,21 +119,26 @@ def test_reasons_hold_the_definition_and_the_numbers():
             "feafa": {"scale": "intensity", "presence_threshold": 2.0, "aus": {"AU43L": {"threshold": 0.9}}},
         }
     }
-    assert reason(DISFA, "AU12", 0.9342, 2.7812, map_with_peak(30, 2), 0.312, calibration) == (
+    evidence = map_with_peak(30, 2)
+    evidence[24:, :8] += 0.6  # 64 of 1024 pixels, the peak among them
+    evidence[:, 16:] += 0.4
+    assert reason(DISFA, "AU12", 0.9342, 2.7812, evidence, 0.312, calibration) == (
         "AU12 (lip corner puller): the lip corners are pulled up and outward. Read as present: probability 0.93, "
-        "threshold 0.41; mean 2.8 of 5. The evidence peaks in the lower left of the crop: hiding a square there "
-        "lowers the probability by 0.31."
+        "threshold 0.41; mean 2.8 of 5. The evidence peaks in the lower left of the crop; hiding the outlined 6 % "
+        "of the crop lowers the probability by 0.31."
     )
     # A calibration of another scale is not for this format.
     assert reason(FEAFA, "AU43L", 0.7, 0.618, map_with_peak(16, 16), 0.05, calibration) == (
         "AU43L (left eye closure): the left eye is closed. Read as present: probability 0.70, threshold 0.50; mean "
-        "0.62 of 1. The evidence peaks in the middle of the crop: hiding a square there lowers the probability by 0.05."
+        "0.62 of 1. The evidence peaks in the middle of the crop; hiding the outlined 0 % of the crop lowers the "
+        "probability by 0.05."
     )
     assert reason(BP4D, "AU1", 1.0, 1.0, map_with_peak(5, 31), -0.2) == (
         "AU1 (inner brow raiser): the inner brow ends are pulled up. Read as present: probability 1.00, threshold "
-        "0.50. The evidence peaks in the upper right of the crop: hiding a square there does not lower the probability "
-        "by 0.01 or more."
+        "0.50. The evidence peaks in the upper right of the crop; hiding the outlined 0 % of the crop does not lower "
+        "the probability by 0.01 or more."
     )
+    assert reason(BP4D, "AU1", 1.0, 1.0, 0 * evidence, 0.0).endswith("0.50. It does not depend on the crop.")
 
 
 def test_every_au_found_is_explained(tiny, image):

@@ -1,12 +1,14 @@
 """The benchmark of rare AUs runs end to end on tiny sizes and counts rightly."""
 
 import json
+from argparse import Namespace
 
 import numpy as np
 import pytest
 from conftest import load_tool
 
 from au_llava.action_units import FORMATS
+from au_llava.au_evaluation.provenance import read_training_manifest
 
 imbalance = load_tool("imbalance")
 
@@ -30,12 +32,41 @@ def test_summary_by_hand():
     assert found["others"]["f1"] == pytest.approx((0.3, np.std([0.2, 0.4], ddof=1)))
 
 
+def test_other_settings_are_refused(tmp_path):
+    """What is finished was made with the first ones; seeds and arms may be added."""
+    settings = {
+        "data": "a",
+        "test": "b",
+        "base": "c",
+        "rate": 0.03,
+        "steps": 10,
+        "batch_size": 4,
+        "out": tmp_path / "out",
+    }
+    for seeds in ([0], [0, 1]):
+        imbalance.start_run(Namespace(**settings, seeds=seeds), ["--freeze", "vision_tower"])
+    with pytest.raises(SystemExit, match="was made with another steps, train: choose another --out"):
+        imbalance.start_run(Namespace(**settings | {"steps": 20}), [])
+
+
 @pytest.mark.slow
 def test_runs_and_goes_on(rendered_records, tiny_checkpoint, tmp_path):
     words = ["--data", rendered_records, "--test", rendered_records, "--base", tiny_checkpoint, "--out", tmp_path]
-    words += ["--rate", 0.4, "--steps", 1, "--batch_size", 2, "--seeds", 0, "--arms", "plain", "both"]
-    for _ in range(2):  # the second finds all of it done
-        imbalance.main(list(map(str, words)))
+    words += ["--rate", 0.4, "--steps", 1, "--batch_size", 2, "--seeds", 0, "--freeze", "vision_tower"]
+    for arms in (["plain"], ["plain", "both"]):  # the second goes on
+        imbalance.main([*map(str, words), "--arms", *arms])
+        trained = (tmp_path / "plain-0" / "model.safetensors").stat().st_mtime_ns
+    assert trained < (tmp_path / "both-0" / "trainer_state.json").stat().st_mtime_ns
+    assert read_training_manifest(tmp_path / "both-0")["recipe"]["freeze"] == ["vision_tower"]
     written = json.loads((tmp_path / "imbalance.json").read_text())
+    assert written["settings"]["train"] == ["--freeze", "vision_tower"]
     assert list(written["summary"]) == ["plain", "both"]
     assert set(written["per_au"]["plain"][0]) == set(FORMATS["bp4d"].labels)
+
+
+@pytest.mark.slow
+def test_a_failing_step_ends_the_benchmark(rendered_records, tiny_checkpoint, tmp_path, capfd):
+    words = ["--data", rendered_records, "--test", rendered_records, "--base", tiny_checkpoint, "--out", tmp_path]
+    with pytest.raises(SystemExit, match=r"train_sft\.py failed, see above"):
+        imbalance.main([*map(str, words), "--rate", "0.4", "--frieze", "vision_tower"])
+    assert "--frieze" in capfd.readouterr().err

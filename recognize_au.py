@@ -3,6 +3,7 @@
     python recognize_au.py photo.jpg
     python recognize_au.py assets/faces --formats bp4d disfa feafa --out aus.csv --picture aus.png
     python recognize_au.py interview.mp4 --fps 5 --out aus.csv --timeline aus.png --neutral median
+    python recognize_au.py photos --out aus.jsonl --explain why.png
     find photos -newer last.csv | python recognize_au.py - --out aus.parquet
     accelerate launch recognize_au.py photos --out aus.csv
 
@@ -96,7 +97,7 @@ def check(arguments: argparse.Namespace, files: list[Path]) -> None:
             "--explain is for pictures, and there are only videos: save the frame in question as a picture."
         )
     if arguments.explain and arguments.decoding != "slots":
-        raise ValueError(f"--explain needs probabilities: leave out --decoding {arguments.decoding}.")
+        raise ValueError(f"--explain is for the slots decoder: leave out --decoding {arguments.decoding}.")
     labels = {label for name in arguments.formats for label in get_format(name).labels}
     for label in arguments.curves or ():
         if label not in labels:
@@ -251,9 +252,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--explain",
         type=Path,
         metavar="PICTURE",
-        help="why the AUs of the first faces of the pictures are read as present, to write (PNG, PDF or SVG): tinted "
-        "where hiding the face lowers an AU's probability, and in words, which a .jsonl table holds too; takes seconds "
-        "a face, and shows what a reading rests on, not whether it is right (docs/recognize.md)",
+        help="where on the first faces of the pictures each AU's reading rests, to write (PNG, PDF or SVG): a tint on the "
+        "face, and the reason in words, which a .jsonl table holds too. Takes about a second a face. Shows what a "
+        "reading depends on, not whether it is right (docs/recognize.md)",
     )
     add("--picture_faces", type=int, default=6, help="most faces in --picture and in --explain (default: 6)")
     add("--timeline", type=Path, help="the AUs of a video over time, to write (PNG, PDF or SVG)")

@@ -252,8 +252,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--explain",
         type=Path,
         metavar="PICTURE",
-        help="where on the first faces of the pictures each AU's reading rests, to write (PNG, PDF or SVG): a tint on the "
-        "face, and the reason in words, which a .jsonl table holds too. Takes about a second a face. Shows what a "
+        help="where on the first faces of the pictures each AU's reading rests, to write (PNG, PDF or SVG): a tint on "
+        "the face, and the reason in words, which a .jsonl table holds too. Takes about a second a face. Shows what a "
         "reading depends on, not whether it is right (docs/recognize.md)",
     )
     add("--picture_faces", type=int, default=6, help="most faces in --picture and in --explain (default: 6)")

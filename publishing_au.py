@@ -38,6 +38,7 @@ CHECKPOINT_FILES = {
     "processor_config.json": False,
     "chat_template.jinja": True,
     "tokenizer_config.json": False,
+    "handler.py": True,  # of Inference Endpoints
     "LICENSE": True,
     "NOTICE": True,
     TRAINING_MANIFEST: True,
@@ -274,9 +275,14 @@ def read_results(path: str | Path) -> dict:
 
 
 def scores(results: Mapping) -> Iterator[tuple[str, str, float]]:
-    """(format, metric, mean over AUs) of the metrics that are published."""
+    """(format, metric, mean over AUs) of the metrics that are published and known."""
     for name, scored in results["formats"].items():
-        yield from ((name, metric, scored["mean"][metric]) for metric in METRICS if metric in scored["mean"])
+        yield from ((name, metric, mean) for metric in METRICS if (mean := scored["mean"].get(metric)) is not None)
+
+
+def tested(results: Mapping) -> str:
+    """What was tested on: the names of the datasets' folders."""
+    return ", ".join(Path(table).name for table in results["provenance"]["data"])
 
 
 def result_entries(results: Mapping, benchmark: str) -> list[EvalResultEntry]:
@@ -301,22 +307,21 @@ def card(folder: Path, names, repo_id: str, manifest, results: Sequence[Mapping]
     data.model_name = repo_id.partition("/")[2]
     data.base_model = data.base_model or base_models(manifest) or None
     if notes and data.license is None:
-        data.license, data.license_name = "other", "terms-of-the-training-data"
+        data.license, data.license_name = "other", "terms-in-this-card"
     data.eval_results = [
         EvalResult(
             task_type="image-text-to-text",
             task_name="Facial action units",
-            dataset_type=Path(table).name,
-            dataset_name=Path(table).name,
+            dataset_type=tested(each),
+            dataset_name=tested(each),
             dataset_config=name,
             dataset_split=each["provenance"]["part"],
-            dataset_args={"content_sha256": content},
+            dataset_args={"content_sha256": [*each["provenance"]["data"].values()]},
             metric_type=metric,
             metric_name=f"{METRICS[metric]}, {each['provenance']['decoding']} decoder",
             metric_value=value,
         )
         for each in results
-        for table, content in list(each["provenance"]["data"].items())[:1]
         for name, metric, value in scores(each)
     ] or None
     card.text = card.text.replace('from_pretrained(".",', f'from_pretrained("{repo_id}",')
@@ -325,7 +330,7 @@ def card(folder: Path, names, repo_id: str, manifest, results: Sequence[Mapping]
     if results:
         card.text += "\n## Evaluation\n\n" + evaluation_table(results)
     if notes:
-        card.text += "\n## Terms of the training data\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
+        card.text += "\n## Terms of what it was made from\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
     return card.content
 
 
@@ -335,21 +340,19 @@ def evaluation_table(results: Sequence[Mapping]) -> str:
     rows = [head, ["---"] * len(head)]
     for each in results:
         origin = each["provenance"]
-        tested = ", ".join(Path(table).name for table in origin["data"])
         for name, scored in each["formats"].items():
             values = [scored["mean"].get(metric) for metric in METRICS]
             shown = ["" if value is None else f"{value:.3f}" for value in values]
-            rows.append([tested, origin["part"], str(scored["n"]), origin["decoding"], name, *shown])
+            rows.append([tested(each), origin["part"], str(scored["n"]), origin["decoding"], name, *shown])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n\nMeans over AUs.\n"
 
 
-def check_target(repo_id: str, token: str | None = None, update: bool = False) -> str:
-    """Find out, before anything is trained or sent, whether a model could be published there.
+def check_target(repo_id: str, token: str | None = None) -> str:
+    """Find out, before anything is trained or sent, whether a new model could be published there.
 
     Args:
         repo_id: "USER/NAME", or "NAME" of one's own.
         token: default: HF_TOKEN, or that of `hf auth login`.
-        update: whether it may exist.
 
     Returns:
         "USER/NAME".
@@ -361,7 +364,7 @@ def check_target(repo_id: str, token: str | None = None, update: bool = False) -
     try:
         user = api.whoami()["name"]
         repo_id = repo_id if "/" in repo_id else f"{user}/{repo_id}"
-        if not update and api.repo_exists(repo_id):
+        if api.repo_exists(repo_id):
             raise ValueError(exists(repo_id))
     except (HTTPError, OfflineModeIsEnabled) as error:
         raise ValueError(refusal(repo_id, error)) from None

@@ -236,18 +236,23 @@ class AUTrainer(SFTTrainer):
         )
 
 
-def starting_point(arguments: AUArguments, training_args: AUTrainingConfig, model_args: ModelConfig) -> str:
-    """The checkpoint to start from: the one that is named, or OUTPUT_DIR/base, put together where it is not there yet.
-
-    On disk, since sharded and quantised models and LoRA's adapters need a folder that they can be loaded from.
-    """
+def check_start(arguments: AUArguments, model_args: ModelConfig) -> None:
+    """Raise ValueError unless either a checkpoint or both parts of a new model are named."""
     named, parts = model_args.model_name_or_path, (arguments.vision, arguments.text)
     if bool(named) == any(parts) or not (named or all(parts)):
         raise ValueError(
             "Say what to start from: --model_name_or_path (a folder or a Hub id), or --vision and --text together."
         )
-    if named:
-        return named
+
+
+def starting_point(arguments: AUArguments, training_args: AUTrainingConfig, model_args: ModelConfig) -> str:
+    """The checkpoint to start from: the one that is named, or OUTPUT_DIR/base, put together where it is not there yet.
+
+    On disk, since sharded and quantised models and LoRA's adapters need a folder that they can be loaded from.
+    """
+    if model_args.model_name_or_path:
+        return model_args.model_name_or_path
+    parts = arguments.vision, arguments.text
     base = Path(training_args.output_dir) / "base"
     options = {"pixel_unshuffle": arguments.pixel_unshuffle, "trust_remote_code": training_args.trust_remote_code}
     layer = {"vision_feature_layer": arguments.vision_feature_layer, "dtype": model_args.dtype}
@@ -322,6 +327,7 @@ def recipe_of(*groups) -> dict:
 
 
 def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: ModelConfig):
+    check_start(arguments, model_args)
     repo_id = None
     if training_args.push_to_hub:  # found out before the training whether it can be published after it
         if model_args.use_peft:

@@ -1,6 +1,7 @@
 """What a recipe takes: parameters against published counts, memory against what autograd keeps, steps by hand."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -74,6 +75,16 @@ def test_every_published_shape_is_used_by_a_recipe():
 def test_recipes_state_their_plan(plans, path):
     stated = " ".join(line.removeprefix("#").strip() for line in path.read_text().splitlines() if line.startswith("#"))
     assert numbers(plans[path.stem])["in short"] in stated
+
+
+def test_the_document_states_them_too(plans):
+    text = (ROOT / "docs" / "training.md").read_text()
+    for name, told in plans.items():
+        row = re.search(rf"^\| `{name}` .*$", text, re.MULTILINE)[0].split(" | ")
+        lines = numbers(told)
+        assert row[-1] == f"{lines['memory'].split()[0]} |"
+        assert row[-2] == lines["parameters"].split("trained: ")[1]
+        assert row[-3] == lines["images"].split()[-2]
 
 
 def test_recipes_train_what_they_say(plans):
@@ -264,6 +275,7 @@ def test_parts_on_this_machine_are_read(tmp_path):
     [
         (["--vision", "a/b"], "The shape of a/b is not known"),
         (["--text", "a/b"], "The shape of a/b is not known"),
+        (["--model_name_or_path", "a/b"], "Say what to start from"),
         (["--optim", "rmsprop"], "What rmsprop keeps is not known here"),
         (["--learning_rat", "1"], "learning_rat"),
         (["--accelerate", "nowhere.yaml"], "nowhere.yaml"),

@@ -1,6 +1,8 @@
 """Every recipe: it parses, names parts that exist, and trains a tiny model of its families by its own options."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -24,7 +26,7 @@ from transformers import (
 from au_llava.au_datasets.mixing import TrainingData
 from au_llava.au_datasets.records import load_records
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
-from au_llava.train_sft import freeze_parts, load_model, main, make_parser
+from au_llava.train_sft import freeze_parts, load_model, main, make_parser, starting_point
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 ACCELERATE = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
@@ -112,13 +114,12 @@ def test_recipe_parses(path):
     assert training.output_dir == f"runs/{path.stem.replace('_', '-')}"
     for entry in ours.data:
         TrainingData.read(entry)
-    stated = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    commands = " ".join(stated)
-    for file in re.findall(r"recipes/[\w/.-]+\.yaml", commands):
+    stated = " ".join(line.strip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
+    for file in re.findall(r"recipes/[\w/.-]+\.yaml", stated):
         assert (ROOT / file).is_file(), file
     if path.stem != "rendered_tiny":
-        assert "Frozen:" in commands
-        assert "Not run at full size here." in commands
+        assert "Frozen:" in stated
+        assert "Not run at full size here." in stated
 
 
 def test_a_misspelt_key_fails(tmp_path):
@@ -156,16 +157,18 @@ def test_accelerate_configuration_parses(path, tmp_path):
         load_config_from_file(str(wrong))
 
 
-def test_small_trains_everything(parts, rendered_records, tmp_path):
-    out = train("small", parts, rendered_records, tmp_path)
-    assert moved(out / "base", out) == {"vision_tower", PROJECTION, "language_model"}  # the head is the embedding
-    assert AutoConfig.from_pretrained(out, trust_remote_code=True).pixel_unshuffle == 2
-    model = AuLlavaForConditionalGeneration.from_pretrained(out)
-    processor = AutoProcessor.from_pretrained(out, trust_remote_code=True)
+@pytest.fixture(scope="module")
+def small(parts, rendered_records, tmp_path_factory):
+    return train("small", parts, rendered_records, tmp_path_factory.mktemp("small"))
+
+
+def test_small_trains_everything(small, rendered_records):
+    assert moved(small / "base", small) == {"vision_tower", PROJECTION, "language_model"}  # the head is the embedding
+    assert AutoConfig.from_pretrained(small, trust_remote_code=True).pixel_unshuffle == 2
+    model = AuLlavaForConditionalGeneration.from_pretrained(small)
+    processor = AutoProcessor.from_pretrained(small, trust_remote_code=True)
     image = load_records(rendered_records)[0]["image"]
     assert len(model.recognize(processor, [image])[0]["disfa"]) == 12
-    text = (out / "README.md").read_text()
-    assert "Started from: " in text
 
 
 @pytest.mark.slow
@@ -214,8 +217,8 @@ def test_dinov2_7b_adapts_both(parts, rendered_records, tmp_path):
         assert any(projection in name for name in names)
 
 
+@pytest.mark.slow
 def test_qlora_7b_adapts_a_model_in_four_bits(parts, rendered_records, tmp_path):
-    pytest.importorskip("bitsandbytes")
     out = train("qlora-7b", parts, rendered_records, tmp_path, "--optim", "adamw_torch")  # 8-bit Adam needs a GPU
     assert adapters(out) == {PROJECTION, "language_model"}
     *_, model_args = parsed("qlora-7b", "--output_dir", tmp_path)
@@ -280,10 +283,21 @@ def test_what_to_start_from(rendered_records, tmp_path, flags, message):
         main(*make_parser().parse_args_and_config(words))
 
 
-def test_a_base_of_other_parts_is_not_used(parts, rendered_records, tmp_path):
-    train("small", parts, rendered_records, tmp_path)
-    kept = (tmp_path / "base" / "model.safetensors").stat().st_mtime_ns
-    train("small", parts, rendered_records, tmp_path)
-    assert (tmp_path / "base" / "model.safetensors").stat().st_mtime_ns == kept
+def test_a_base_is_built_once_and_of_what_was_asked_for(small, parts):
+    words = ["--vision", parts("google/siglip2"), "--text", parts("HuggingFaceTB/SmolLM2"), "--output_dir", small]
+    built = (small / "base" / "model.safetensors").stat().st_mtime_ns
+    assert starting_point(*parsed("small", *words)) == str(small / "base")
+    assert (small / "base" / "model.safetensors").stat().st_mtime_ns == built
     with pytest.raises(ValueError, match="delete it or choose another output_dir"):
-        train("small", parts, rendered_records, tmp_path, "--pixel_unshuffle", 1)
+        starting_point(*parsed("small", *words, "--pixel_unshuffle", 1))
+
+
+@pytest.mark.slow
+def test_the_command_line_of_a_recipe(parts, rendered_records, tmp_path):
+    launch = ["accelerate.commands.accelerate_cli", "launch", "--config_file", ROOT / "recipes/accelerate/cpu.yaml"]
+    words = [*launch, ROOT / "train_sft.py", "--config", ROOT / "recipes" / "small.yaml", "--use_cpu", "true"]
+    words += ["--vision", parts("google/siglip2"), "--text", parts("HuggingFaceTB/SmolLM2"), "--data", rendered_records]
+    words += ["--output_dir", tmp_path, "--max_steps", 1, "--eval_strategy", "no", "--per_device_train_batch_size", 2]
+    run = subprocess.run([sys.executable, "-m", *map(str, words)], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert (tmp_path / "model.safetensors").is_file()

@@ -74,7 +74,7 @@ def trained(tmp_path_factory):
 @pytest.fixture(scope="module")
 def evaluation(tmp_path_factory):
     folder = tmp_path_factory.mktemp("eval")
-    mean = {"f1": 0.5, "icc": 0.25, "mcc": 0.125}
+    mean = {"f1": 0.5, "icc": 0.25, "mcc": 0.125, "pcc": None}
     origin = {"data": {"data/test": "abc"}, "part": "test", "decoding": "slots", "date": "2026-01-02T03:04:05+00:00"}
     scores = {"provenance": origin, "formats": {"disfa": {"mean": mean, "n": 7}}}
     (folder / "results.json").write_text(json.dumps(scores))
@@ -193,7 +193,7 @@ def test_the_shipped_checkpoint_can_be_published():
     code = {name for name in made.files if name.endswith(".py")}
     assert {"modeling_au_llava.py", "processing_au_llava.py", "action_units.py"} <= code
     assert not code & {"train_sft.py", "eval_au.py", "publishing_au.py"}
-    assert {"model.safetensors", "LICENSE", "NOTICE", "training_manifest.json"} <= made.files.keys()
+    assert {"model.safetensors", "LICENSE", "NOTICE", "handler.py", "training_manifest.json"} <= made.files.keys()
     card = ModelCard(made.files["README.md"].decode())
     assert card.data.license == "apache-2.0"
     assert made.notes == []

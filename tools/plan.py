@@ -30,11 +30,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import datasets
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from peft import get_peft_model
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
@@ -57,7 +58,7 @@ from au_llava.image_processing_au_llava import AuLlavaImageProcessor
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 from au_llava.processing_au_llava import CHATML_TEMPLATE, AuLlavaProcessor
 from au_llava.slot_tree_au_llava import compile_slots
-from au_llava.train_sft import LORA_TARGETS, AUArguments, AUTrainingConfig, freeze_parts
+from au_llava.train_sft import LORA_TARGETS, AUArguments, AUTrainingConfig, check_start, freeze_parts
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 GIB = 2**30
@@ -156,9 +157,10 @@ def local_folder(source: str) -> Path | None:
     if Path(source).is_dir():
         return Path(source)
     try:
-        return Path(snapshot_download(source, local_files_only=True))
-    except (LocalEntryNotFoundError, ValueError):
+        cached = try_to_load_from_cache(source, "config.json")
+    except HFValidationError:  # a path
         return None
+    return Path(cached).parent if isinstance(cached, str) else None
 
 
 def shape_of(source: str) -> PreTrainedConfig:
@@ -181,8 +183,9 @@ def configuration(arguments: AUArguments, model_args: ModelConfig) -> tuple[AuLl
     """The network's configuration, and where its image size and its tokenizer come from: ids or folders.
 
     Raises:
-        ValueError: what the training starts from is not there, and no recipe makes it.
+        ValueError: what the training starts from is not named, or is not there and no recipe makes it.
     """
+    check_start(arguments, model_args)
     start = model_args.model_name_or_path
     if start is not None and (folder := local_folder(start)) is not None:
         return AuLlavaConfig.from_pretrained(folder), start, start
@@ -287,7 +290,7 @@ def kept_bytes(shape, trained: bool, half: int, length: int, checkpointed: bool,
     """
     layers, width, attention, mlp, kind = shape
     single, other = KEPT[kind, trained](width, attention, mlp)
-    inside = 4 * single + half * other
+    inside = 4 * single + half * (other + (length if kind == "gated" else 0))  # the tree's mask, in the language model
     return length * (layers * stream * width + inside if checkpointed else layers * inside)
 
 
@@ -344,13 +347,12 @@ def sizes(
 
 
 def processes_of(cluster) -> tuple[int, str]:
-    """(number of processes, engine) of an accelerate configuration."""
+    """(number of processes, "DDP", "FSDP", "ZeRO-3", …) of an accelerate configuration."""
     if cluster is None:
-        return 1, "one GPU"
-    kind = str(getattr(cluster.distributed_type, "value", cluster.distributed_type))
-    if kind == "DEEPSPEED":
+        return 1, "DDP"
+    if cluster.distributed_type == "DEEPSPEED":
         return cluster.num_processes, f"ZeRO-{cluster.deepspeed_config['zero_stage']}"
-    return cluster.num_processes, kind
+    return cluster.num_processes, "FSDP" if cluster.distributed_type == "FSDP" else "DDP"
 
 
 def operations(model, tokens: float, features: float, checkpointed: bool) -> float:
@@ -389,7 +391,7 @@ def report(
         ("parameters", f"{size.parameters:,}; trained: {size.trained:,} ({size.trained / size.parameters:.1%})"),
         ("images", f"{side} x {side} pixels, {image_tokens} tokens"),
         ("sequence", f"{max(lengths.values())} tokens for {names(max(lengths, key=lengths.get))}" + WORDS[real]),
-        ("memory", f"{size.memory / GIB:.1f} GiB per GPU, {engine}, {processes} process{'es' * (processes > 1)}:"),
+        ("memory", f"{size.memory / GIB:.1f} GiB per GPU, {f'{processes} with {engine}' if processes > 1 else 'one'}:"),
         *((f"  {name}", f"{getattr(size, name) / GIB:.1f}") for name in MEMORY),
         ("step", f"{batch} images, {round(batch * mean):,} tokens, {work / 1e12:.0f} TFLOP"),
     ]
@@ -429,6 +431,7 @@ def main(words: list[str]) -> str:
 
 if __name__ == "__main__":
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
     try:
         print(main(sys.argv[1:]))
     except (ValueError, FileNotFoundError) as error:

@@ -61,5 +61,5 @@ def main(arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     try:
         main(make_parser().parse_args())
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"release.py: {error}")

@@ -51,11 +51,11 @@ def open_aff_wild2(root: Path, images: Path | None = None) -> Source:
     for _, folder in find_folders(place, r"cropped_aligned[^/]*"):
         # A download in batches has one more level: cropped_aligned/batch1/video61.
         for within in (folder, *(path for _, path in find_folders(folder, r"batch[^/]*", depth=1))):
-            pictures |= {path.name: path for path in subfolders(within)}
+            pictures |= {path.name.lower(): path for path in subfolders(within)}
     if not pictures:
         raise missing(f"no folder cropped_aligned with one folder per video below {place}", place)
     clips = [
-        Clip(path.stem, path.stem, (path,), pictures.get(path.stem), "test" if name[1][0] in "Vv" else "train")
+        Clip(path.stem, path.stem, (path,), pictures.get(path.stem.lower()), "test" if name[1][0] in "Vv" else "train")
         for name, folder in sets
         for _, path in find_files(folder, r".+\.txt")
     ]

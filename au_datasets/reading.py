@@ -30,9 +30,7 @@ from .records import Defects
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"}
 VIDEO_SUFFIXES = {".avi", ".mp4", ".mkv", ".mov", ".wmv"}
 ARCHIVE_SUFFIXES = {".zip", ".rar", ".7z", ".tar", ".gz"}
-LEFT_BY_SYSTEMS = re.compile(
-    r"\..*|__MACOSX|Thumbs\.db|desktop\.ini|lost\+found|\$RECYCLE\.BIN|System Volume Information", re.IGNORECASE
-)
+LEFT_BY_SYSTEMS = {"__MACOSX", "Thumbs.db", "desktop.ini", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
 VIDEO_JPEG_QUALITY = 95
 
 
@@ -132,10 +130,10 @@ def check_root(root: Path) -> None:
         raise FileNotFoundError(f"there is no folder {root}")
 
 
-def entries(folder: Path) -> Iterator[os.DirEntry]:
-    """What a folder holds, in no order, without what operating systems leave there."""
+def entries(folder: Path) -> list[os.DirEntry]:
+    """What a folder holds, in no order, without what is hidden and what operating systems leave there."""
     with os.scandir(folder) as found:
-        yield from (entry for entry in found if not LEFT_BY_SYSTEMS.fullmatch(entry.name))
+        return [entry for entry in found if entry.name[0] != "." and entry.name not in LEFT_BY_SYSTEMS]
 
 
 def file_names(folder: Path) -> list[str]:
@@ -182,9 +180,8 @@ def find_files(folder: Path, pattern: str) -> Iterator[tuple[re.Match, Path]]:
 
 def files_below(root: Path, suffixes: Collection[str]) -> Iterator[Path]:
     """Files of these suffixes (lower case) in `root` and any folder below it, in order."""
-    for name in file_names(root):
-        if os.path.splitext(name)[1].lower() in suffixes:
-            yield root / name
+    found = (entry for entry in entries(root) if os.path.splitext(entry.name)[1].lower() in suffixes)
+    yield from (root / name for name in sorted(entry.name for entry in found if entry.is_file()))
     for folder in subfolders(root):
         yield from files_below(folder, suffixes)
 

@@ -146,6 +146,9 @@ def start_source(
     }
     start_folder(out, arguments)
     shards = plan_shards(source, parts, out)
+    others = sorted(path.name for path in {*out.glob("data-*.parquet")} - {shard[0] for shard in shards})
+    if others:  # they would be counted and trained on beside the planned ones
+        raise ValueError(f"{out} holds {others[0]}, which is not of this run: choose another --out")
     return arguments, [(source, crop, *shard) for shard in shards if not shard[0].is_file()]
 
 

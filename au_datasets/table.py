@@ -1,9 +1,9 @@
 """One's own data: a CSV or Parquet table with an image, a subject and one column per AU; and EmotioNet's table.
 
 An AU column is named as the format's label, in any case, with leading zeros, spaces or quotes: AU12, au_12, 'AU 1'.
-Columns "clip" and "frame" are taken if they are there; a frame is otherwise the number of the row. A label is NaN where
-the table lacks the column, the cell is empty, or it holds what the scale does not have (counted). An image is a path,
-absolute or below `images`, and has one row. Subjects and clips are text: 001 and 1 are two people.
+Columns "clip" and "frame", in any case, are taken if they are there; a frame is otherwise the number of the row. A
+label is NaN where the table lacks the column, the cell is empty, or it holds what the scale does not have (counted). An
+image is a path, absolute or below `images`, and has one row. Subjects and clips are text: 001 and 1 are two people.
 
 EmotioNet: ROOT/EmotioNet_FACS_aws_2020_24600.csv, columns URL, URL orig, 'AU 1' …; 999 is unknown; an image is named as
 its URL ends (N_0000000001_00002.jpg) and lies in any folder below IMAGES. An .xlsx has to be saved as .csv first.
@@ -119,7 +119,9 @@ def _read(path: Path, needed: Collection[str]) -> pd.DataFrame:
             table = pd.read_csv(path, dtype=str, encoding="utf-8-sig", skipinitialspace=True)
     except (ValueError, OSError) as error:
         raise ValueError(f"{path} cannot be read as a table: {str(error).strip().splitlines()[0]}") from error
-    table.columns = [str(column).strip().strip("'\"").strip() for column in table.columns]
+    plain = [str(column).strip().strip("'\"").strip() for column in table.columns]
+    lower = ("image", "subject", "clip", "frame")
+    table.columns = [c.lower() if c.lower() in lower and c.lower() not in plain else c for c in plain]
     for column in needed:
         if column not in table:
             raise ValueError(f"{path} has no column {column!r}; it has {', '.join(table.columns[:20])}")
@@ -200,13 +202,13 @@ def _load_emotionet(path: Path, images: Path) -> Rows:
         defects.add("rows without a URL, left out", path.name, empty)
         table = table.dropna(subset="URL", ignore_index=True)
     values = _labels(path, table, "emotionet", defects)
-    found = {path.name: str(path) for path in files_below(images, IMAGE_SUFFIXES)}
+    found = {path.name.lower(): str(path) for path in files_below(images, IMAGE_SUFFIXES)}
     names = table["URL"].str.strip(" '\"").str.rpartition("/")[2]
     stems = names.str.rpartition(".")[0]
     numbers = pd.to_numeric(stems.str.rpartition("_")[2], errors="coerce")
     people = stems.str.rpartition("_")[0].where(numbers.notna(), stems)
     return Rows(
-        images=[found.get(name, "") for name in names],
+        images=[found.get(name.lower(), "") for name in names],
         frames=numbers.fillna(0).to_numpy(np.int64),
         values=values,
         of_clip=_rows_of_clip(names, people, pd.Series(NO_CLIP, table.index), defects),

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -427,7 +428,7 @@ def test_aff_wild2(tmp_path):
     rows = ["0,1" + ",0" * 10, ",".join(["-1"] * 12), "1,-1" + ",1" * 10]
     write(sets / "Train_Set" / "video1_left.txt", "\n".join([AFF_WILD2_HEADER, *rows]))
     write(sets / "Validation_Set" / "video2.txt", "AU1,AU2,AU4,AU6,AU12,AU15,AU20,AU25\n1,0,0,0,0,0,1,0\n")
-    write_images(tmp_path / "cropped_aligned" / "video1_left", ["00001.jpg", "00002.jpg", "00003.jpg"])
+    write_images(tmp_path / "cropped_aligned" / "Video1_left", ["00001.jpg", "00002.jpg", "00003.jpg"])
     write_images(tmp_path / "cropped_aligned" / "batch2" / "video2", ["00001.jpg"])
     source = open_aff_wild2(tmp_path)
     records, defects = read(source)
@@ -487,7 +488,7 @@ def test_emotionet(tmp_path):
     ]
     lines += [",,1,1,1,1", lines[1]]
     write(tmp_path / "labels" / "EmotioNet_FACS_aws_2020_24600.csv", "\n".join(lines))
-    write_images(tmp_path / "imgs", ["N_0000000001_00002.jpg", "N_0000000007_00001.jpg"])
+    write_images(tmp_path / "imgs", ["N_0000000001_00002.JPG", "N_0000000007_00001.jpg"])
     records, defects = read(open_emotionet(tmp_path))
     assert keys(records) == [("N_0000000001", "0", 2, "emotionet"), ("N_0000000007", "0", 1, "emotionet")]
     known = {label: value for label, value in values(records[0]).items() if not np.isnan(value)}
@@ -538,7 +539,7 @@ def test_table(tmp_path, suffix):
 def test_table_keeps_names_as_text_and_clips_as_recordings(tmp_path):
     """001 and 1 are two people; a clip that the user calls 0 is a recording, which "0" means none of."""
     write_images(tmp_path, ["a.jpg", "b.jpg", "c.jpg"])
-    text = "image,subject,clip,frame,AU1\na.jpg,001,0,1,0\nb.jpg,1,0,1,0\n c.jpg , 1 , 0,1,5\n"
+    text = "Image,subject,Clip,FRAME,AU1\na.jpg,001,0,1,0\nb.jpg,1,0,1,0\n c.jpg , 1 , 0,1,5\n"
     records, defects = read(open_table(write(tmp_path / "t.csv", text), "disfa"))
     assert keys(records) == [("001", "clip 0", 1, "disfa"), ("1", "clip 0", 1, "disfa")]
     assert defects["rows for a frame that has one, left out"] == 1
@@ -948,6 +949,16 @@ def test_changed_labels_are_not_mixed_in(three_people, capsys):
     disfa_labels(three_people / "disfa", "SN001", range(1, 6))
     assert main(words) == 1
     assert "was made with labels" in capsys.readouterr().err
+
+
+def test_shards_of_another_run_are_not_counted(three_people, capsys):
+    """As a version of the command that divided its files otherwise would leave."""
+    words = disfa_words(three_people, "out", "--workers", "1", "--test", "0.3")
+    assert main(words) == 0
+    out = three_people / "out"
+    shutil.copy(out / "data-test-00000-of-00001.parquet", out / "data-test-00000-of-00002.parquet")
+    assert main(words) == 1
+    assert "holds data-test-00000-of-00002.parquet, which is not of this run" in capsys.readouterr().err
 
 
 def test_nothing_to_read_is_an_error(feafa_tree, tmp_path, capsys):

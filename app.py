@@ -74,8 +74,8 @@ BARS = """
 prob.: probability of presence. Left and right are the person's own.</p></div>
 """
 WHY = """
-<div class="au-page"><p class="au-quiet">Orange: hiding this place lowers the probability of the action unit; the line
-encloses where it falls most. This shows what the reading rests on, not whether it is right.</p></div>
+<div class="au-page"><p class="au-quiet">Orange: where small changes of the face would change the reading most; the line
+encloses what is above half of the highest. This shows what the reading rests on, not whether it is right.</p></div>
 """
 MADE = """
 <div class="au-page"><p class="au-quiet">set, and the orange mark: what the sliders make the face show. An opened jaw
@@ -220,7 +220,7 @@ def read_tab(reader: Reader) -> None:
             seen = gr.HTML(first_seen)
     answer = gr.HTML(first_answer)
     gr.HTML(BARS)
-    with gr.Accordion("Why: where the probability of each action unit rests", open=True):
+    with gr.Accordion("Why: where on the face each reading rests", open=True):
         name = gr.Radio([fmt.name for fmt in FORMATS], value=FORMATS[0].name, label="Format")
         gr.HTML(WHY)
         why = gr.HTML(reason(first, 0, FORMATS[0].name))

@@ -17,6 +17,7 @@ from PIL import Image, ImageChops, ImageFilter, ImageOps
 from au_llava.action_units import ACTION_UNITS, AUFormat
 from au_llava.au_datasets.rendered import jpeg_bytes
 
+from .evidence import OUTLINE
 from .pictures import BAR_COLOUR, PRESENT_COLOUR, SHOWN_SIDE, TINT, annotated
 from .reasons import Explanation
 from .tables import heading, measure, open_table
@@ -102,7 +103,7 @@ TEMPLATES = {
 {% if file %}<p><a download="{{ file }}" href="{{ table }}">Download {{ file }}</a></p>{% endif %}</div>""",
     "reasons": """\
 <div class="au-page"><div class="au-reasons">{% for label, image, reason in reasons %}
-{{ figure(image, "The face, tinted where hiding it lowers the probability of " ~ label, reason) }}{% else %}
+{{ figure(image, "The face, tinted where the reading of %s rests" % label, reason) }}{% else %}
 <p>No action unit of this format is read as present.</p>{% endfor %}</div></div>""",
 }
 
@@ -199,19 +200,14 @@ def csv_table(faces: Sequence[dict], formats: Sequence[AUFormat]) -> bytes:
 
 
 def reasons(explanations: Sequence[Explanation], crop: Image.Image) -> str:
-    """Every explained AU: the crop, tinted by the share of the AU's probability that hiding the place takes away.
-
-    A line encloses where that is more than half of the largest share, as in `pictures.save_evidence`.
-    """
-    crop = ImageOps.fit(crop, (SHOWN_SIDE, SHOWN_SIDE)).convert("L").convert("RGB")  # what the image processor takes
+    """Every explained AU: the crop tinted by the map of its evidence, a line where that is above `OUTLINE`."""
+    crop = ImageOps.fit(crop, (SHOWN_SIDE, SHOWN_SIDE)).convert("L").convert("RGB")  # on grey the tint is seen best
     tint = Image.new("RGB", crop.size, TINT)
-    places = np.arange(SHOWN_SIDE)
     found = []
     for each in explanations:
-        cells = places * len(each.evidence) // SHOWN_SIDE
-        share = (each.evidence[cells][:, cells] / each.probability).clip(0, 1)
-        tinted = Image.composite(tint, crop, Image.fromarray(np.uint8(0.7 * 255 * share)))
-        most = Image.fromarray(share > share.max() / 2).convert("L")
+        evidence = Image.fromarray(each.evidence).resize(crop.size, Image.Resampling.BILINEAR)
+        tinted = Image.composite(tint, crop, evidence.point(lambda share: 0.7 * 255 * share).convert("L"))
+        most = Image.fromarray(np.asarray(evidence) > OUTLINE).convert("L")
         for colour, width in (("white", 7), ("black", 3)):  # seen on dark and on light skin
             tinted.paste(colour, mask=ImageChops.subtract(most, most.filter(ImageFilter.MinFilter(width))))
         found.append((each.label, tinted, each.reason))

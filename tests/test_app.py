@@ -28,6 +28,7 @@ from au_llava.au_datasets.activations import NAMES
 from au_llava.au_datasets.rendered import render_face
 from au_llava.au_recognition import markup
 from au_llava.au_recognition.reading import reading_of
+from au_llava.au_recognition.reasons import Explanation
 
 EXAMPLES = ROOT / "assets" / "faces"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -176,8 +177,22 @@ def test_reasons_name_every_au_that_is_present(reader, crowd):
     assert present
     html = markup.reasons(reader.explain(faces[1], fmt), faces[1]["crop"])
     assert re.findall(r"<figcaption>(\w+) ", html) == present
-    assert html.count('alt="The face, tinted where hiding it lowers the probability of ') == len(present)
+    assert re.findall('alt="The face, tinted where the reading of (.*?) rests"', html) == present
     assert "No action unit of this format is read as present." in markup.reasons([], faces[1]["crop"])
+
+
+def test_the_tint_is_where_the_evidence_is():
+    evidence = np.zeros((96, 96), np.float32)
+    evidence[:32, 64:] = 1
+    explanation = Explanation(FORMATS["bp4d"], "AU1", 0.9, evidence, "AU1: a reason.")
+    html = markup.reasons([explanation], Image.new("RGB", (96, 96), (100, 100, 100)))
+    source = re.search('src="data:image/jpeg;base64,([^"]+)"', html)[1]
+    tinted = np.float32(Image.open(io.BytesIO(base64.b64decode(source))))
+    orange = 0.3 * 100 + 0.7 * np.array([0xD5, 0x5E, 0x00])
+    assert tinted[20, 200] == pytest.approx(orange, abs=4)
+    for row, column in ((20, 20), (200, 20), (200, 200)):
+        assert tinted[row, column] == pytest.approx(100, abs=4)
+    assert "AU1: a reason." in html
 
 
 # Making

@@ -86,6 +86,7 @@ class Crop:
             path = Path(picture.path)
             names = [str(path), str(path.relative_to(self.base)) if path.is_relative_to(self.base) else ""]
             names += [path.name] * (picture.frame is not None)  # images of different people share names, videos do not
+            names += [None]  # rows that hold for every file
             found = next(
                 (finder.faces[name, picture.number] for name in names if (name, picture.number) in finder.faces), []
             )

@@ -898,6 +898,25 @@ def test_crops_are_those_of_recognition(tmp_path):
     assert np.array_equal(np.asarray(records[1]["image"]), np.asarray(stored))
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert "frames without a face, left out: 1 (SN001/left 3)" in manifest["warnings"]
+    faces = write(tmp_path / "all.csv", columns.removeprefix("file,") + "22,15,40,18\n")  # the same in every file
+    words = disfa_words(tmp_path, "all", "--workers", "1", "--validation", "0", "--test", "0")
+    assert main([*words, "--crop", "24", "--faces", str(faces)]) == 0
+    records = load_records(tmp_path / "all")
+    assert np.array_equal(np.asarray(records[1]["image"]), np.asarray(stored))
+    assert len(records) == 3
+
+
+def test_crops_of_videos_by_name_and_frame(tmp_path):
+    """As OpenFace counts frames, from 1."""
+    disfa_labels(tmp_path / "disfa", "SN001", range(1, 4))
+    write_video(tmp_path / "disfa" / "Videos_LeftCamera" / "LeftVideoSN001_comp.avi", 3)
+    rows = "".join(f"LeftVideoSN001_comp.avi,{frame},8,12,24,12\n" for frame in (1, 3))
+    faces = write(tmp_path / "eyes.csv", "file,frame,eye_right_x,eye_right_y,eye_left_x,eye_left_y\n" + rows)
+    words = ["disfa", "--root", tmp_path / "disfa", "--out", tmp_path / "out", "--crop", 24, "--faces", faces]
+    assert main([*map(str, words), "--validation", "0", "--test", "0", "--workers", "1"]) == 0
+    records = load_records(tmp_path / "out")
+    assert records["frame"][:] == [1, 3]
+    assert [round(np.asarray(record["image"]).mean() / 10) for record in records] == [1, 3]
 
 
 def test_crops_of_a_table_leave_broken_images_out(tmp_path):

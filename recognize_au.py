@@ -50,6 +50,8 @@ from au_llava.decoding_au_llava import DECODERS
 from au_llava.faces_au import DETECTORS, YUNET_SHA256, Face, FacesTable, YuNet, crop_face
 from au_llava.image_processing_au_llava import load_face_image
 
+PICTURES = (".png", ".pdf", ".svg")
+
 
 def face_finder(arguments: argparse.Namespace) -> tuple[Callable, dict]:
     """How faces are found, (picture, file, frame) -> faces, and what that is, for the record."""
@@ -83,8 +85,9 @@ def parts_folder(out: Path | None) -> Path | None:
 
 def check(arguments: argparse.Namespace, files: list[Path]) -> None:
     """Refuse what cannot work before anything is computed."""
-    if arguments.batch_size < 1 or arguments.every < 1 or (arguments.fps is not None and arguments.fps <= 0):
-        raise ValueError("--batch_size, --every and --fps must be positive.")
+    counts = (arguments.batch_size, arguments.every, arguments.picture_faces)
+    if min(counts) < 1 or (arguments.fps is not None and arguments.fps <= 0):
+        raise ValueError("--batch_size, --every, --fps and --picture_faces must be positive.")
     if arguments.out is None and PartialState().num_processes > 1:
         raise ValueError("Several processes meet in a file: say --out.")
     if arguments.out is not None and arguments.out.suffix.lower() not in SUFFIXES:
@@ -96,6 +99,8 @@ def check(arguments: argparse.Namespace, files: list[Path]) -> None:
         raise ValueError(
             "--explain is for pictures, and there are only videos: save the frame in question as a picture."
         )
+    if arguments.explain and arguments.explain.suffix.lower() not in PICTURES:
+        raise ValueError(f"--explain {arguments.explain}: the name must end in {', '.join(PICTURES)}.")
     if arguments.explain and arguments.decoding != "slots":
         raise ValueError(f"--explain is for the slots decoder: leave out --decoding {arguments.decoding}.")
     labels = {label for name in arguments.formats for label in get_format(name).labels}

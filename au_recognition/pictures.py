@@ -86,7 +86,7 @@ def _show_place(axis, image: Image.Image, face: dict) -> None:
 
 
 def _show_movement(axis, crop: Image.Image, face: dict, formats: Sequence[AUFormat]) -> None:
-    _show_tinted(axis, crop, movement(face, formats, crop.size[0]), LEAST_MOVEMENT)
+    _show_tinted(axis, crop, movement(face, formats, crop.size[0]), 0.3)
     axis.axis("off")
 
 
@@ -128,7 +128,9 @@ def save_evidence(path: Path, faces: Iterable[tuple[dict, Image.Image, Sequence]
     """
     panels = []
     for face, crop, explanations in faces:
-        row = [(face, crop, None), *((face, crop, each) for each in explanations)]
+        name = f"{Path(face['file']).name}, face {face['face_id']}"
+        row = [(name if explanations else f"{name}: no AU is present", crop, None)]
+        row += [(f"{each.format.name}: {each.label}", crop, each) for each in explanations]
         panels += row + [None] * (-len(row) % COLUMNS)
     rows = len(panels) // COLUMNS
     size = (COLUMNS * PANEL_SIDE, rows * (PANEL_SIDE + 0.9))
@@ -142,16 +144,16 @@ def save_evidence(path: Path, faces: Iterable[tuple[dict, Image.Image, Sequence]
     plt.close(figure)
 
 
-def _show_evidence(axis, face: dict, crop: Image.Image, explanation) -> None:
+def _show_evidence(axis, title: str, crop: Image.Image, explanation) -> None:
+    """One panel; without an explanation, the crop alone."""
+    axis.set_title(title, fontsize=7)
     crop = ImageOps.fit(crop, (SHOWN_SIDE, SHOWN_SIDE))  # what the image processor takes of it
     if explanation is None:
         axis.imshow(crop)
-        axis.set_title(f"{Path(face['file']).name}, face {face['face_id']}", fontsize=7)
         return
     places = np.arange(SHOWN_SIDE) * len(explanation.evidence) // SHOWN_SIDE
     evidence = explanation.evidence[places][:, places]
     _show_tinted(axis, crop.convert("L").convert("RGB"), evidence, OUTLINE)  # on grey the tint is seen best
-    axis.set_title(f"{explanation.format.name}: {explanation.label}", fontsize=7)
     axis.set_xlabel(fill(explanation.reason, LINE), fontsize=5.5, loc="left")
 
 

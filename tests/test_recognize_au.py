@@ -532,6 +532,8 @@ def test_no_permission_to_write(tiny_checkpoint, crowd, tmp_path, capsys):
         (["--neutral", "median"], "is for videos"),
         (["--curves", "AU99"], "none of the formats has this AU"),
         (["--batch_size", "0"], "must be positive"),
+        (["--picture_faces", "0"], "must be positive"),
+        (["--explain", "why.txt"], "--explain why.txt: the name must end in .png, .pdf, .svg"),
         (["--explain", "why.png", "--decoding", "free"], "--explain is for the slots decoder"),
     ],
 )

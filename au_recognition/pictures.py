@@ -129,7 +129,7 @@ def save_evidence(path: Path, faces: Iterable[tuple[dict, Image.Image, Sequence]
     panels = []
     for face, crop, explanations in faces:
         name = f"{Path(face['file']).name}, face {face['face_id']}"
-        row = [(name if explanations else f"{name}: no AU is present", crop, None)]
+        row = [(name if explanations else f"{name}: no AU read as present", crop, None)]
         row += [(f"{each.format.name}: {each.label}", crop, each) for each in explanations]
         panels += row + [None] * (-len(row) % COLUMNS)
     rows = len(panels) // COLUMNS

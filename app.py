@@ -11,6 +11,7 @@ when the program ends.
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -353,6 +354,7 @@ def main(arguments: argparse.Namespace) -> None:
     logging.disable_progress_bar()  # of loading weights
     reader = Reader(arguments.model)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit())  # so that the folder is deleted then too
     with tempfile.TemporaryDirectory(prefix="au-llava-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         build(reader).launch(server_name=arguments.host, server_port=arguments.port, **LAUNCH)
@@ -366,6 +368,8 @@ def run(words: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"app.py: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # while it starts; Gradio takes later ones
+        return 130
     return 0
 
 

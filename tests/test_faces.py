@@ -88,6 +88,21 @@ def test_several_faces_largest_first():
     assert found[1].box[0] > found[2].box[0]
 
 
+@pytest.mark.parametrize("side", [24, 32, 33, 63])
+def test_tiny_pictures_are_read_the_same_every_time(side):
+    """At 32 pixels the detector's answer depended on what it had been shown before."""
+    face = Image.open(Path(__file__).parents[1] / "assets" / "faces" / "smile.png").convert("RGB")
+    tiny = face.resize((side, side), Image.Resampling.BOX)
+    found = set()
+    for before in range(100, 220, 10):
+        detector = YuNet()
+        detector(face.resize((before, before)))
+        found.add(tuple(each.box for each in detector(tiny)))
+    assert len(found) == 1
+    ((box,),) = found
+    assert box[2] > side / 2
+
+
 def test_nothing_is_found_where_there_is_no_face():
     noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
     assert YuNet()(Image.fromarray(noise)) == []

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import TextIteratorStreamer
 
 from au_llava.action_units import ACTION_UNITS, FORMATS, SCALES, AUFormat, parse_answer
-from au_llava.decoding_au_llava import compile_template
+from au_llava.decoding_au_llava import compile_template, slot_answers
 from au_llava.slot_tree_au_llava import SlotTree, compile_slots
 from au_llava.tree_attention_au_llava import BLOCK, TreeMask
 
@@ -66,6 +66,16 @@ def test_reading_is_consistent(tiny, faces):
                 assert distribution[numbers < reading.median].sum() < 0.5 + 1e-6
                 present = distribution[numbers >= fmt.presence_threshold].sum()
                 assert reading.probability == pytest.approx(present, abs=1e-5)
+
+
+def test_value_mean_and_median_of_a_distribution_by_hand():
+    """The three single numbers that a distribution gives, where they differ; exactly half is enough for the median."""
+    fmt = AUFormat("i", ("AU1", "AU2", "AU4"), "intensity")
+    read = [[0.4, 0.2, 0.0, 0.0, 0.1, 0.3], [0.5, 0.0, 0.0, 0.0, 0.0, 0.5], [0.1, 0.1, 0.1, 0.1, 0.1, 0.5]]
+    answer = slot_answers({"i": torch.tensor([read])}, (fmt,), None)[0][0]
+    assert [each.value for each in answer.values()] == [0, 0, 5]
+    assert [each.median for each in answer.values()] == [1, 0, 4]
+    assert [each.expected for each in answer.values()] == pytest.approx([2.1, 2.5, 3.5])
 
 
 @pytest.mark.parametrize(("decoding", "formats"), [("slots", ALL), ("constrained", ALL[:2]), ("free", ALL[:1])])

@@ -4,8 +4,8 @@
 
 Faces that show one of the `RARE` AUs are left out of both folders until each of these is present in about `--rate` of
 the images. Every arm is trained on the same images from the same start with the same number of steps, once per seed, and
-scored on the skewed test images. Further options go to train_sft.py, in every arm alike: with `--freeze vision_tower`
-a step costs less. Finished steps are not repeated: start the same command to go on. Writes OUT/imbalance.json and prints
+scored on the skewed test images, with thresholds chosen on the skewed validation people, as a shipped model is. Further
+options go to train_sft.py, in every arm alike: with `--freeze vision_tower` a step costs less. Finished steps are not repeated: start the same command to go on. Writes OUT/imbalance.json and prints
 means and standard deviations over seeds.
 
 Subsampling by clip is not measured: rendered faces have no clips.
@@ -150,6 +150,8 @@ def main(words: list[str] | None = None):
                 ]
                 run_script("train_sft.py", train)
             if not (run / "eval" / "results.json").is_file():
+                calibrate = ["--calibrate", arguments.out / "skewed-train", "--out", run / "calibration"]
+                run_script("eval_au.py", ["--model", run, *calibrate])
                 score = ["--model", run, "--data", arguments.out / "skewed-test", "--out", run / "eval"]
                 run_script("eval_au.py", score)
             scores = json.loads((run / "eval" / "results.json").read_text())["formats"]["bp4d"]["per_au"]

@@ -23,10 +23,10 @@ from transformers import (
 )
 
 from au_llava.action_units import FORMATS
+from au_llava.au_training.start import LORA_TARGETS
 from au_llava.configuration_au_llava import AuLlavaConfig
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 from au_llava.slot_tree_au_llava import compile_slots
-from au_llava.train_sft import LORA_TARGETS
 
 plan = load_tool("plan")
 RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.yaml") if path.stem != "rendered_tiny")

@@ -53,12 +53,13 @@ from trl import ModelConfig, TrlParser, get_peft_config
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS, AUFormat, get_format, prompt
 from au_llava.au_datasets.mixing import TrainingData, training_rows
+from au_llava.au_training.options import AUArguments, AUTrainingConfig
+from au_llava.au_training.start import LORA_TARGETS, check_start, freeze_parts
 from au_llava.configuration_au_llava import AuLlavaConfig, add_image_token
 from au_llava.image_processing_au_llava import AuLlavaImageProcessor
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 from au_llava.processing_au_llava import CHATML_TEMPLATE, AuLlavaProcessor
 from au_llava.slot_tree_au_llava import compile_slots
-from au_llava.train_sft import LORA_TARGETS, AUArguments, AUTrainingConfig, check_start, freeze_parts
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 GIB = 2**30

@@ -1,0 +1,87 @@
+"""Owner of the tables in docs/performance.md: each stands between markers and is what its benchmark last measured.
+
+A benchmark makes a rich `Table`, prints it by `show` and with `--write NAME` also puts it into the page, between
+`<!-- NAME -->` and `<!-- /NAME -->`, with the command, the machine and the versions it was measured with.
+"""
+
+import argparse
+import os
+import platform
+import re
+import shlex
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "performance.md"
+
+
+def machine() -> str:
+    """What the numbers were measured on: processor or GPU, cores that may be used, threads, versions."""
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    else:
+        found = (
+            re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()) if sys.platform == "linux" else None
+        )
+        name = found.group(1) if found else platform.processor()
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        device = f"{name}, {cores} core{'s' * (cores > 1)}, {torch.get_num_threads()} threads of torch"
+    versions = [f"{name} {version(name)}" for name in ("torch", "transformers", "trl")]
+    return ", ".join([device, f"Python {platform.python_version()}", *versions])
+
+
+def command() -> str:
+    """The command that runs, as it can be typed again; threads are part of it."""
+    script = Path(sys.argv[0]).resolve()
+    words = [str(script.relative_to(ROOT)) if script.is_relative_to(ROOT) else script.name, *sys.argv[1:]]
+    threads = os.environ.get("OMP_NUM_THREADS")
+    return f"OMP_NUM_THREADS={threads} " * bool(threads) + shlex.join(["python", *words])
+
+
+def as_markdown(table: Table) -> str:
+    """A rich table in Markdown: title above, columns aligned alike, caption below."""
+    columns = [[str(column.header).replace("\n", " "), *map(str, column.cells)] for column in table.columns]
+    rules = ["---:" if column.justify == "right" else "---" for column in table.columns]
+    lines = [" | ".join(row) for row in zip(*columns, strict=True)]
+    rows = [f"| {line} |" for line in [lines[0], *lines[1:]]]
+    rows.insert(1, "|" + "|".join(rules) + "|")
+    return "\n".join(
+        [*([f"{table.title}", ""] if table.title else []), *rows, *(["", str(table.caption)] if table.caption else [])]
+    )
+
+
+def show(tables: list[Table], section: str | None = None, notes: str = "", page: Path = PAGE) -> None:
+    """Print tables and notes, and put them into the section of the page if one is named.
+
+    Raises:
+        ValueError: if the page has no such section.
+    """
+    console = Console()
+    for table in tables:
+        console.print(table)
+    console.print(machine(), style="dim")
+    if notes:
+        console.print(notes)
+    if section is None:
+        return
+    text = page.read_text()
+    between = re.compile(rf"(<!-- {re.escape(section)} -->\n).*?(<!-- /{re.escape(section)} -->)", re.DOTALL)
+    if not between.search(text):
+        names = ", ".join(re.findall(r"<!-- ([\w-]+) -->", text))
+        raise ValueError(f"{page.name} has no section {section!r}; it has {names}.")
+    parts = [f"    {command()}", machine() + ".", *map(as_markdown, tables), *([notes] if notes else [])]
+    body = "\n\n".join(parts) + "\n"
+    page.write_text(between.sub(lambda found: found[1] + body + found[2], text))
+
+
+def add_write_option(parser: argparse.ArgumentParser) -> None:
+    """The option of every benchmark whose table stands in the page."""
+    parser.add_argument(
+        "--write", metavar="SECTION", help="also write the table into this section of docs/performance.md"
+    )

@@ -15,7 +15,6 @@ a whole answer; a trained model stops there too.
 import argparse
 import multiprocessing
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -24,8 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
-from rich.console import Console
+from page import add_write_option, show
 from rich.table import Table
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -205,7 +203,7 @@ def table_row(name: str, times: dict[str, float], batch: int) -> tuple[str, ...]
         str(batch),
         name,
         f"{took:.3f}",
-        f"{batch / took:.2f}",
+        f"{batch / took:.3g}",
         f"{times['free, all'] / took:.1f} x" if prefill and asked == "all" else "",
         f"{took / prefill:.2f}" if prefill else "",
         f"{took / times['slots, feafa']:.2f}" if name == "slots, all" else "",
@@ -267,7 +265,7 @@ def memory_table(arguments: argparse.Namespace) -> Table:
     """
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # read by glibc when a process starts
     title = f"{_name(arguments)}: peak MiB above the loaded model, three formats"
-    table = Table(title=title, caption=_machine(), min_width=80)
+    table = Table(title=title, min_width=80)
     for column in ("batch", *DECODERS):
         table.add_column(column, justify="right")
     for batch in arguments.batch_sizes:
@@ -284,28 +282,21 @@ def _name(arguments: argparse.Namespace) -> str:
     return f"{arguments.model or arguments.shape}, {arguments.dtype}"
 
 
-def _machine() -> str:
-    device = torch.cuda.get_device_name() if DEVICE == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
-    return f"{device}, {versions}"
-
-
 def main(arguments: argparse.Namespace):
     if arguments.shape == "clip-vicuna-7b" and DEVICE == "cpu":
         raise ValueError(
             "clip-vicuna-7b has 7 billion parameters, 14 GB in bfloat16: it needs a GPU and there is none. Use "
             "--shape siglip2-smollm2 or a --model on a CPU."
         )
-    console = Console()
     if arguments.memory:
-        console.print(memory_table(arguments))
+        show([memory_table(arguments)], arguments.write)
         return
     model, processor = load(arguments)
     tokens = len(compile_slots(processor, ALL, image_tokens(processor)))
     rate = matrix_rate(model.dtype, 8192 if DEVICE == "cuda" else 2048, arguments.repeats)
     operations = slots_operations(model, processor)
     title = f"{_name(arguments)}: {model.num_parameters():,} parameters, tree of {tokens} tokens"
-    table = Table(title=title, caption=_machine())
+    table = Table(title=title)
     for column in ("batch", "what", "seconds", "images/s", "against\nfree", "of\nprefill", "of slots\nfeafa"):
         table.add_column(column, justify="left" if column == "what" else "right", no_wrap=True)
     shares = []
@@ -315,10 +306,14 @@ def main(arguments: argparse.Namespace):
             table.add_row(*table_row(name, times, batch))
         table.add_section()
         shares.append(operations * batch / times["slots, all"] / rate)
-    console.print(table)
-    print(f"slots, three formats: {operations / 1e9:,.2f} GFLOP an image")
-    for batch, share in zip(arguments.batch_sizes, shares, strict=True):
-        print(f"batch {batch}: {share:.1%} of the measured matrix rate {rate / 1e9:,.0f} GFLOP/s")
+    reached = ", ".join(
+        f"{share:.1%} at batch {batch}" for batch, share in zip(arguments.batch_sizes, shares, strict=True)
+    )
+    notes = (
+        f"Slots, three formats: {operations / 1e9:,.2f} GFLOP an image; of the measured matrix rate "
+        f"({rate / 1e9:,.0f} GFLOP/s) they reach {reached}."
+    )
+    show([table], arguments.write, notes)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -332,6 +327,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 16], help="(default: 1 16)")
     parser.add_argument("--repeats", type=int, default=3, help="runs of which the best counts (default: 3)")
     parser.add_argument("--memory", action="store_true", help="measure peak memory instead of seconds")
+    add_write_option(parser)
     return parser
 
 

@@ -8,14 +8,12 @@ most that the process held by then, imports and data included.
 """
 
 import argparse
-import os
-import platform
 import resource
+import sys
 import time
 
 import numpy as np
-import scipy
-from rich.console import Console
+from page import add_write_option, show
 from rich.table import Table
 
 from au_llava.action_units import FORMATS
@@ -38,7 +36,7 @@ def simulate(fmt, images: int, subjects: int, seed: int = 0) -> tuple[np.ndarray
     return references, [f"subject {number}" for number in rng.integers(subjects, size=images)], systems
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -46,6 +44,7 @@ def main():
     parser.add_argument("--images", type=int, default=140_000, help="(default: 140000)")
     parser.add_argument("--subjects", type=int, default=41, help="(default: 41)")
     parser.add_argument("--resamples", type=int, default=1000, help="(default: 1000)")
+    add_write_option(parser)
     arguments = parser.parse_args()
     fmt = FORMATS[arguments.format]
     references, subjects, (a, b) = simulate(fmt, arguments.images, arguments.subjects)
@@ -60,8 +59,6 @@ def main():
     table = Table(
         title=f"{arguments.images:,} images, {len(fmt.labels)} AUs ({fmt.scale}), {arguments.subjects:,} subjects, "
         f"{arguments.resamples:,} resamples",
-        caption=f"{os.cpu_count()} CPU cores, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')}, "
-        f"Python {platform.python_version()}, numpy {np.__version__}, scipy {scipy.__version__}",
     )
     for column in ("what", "seconds", "peak memory (MB)"):
         table.add_column(column, justify="left" if column == "what" else "right")
@@ -71,8 +68,11 @@ def main():
         took = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in KiB
         table.add_row(name, f"{took:.2f}", f"{peak:.0f}")
-    Console().print(table)
+    show([table], arguments.write)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"metrics.py: {error}")

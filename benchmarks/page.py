@@ -56,6 +56,11 @@ def as_markdown(table: Table) -> str:
     )
 
 
+def sections(page: Path = PAGE) -> list[str]:
+    """Names of the sections that benchmarks write."""
+    return re.findall(r"<!-- (?!/)([\w-]+) -->", page.read_text())
+
+
 def show(tables: list[Table], section: str | None = None, notes: str = "", page: Path = PAGE) -> None:
     """Print tables and notes, and put them into the section of the page if one is named.
 
@@ -70,18 +75,19 @@ def show(tables: list[Table], section: str | None = None, notes: str = "", page:
         console.print(notes)
     if section is None:
         return
-    text = page.read_text()
-    between = re.compile(rf"(<!-- {re.escape(section)} -->\n).*?(<!-- /{re.escape(section)} -->)", re.DOTALL)
-    if not between.search(text):
-        names = ", ".join(re.findall(r"<!-- ([\w-]+) -->", text))
-        raise ValueError(f"{page.name} has no section {section!r}; it has {names}.")
+    if section not in sections(page):
+        raise ValueError(f"{page.name} has no section {section!r}; it has {', '.join(sections(page))}.")
+    between = re.compile(rf"(<!-- {section} -->\n).*?(<!-- /{section} -->)", re.DOTALL)
     parts = [f"    {command()}", machine() + ".", *map(as_markdown, tables), *([notes] if notes else [])]
     body = "\n\n".join(parts) + "\n"
-    page.write_text(between.sub(lambda found: found[1] + body + found[2], text))
+    page.write_text(between.sub(lambda found: found[1] + body + found[2], page.read_text()))
 
 
 def add_write_option(parser: argparse.ArgumentParser) -> None:
     """The option of every benchmark whose table stands in the page."""
     parser.add_argument(
-        "--write", metavar="SECTION", help="also write the table into this section of docs/performance.md"
+        "--write",
+        metavar="SECTION",
+        choices=sections(),
+        help="also write the table into this section of docs/performance.md",
     )

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from page import add_write_option, show
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -238,16 +239,16 @@ def main(arguments: argparse.Namespace) -> int:
     faces = load_faces(arguments.faces, arguments.images, arguments.seed)
     images = image_mix(faces, arguments.images, arguments.seed)
     counts = tally(*load(arguments.model), images, arguments.batch_size)
-    Console().print(summary(counts))
-    failed = False
+    failed, lines = False, []
     for decoding in DECODERS:
         total = sum((count for key, count in counts.items() if key[0] == decoding), Tally())
         lost = total.answers - total.read
-        print(
-            f"{decoding}: {lost} of {total.answers} answers ({lost / total.answers:.2%}) not read in full, "
+        lines.append(
+            f"- {decoding}: {lost} of {total.answers} answers ({lost / total.answers:.2%}) not read in full, "
             f"{total.unread_aus} of {total.aus} AUs ({total.unread_aus / total.aus:.2%}) unread"
         )
         failed |= decoding in GUARANTEED and total.broken > 0
+    show([summary(counts)], arguments.write, "\n".join(lines))
     if failed:
         print("parsing.py: slots or constrained decoding gave an answer that must not be", file=sys.stderr)
     return int(failed)
@@ -264,6 +265,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--seed", type=int, default=0, help="of the choice of faces and of all other images (default: 0)"
     )
     parser.add_argument("--batch_size", type=int, default=16, help="images per forward pass (default: 16)")
+    add_write_option(parser)
     return parser
 
 

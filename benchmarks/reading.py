@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+from page import add_write_option, show
+from rich.table import Table
 
 from au_llava.au_datasets.bp4d import open_bp4d
 from au_llava.au_datasets.records import Defects
@@ -81,12 +83,16 @@ def main(arguments: argparse.Namespace) -> int:
         small, whole = Path(folder, "small"), Path(folder, "whole")
         rows_of_small, rows = write_copy(small, people[::8]), write_copy(whole, people)
         clock, seconds = label_seconds(whole, rows)
-        print(f"labels of {len(people) * TASKS} recordings, {rows} rows: {seconds:.1f} s ({clock:.1f} s by the clock)")
+        table = Table()
+        for column in ("what", "processor s", "s by the clock", "peak MB"):
+            table.add_column(column, justify="left" if column == "what" else "right")
+        labels = f"labels of {len(people) * TASKS} recordings, {rows:,} rows"
+        table.add_row(labels, f"{seconds:.1f}", f"{clock:.1f}", "")
         for root, count in ((small, rows_of_small), (whole, rows)):
             clock, spent, memory = command_cost(root, root / "out")
-            print(
-                f"table of {count} images in two formats: {spent:.1f} s ({clock:.1f} s by the clock), {memory:.0f} MB"
-            )
+            what = f"prepare_data.py, {count:,} images in two formats"
+            table.add_row(what, f"{spent:.1f}", f"{clock:.1f}", f"{memory:.0f}")
+    show([table], arguments.write)
     if seconds > LIMIT:
         print(f"reading.py: labels took longer than {LIMIT:.0f} s", file=sys.stderr)
     return int(seconds > LIMIT)
@@ -99,6 +105,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--every", type=int, default=1, help="take every k-th person only, for a quick try (default: 1)"
     )
+    add_write_option(parser)
     return parser
 
 

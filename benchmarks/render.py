@@ -2,15 +2,18 @@
 
     python benchmarks/render.py --size 96 --images 240 --workers 2
 
-Prints one line of JSON. Start-up of the workers is not counted, JPEG encoding and label sampling are. On a busy machine
-`cpu_ms_per_image` says more than the rate: an idle core makes 1000 / cpu_ms_per_image images a second.
+Start-up of the workers is not counted, JPEG encoding and label sampling are. On a busy machine processor time says more
+than the rate: an idle core makes 1000 / (ms an image) images a second.
 """
 
 import argparse
-import json
 import multiprocessing
 import os
+import sys
 import time
+
+from page import add_write_option, show
+from rich.table import Table
 
 from au_llava.au_datasets.rendered import sample_records
 
@@ -25,24 +28,42 @@ def render_subject(job: tuple[int, int]) -> float:
     return time.process_time() - start
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=96)
-    parser.add_argument("--images", type=int, default=240)
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
-    args = parser.parse_args()
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--size", type=int, default=96, help="side of the pictures (default: 96)")
+    parser.add_argument("--images", type=int, default=240, help="how many (default: 240)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
+    add_write_option(parser)
+    arguments = parser.parse_args()
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
-    with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
-        pool.map(render_subject, [(0, args.size)] * 4 * args.workers, chunksize=1)  # loads the rig in every worker
+    with multiprocessing.get_context("spawn").Pool(arguments.workers) as pool:
+        warm_up = [(0, arguments.size)] * 4 * arguments.workers
+        pool.map(render_subject, warm_up, chunksize=1)  # loads the rig in every worker
         start = time.perf_counter()
-        jobs = [(number, args.size) for number in range(args.images // IMAGES_PER_SUBJECT)]
+        jobs = [(number, arguments.size) for number in range(arguments.images // IMAGES_PER_SUBJECT)]
         processor = sum(pool.imap_unordered(render_subject, jobs))
         seconds = time.perf_counter() - start
     images = len(jobs) * IMAGES_PER_SUBJECT
-    result = {
-        "images_per_second": round(images / seconds, 1),
-        "cpu_ms_per_image": round(1000 * processor / images, 1),
-        "load_1min": round(os.getloadavg()[0], 1),
+    table = Table()
+    columns = {
+        "side": arguments.size,
+        "images": images,
+        "workers": arguments.workers,
+        "images/s": f"{images / seconds:.1f}",
+        "processor ms an image": f"{1000 * processor / images:.1f}",
+        "load of the machine": f"{os.getloadavg()[0]:.1f}",
     }
-    print(json.dumps(result | vars(args)))
+    for name in columns:
+        table.add_column(name, justify="right")
+    table.add_row(*map(str, columns.values()))
+    show([table], arguments.write)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"render.py: {error}")

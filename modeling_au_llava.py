@@ -30,6 +30,7 @@ from .card_au_llava import write_card
 from .configuration_au_llava import AuLlavaConfig, add_image_token
 from .decoding_au_llava import recognize
 from .pipeline_au_llava import AURecognitionPipeline
+from .quantisation_au_llava import check_computable, check_savable, with_default_skips
 from .tree_attention_au_llava import TreeMask
 
 MAX_EXTRA_TOKENS = 32  # class token and registers of a ViT: 5 in DINOv3; more means that the stride is wrong
@@ -214,8 +215,26 @@ class AuLlavaForConditionalGeneration(AuLlavaPreTrainedModel, LlavaForConditiona
             logits = self.lm_head(hidden).index_select(-1, logit_tokens)
         return LlavaCausalLMOutputWithPast(logits=logits, past_key_values=outputs.past_key_values)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, quantization_config=None, **kwargs):
+        """As in Transformers; in 8 or 4 bits only the language model's layers are quantised by default.
+
+        Raises:
+            ValueError: a layer in 4 bits has a size in which this CPU cannot compute.
+        """
+        quantization = with_default_skips(quantization_config)
+        given = {} if quantization is None else {"quantization_config": quantization}
+        model = super().from_pretrained(pretrained_model_name_or_path, *model_args, **given, **kwargs)
+        check_computable(model[0] if isinstance(model, tuple) else model)  # with output_loading_info, a pair
+        return model
+
     def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs):
-        """As in Transformers; the folder also gets the pipeline's code and, unless it has one, a model card."""
+        """As in Transformers; the folder also gets the pipeline's code and, unless it has one, a model card.
+
+        Raises:
+            ValueError: weights in 4 bits that have computed on a CPU and would be saved as other weights.
+        """
+        check_savable(self)
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
             custom_object_save(AURecognitionPipeline, save_directory)

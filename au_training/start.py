@@ -15,7 +15,6 @@ from .options import AUArguments, AUTrainingConfig
 
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 PARTS_FILE = "parts.json"  # in OUTPUT_DIR/base: what it was put together of
-UNQUANTISED = ["lm_head", "model.vision_tower", "model.multi_modal_projector"]
 
 
 def check_start(arguments: AUArguments, model_args: ModelConfig) -> None:
@@ -57,8 +56,6 @@ def starting_point(arguments: AUArguments, training_args: AUTrainingConfig, mode
 def load_model(model_args: ModelConfig, training_args: SFTConfig):
     """The model to train, in float32 unless `--dtype` says otherwise (of what is frozen); quantised if asked for."""
     quantization = get_quantization_config(model_args)
-    if quantization is not None:
-        quantization.llm_int8_skip_modules = UNQUANTISED
     model = AuLlavaForConditionalGeneration.from_pretrained(
         model_args.model_name_or_path,
         revision=model_args.model_revision,

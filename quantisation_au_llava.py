@@ -1,0 +1,68 @@
+"""Loading in 8 or 4 bits with bitsandbytes: what keeps its precision, and what bitsandbytes cannot do.
+
+Only the layers of the language model are quantised, unless `llm_int8_skip_modules` says otherwise: the vision tower and
+the projector are a small share of the weights, and every answer rests on what they see; the head is often the
+embeddings' weight too.
+"""
+
+from copy import copy
+
+from torch import nn
+from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers.quantizers import AutoQuantizationConfig
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+# Names of modules from the root of the model on, as Transformers matches them: "vision_tower" would match nothing.
+UNQUANTISED = ("lm_head", "model.vision_tower", "model.multi_modal_projector")
+
+# What bitsandbytes 0.50.2 can repack for CPUs with AVX512-BF16: rows of whole blocks of 64 weights (the size that
+# Transformers always takes), outputs in blocks of 32 (bitsandbytes/functional.py, _convert_weight_packed_for_cpu).
+PACKED_INPUTS, PACKED_OUTPUTS = 64, 32
+
+
+def with_default_skips(quantization: QuantizationConfigMixin | dict | None) -> QuantizationConfigMixin | None:
+    """`quantization` as `from_pretrained` takes it; a bitsandbytes one that names no exceptions gets `UNQUANTISED`."""
+    if isinstance(quantization, dict):
+        quantization = AutoQuantizationConfig.from_dict(quantization)
+    if isinstance(quantization, BitsAndBytesConfig) and quantization.llm_int8_skip_modules is None:
+        quantization = copy(quantization)
+        quantization.llm_int8_skip_modules = list(UNQUANTISED)
+    return quantization
+
+
+def check_computable(model: PreTrainedModel) -> None:
+    """Raise ValueError, with what to skip, where a 4-bit layer has a size in which this CPU cannot compute."""
+    odd = {
+        name: module
+        for name, module in _layers_in_4_bits(model)
+        if module.support_avx512bf16_for_cpu
+        and module.weight.device.type == "cpu"
+        and (module.in_features % PACKED_INPUTS or module.out_features % PACKED_OUTPUTS)
+    }
+    if odd:
+        name, module = next(iter(odd.items()))
+        skipped = [*model.config.quantization_config.llm_int8_skip_modules, *sorted({n.split(".")[-1] for n in odd})]
+        raise ValueError(
+            f"{name} has {module.in_features} inputs and {module.out_features} outputs; in 4 bits this CPU computes "
+            f"only in multiples of {PACKED_INPUTS} and {PACKED_OUTPUTS}: load in 8 bits, or set "
+            f"llm_int8_skip_modules={skipped}."
+        )
+
+
+def check_savable(model: PreTrainedModel) -> None:
+    """Raise ValueError where 4-bit weights have been repacked by a forward pass on a CPU: what bitsandbytes saves of
+    them are other weights."""
+    for name, module in _layers_in_4_bits(model):
+        if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
+            raise ValueError(
+                f"{name} was repacked by a forward pass on this CPU, and bitsandbytes would save other weights: load "
+                "the model anew and save it before it computes anything."
+            )
+
+
+def _layers_in_4_bits(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
+    """Told by the name of their class: whoever loads a checkpoint in full precision need not have bitsandbytes."""
+    return [(name, module) for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"]
+
+
+__all__ = ["UNQUANTISED", "check_computable", "check_savable", "with_default_skips"]

@@ -78,6 +78,11 @@ class AUCollator:
         causal_loss: what of a causal answer carries loss: the whole "answer" and its end, or its "values".
         augment: vary crop, light and colours of the images a little (`varied_image`).
         slot_weights: format -> AU -> positive weight of its loss in slot batches, 1 where there is none.
+
+    Attributes:
+        features: where rows name their image by `features`, the features (image tokens, width) of every name, which
+            the batch then holds as `image_features` in place of pixels (au_training/features.py). Flips and variation
+            change pixels and cannot be combined with it.
     """
 
     def __init__(
@@ -106,15 +111,17 @@ class AUCollator:
         self.ordinal_width = ordinal_width
         self.flip = flip
         self.seed = seed
+        self.features: Mapping[str, torch.Tensor] = {}
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        """Rows with `image` (PIL), `formats` (names or AUFormat dicts), `values` (one list per format) and `index`."""
+        """Rows with `image` (PIL) or `features`, `formats` (names or AUFormat dicts), `values` (one list per format)
+        and `index`."""
         rng = np.random.default_rng([self.seed, *(row["index"] for row in rows)])
         causal = rng.random() < self.causal_share
         images, labels = [], []
         for row in rows:
             known = {get_format(fmt): values for fmt, values in zip(row["formats"], row["values"], strict=True)}
-            image = row["image"]
+            image = row.get("image")
             if self.augment:
                 image = varied_image(image.convert("RGB"), rng)
             if rng.random() < self.flip:
@@ -122,10 +129,15 @@ class AUCollator:
                 known = {fmt: mirrored_values(values, fmt) for fmt, values in known.items()}
             images.append(image)
             labels.append(known)
-        pixel_values = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
-        image_tokens = self.processor.num_image_tokens(*pixel_values.shape[-2:])
+        if "features" in rows[0]:
+            vision = {"image_features": torch.stack([self.features[row["features"]] for row in rows])}
+            image_tokens = vision["image_features"].shape[1]
+        else:
+            pixel_values = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+            vision = {"pixel_values": pixel_values}
+            image_tokens = self.processor.num_image_tokens(*pixel_values.shape[-2:])
         batch = self._causal(labels, image_tokens, rng) if causal else self._slots(labels, image_tokens)
-        return {**batch, "pixel_values": pixel_values}
+        return {**batch, **vision}
 
     def _slots(self, labels: list[dict[AUFormat, Sequence[float]]], image_tokens: int) -> dict[str, torch.Tensor]:
         trees = [compile_slots(self.processor, tuple(known), image_tokens) for known in labels]

@@ -34,6 +34,7 @@ from au_llava.au_datasets.folds import person_key
 from au_llava.au_datasets.mixing import TrainingData, check_people, training_rows
 from au_llava.au_datasets.records import group_by_image, record_features
 from au_llava.au_evaluation.provenance import people_of, read_training_manifest, training_manifest
+from au_llava.au_training.features import use_cached_features
 from au_llava.au_training.options import AUArguments, AUTrainingConfig, recipe_of
 from au_llava.au_training.start import LORA_TARGETS, check_start, freeze_parts, load_model, starting_point
 from au_llava.au_training.trainer import AUTrainer
@@ -126,10 +127,14 @@ def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: Mo
         else None,
         peft_config=get_peft_config(model_args),
     )
-    if (training_args.bf16 or training_args.fp16) and not (model_args.load_in_4bit or model_args.load_in_8bit):
-        for parameter in trainer.model.parameters():  # 16 bits are too few for the small steps of an optimizer
+    mixed = training_args.bf16 or training_args.fp16
+    quantised = model_args.load_in_4bit or model_args.load_in_8bit  # TRL puts what is trained into bfloat16
+    if mixed != quantised:  # 16 bits are too few for the small steps of an optimizer, and do not fit without autocast
+        for parameter in trainer.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+    if arguments.cache_features:
+        use_cached_features(trainer, arguments.cache_features)
     resume = training_args.resume_from_checkpoint
     if str(resume).lower() in ("true", "1"):
         resume = get_last_checkpoint(training_args.output_dir) if Path(training_args.output_dir).is_dir() else None

@@ -71,6 +71,10 @@ class AUArguments:
     channels_last: bool = field(
         default=False, metadata={"help": "Lay a convolutional vision tower out channels-last: faster on CPU and GPU."}
     )
+    cache_features: str | None = field(
+        default=None,
+        metadata={"help": "Folder for what a frozen vision tower makes of each image: encoded once, kept, then read."},
+    )
 
     def __post_init__(self):
         unknown = sorted(set(self.freeze) - set(PARTS))
@@ -79,6 +83,11 @@ class AUArguments:
         for name in ("oversample_below", "loss_weight_power"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1.")
+        if self.cache_features:
+            if "vision_tower" not in self.freeze:
+                raise ValueError("cache_features needs a vision tower that stays as it is: freeze: [vision_tower].")
+            if self.flip or self.augment:
+                raise ValueError("cache_features keeps each image as it is: leave out flip and augment, or the cache.")
 
 
 @dataclass
@@ -100,6 +109,7 @@ class AUTrainingConfig(SFTConfig):
 def recipe_of(*groups) -> dict:
     """The options of dataclasses that differ from their defaults and say how training went: no paths, no secrets."""
     left_out = ("output_dir", "logging_dir", "run_name", "data", "resume_from_checkpoint", "disable_tqdm", "report_to")
+    left_out += ("cache_features",)  # does not change what is learned
     recipe = {}
     for group in groups:
         for option in fields(group):

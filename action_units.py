@@ -178,7 +178,7 @@ class AUFormat:
     def __post_init__(self):
         if not isinstance(self.name, str) or not self.name:
             raise ValueError(f"a format's name must be a non-empty string, not {self.name!r}")
-        if isinstance(self.labels, str) or not self.labels:
+        if not isinstance(self.labels, (tuple, list)) or not self.labels:
             raise ValueError(f"format {self.name!r}: labels must be a non-empty sequence of AUs, not {self.labels!r}")
         object.__setattr__(self, "labels", tuple(self.labels))
         unknown = [label for label in self.labels if label not in ACTION_UNITS]

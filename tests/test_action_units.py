@@ -107,6 +107,7 @@ def test_built_in_formats():
         (("", ("AU1",), "intensity"), "non-empty string"),
         (("x", (), "intensity"), "non-empty sequence"),
         (("x", "AU1", "intensity"), "non-empty sequence"),
+        (("x", 5, "intensity"), "non-empty sequence"),
         (("x", ("AU1", "AU999"), "intensity"), r"unknown AUs \['AU999'\]"),
         (("x", ("AU1", "AU2", "AU1"), "intensity"), r"\['AU1'\] appear more than once"),
         (("x", ("AU1",), "binary"), "'occurrence', 'intensity', 'continuous'"),

@@ -6,7 +6,8 @@
 A linear head reads all values of all formats off the tower's feature map, and where the landmarks of the face are and
 how far its expression has moved them; the head is thrown away afterwards. Without this step the language model's slot
 loss stays at the base rates for a long time: it has to learn where to look and the tower what to show at once
-(docs/log.md has the trials). Stopped runs go on with the same command; the validation people are scored at the end.
+(docs/log.md has the trials). Stopped runs go on with the same command; the validation people are scored at the end. The
+folder says in training_manifest.json whom the tower has seen, as train_sft.py's do.
 """
 
 import argparse
@@ -24,7 +25,13 @@ from transformers import AutoProcessor, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from au_llava.action_units import MAIN_FORMATS, get_format
-from au_llava.au_datasets.mixing import training_rows
+from au_llava.au_datasets.mixing import TrainingData, check_people, training_rows
+from au_llava.au_evaluation.provenance import (
+    people_of,
+    read_training_manifest,
+    training_manifest,
+    write_training_manifest,
+)
 from au_llava.augmentation_au_llava import mirrored_values, varied_image
 from au_llava.metrics_au import score
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
@@ -128,7 +135,7 @@ def validation_scores(formats: list[str], logits: np.ndarray, labels: np.ndarray
     return found
 
 
-def main():
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -147,13 +154,14 @@ def main():
     parser.add_argument("--batch_size", type=int, default=64, help="images per step (default: 64)")
     parser.add_argument("--learning_rate", type=float, default=3e-3, help="peak learning rate (default: 3e-3)")
     parser.add_argument("--seed", type=int, default=0, help="seed (default: 0)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
 
     metadata = ["landmarks"] if arguments.place_weight else []
     train, validation = (
         training_rows(arguments.data, part, arguments.formats, arguments.seed, metadata)
         for part in ("train", "validation")
     )
+    check_people(train, validation, [])
     model = AuLlavaForConditionalGeneration.from_pretrained(arguments.base, dtype="float32")
     processor = AutoProcessor.from_pretrained(arguments.base, trust_remote_code=True)
     image_processor = processor.image_processor
@@ -166,6 +174,16 @@ def main():
     cells = processor.num_image_tokens(crop["height"], crop["width"]) * processor.pixel_unshuffle**2
     values = sum(len(get_format(name).labels) for name in arguments.formats)
     places = len(train[0]["landmarks"]) if arguments.place_weight else 0
+    manifest = training_manifest(
+        train=people_of(train),
+        validation=people_of(validation),
+        data=[TrainingData.read(entry).path for entry in arguments.data],
+        formats=arguments.formats,
+        recipe={
+            name: value for name, value in vars(arguments).items() if name not in ("base", "data", "out", "workers")
+        },
+        base=read_training_manifest(str(arguments.base)),
+    )
     state = arguments.out / "training"
     training = TrainingArguments(
         output_dir=str(state),
@@ -201,6 +219,7 @@ def main():
     model.cpu().save_pretrained(arguments.out)
     image_processor.size, image_processor.crop_size = usual
     processor.save_pretrained(arguments.out)
+    write_training_manifest(arguments.out, manifest)
     shutil.rmtree(state, ignore_errors=True)
     print(
         json.dumps(

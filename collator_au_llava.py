@@ -8,17 +8,18 @@
 
 An AU whose label is NaN carries no loss in either. Every random choice (layout, format, flip, variation) is a function
 of the seed and the rows in the batch, not of hidden state: a resumed run sees what the uninterrupted one would have
-seen.
+seen. So are batches of about equal length (`GroupedSampler`), in which little is padded.
 """
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
 import torch
 from PIL import ImageOps
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from .action_units import AUFormat, get_format, quantise, write_answer
 from .augmentation_au_llava import mirrored_values, varied_image
@@ -63,6 +64,49 @@ def slot_loss(
     chosen = logits.flatten(1).gather(1, cells.flatten(1)).view(columns.shape).float()
     chosen = chosen.masked_fill(columns < 0, torch.finfo(torch.float32).min)
     return -(targets * chosen.log_softmax(-1)).sum() / annotated.sum().clamp(min=1e-6)
+
+
+def slot_lengths(formats: Sequence[Sequence[str]], processor) -> list[int]:
+    """Tokens of the slot tree of each row that has labels in these `formats`."""
+    crop = processor.image_processor.crop_size
+    image_tokens = processor.num_image_tokens(crop["height"], crop["width"])
+    lengths = {
+        names: len(compile_slots(processor, tuple(map(get_format, names)), image_tokens))
+        for names in set(map(tuple, formats))
+    }
+    return [lengths[tuple(names)] for names in formats]
+
+
+class GroupedSampler(torch.utils.data.Sampler):
+    """Row numbers for an epoch in which rows of about equal length follow each other, as Transformers groups them.
+
+    They depend on seed and epoch alone, so a resumed run draws what the uninterrupted one would have drawn.
+
+    Args:
+        lengths: of each row. batch_size: rows of a step.
+        rows: the rows of an epoch, such as a `WeightedSampler`; None: each once.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, seed: int, rows: torch.utils.data.Sampler | None = None
+    ):
+        self.lengths, self.batch_size, self.seed, self.rows = lengths, batch_size, seed, rows
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+        if self.rows is not None:
+            self.rows.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        rows = range(len(self)) if self.rows is None else list(self.rows)
+        draw = int(np.random.default_rng([self.seed, self.epoch]).integers(2**63))
+        generator = torch.Generator().manual_seed(draw)
+        order = get_length_grouped_indices([self.lengths[row] for row in rows], self.batch_size, generator=generator)
+        yield from (rows[place] for place in order)
 
 
 class AUCollator:

@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import datasets
@@ -57,7 +57,7 @@ class FeatureCache(Mapping):
         return len(self.shards)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _opened(path: Path):
     try:
         return safe_open(path, framework="pt")
@@ -206,8 +206,8 @@ def use_cached_features(trainer: Trainer, folder: str) -> None:
     quiet = trainer.args.disable_tqdm or not trainer.is_local_process_zero()
     keys = [content_key(files[row]) for row in tqdm(range(len(files)), "hashing images", disable=quiet)]
     unreadable = _encode_missing(trainer, model, cached, files, keys, quiet)
-    cache = FeatureCache(cached)
-    absent = set(keys) - cache.keys() - unreadable
+    found = FeatureCache(cached)
+    absent = set(keys) - found.keys() - unreadable
     if absent:
         raise ValueError(f"{cached} lacks {len(absent)} images that another process encoded: put it on a shared disk.")
     for name, rows in parts.items():
@@ -219,7 +219,7 @@ def use_cached_features(trainer: Trainer, folder: str) -> None:
         setattr(trainer, name, rows)
         if name == "train_dataset" and trainer.row_weights is not None:
             trainer.row_weights = trainer.row_weights[kept]
-    trainer.data_collator.features = cache
+    trainer.data_collator.features = found
     accept_features(model)
 
 
@@ -266,7 +266,7 @@ def _encode_missing(trainer, model: AuLlavaModel, folder: Path, files, keys: lis
 
 
 def _state_size(folder: Path, example: torch.Tensor, images: int, quiet: bool) -> None:
-    """Say what `images` features like `example` will take, before any is written. ValueError where the disk lacks it."""
+    """Say what `images` features like `example` take, before any is written. ValueError where the disk lacks the room."""
     size, free = images * example.nbytes, shutil.disk_usage(folder).free
     shape = f"{' x '.join(map(str, (images, *example.shape[1:])))} {str(example.dtype)[6:]}"
     if size > free:

@@ -96,12 +96,19 @@ class AUTrainingConfig(SFTConfig):
 
     Differences: max_length None (an answer must never be cut), remove_unused_columns False and
     skip_prepare_dataset (the collator works on the raw records).
+
+    Raises:
+        ValueError: an option that would have no effect or a wrong one.
     """
 
     max_length: int | None = field(default=None, metadata={"help": "Not used: sequences are never cut."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs the raw columns."})
 
     def __post_init__(self):
+        if self.use_liger_kernel:  # would pass unnoticed: Liger looks its patches up by the model's name
+            raise ValueError("use_liger_kernel has no kernels for AU-LLaVA: leave it out; torch_compile works.")
+        if self.train_sampling_strategy == "batch_rebalance":  # its order is not that of a resumed or weighted run
+            raise ValueError("train_sampling_strategy: batch_rebalance is not supported: use group_by_length.")
         self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
         super().__post_init__()
 

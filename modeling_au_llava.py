@@ -108,6 +108,14 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
         Returns:
             the tower's output, with `pooler_output` = one (tokens, hidden size) tensor per image.
         """
+        outputs, embeddings = self.encode_images(pixel_values, vision_feature_layer, **kwargs)
+        outputs.pooler_output = list(embeddings)
+        return outputs
+
+    def encode_images(
+        self, pixel_values: torch.Tensor, vision_feature_layer: int | list[int] | None, **kwargs
+    ) -> tuple[BaseModelOutputWithPooling, torch.Tensor]:
+        """The tower's output, and (images, tokens, hidden size) embeddings in one tensor."""
         layers = [vision_feature_layer] if isinstance(vision_feature_layer, int) else vision_feature_layer
         if layers is not None and not kwargs.get("output_hidden_states"):
             kwargs["output_hidden_states"] = layers  # keeps these only; never a plain 0, which would mean none
@@ -116,9 +124,7 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
         stride = self.config.vision_stride
         grid = (pixel_values.shape[-2] // stride, pixel_values.shape[-1] // stride)
         tokens = [features_to_tokens(layer, grid, self.config.pixel_unshuffle) for layer in features]
-        embeddings = self.multi_modal_projector(torch.cat(tokens, dim=-1))  # (images, tokens, hidden size)
-        outputs.pooler_output = list(embeddings)
-        return outputs
+        return outputs, self.multi_modal_projector(torch.cat(tokens, dim=-1))
 
     def get_placeholder_mask(self, input_ids, inputs_embeds, image_features):
         """LLaVA's, whose message counts features rightly only where `image_features` has a batch dimension."""

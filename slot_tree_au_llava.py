@@ -41,6 +41,7 @@ class SlotTree:
         decision_nodes: (D,) long, the token whose next-token logits decide between values.
         choices: (D, C) long, the token ids that may follow, -1 where there are fewer than C.
         logit_tokens: (K,) long, the distinct token ids among the choices: the only logits that are needed.
+        choice_columns: (D, C) long, where each choice is in logit_tokens, 0 where there is none.
         value_paths: (V, longest path) long, for each value the flat indices decision * C + choice that lead to it,
             D * C where the path is shorter.
         value_targets: per value, the (decision, token id) pairs that lead to it: the training targets.
@@ -117,6 +118,7 @@ class SlotTree:
         self.decision_nodes = torch.tensor(nodes)
         self.choices = torch.tensor([row + [-1] * (width - len(row)) for row in choices])
         self.logit_tokens = self.choices[self.choices >= 0].unique()
+        self.choice_columns = torch.searchsorted(self.logit_tokens, self.choices.clamp(min=self.logit_tokens[0]))
         flat = len(nodes) * width
         paths = [
             [decision * width + choices[decision].index(token) for decision, token in targets]
@@ -128,8 +130,9 @@ class SlotTree:
     def to(self, device) -> "SlotTree":
         """A copy whose tensors are on `device`."""
         moved = copy.copy(self)
-        for name in ("input_ids", "positions", "mask", "decision_nodes", "choices", "logit_tokens", "value_paths"):
-            setattr(moved, name, getattr(self, name).to(device))
+        for name, value in vars(self).items():
+            if isinstance(value, torch.Tensor):
+                setattr(moved, name, value.to(device))
         return moved
 
     def model_inputs(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -156,8 +159,7 @@ class SlotTree:
             (batch, V) float32; over the values of one slot the probabilities sum to 1.
         """
         absent = self.choices < 0
-        columns = torch.searchsorted(self.logit_tokens, self.choices).clamp(min=0)  # (D, C) into the logits
-        chosen = logits.gather(2, columns.expand(len(logits), -1, -1)).float()
+        chosen = logits.gather(2, self.choice_columns.expand(len(logits), -1, -1)).float()
         steps = chosen.masked_fill(absent, -torch.inf).log_softmax(-1)  # (batch, D, C)
         steps = torch.nn.functional.pad(steps.flatten(1), (0, 1))  # one more column: 0, for shorter paths
         return steps[:, self.value_paths].sum(-1)

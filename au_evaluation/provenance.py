@@ -7,7 +7,8 @@ weights have been trained or chosen on, so that an evaluation can refuse to test
      "data": {path: content hash}, "formats": […], "recipe": {…}, "commit": …, "date": …, "base": {…} or null,
      "labels": {"bp4d": {"AU1": {"mean": …, "rate": …, "n": …}}}}
 
-`base` is the manifest of the checkpoint that training started from, so nobody is forgotten over several trainings.
+`base` is the manifest of the checkpoint that training started from, so nobody is forgotten over several trainings; it
+names only people whom later manifests do not name in that role: many trainings on the same people stay small.
 `labels` says how the training labels are distributed (`balance.label_statistics`); older manifests lack it.
 """
 
@@ -69,17 +70,27 @@ def training_manifest(
         train, validation: `person_key`s. data: record folders. formats: names. recipe: options that differ from the
             defaults. base: the manifest of the checkpoint that it starts from. labels: their `label_statistics`.
     """
+    people = {"train": sorted(train), "validation": sorted(validation), "calibration": []}
     return {
         "schema_version": SCHEMA_VERSION,
-        "people": {"train": sorted(train), "validation": sorted(validation), "calibration": []},
+        "people": people,
         "data": content_hashes(data),
         "formats": sorted(formats),
         "recipe": dict(recipe),
         "commit": code_commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "base": base,
+        "base": _unnamed(base, {role: set(named) for role, named in people.items()}),
         "labels": dict(labels or {}),
     }
+
+
+def _unnamed(manifest: Mapping | None, named: Mapping[str, set[str]]) -> dict | None:
+    """A manifest and its bases without the people that are `named` in the same role already."""
+    if manifest is None:
+        return None
+    people = {role: sorted(set(manifest["people"][role]) - named[role]) for role in ROLES}
+    named = {role: named[role] | set(people[role]) for role in ROLES}
+    return {**manifest, "people": people, "base": _unnamed(manifest["base"], named)}
 
 
 def write_training_manifest(folder: str | Path, manifest: Mapping) -> None:

@@ -17,7 +17,7 @@ from au_llava import eval_au
 from au_llava.action_units import FORMATS
 from au_llava.au_datasets.records import load_records
 from au_llava.au_evaluation.prediction import predict
-from au_llava.au_evaluation.provenance import people_of, training_manifest, write_training_manifest
+from au_llava.au_evaluation.provenance import people_of, seen_people, training_manifest, write_training_manifest
 from au_llava.au_evaluation.scoring import score_predictions
 from au_llava.eval_au import main, make_parser
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
@@ -213,6 +213,24 @@ def test_trained_people_are_not_tested(tiny_checkpoint, rendered_records, tmp_pa
     write_training_manifest(checkpoint, training_manifest([], [], [], [], {}))  # as --calibrate leaves it
     results, _ = evaluate(checkpoint, rendered_records, tmp_path / "again", "--formats", "bp4d")
     assert results["provenance"]["trained_people"] == "unknown"
+
+
+def test_nobody_is_named_twice_over_several_trainings_and_nobody_forgotten():
+    first = training_manifest(["d:1", "d:2"], ["d:9"], [], ["bp4d"], {"seed": 1})
+    second = training_manifest(["d:2", "d:3"], ["d:9"], [], ["bp4d"], {"seed": 2}, base=first)
+    third = training_manifest(["d:3", "d:9"], ["d:8"], [], ["bp4d"], {"seed": 3}, base=second)
+    empty = {"calibration": []}
+    assert third["people"] == {"train": ["d:3", "d:9"], "validation": ["d:8"], **empty}
+    assert third["base"]["people"] == {"train": ["d:2"], "validation": ["d:9"], **empty}
+    assert third["base"]["base"]["people"] == {"train": ["d:1"], "validation": [], **empty}
+    assert [third["recipe"], third["base"]["recipe"], third["base"]["base"]["recipe"]] == [
+        {"seed": 3},
+        {"seed": 2},
+        {"seed": 1},
+    ]
+    assert seen_people(third)["train"] == {"d:1", "d:2", "d:3", "d:9"}
+    assert seen_people(third)["validation"] == {"d:8", "d:9"}
+    assert first["people"]["train"] == ["d:1", "d:2"]  # what came in is left alone
 
 
 def test_groups_are_audited(tiny_checkpoint, rendered_records, tmp_path):

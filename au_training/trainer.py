@@ -9,7 +9,7 @@ from ..au_evaluation.prediction import predict
 from ..au_evaluation.provenance import write_training_manifest
 from ..au_evaluation.scoring import score_predictions
 from ..card_au_llava import write_card
-from ..collator_au_llava import slot_loss
+from ..collator_au_llava import GroupedSampler, slot_lengths, slot_loss
 from ..publishing_au import base_models
 
 
@@ -39,10 +39,16 @@ class AUTrainer(SFTTrainer):
         self.manifest = manifest
 
     def _get_train_sampler(self, train_dataset=None):
-        if self.row_weights is None:
-            return super()._get_train_sampler(train_dataset)
+        strategy = self.args.train_sampling_strategy
+        if self.row_weights is not None and strategy == "sequential":
+            raise ValueError("oversample_below draws rows in an order of its own: leave train_sampling_strategy out.")
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return WeightedSampler(self.row_weights, seed)
+        weighted = None if self.row_weights is None else WeightedSampler(self.row_weights, seed)
+        if strategy == "group_by_length":
+            lengths = slot_lengths(self.train_dataset["formats"][:], self.processing_class)
+            batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
+            return GroupedSampler(lengths, batch, seed, weighted)
+        return weighted or super()._get_train_sampler(train_dataset)
 
     def _save(self, output_dir: str | None = None, state_dict=None):
         super()._save(output_dir, state_dict)

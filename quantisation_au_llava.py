@@ -41,7 +41,8 @@ def check_computable(model: PreTrainedModel) -> None:
     }
     if odd:
         name, module = next(iter(odd.items()))
-        skipped = [*model.config.quantization_config.llm_int8_skip_modules, *sorted({n.split(".")[-1] for n in odd})]
+        skipped = model.config.quantization_config.llm_int8_skip_modules or UNQUANTISED
+        skipped = [*skipped, *sorted({each.rpartition(".")[2] for each in odd})]
         raise ValueError(
             f"{name} has {module.in_features} inputs and {module.out_features} outputs; in 4 bits this CPU computes "
             f"only in multiples of {PACKED_INPUTS} and {PACKED_OUTPUTS}: load in 8 bits, or set "

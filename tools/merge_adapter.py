@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftConfig, PeftModel
-from transformers import AutoConfig
 from transformers.utils import logging
 
 from au_llava.au_evaluation.provenance import TRAINING_MANIFEST
+from au_llava.configuration_au_llava import AuLlavaConfig
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 from au_llava.processing_au_llava import AuLlavaProcessor
 
@@ -44,8 +44,7 @@ def read_adapter(folder: Path) -> LoraConfig:
 def load_base(base: str, dtype: str) -> AuLlavaForConditionalGeneration:
     """The base, in full precision. Raises ValueError if it is not there or is stored quantised."""
     try:
-        config = AutoConfig.from_pretrained(base, trust_remote_code=True)
-        if hasattr(config, "quantization_config"):
+        if hasattr(AuLlavaConfig.from_pretrained(base), "quantization_config"):
             raise ValueError(f"The base {base} is stored quantised: name the one it was made from with --base.")
         return AuLlavaForConditionalGeneration.from_pretrained(base, dtype=dtype)
     except OSError as error:

@@ -215,8 +215,9 @@ class AuLlavaForConditionalGeneration(AuLlavaPreTrainedModel, LlavaForConditiona
         outputs = self.model(**inputs)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         hidden = outputs.last_hidden_state[:, kept]
-        if type(self.lm_head) is nn.Linear:
-            logits = nn.functional.linear(hidden, self.lm_head.weight.index_select(0, logit_tokens))
+        weight = self.lm_head.weight if isinstance(self.lm_head, nn.Linear) else None
+        if type(weight) is nn.Parameter and weight.numel():
+            logits = nn.functional.linear(hidden, weight.index_select(0, logit_tokens))
         else:  # quantised, adapted or sharded: only the module itself knows its weights
             logits = self.lm_head(hidden).index_select(-1, logit_tokens)
         return LlavaCausalLMOutputWithPast(logits=logits, past_key_values=outputs.past_key_values)

@@ -20,7 +20,6 @@ where it stopped. Evaluation scores the AUs on the validation part and logs eval
 """
 
 import logging
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -36,6 +35,7 @@ from au_llava.au_datasets.records import group_by_image, record_features
 from au_llava.au_evaluation.provenance import people_of, read_training_manifest, training_manifest
 from au_llava.au_training.features import use_cached_features
 from au_llava.au_training.options import AUArguments, AUTrainingConfig, recipe_of
+from au_llava.au_training.recovery import ending_with_a_sentence
 from au_llava.au_training.start import LORA_TARGETS, check_start, freeze_parts, load_model, starting_point
 from au_llava.au_training.trainer import AUTrainer
 from au_llava.collator_au_llava import AUCollator
@@ -58,14 +58,15 @@ def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: Mo
         training_args.push_to_hub = False  # the Trainer would send its whole folder
     tables = [TrainingData.read(entry) for entry in arguments.data]
     paths = list(dict.fromkeys(table.path for table in tables))
-    train = training_rows(tables, arguments.train_part, arguments.formats, training_args.seed)
+    metadata = ("clip", "frame")  # with dataset and subject, what names an image
+    train = training_rows(tables, arguments.train_part, arguments.formats, training_args.seed, metadata)
     evaluating = training_args.eval_strategy != "no"
     validation = validation_rows = None
     if evaluating:
         as_annotated = {
             (table.path, *(table.formats or ())): replace(table, weight=1, convert_to=(), frames=1) for table in tables
         }.values()
-        validation_rows = training_rows(list(as_annotated), arguments.validation_part, arguments.formats)
+        validation_rows = training_rows(list(as_annotated), arguments.validation_part, arguments.formats, 0, metadata)
         validation_rows = validation_rows.select(range(min(arguments.validation_images, len(validation_rows))))
         columns = list(record_features({}))
         validation = datasets.concatenate_datasets(
@@ -154,7 +155,5 @@ def make_parser() -> TrlParser:
 
 
 if __name__ == "__main__":
-    try:
+    with ending_with_a_sentence("train_sft.py"):
         main(*make_parser().parse_args_and_config(fail_with_unknown_args=True))
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"train_sft.py: {error}")

@@ -1,12 +1,17 @@
 """The trainer: slot batches, scores of every format during training, manifest and card of every checkpoint."""
 
+import logging
 from contextlib import contextmanager
+from pathlib import Path
 from unittest.mock import patch
 
 import datasets
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch.distributed.fsdp import FSDPModule
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 from trl.models import unwrap_model_for_generation
 
@@ -17,6 +22,11 @@ from ..au_evaluation.scoring import score_predictions
 from ..card_au_llava import write_card
 from ..collator_au_llava import IGNORED, GroupedSampler, slot_lengths, slot_loss
 from ..publishing_au import base_models
+from .recovery import ReadableRows, StopOnSIGTERM, TrainingEnded, name_images, replacing
+
+logger = logging.getLogger("au_llava.train")
+
+BLIND = 100  # images of which over half cannot be read before a training stops: a disk is missing, not a file damaged
 
 
 class AUTrainer(SFTTrainer):
@@ -49,6 +59,9 @@ class AUTrainer(SFTTrainer):
         self.row_weights = row_weights
         self.validation = validation
         self.manifest = manifest
+        self.unreadable: set[str] = set()  # images that this process came across, training and validation
+        self.images_read = 0
+        self.add_callback(StopOnSIGTERM(self.accelerator))
 
     def _get_train_sampler(self, train_dataset=None):
         strategy = self.args.train_sampling_strategy
@@ -62,10 +75,71 @@ class AUTrainer(SFTTrainer):
             return GroupedSampler(lengths, batch, seed, weighted)
         return weighted or super()._get_train_sampler(train_dataset)
 
+    def _get_dataloader(self, dataset, *args, **kwargs):
+        if "image" in dataset.column_names:
+            dataset = dataset.cast_column("image", datasets.Image(decode=False))
+        with patch.object(self, "data_collator", ReadableRows(self.data_collator)):
+            return super()._get_dataloader(dataset, *args, **kwargs)
+
+    def _count_unreadable(self, rows: list[int], unreadable: list[int]) -> None:
+        self.images_read += len(rows)
+        if not unreadable:
+            return
+        found = name_images(self.train_dataset if self.model.training else self.eval_dataset, unreadable)
+        for name in set(found) - self.unreadable:
+            logger.warning("The image of %s cannot be read: skipped.", name)
+        self.unreadable.update(found)
+        if self.images_read >= BLIND and len(self.unreadable) > self.images_read / 2:
+            raise TrainingEnded(
+                f"{len(self.unreadable)} of {self.images_read} images cannot be read, such as {found[0]}: is a disk or "
+                "folder missing that the data was prepared from?"
+            )
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        unreadable = sorted(set(gather_object(sorted(self.unreadable))))
+        if self.manifest is not None and unreadable:
+            self.manifest["unreadable"] = unreadable
+        if output_dir is not None:
+            super().save_model(output_dir, _internal_call)
+            return
+        with self._replacing(Path(self.args.output_dir)) as folder:
+            super().save_model(str(folder), _internal_call)
+        if unreadable and self.is_world_process_zero():
+            logger.warning("%s images could not be read and were skipped: %s", len(unreadable), ", ".join(unreadable))
+
+    def _replacing(self, folder: Path):
+        return replacing(folder, self.args.should_save, self.accelerator.wait_for_everyone)
+
+    def _save_checkpoint(self, model, trial):
+        folder = self._get_output_dir(trial)
+        with self._replacing(Path(folder)) as unfinished:
+            with patch.object(self, "_get_output_dir", lambda trial: str(unfinished)):
+                super()._save_checkpoint(model, trial)
+            name = f"checkpoint-{self.state.global_step}"
+            if self.state.best_model_checkpoint == str(unfinished / name):
+                self.state.best_model_checkpoint = str(Path(folder) / name)
+                if self.args.should_save:
+                    self.state.save_to_json(unfinished / name / TRAINER_STATE_NAME)
+        if self.args.should_save:
+            rotate_checkpoints(folder, self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
+
     def _save(self, output_dir: str | None = None, state_dict=None):
         super()._save(output_dir, state_dict)
         if self.manifest is not None:
             write_training_manifest(output_dir or self.args.output_dir, self.manifest)
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.reduce((~loss.isfinite()).float(), "sum"):  # all stop before their weights move
+            where = f"loss is {loss.item()} at step {self.state.global_step + 1}"
+            images = ", ".join(name_images(self.train_dataset, inputs["rows"]))
+            raise TrainingEnded(
+                f"{where}, on the images {images}: weights were left as they are and nothing was saved; lower "
+                "learning_rate, raise warmup_steps, train in bf16 rather than fp16, or look at these images."
+                if not loss.isfinite()
+                else f"{where} here, but no number in another process, which names the images."
+            )
+        return loss
 
     def _get_num_items_in_batch(self, batch_samples, device) -> tuple[torch.Tensor, torch.Tensor]:
         """Divisors of the summed losses of (slot, causal) batches: scalars, the same in every process."""
@@ -81,7 +155,12 @@ class AUTrainer(SFTTrainer):
         return slots, causal
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if "rows" in inputs:
+            self._count_unreadable(inputs.pop("rows"), inputs.pop("unreadable"))
         slot_items, tokens = num_items_in_batch or (None, None)
+        head = self.model.get_output_embeddings()
+        if isinstance(head, FSDPModule):  # whose weight both layouts read without calling it
+            head.unshard()
         if "choice_targets" not in inputs:
             # TRL gathers its metrics from all processes, but those with a slot batch would never answer.
             with patch.object(self.accelerator, "gather_for_metrics", lambda metric: metric):

@@ -6,7 +6,9 @@ arguments, environment, exit code and output.
 
 import multiprocessing
 import os
+import resource
 import runpy
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -18,17 +20,31 @@ CONTEXT.set_forkserver_preload(["au_llava.train_sft", "torch.distributed.fsdp"])
 QUIET = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none", "--disable_tqdm", "true"]
 
 
-def _run(script: Path, words: list[str], environment: dict[str, str], log: Path):
+def _run(script: Path, words: list[str], environment: dict[str, str], log: Path, file_limit: int | None):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background commands ignore
+    if file_limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     os.environ |= environment
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(file, stream)
+    sys.stdout = sys.stderr = os.fdopen(file, "w", buffering=1)
     sys.argv = [str(script), *words]
     runpy.run_path(str(script), run_name="__main__")
 
 
-def start(words, log: Path, processes: int = 1, script: Path = ROOT / "train_sft.py", **environment) -> list:
-    """Processes that run `script` with `words`, as torchrun would start them; their output goes to `log`."""
+def start(
+    words,
+    log: Path,
+    processes: int = 1,
+    script: Path = ROOT / "train_sft.py",
+    file_limit: int | None = None,
+    **environment,
+) -> list:
+    """Processes that run `script` with `words`, as torchrun would start them; their output goes to `log`.
+
+    Files cannot grow beyond `file_limit` bytes: writing more fails as on a full disk.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -37,7 +53,13 @@ def start(words, log: Path, processes: int = 1, script: Path = ROOT / "train_sft
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
         place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         variables = {"OMP_NUM_THREADS": "1", **(place if processes > 1 else {}), **environment}
-        arguments = (script, list(map(str, words)), {key: str(value) for key, value in variables.items()}, log)
+        arguments = (
+            script,
+            list(map(str, words)),
+            {key: str(value) for key, value in variables.items()},
+            log,
+            file_limit,
+        )
         started.append(CONTEXT.Process(target=_run, args=arguments))
         started[-1].start()
     return started

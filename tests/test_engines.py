@@ -17,11 +17,12 @@ STEPS = 5
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    """A checkpoint whose tower has no batch norm: its statistics are each process's own."""
-    folder = tmp_path_factory.mktemp("engines") / "start"
-    for part in build_tiny("phrases"):
-        part.save_pretrained(folder)
+def starts(tmp_path_factory):
+    """Checkpoints with an own head and with a tied one; no batch norm, whose statistics are each process's own."""
+    folder = tmp_path_factory.mktemp("engines")
+    for tied in (False, True):
+        for part in build_tiny("phrases", tie_word_embeddings=tied):
+            part.save_pretrained(folder / str(tied))
     return folder
 
 
@@ -34,7 +35,8 @@ def data(rendered_records):
 def words(start, data, out, *flags) -> list[str]:
     common = ["--model_name_or_path", start, "--data", *data, "--output_dir", out, *QUIET, "--max_steps", STEPS]
     common += ["--logging_steps", 1, "--learning_rate", 1e-2, "--causal_share", 0.5, "--flip", 0.5]
-    common += ["--per_device_train_batch_size", 2, "--gradient_checkpointing", "false", "--warmup_steps", 0]
+    common += ["--per_device_train_batch_size", 2, "--warmup_steps", 0]
+    common += ["--activation_checkpointing", "false", "--per_device_eval_batch_size", 2]
     return [str(word) for word in (*common, *flags)]
 
 
@@ -58,9 +60,12 @@ def together(engine, start, data, out, *flags):
     return out
 
 
+def logged(folder) -> list[dict]:
+    return json.loads((folder / "trainer_state.json").read_text())["log_history"]
+
+
 def losses(folder) -> list[float]:
-    logged = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    return [entry["loss"] for entry in logged if "loss" in entry]
+    return [entry["loss"] for entry in logged(folder) if "loss" in entry]
 
 
 def assert_same(one, two, name="model.safetensors"):
@@ -75,8 +80,44 @@ def assert_same(one, two, name="model.safetensors"):
         )
 
 
-@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
-def test_two_processes_equal_one(start, data, tmp_path, engine):
-    one = alone(start, data, tmp_path / "one")
-    two = together(engine, start, data, tmp_path / "two")
-    assert_same(one, two)
+KINDS = {
+    "everything": [],
+    "tied": [],
+    "frozen and checkpointed": ["--freeze", "vision_tower", "--activation_checkpointing", "true"],
+    "lora": ["--use_peft", "true", "--lora_r", 2],
+}
+
+
+@pytest.mark.parametrize(
+    ("engine", "kind"),
+    [
+        ("ddp", "everything"),
+        *(pytest.param("ddp", kind, marks=pytest.mark.slow) for kind in list(KINDS)[1:]),
+        *(pytest.param("fsdp2", kind, marks=pytest.mark.slow) for kind in KINDS),
+    ],
+)
+def test_two_processes_equal_one(starts, data, rendered_records, tmp_path, engine, kind):
+    start = starts / str(kind == "tied")
+    flags = [*KINDS[kind], "--eval_strategy", "steps", "--eval_steps", STEPS]
+    one = alone(start, data, tmp_path / "one", *flags)
+    two = together(engine, start, data, tmp_path / "two", *flags)
+    assert_same(one, two, "adapter_model.safetensors" if kind == "lora" else "model.safetensors")
+    scores = [entry for entry in logged(two) if "eval_disfa_icc" in entry]
+    assert len(scores) == 1
+    if kind != "lora":
+        model = AutoModelForImageTextToText.from_pretrained(two, trust_remote_code=True)
+        processor = AutoProcessor.from_pretrained(two, trust_remote_code=True)
+        image = load_records(rendered_records)[0]["image"]
+        assert tuple(model.recognize(processor, [image])[0]["disfa"]) == FORMATS["disfa"].labels
+        assert model.config.tie_word_embeddings == (kind == "tied")
+
+
+def test_accumulated_batches_equal_a_large_one(starts, data, tmp_path):
+    """Of slot batches without flips: four of two images, of unequal numbers of AUs, are one of eight."""
+    flags = ["--causal_share", 0, "--flip", 0, "--loss_weight_power", 0.5]
+    large = [*flags, "--per_device_train_batch_size", 8, "--gradient_accumulation_steps", 1]
+    small = [*flags, "--gradient_accumulation_steps", 4]
+    assert_same(
+        alone(starts / "False", data, tmp_path / "large", *large),
+        alone(starts / "False", data, tmp_path / "small", *small),
+    )

@@ -9,10 +9,12 @@ mistaken for the cached ones. A shard is written as a whole or not at all, so an
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -28,17 +30,21 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..modeling_au_llava import AuLlavaModel
+from .recovery import BLANK, name_images
 
 logger = logging.getLogger("au_llava.train")
 
 SHARD_BYTES = 256 * 2**20  # held in memory until they are written
 ABANDONED = 3600  # seconds after which an unfinished shard, which takes seconds to write, belongs to a killed run
+NO_IMAGE = ""  # in place of the hash of an image that cannot be read
 # Of a configuration: where it came from and who wrote it, not what a tower computes.
 BOOKKEEPING = ("_name_or_path", "transformers_version", "auto_map", "processor_class")
 
 
 class FeatureCache(Mapping):
     """Hash of an image's content -> its features (image tokens, width), read from the shards of a folder.
+
+    Of `NO_IMAGE` they are zeros.
 
     Raises:
         ValueError: a shard that cannot be read.
@@ -48,6 +54,8 @@ class FeatureCache(Mapping):
         self.shards = {key: path for path in sorted(folder.glob("*.safetensors")) for key in _opened(path).keys()}  # noqa: SIM118
 
     def __getitem__(self, key: str) -> torch.Tensor:
+        if key == NO_IMAGE:
+            return torch.zeros_like(self[next(iter(self))])
         return _opened(self.shards[key]).get_tensor(key)
 
     def __iter__(self) -> Iterator[str]:
@@ -129,7 +137,7 @@ def accept_features(model: AuLlavaModel) -> None:
 
 
 class _Files(Dataset):
-    """Image files (content as `bytes`, `path`) of rows whose images `datasets` would decode."""
+    """Image files of rows, as `datasets` reads them before it decodes: `bytes` (None where there are none), `path`."""
 
     def __init__(self, rows: datasets.Dataset):
         self.images = rows.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
@@ -140,40 +148,40 @@ class _Files(Dataset):
     def __getitem__(self, row: int) -> dict:
         image = self.images[row]["image"]
         if image["bytes"] is None:
-            image["bytes"] = Path(image["path"]).read_bytes()
+            with suppress(OSError):
+                image["bytes"] = Path(image["path"]).read_bytes()
         return image
 
 
 def content_key(image: Mapping) -> str:
     """Hash of an image file's content."""
-    return hashlib.sha256(image["bytes"]).hexdigest()
+    return NO_IMAGE if image["bytes"] is None else hashlib.sha256(image["bytes"]).hexdigest()
 
 
 class _Pixels:
-    """Collates image files into (hashes of those that can be read, their pixel values, hashes of the others)."""
+    """Collates image files into (content hashes, pixel values, whether each can be read)."""
 
     def __init__(self, image_processor):
         self.image_processor = image_processor
 
-    def __call__(self, images: Sequence[dict]) -> tuple[list[str], list[torch.Tensor], list[str]]:
-        keys, pixels, unreadable = [], [], []
-        for image in images:
-            key = content_key(image)
+    def __call__(self, files: Sequence[dict]) -> tuple[list[str], torch.Tensor, list[bool]]:
+        images, readable = [], []
+        for file in files:
             try:
-                decoded = datasets.Image().decode_example(image)
-                pixels.append(self.image_processor([decoded], return_tensors="pt")["pixel_values"])
-                keys.append(key)
-            except Exception:  # Pillow's readers raise whatever a damaged file makes them stumble over
-                unreadable.append(key)
-        return keys, pixels, unreadable
+                images.append(datasets.Image().decode_example(file))
+            except Exception:  # as in ReadableRows
+                images.append(BLANK)
+            readable.append(images[-1] is not BLANK)
+        pixels = self.image_processor(images, return_tensors="pt")["pixel_values"]
+        return list(map(content_key, files)), pixels, readable
 
 
 def use_cached_features(trainer: Trainer, folder: str) -> None:
     """Make `trainer` read image features from `folder` in place of images; encode first what the folder lacks.
 
     The processes share the work, each writing shards of its own. Images are encoded in batches of the training's size:
-    it fits into memory, and on a CPU the features are bit for bit those that training would compute. Rows whose image
-    cannot be read are left out and counted.
+    it fits into memory, and on a CPU the features are bit for bit those that training would compute. An image that
+    cannot be read carries no loss and is counted, as in training from images.
 
     Args:
         trainer: with an `AUCollator` that changes no image, and rows of `training_rows` to train and evaluate on.
@@ -181,7 +189,7 @@ def use_cached_features(trainer: Trainer, folder: str) -> None:
 
     Raises:
         ValueError: the tower is trained, is divided among the processes, or is not the same in all of them; the disk
-            has too little room, or is not shared; or a shard cannot be read.
+            has too little room, or is not shared; a shard, or most of the images, cannot be read.
     """
     model = next(module for module in trainer.model.modules() if isinstance(module, AuLlavaModel))
     if any(parameter.requires_grad for parameter in model.vision_tower.parameters()):
@@ -212,21 +220,35 @@ def use_cached_features(trainer: Trainer, folder: str) -> None:
         raise ValueError(f"{cached} lacks {len(absent)} images that another process encoded: put it on a shared disk.")
     for name, rows in parts.items():
         own, keys = keys[: len(rows)], keys[len(rows) :]
-        kept = [row for row, key in enumerate(own) if key not in unreadable]
-        if len(kept) < len(rows):
-            logger.warning("%s of %s images of %s cannot be read: left out", len(rows) - len(kept), len(rows), name)
-        rows = rows.select(kept).remove_columns("image").add_column("features", [own[row] for row in kept])
-        setattr(trainer, name, rows)
-        if name == "train_dataset" and trainer.row_weights is not None:
-            trainer.row_weights = trainer.row_weights[kept]
+        own = [NO_IMAGE if key in unreadable else key for key in own]
+        rows = rows.remove_columns("image").add_column("features", own)
+        setattr(trainer, name, _without_labels(trainer, rows) if NO_IMAGE in own else rows)
     trainer.data_collator.features = found
     accept_features(model)
+
+
+def _without_labels(trainer, rows: datasets.Dataset) -> datasets.Dataset:
+    """Take the labels from rows whose image cannot be read, and note them where the trainer does."""
+    blind = [key == NO_IMAGE for key in rows["features"]]
+    names = name_images(rows, [index for index, each in zip(rows["index"], blind, strict=True) if each])
+    if len(names) > len(rows) / 2:
+        raise ValueError(
+            f"{len(names)} of {len(rows)} images cannot be read, such as {names[0]}: is a disk or folder missing that "
+            "the data was prepared from?"
+        )
+    logger.warning("%s of %s images cannot be read: skipped, such as %s.", len(names), len(rows), names[0])
+    trainer.unreadable.update(names)
+    values = [
+        [[math.nan] * len(labels) for labels in each] if unlabelled else each
+        for each, unlabelled in zip(rows["values"], blind, strict=True)
+    ]
+    return rows.remove_columns("values").add_column("values", values)
 
 
 def _encode_missing(trainer, model: AuLlavaModel, folder: Path, files, keys: list[str], quiet: bool) -> set[str]:
     """Encode the images that `folder` lacks, this process its share; returns the hashes of all that cannot be read."""
     known = FeatureCache(folder).keys()
-    missing = list({key: row for row, key in enumerate(keys) if key not in known}.values())
+    missing = list({key: row for row, key in enumerate(keys) if key not in known and key != NO_IMAGE}.values())
     trainer.accelerator.wait_for_everyone()  # nobody writes before all have counted
     args, image_processor = trainer.args, trainer.processing_class.image_processor
     loader = DataLoader(
@@ -242,20 +264,19 @@ def _encode_missing(trainer, model: AuLlavaModel, folder: Path, files, keys: lis
         crop = image_processor.crop_size
         with trainer.accelerator.autocast():
             example = image_features(model, torch.zeros(1, 3, crop["height"], crop["width"], device=args.device))
-        _state_size(folder, example, len(missing), quiet)
-    shard, held, unreadable = {}, 0, []
+        _state_size(folder, example, len(missing), trainer.is_world_process_zero())
+    shard, held, unreadable = {}, 0, [NO_IMAGE]
     bar = tqdm(total=len(loader.dataset), desc="encoding images", disable=quiet)
-    for names, pixels, damaged in loader:
-        unreadable += damaged
-        if names:
-            with trainer.accelerator.autocast():
-                features = image_features(model, torch.cat(pixels).to(args.device)).cpu()
-            shard |= {name: each.clone() for name, each in zip(names, features, strict=True)}
-            held += features.nbytes
+    for names, pixels, readable in loader:
+        with trainer.accelerator.autocast():
+            features = image_features(model, pixels.to(args.device)).cpu()
+        shard |= {name: each.clone() for name, each, known in zip(names, features, readable, strict=True) if known}
+        unreadable += [name for name, known in zip(names, readable, strict=True) if not known]
+        held += features.nbytes
         if held >= SHARD_BYTES:
             write_shard(folder, shard)
             shard, held = {}, 0
-        bar.update(len(names) + len(damaged))
+        bar.update(len(names))
     bar.close()
     if shard:
         write_shard(folder, shard)
@@ -265,11 +286,11 @@ def _encode_missing(trainer, model: AuLlavaModel, folder: Path, files, keys: lis
     return set(gather_object(unreadable))
 
 
-def _state_size(folder: Path, example: torch.Tensor, images: int, quiet: bool) -> None:
-    """Say what `images` features like `example` take, before any is written. ValueError where the disk lacks the room."""
+def _state_size(folder: Path, example: torch.Tensor, images: int, aloud: bool) -> None:
+    """Say what `images` features like `example` take, before any is written; ValueError where there is no room."""
     size, free = images * example.nbytes, shutil.disk_usage(folder).free
     shape = f"{' x '.join(map(str, (images, *example.shape[1:])))} {str(example.dtype)[6:]}"
     if size > free:
         raise ValueError(f"{folder} would take {size / 1e9:.1f} GB ({shape}); the disk has {free / 1e9:.1f} GB left.")
-    if not quiet:
+    if aloud:
         logger.warning("%s: writing %.3g GB, %s", folder, size / 1e9, shape)

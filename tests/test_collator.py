@@ -10,8 +10,9 @@ from conftest import build_tiny, random_faces
 from PIL import Image
 
 from au_llava.action_units import FORMATS, AUFormat, parse_answer, prompt, write_answer
+from au_llava.au_datasets.balance import WeightedSampler
 from au_llava.augmentation_au_llava import mirrored_values
-from au_llava.collator_au_llava import IGNORED, AUCollator, slot_loss, value_target
+from au_llava.collator_au_llava import IGNORED, AUCollator, GroupedSampler, slot_lengths, slot_loss, value_target
 from au_llava.slot_tree_au_llava import compile_slots
 
 NAN = math.nan
@@ -238,3 +239,66 @@ def test_unknown_causal_loss_is_refused(tiny):
 def test_shares_outside_0_to_1_are_refused(tiny, setting):
     with pytest.raises(ValueError, match="between 0 and 1"):
         AUCollator(tiny[1], **setting)
+
+
+# ---- Rows of a batch ------------------------------------------------------------------------------------------
+def test_slot_lengths_are_those_of_the_batches(tiny_any_tokenizer):
+    _, processor = tiny_any_tokenizer
+    collate = AUCollator(processor, causal_share=0)
+    formats = [["bp4d", "feafa"], ["bp4d"], ["feafa"], ["bp4d"]]
+    values = {"bp4d": BP4D, "feafa": FEAFA}
+    batches = [
+        collate([{**row, "formats": names, "values": [values[name] for name in names]}])
+        for row, names in zip(rows(4), formats, strict=True)
+    ]
+    assert slot_lengths(formats, processor) == [batch["input_ids"].shape[1] for batch in batches]
+
+
+def padding(order, lengths, batch):
+    """Tokens of padding in batches of rows in this order."""
+    groups = [[lengths[row] for row in order[i : i + batch]] for i in range(0, len(order), batch)]
+    return sum(max(group) * len(group) - sum(group) for group in groups)
+
+
+def test_grouped_rows_are_all_rows_with_little_padding():
+    lengths = [100 if row % 3 else 400 for row in range(240)]
+    sampler = GroupedSampler(lengths, batch_size=4, seed=0)
+    order = list(sampler)
+    assert sorted(order) == list(range(len(sampler))) == list(range(240))
+    assert padding(order, lengths, 4) <= 4 * 3 * 300  # of four times fifteen batches, one each holds both lengths
+    assert padding(range(240), lengths, 4) == 20 * (2 + 3 + 3) * 300  # twelve rows, three batches, four long rows
+    assert list(GroupedSampler(lengths, 4, seed=0)) == order
+    assert list(GroupedSampler(lengths, 4, seed=1)) != order
+    sampler.set_epoch(1)
+    assert sorted(sampler) == list(range(240))
+    assert list(sampler) != order
+
+
+def test_grouped_rows_are_those_that_weights_draw():
+    lengths = [100 if row % 3 else 400 for row in range(240)]
+    weights = np.linspace(0.1, 1.9, 240)
+    sampler, alone = GroupedSampler(lengths, 4, 5, WeightedSampler(weights, 5)), WeightedSampler(weights, 5)
+    for epoch in (0, 1, 7):
+        sampler.set_epoch(epoch)
+        alone.set_epoch(epoch)
+        drawn = list(alone)
+        assert sorted(sampler) == sorted(drawn) != list(range(240))
+        assert padding(list(sampler), lengths, 4) < 0.2 * padding(drawn, lengths, 4)
+
+
+# ---- Features in place of images ------------------------------------------------------------------------------
+def test_rows_with_features_give_the_batch_of_their_images():
+    """The same layout, labels and random choices, and the features in the rows' order."""
+    _, processor = build_tiny("phrases")
+    features = {name: torch.full((16, 8), float(number)) for number, name in enumerate("abc")}
+    named = [{**row, "features": name} for row, name in zip(rows(3), "cab", strict=True)]
+    for row in named:
+        del row["image"]
+    for seed in range(6):
+        collate = AUCollator(processor, causal_share=0.5, seed=seed)
+        collate.features = features
+        found, expected = collate(named), collate(rows(3))
+        assert found.pop("image_features")[:, 0, 0].tolist() == [2, 0, 1]
+        expected.pop("pixel_values")
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in found)

@@ -6,12 +6,17 @@ import shutil
 import time
 from collections import namedtuple
 
+import datasets
 import pytest
 import torch
+from commands import QUIET, run
 from conftest import TOWERS, build_tiny, random_faces
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_train_sft import moved_parts, train, weights
 
+from au_llava.au_datasets.records import KEY, finish_folder, load_records, record_features, shard_path, start_folder
+from au_llava.au_datasets.records import write_shard as write_records
+from au_llava.au_evaluation.provenance import read_training_manifest
 from au_llava.au_training import features
 from au_llava.au_training.features import FeatureCache, image_features, tower_revision
 
@@ -141,7 +146,8 @@ def test_interrupted_caching_is_taken_up_again(
 
 def test_new_images_are_added(trained, tiny_checkpoint, rendered_records, tmp_path, encoded):
     cache = shutil.copytree(trained / "cache", tmp_path / "cache")
-    train(tiny_checkpoint, rendered_records, tmp_path, *FROZEN, "--cache_features", cache, "--train_part", "test")
+    flags = ["--cache_features", cache, "--train_part", "test", "--dataloader_num_workers", 1]
+    train(tiny_checkpoint, rendered_records, tmp_path, *FROZEN, *flags)
     assert encoded == [1, 2, 2, 2]  # six images of the test part
     assert sum(map(len, map(FeatureCache, cache.iterdir()))) == IMAGES + 6
 
@@ -168,8 +174,6 @@ def test_revision_is_of_all_that_features_depend_on():
 def test_another_tower_is_encoded_anew(trained, tiny_checkpoint, rendered_records, tmp_path, encoded):
     """A folder holds several revisions; the one that does not fit is never read."""
     other = shutil.copytree(tiny_checkpoint, tmp_path / "other")
-    from safetensors.torch import save_file
-
     tensors = load_file(other / "model.safetensors")
     name = next(name for name in tensors if "vision_tower" in name and tensors[name].ndim == 4)
     save_file({**tensors, name: tensors[name] * 0.5}, other / "model.safetensors", metadata={"format": "pt"})
@@ -224,3 +228,114 @@ def test_too_little_room_is_said_before_anything_is_written(tiny_checkpoint, ren
     with pytest.raises(ValueError, match=r"would take 0\.0 GB \(10 x 16 x 16 float32\); the disk has 0\.0 GB left"):
         train(tiny_checkpoint, rendered_records, tmp_path, *FROZEN, "--cache_features", tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*/*"))
+
+
+@pytest.fixture
+def damaged_records(rendered_records, tmp_path):
+    """`rendered_records` with one training image cut off."""
+    out = tmp_path / "damaged"
+    start_folder(out, {"damaged": True})
+    records = load_records(rendered_records).cast_column("image", datasets.Image(decode=False))
+    rows = list(records.select_columns(list(record_features({}))))
+    cut = next(row for row in rows if row["part"] == "train")
+    for row in rows:
+        if all(row[name] == cut[name] for name in KEY):
+            row["image"] = {"bytes": row["image"]["bytes"][:200], "path": None}
+    for part in ("train", "validation"):
+        of_part = (row for row in rows if row["part"] == part)
+        write_records(of_part, record_features({}), shard_path(out, part, 0, 1))
+    finish_folder(out, {"damaged": True})
+    return out, f"{cut['dataset']}:{cut['subject']} {cut['clip']} {cut['frame']}"
+
+
+def test_unreadable_image_is_skipped_as_in_training_from_images(damaged_records, tiny_checkpoint, tmp_path, caplog):
+    """The same losses of the others, bit for bit, and the same entry of the manifest."""
+    records, damaged = damaged_records
+    flags = [*FROZEN, "--oversample_below", 0.9, "--eval_strategy", "steps", "--eval_steps", 5, "--max_steps", 5]
+    train(tiny_checkpoint, records, tmp_path / "images", *flags)
+    for name in ("first", "second"):  # which has the others in the cache
+        caplog.clear()
+        train(tiny_checkpoint, records, tmp_path / name, *flags, "--cache_features", tmp_path / "cache")
+        assert f"1 of 10 images cannot be read: skipped, such as {damaged}." in caplog.text
+        assert read_training_manifest(str(tmp_path / name))["unreadable"] == [damaged]
+        assert losses(tmp_path / name) == losses(tmp_path / "images")
+    assert read_training_manifest(str(tmp_path / "images"))["unreadable"] == [damaged]
+    assert sum(len(load_file(shard)) for shard in (tmp_path / "cache").glob("*/*.safetensors")) == IMAGES - 1
+
+
+def test_missing_disk_is_named(rendered_records, tiny_checkpoint, tmp_path):
+    """Records that keep paths, of which most lead nowhere."""
+    out = tmp_path / "paths"
+    start_folder(out, {})
+    records = load_records(rendered_records, part="train").cast_column("image", datasets.Image(decode=False))
+    rows = list(records.select_columns(list(record_features({}))))
+    for number, row in enumerate(rows):
+        path = tmp_path / f"{number // 3}.jpg"
+        if number < 9:
+            path.write_bytes(row["image"]["bytes"])
+        row["image"] = {"bytes": None, "path": str(path)}
+    write_records(rows, record_features({}), shard_path(out, "train", 0, 1))
+    finish_folder(out, {})
+    with pytest.raises(ValueError, match=r"7 of 10 images cannot be read, such as rendered:.* is a disk or folder"):
+        train(tiny_checkpoint, out, tmp_path / "out", *FROZEN, "--cache_features", tmp_path / "cache")
+
+
+# ---- With the other options -----------------------------------------------------------------------------------
+def test_grouped_and_weighted_rows_from_the_cache_resume_exactly(trained, tiny_checkpoint, rendered_records, tmp_path):
+    """Rows of two lengths, grouped; killed in the middle of the first epoch of ten steps and taken up again."""
+    flags = [*FROZEN, "--data", f"{{path: {rendered_records}, formats: [bp4d]}}", rendered_records]
+    flags += ["--cache_features", trained / "cache", "--train_sampling_strategy", "group_by_length"]
+    flags += ["--oversample_below", 0.9, "--max_steps", 12, "--save_strategy", "steps", "--save_steps", 7]
+    train(tiny_checkpoint, "", tmp_path / "whole", *flags)
+    shutil.copytree(tmp_path / "whole" / "checkpoint-7", tmp_path / "cut" / "checkpoint-7")
+    train(tiny_checkpoint, "", tmp_path / "cut", *flags, "--resume_from_checkpoint", "true")
+    assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
+    assert not moved_parts(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+
+
+def test_two_processes_share_the_images(tiny_checkpoint, rendered_records, tmp_path):
+    """Each writes a shard of its own, both train from all, as from images: the projector's gradients are averaged."""
+    words = ["--model_name_or_path", tiny_checkpoint, "--data", rendered_records, *QUIET, *FROZEN, "--max_steps", 2]
+    words += ["--per_device_train_batch_size", 2]
+    for name, flags in (("images", ()), ("cached", ("--cache_features", tmp_path / "cache"))):
+        code, output = run([*words, "--output_dir", tmp_path / name, *flags], tmp_path / f"{name}.log", processes=2)
+        assert code == 0, output[-2000:]
+    assert output.count("writing 1.02e-05 GB") == 1
+    first, second = (load_file(shard).keys() for shard in (tmp_path / "cache").glob("*/*.safetensors"))
+    assert (len(first), len(second), len(first | second)) == (5, 5, 10)
+    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "images"), rel=1e-6)
+    images, cached = weights(tmp_path / "images"), weights(tmp_path / "cached")
+    for name in images:
+        torch.testing.assert_close(cached[name], images[name], rtol=1e-4, atol=1e-6)
+
+
+def test_sixteen_bits_are_kept_as_training_computes_them(tiny_checkpoint, rendered_records, tmp_path):
+    """Under bf16 autocast the projector receives 16 bits, and is trained from the cache as from images."""
+    for name, flags in (("images", ()), ("cached", ("--cache_features", tmp_path / "cache"))):
+        train(tiny_checkpoint, rendered_records, tmp_path / name, *FROZEN, "--bf16", "true", *flags)
+    (shard,) = (tmp_path / "cache").glob("*/*.safetensors")
+    assert {each.dtype for each in load_file(shard).values()} == {torch.bfloat16}
+    assert losses(tmp_path / "images") == losses(tmp_path / "cached")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--use_liger_kernel", "true"], "no kernels for AU-LLaVA"),
+        (["--train_sampling_strategy", "batch_rebalance"], "use group_by_length"),
+        (["--train_sampling_strategy", "sequential", "--oversample_below", 0.5], "leave train_sampling_strategy out"),
+    ],
+)
+def test_options_that_would_pass_unnoticed_are_refused(tiny_checkpoint, rendered_records, tmp_path, flags, message):
+    with pytest.raises(ValueError, match=message):
+        train(tiny_checkpoint, rendered_records, tmp_path, *FROZEN, *flags)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["images", "cache"])
+def test_compiled_training_is_training(trained, tiny_checkpoint, rendered_records, tmp_path, source):
+    """Both layouts, traced by torch.compile: tree mask, few logits, and features in place of images."""
+    flags = ["--torch_compile", "true", "--torch_compile_backend", "eager"]
+    flags += ["--cache_features", trained / "cache"] if source == "cache" else []
+    train(tiny_checkpoint, rendered_records, tmp_path, *FROZEN, *flags)
+    assert losses(tmp_path) == pytest.approx(losses(trained / "images")[:4], rel=1e-5)

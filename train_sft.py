@@ -58,15 +58,14 @@ def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: Mo
         training_args.push_to_hub = False  # the Trainer would send its whole folder
     tables = [TrainingData.read(entry) for entry in arguments.data]
     paths = list(dict.fromkeys(table.path for table in tables))
-    metadata = ("clip", "frame")  # with dataset and subject, what names an image
-    train = training_rows(tables, arguments.train_part, arguments.formats, training_args.seed, metadata)
+    train = training_rows(tables, arguments.train_part, arguments.formats, training_args.seed)
     evaluating = training_args.eval_strategy != "no"
     validation = validation_rows = None
     if evaluating:
         as_annotated = {
             (table.path, *(table.formats or ())): replace(table, weight=1, convert_to=(), frames=1) for table in tables
         }.values()
-        validation_rows = training_rows(list(as_annotated), arguments.validation_part, arguments.formats, 0, metadata)
+        validation_rows = training_rows(list(as_annotated), arguments.validation_part, arguments.formats)
         validation_rows = validation_rows.select(range(min(arguments.validation_images, len(validation_rows))))
         columns = list(record_features({}))
         validation = datasets.concatenate_datasets(

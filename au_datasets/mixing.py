@@ -201,7 +201,7 @@ def _labels(table: TrainingData, records: datasets.Dataset, groups: Sequence[dic
 def training_rows(
     tables: Sequence, part: str, formats: Iterable[str] | None, seed: int = 0, metadata: Sequence[str] = ()
 ) -> datasets.Dataset:
-    """One row per image: `image`, `dataset`, `subject`, `formats` (names), `values` (one list per format), `index`.
+    """One row per image: `image`, its `KEY`, `formats` (names), `values` (one list per format), `index`.
 
     Args:
         tables: what `TrainingData.read` takes.
@@ -237,7 +237,7 @@ def training_rows(
                 chosen.append(offset + first[image])
             labels[row] |= of_table[image]
             seen |= dict.fromkeys(names, row)
-        images.append(records.select_columns(["image", "dataset", "subject", *metadata]))
+        images.append(records.select_columns(["image", *KEY, *metadata]))
         offset += len(records)
     if not labels:
         raise ValueError(

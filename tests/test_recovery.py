@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -44,7 +45,7 @@ def losses(folder) -> list[float]:
 
 
 def checkpoints(folder) -> dict[str, bytes]:
-    """Every file of every checkpoint, but those that hold times."""
+    """Every file of every checkpoint."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.glob("checkpoint-*/*")}
 
 
@@ -150,7 +151,7 @@ def test_a_loss_that_is_no_number_stops(tiny_checkpoint, rendered_records, tmp_p
     assert "Traceback" not in output
     sentences = [line for line in output.splitlines() if line.startswith("train_sft.py: ")]
     assert len(sentences) == processes
-    rows = training_rows([str(rendered_records)], "train", None, metadata=["clip", "frame"])
+    rows = training_rows([str(rendered_records)], "train", None)
     named = [name for name in name_images(rows, rows["index"][:]) if any(name in line for line in sentences)]
     assert len(named) == 2 * processes  # the batches
     assert all("at step 2" in line for line in sentences)
@@ -164,12 +165,12 @@ def test_a_full_disk_leaves_what_was_saved(whole, tiny_checkpoint, rendered_reco
     weights = (whole / "model.safetensors").stat().st_size
     assert weights < optimizer
     out, log = tmp_path / "out", tmp_path / "log"
-    code, output = run(words(tiny_checkpoint, rendered_records, out, "--max_steps", 4), log)
-    assert code == 0, output
+    shutil.copytree(whole / "checkpoint-4", out / "checkpoint-4")
+    shutil.copy(tiny_checkpoint / "model.safetensors", out)  # of an earlier training
     before, model = checkpoints(out), (out / "model.safetensors").read_bytes()
     resumed = words(tiny_checkpoint, rendered_records, out, "--resume_from_checkpoint", "true")
     for limit in (optimizer - 1, weights - 1):
-        log.unlink()
+        log.unlink(missing_ok=True)
         code, output = run(resumed, log, file_limit=limit)
         assert code == 1
         assert_one_sentence(output, "could not be written", "--resume_from_checkpoint true")

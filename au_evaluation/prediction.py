@@ -129,7 +129,8 @@ def weights_fingerprint(model) -> str:
     content = hashlib.sha256()
     for name, parameter in model.named_parameters():
         content.update(f"{name}{tuple(parameter.shape)}".encode())
-        content.update(parameter.detach().flatten()[:256].float().cpu().numpy().tobytes())
+        start = parameter.detach().flatten()[:256].clone()  # numpy would pin the storage, which FSDP gives up after use
+        content.update(start.float().cpu().numpy().tobytes())
     return content.hexdigest()
 
 

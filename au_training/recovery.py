@@ -125,6 +125,18 @@ def replacing(folder: Path, writer: bool, wait) -> Iterator[Path]:
     wait()
 
 
+class TrainingComplete(Exception):
+    """A resumed training has no step left to run; its weights and state are loaded."""
+
+
+class EndIfComplete(TrainerCallback):
+    """Raise TrainingComplete where Transformers would run one more step of a training that was at its end."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps:
+            raise TrainingComplete
+
+
 class StopOnSIGTERM(TrainerCallback):
     """After SIGTERM, as clusters send it before they take a machine away: save a checkpoint and end with code 143.
 

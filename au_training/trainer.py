@@ -1,7 +1,7 @@
 """The trainer: slot batches, scores of every format during training, manifest and card of every checkpoint."""
 
 import logging
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from unittest.mock import patch
 
@@ -22,7 +22,15 @@ from ..au_evaluation.scoring import score_predictions
 from ..card_au_llava import write_card
 from ..collator_au_llava import IGNORED, GroupedSampler, slot_lengths, slot_loss
 from ..publishing_au import base_models
-from .recovery import ReadableRows, StopOnSIGTERM, TrainingEnded, name_images, replacing
+from .recovery import (
+    EndIfComplete,
+    ReadableRows,
+    StopOnSIGTERM,
+    TrainingComplete,
+    TrainingEnded,
+    name_images,
+    replacing,
+)
 
 logger = logging.getLogger("au_llava.train")
 
@@ -60,8 +68,13 @@ class AUTrainer(SFTTrainer):
         self.validation = validation
         self.manifest = manifest
         self.unreadable: set[str] = set()  # images that this process came across, training and validation
-        self.images_read = 0
+        self.images_asked = self.images_failed = 0
+        self.add_callback(EndIfComplete())
         self.add_callback(StopOnSIGTERM(self.accelerator))
+
+    def train(self, *args, **kwargs):
+        with suppress(TrainingComplete):
+            return super().train(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset=None):
         strategy = self.args.train_sampling_strategy
@@ -82,16 +95,17 @@ class AUTrainer(SFTTrainer):
             return super()._get_dataloader(dataset, *args, **kwargs)
 
     def _count_unreadable(self, rows: list[int], unreadable: list[int]) -> None:
-        self.images_read += len(rows)
+        self.images_asked += len(rows)
+        self.images_failed += len(unreadable)
         if not unreadable:
             return
         found = name_images(self.train_dataset if self.model.training else self.eval_dataset, unreadable)
         for name in set(found) - self.unreadable:
             logger.warning("The image of %s cannot be read: skipped.", name)
         self.unreadable.update(found)
-        if self.images_read >= BLIND and len(self.unreadable) > self.images_read / 2:
+        if self.images_asked >= BLIND and self.images_failed > self.images_asked / 2:
             raise TrainingEnded(
-                f"{len(self.unreadable)} of {self.images_read} images cannot be read, such as {found[0]}: is a disk or "
+                f"{self.images_failed} of {self.images_asked} images cannot be read, such as {found[0]}: is a disk or "
                 "folder missing that the data was prepared from?"
             )
 

@@ -187,6 +187,23 @@ def test_a_full_disk_leaves_what_was_saved(whole, tiny_checkpoint, rendered_reco
     assert_bit_equal(whole, out)
 
 
+def test_the_best_checkpoint_keeps_its_place(tiny_checkpoint, rendered_records, tmp_path):
+    """What is recorded of it while it is written is where it lies afterwards; others are deleted as ever."""
+    flags = ["--eval_strategy", "steps", "--eval_steps", 2, "--save_steps", 2, "--max_steps", 6]
+    flags += ["--load_best_model_at_end", "true", "--metric_for_best_model", "eval_loss", "--save_total_limit", 1]
+    out = tmp_path / "out"
+    code, output = run(words(tiny_checkpoint, rendered_records, out, *flags), tmp_path / "log")
+    assert code == 0, output
+    state = json.loads((out / "trainer_state.json").read_text())
+    scored = {entry["step"]: entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry}
+    best = out / f"checkpoint-{min(scored, key=scored.get)}"
+    assert state["best_model_checkpoint"] == str(best)
+    assert json.loads((best / "trainer_state.json").read_text())["best_model_checkpoint"] == str(best)
+    assert sorted(out.glob("checkpoint-*")) == [best]
+    kept, final = load_file(best / "model.safetensors"), load_file(out / "model.safetensors")
+    assert all(torch.equal(kept[name], final[name]) for name in kept)
+
+
 def damage(records: Path, out: Path, count: int) -> set[str]:
     """A copy of records in which `count` images of each part cannot be read; returns their names."""
     out.mkdir()

@@ -107,7 +107,7 @@ def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: Mo
     trainer = AUTrainer(
         model=model,
         args=training_args,
-        train_dataset=train,
+        train_dataset=train.cast_column("image", datasets.Image(decode=False)),  # SFTTrainer looks at the first row
         eval_dataset=validation_rows,
         validation=validation,
         manifest=manifest,

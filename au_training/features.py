@@ -58,6 +58,9 @@ class FeatureCache(Mapping):
             return torch.zeros_like(self[next(iter(self))])
         return _opened(self.shards[key]).get_tensor(key)
 
+    def __contains__(self, key) -> bool:
+        return key in self.shards
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.shards)
 

@@ -139,7 +139,7 @@ class AUTrainer(SFTTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict=None):
         super()._save(output_dir, state_dict)
-        if self.manifest is not None:
+        if self.manifest is not None and self.args.should_save:  # under FSDP all processes come here
             write_training_manifest(output_dir or self.args.output_dir, self.manifest)
 
     def training_step(self, model, inputs, num_items_in_batch=None):

@@ -159,12 +159,13 @@ def read_slots(model, processor, pixel_values: torch.Tensor, formats: tuple[AUFo
     """What one forward pass over `pixel_values` (images, 3, height, width) reads, before calibration.
 
     Returns:
-        format name -> (images, AUs, values) probabilities, float32 on the CPU; those of one AU sum to 1.
+        format name -> (images, AUs, values) probabilities, float64 on the CPU; those of one AU sum to 1.
     """
     tree = compile_slots(processor, formats, processor.num_image_tokens(*pixel_values.shape[-2:])).to(model.device)
     logits = model(**tree.model_inputs(pixel_values)).logits
-    read = tree.by_format(tree.log_probabilities(logits).exp().cpu())
-    return {fmt.name: distributions for fmt, distributions in zip(formats, read, strict=True)}
+    read = tree.by_format(tree.log_probabilities(logits).cpu().double())
+    # Float32 sums to 1 but for 1e-7, which is much where calibration divides by what an AU that is certain leaves over.
+    return {fmt.name: logs.softmax(-1) for fmt, logs in zip(formats, read, strict=True)}
 
 
 def slot_answers(
@@ -181,7 +182,7 @@ def slot_answers(
     """
     columns = []
     for fmt in formats:
-        distributions, thresholds = calibrate(read[fmt.name].double().numpy(), fmt, calibration)
+        distributions, thresholds = calibrate(read[fmt.name].numpy(), fmt, calibration)
         if threshold is not None:
             thresholds = np.full_like(thresholds, threshold)
         columns.append([_answer(fmt, rows.argmax(axis=1), rows, thresholds) for rows in distributions])

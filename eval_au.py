@@ -93,15 +93,16 @@ from au_llava.au_evaluation.scoring import (
 from au_llava.au_evaluation.transfer import best_asked, transfer_scores
 from au_llava.calibration_au_llava import entries_for
 from au_llava.decoding_au_llava import DECODERS
+from au_llava.quantisation_au_llava import QUANTISATIONS, loading_options
 
 SCHEMA_VERSION = 2
 COMPARED = ("f1", "roc_auc", "icc", "pcc", "mae")
 
 
-def load(name: str):
+def load(name: str, quantise: str | None):
     """Model, on this process's device, and processor of a checkpoint."""
     logging.disable_progress_bar()  # of loading weights
-    model = AutoModelForImageTextToText.from_pretrained(name, trust_remote_code=True)
+    model = AutoModelForImageTextToText.from_pretrained(name, trust_remote_code=True, **loading_options(quantise))
     processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
     return model.to(PartialState().device).eval(), processor
 
@@ -113,6 +114,7 @@ def provenance(arguments: argparse.Namespace, model, name: str, people: str) -> 
         "model": name,
         "parameters": model.num_parameters(),
         "dtype": str(model.dtype).removeprefix("torch."),
+        "quantised": arguments.quantise,
         "device": str(model.device),
         "trained_people": people,
         "data": content_hashes(arguments.data),
@@ -158,7 +160,7 @@ def main_score(arguments: argparse.Namespace):
             f"no column {', '.join(absent)} to group by; the records have {', '.join(records.column_names)}."
         )
     people = check_unseen(name, people_of(records)) if arguments.part == "test" else "not checked: not the test part"
-    model, processor = load(name)
+    model, processor = load(name, arguments.quantise)
     if arguments.uncalibrated:
         model.config.calibration = None
     timing = {}
@@ -214,7 +216,7 @@ def main_calibrate(arguments: argparse.Namespace):
         raise ValueError(f"--calibrate stores its result in config.json: {name} is no folder that holds one.")
     people = people_of(load_records(arguments.calibrate, part=part))
     check_unseen(name, people, roles=("train",))  # of people it learned from, a model is surer than it should be
-    model, processor = load(name)
+    model, processor = load(name, arguments.quantise)
     calibration, fits, references = calibrate_checkpoint(
         model, processor, arguments.calibrate, part, arguments.batch_size, progress=True
     )
@@ -250,7 +252,7 @@ def main_protocol(arguments: argparse.Namespace):
     people = {part: check_unseen(models[part], people_of(records.select(rows[part]))) for part in protocol.tested}
     predictions, origin = {}, {}
     for part in protocol.tested:
-        model, processor = load(models[part])
+        model, processor = load(models[part], arguments.quantise)
         if arguments.uncalibrated:
             model.config.calibration = None
         predictions[part] = predict(
@@ -382,7 +384,7 @@ def main_matrix(arguments: argparse.Namespace):
                 people = check_unseen(name, people_of(tested))
                 asked = best_asked(trained, known)
                 if model is None:
-                    model, processor = load(name)
+                    model, processor = load(name, arguments.quantise)
                 predictions = predict(
                     model,
                     processor,
@@ -450,6 +452,9 @@ def _reading_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--part", help="value of the records' `part` column (default: test; to calibrate, validation)")
     parser.add_argument("--decoding", choices=DECODERS, default="slots", help="how answers are read (default: slots)")
     parser.add_argument("--batch_size", type=int, default=32, help="images per forward pass (default: 32)")
+    parser.add_argument(
+        "--quantise", choices=QUANTISATIONS, help="load the language model in so many bits, by bitsandbytes"
+    )
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -90,10 +90,10 @@ class Calibration(nn.Module):
 
     def forward(self, log_probabilities: torch.Tensor) -> torch.Tensor:
         """(images, AUs, values) before to after."""
-        found = (log_probabilities / self.temperatures).softmax(-1)
+        scaled = log_probabilities / self.temperatures
         if not self.has_curves:
-            return found
-        found = found.double()  # masses near 0 and 1 are divided by
+            return scaled.softmax(-1)
+        found = scaled.double().softmax(-1)  # masses near 0 and 1 are divided by
         mass = (found * self.present).sum(-1, keepdim=True).clamp(1e-9, 1 - 1e-9)
         widths = self.curve.diff(dim=-1).clamp(min=1e-12)  # a step of the curve has no width
         climbed = ((mass - self.curve[:, :-1]) / widths).clamp(0, 1) * self.calibrated.diff(dim=-1)

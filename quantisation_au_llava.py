@@ -10,6 +10,7 @@ from copy import copy
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.quantizers import AutoQuantizationConfig
+from transformers.utils import is_bitsandbytes_available
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 # Names of modules from the root of the model on, as Transformers matches them: "vision_tower" would match nothing.
@@ -18,6 +19,22 @@ UNQUANTISED = ("lm_head", "model.vision_tower", "model.multi_modal_projector")
 # What bitsandbytes 0.50.2 can repack for CPUs with AVX512-BF16: rows of whole blocks of 64 weights (the size that
 # Transformers always takes), outputs in blocks of 32 (bitsandbytes/functional.py, _convert_weight_packed_for_cpu).
 PACKED_INPUTS, PACKED_OUTPUTS = 64, 32
+
+
+QUANTISATIONS = ("8bit", "4bit")  # as commands name them
+
+
+def loading_options(quantise: str | None) -> dict:
+    """What `from_pretrained` is given for one of `QUANTISATIONS` (4 bits are NF4), or for None.
+
+    Raises:
+        ValueError: bitsandbytes is not installed.
+    """
+    if quantise is None:
+        return {}
+    if not is_bitsandbytes_available():
+        raise ValueError("Loading in 8 or 4 bits needs bitsandbytes: pip install bitsandbytes")
+    return {"quantization_config": BitsAndBytesConfig(**{f"load_in_{quantise}": True}, bnb_4bit_quant_type="nf4")}
 
 
 def with_default_skips(quantization: QuantizationConfigMixin | dict | None) -> QuantizationConfigMixin | None:
@@ -66,4 +83,11 @@ def _layers_in_4_bits(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
     return [(name, module) for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"]
 
 
-__all__ = ["UNQUANTISED", "check_computable", "check_savable", "with_default_skips"]
+__all__ = [
+    "QUANTISATIONS",
+    "UNQUANTISED",
+    "check_computable",
+    "check_savable",
+    "loading_options",
+    "with_default_skips",
+]

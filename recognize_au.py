@@ -49,6 +49,7 @@ from au_llava.au_recognition.timelines import save_timelines
 from au_llava.decoding_au_llava import DECODERS
 from au_llava.faces_au import DETECTORS, YUNET_SHA256, Face, FacesTable, YuNet, crop_face
 from au_llava.image_processing_au_llava import load_face_image
+from au_llava.quantisation_au_llava import QUANTISATIONS, loading_options
 
 PICTURES = (".png", ".pdf", ".svg")
 
@@ -122,7 +123,8 @@ def main(arguments: argparse.Namespace) -> int:
     check(arguments, files)
     find, detector = face_finder(arguments)
     state = PartialState()
-    model = AutoModelForImageTextToText.from_pretrained(arguments.model, trust_remote_code=True).eval().to(state.device)
+    options = {"trust_remote_code": True, **loading_options(arguments.quantise)}
+    model = AutoModelForImageTextToText.from_pretrained(arguments.model, **options).eval().to(state.device)
     processor = AutoProcessor.from_pretrained(arguments.model, trust_remote_code=True)
     plan = Plan(
         parts=parts_of(files, arguments.batch_size),
@@ -138,7 +140,8 @@ def main(arguments: argparse.Namespace) -> int:
     neutral = arguments.neutral
     if neutral not in (None, "median"):
         neutral = int(neutral) if neutral.isdecimal() else read_picture(model, processor, plan, Path(neutral))
-    identity = plan_identity(plan, checkpoint_identity(arguments.model, model), detector)
+    checkpoint = checkpoint_identity(arguments.model, model) | {"quantised": arguments.quantise}
+    identity = plan_identity(plan, checkpoint, detector)
     with tempfile.TemporaryDirectory() as scratch:
         keep = parts_folder(arguments.out) or Path(scratch)
         read(model, processor, plan, keep, identity)
@@ -236,6 +239,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--decoding", choices=DECODERS, default="slots", help="how answers are read (default: slots)")
     add("--batch_size", type=int, default=16, help="faces per forward pass (default: 16)")
+    add("--quantise", choices=QUANTISATIONS, help="load the language model in so many bits, by bitsandbytes")
     add(
         "--detector",
         choices=DETECTORS,

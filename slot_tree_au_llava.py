@@ -159,7 +159,7 @@ class SlotTree:
             (batch, V) float32; over the values of one slot the probabilities sum to 1.
         """
         absent = self.choices < 0
-        chosen = logits.gather(2, self.choice_columns.expand(len(logits), -1, -1)).float()
+        chosen = logits.gather(2, self.choice_columns.expand(logits.shape[0], -1, -1)).float()
         steps = chosen.masked_fill(absent, -torch.inf).log_softmax(-1)  # (batch, D, C)
         steps = torch.nn.functional.pad(steps.flatten(1), (0, 1))  # one more column: 0, for shorter paths
         return steps[:, self.value_paths].sum(-1)

@@ -6,14 +6,17 @@ import json
 import pytest
 import torch
 from bitsandbytes.functional import _convert_weight_packed_for_cpu
-from conftest import build_tiny, random_faces
+from conftest import build_tiny, load_tool, random_faces
+from datasets import Dataset
 from safetensors.torch import load_file
 from test_train_sft import train
 from torch.testing import assert_close
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, LlamaConfig, SiglipVisionConfig
 
+from au_llava import eval_au, recognize_au
+from au_llava.au_datasets.records import load_records
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
-from au_llava.quantisation_au_llava import UNQUANTISED, with_default_skips
+from au_llava.quantisation_au_llava import UNQUANTISED, loading_options, with_default_skips
 
 KINDS = {8: "Linear8bitLt", 4: "Linear4bit"}
 VISION = SiglipVisionConfig(
@@ -161,3 +164,55 @@ def test_adapters_are_trained_on_a_quantised_base(tiny_checkpoint, rendered_reco
     assert not torch.equal(projector, start["model.multi_modal_projector.weight"])
     assert any(tensor.any() for name, tensor in saved.items() if "lora_B" in name)
     assert all("lora_" in name or "multi_modal_projector" in name for name in saved)
+
+
+def test_commands_read_in_bits(checkpoint, rendered_records, tmp_path):
+    """eval_au.py and recognize_au.py --quantise: the numbers of a model that was loaded so, and it is recorded."""
+    folder, _, processor = checkpoint
+    words = ["--data", rendered_records, "--formats", "bp4d", "--max_images", 2, "--out", tmp_path / "eval"]
+    eval_au.main(list(map(str, ["--model", folder, "--quantise", "4bit", *words])))
+    results = json.loads((tmp_path / "eval" / "results.json").read_text())
+    assert results["provenance"]["quantised"] == "4bit"
+    rows = Dataset.from_parquet(str(tmp_path / "eval" / "predictions.parquet"))
+    images = load_records(rendered_records, part="test", formats=["bp4d"])["image"][:2]
+    loaded = AuLlavaForConditionalGeneration.from_pretrained(folder, **loading_options("4bit"))
+    for row, result in zip(rows, loaded.recognize(processor, list(images), formats=["bp4d"]), strict=True):
+        exact = [reading.probability for reading in result["bp4d"].values()]
+        assert_close(torch.tensor(row["probability"]), torch.tensor(exact), atol=1e-5, rtol=0)
+
+    images[0].save(tmp_path / "face.png")
+    words = [tmp_path / "face.png", "--no-detect", "--formats", "disfa", "--out", tmp_path / "aus.csv"]
+    assert recognize_au.run(list(map(str, [*words, "--model", folder, "--quantise", "8bit"]))) == 0
+    sidecar = json.loads((tmp_path / "aus.csv.provenance.json").read_text())
+    assert sidecar["checkpoint"]["quantised"] == "8bit"
+    loaded = AuLlavaForConditionalGeneration.from_pretrained(folder, **loading_options("8bit"))
+    (result,) = loaded.recognize(processor, tmp_path / "face.png", formats=["disfa"])
+    header, line = (tmp_path / "aus.csv").read_text().splitlines()
+    written = dict(zip(header.split(","), line.split(","), strict=True))
+    assert float(written["AU12_r"]) == pytest.approx(result["disfa"]["AU12"].expected, abs=1e-3)
+
+
+def test_bits_without_bitsandbytes_are_told_in_a_sentence(monkeypatch):
+    assert loading_options(None) == {}
+    monkeypatch.setattr("au_llava.quantisation_au_llava.is_bitsandbytes_available", lambda: False)
+    with pytest.raises(ValueError, match="needs bitsandbytes: pip install bitsandbytes"):
+        loading_options("4bit")
+
+
+def test_table_of_the_benchmark():
+    """By hand: one of two images, one of 12 AUs, changes from 0.9 (present, right) to 0.3 (absent, wrong)."""
+    read = {"references": [1.0] * 12, "format": "bp4d", "dataset": "d", "subject": "s"}
+    exact = [
+        {**read, "probability": [0.9] * 12, "values": [1.0] * 12, "expected": [0.9] * 12, "present": [1.0] * 12}
+        for _ in range(2)
+    ]
+    other = copy.deepcopy(exact)
+    for key, value in (("probability", 0.3), ("values", 0.0), ("expected", 0.3), ("present", 0.0)):
+        other[1][key][4] = value
+    tool = load_tool("quantisation")
+    scores, costs = tool.tables({"float32": (8.0, 1.0, exact), "4 bits (NF4)": (2.5, 1.25, other)}, images=2)
+    cells = [list(column.cells) for column in scores.columns]
+    f1 = (11 + 2 / 3) / 12  # of the AU that changed: one of two found, no false alarm
+    assert cells[2] == ["1.000", f"{f1:.3f}"]
+    assert cells[-2:] == [["", f"{0.6 / 24:.4f}"], ["", "4.2 %"]]
+    assert [list(column.cells) for column in costs.columns][1:] == [["8.00", "2.50"], ["1.00", "1.25"]]

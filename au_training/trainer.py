@@ -138,7 +138,11 @@ class AUTrainer(SFTTrainer):
             rotate_checkpoints(folder, self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def _save(self, output_dir: str | None = None, state_dict=None):
+        sharded = type(self.model)
+        if isinstance(self.model, FSDPModule):  # a class that FSDP2 made: PyTorch's code would be saved with it
+            self.model.__class__ = sharded.__bases__[1]
         super()._save(output_dir, state_dict)
+        self.model.__class__ = sharded
         if self.manifest is not None and self.args.should_save:  # under FSDP all processes come here
             write_training_manifest(output_dir or self.args.output_dir, self.manifest)
 

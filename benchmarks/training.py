@@ -207,9 +207,8 @@ def run(arguments: argparse.Namespace) -> None:
         comparison(f"Every third image in all formats, the others in one; {few} images a step", times, records)
     )
     notes = (
-        f"{arguments.model or arguments.shape}, {model.num_parameters():,} parameters; {arguments.images} images a "
-        f"step, {arguments.steps} steps, best of {arguments.turns} turns, seconds "
-        f"{'of processor time' if DEVICE == 'cpu' else 'by the clock'}. Encoding for the cache, once: "
+        f"{model.num_parameters():,} parameters; {arguments.images} images a step, {arguments.steps} steps, best of "
+        f"{arguments.turns} turns, seconds {'of processor time' if DEVICE == 'cpu' else 'by the clock'}. Encoding for the cache, once: "
         f"{1000 * encoding / len(rows):.1f} ms an image."
     )
     show(tables, arguments.write, notes)

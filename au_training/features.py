@@ -25,12 +25,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
-from transformers import Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..modeling_au_llava import AuLlavaModel
 from .recovery import BLANK, name_images
+from .trainer import AUTrainer
 
 logger = logging.getLogger("au_llava.train")
 
@@ -179,7 +179,7 @@ class _Pixels:
         return list(map(content_key, files)), pixels, readable
 
 
-def use_cached_features(trainer: Trainer, folder: str) -> None:
+def use_cached_features(trainer: AUTrainer, folder: str) -> None:
     """Make `trainer` read image features from `folder` in place of images; encode first what the folder lacks.
 
     The processes share the work, each writing shards of its own. Images are encoded in batches of the training's size:
@@ -230,7 +230,7 @@ def use_cached_features(trainer: Trainer, folder: str) -> None:
     accept_features(model)
 
 
-def _without_labels(trainer, rows: datasets.Dataset) -> datasets.Dataset:
+def _without_labels(trainer: AUTrainer, rows: datasets.Dataset) -> datasets.Dataset:
     """Take the labels from rows whose image cannot be read, and note them where the trainer does."""
     blind = [key == NO_IMAGE for key in rows["features"]]
     names = name_images(rows, [index for index, each in zip(rows["index"], blind, strict=True) if each])
@@ -248,7 +248,9 @@ def _without_labels(trainer, rows: datasets.Dataset) -> datasets.Dataset:
     return rows.remove_columns("values").add_column("values", values)
 
 
-def _encode_missing(trainer, model: AuLlavaModel, folder: Path, files, keys: list[str], quiet: bool) -> set[str]:
+def _encode_missing(
+    trainer: AUTrainer, model: AuLlavaModel, folder: Path, files: Dataset, keys: Sequence[str], quiet: bool
+) -> set[str]:
     """Encode the images that `folder` lacks, this process its share; returns the hashes of all that cannot be read."""
     known = FeatureCache(folder).keys()
     missing = list({key: row for row, key in enumerate(keys) if key not in known and key != NO_IMAGE}.values())

@@ -206,9 +206,10 @@ def run(arguments: argparse.Namespace) -> None:
     tables.append(
         comparison(f"Every third image in all formats, the others in one; {few} images a step", times, records)
     )
+    unit = "of processor time" if DEVICE == "cpu" else "by the clock"
     notes = (
         f"{model.num_parameters():,} parameters; {arguments.images} images a step, {arguments.steps} steps, best of "
-        f"{arguments.turns} turns, seconds {'of processor time' if DEVICE == 'cpu' else 'by the clock'}. Encoding for the cache, once: "
+        f"{arguments.turns} turns, seconds {unit}. Encoding for the cache, once: "
         f"{1000 * encoding / len(rows):.1f} ms an image."
     )
     show(tables, arguments.write, notes)

@@ -150,12 +150,12 @@ class AUTrainer(SFTTrainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.reduce((~loss.isfinite()).float(), "sum"):  # all stop before their weights move
             where = f"loss is {loss.item()} at step {self.state.global_step + 1}"
+            if loss.isfinite():
+                raise TrainingEnded(f"{where} here, but no number in another process, which names the images.")
             images = ", ".join(name_images(self.train_dataset, inputs["rows"]))
             raise TrainingEnded(
-                f"{where}, on the images {images}: weights were left as they are and nothing was saved; lower "
+                f"{where}, on the images {images}: the weights were left as they are and nothing was saved; lower "
                 "learning_rate, raise warmup_steps, train in bf16 rather than fp16, or look at these images."
-                if not loss.isfinite()
-                else f"{where} here, but no number in another process, which names the images."
             )
         return loss
 
@@ -165,7 +165,8 @@ class AUTrainer(SFTTrainer):
         for batch in batch_samples:
             causal = "labels" in batch
             items = batch["labels"].ne(IGNORED).sum() if causal else batch["annotated"].sum()
-            counts[int(causal)] += torch.stack([items.float(), torch.ones(())]).to(device)
+            counts[int(causal), 0] += items.to(device)
+            counts[int(causal), 1] += 1
         if self.args.average_tokens_across_devices:
             counts = self.accelerator.reduce(counts, "sum")
         items, batches = counts.unbind(1)
@@ -175,14 +176,14 @@ class AUTrainer(SFTTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if "rows" in inputs:
             self._count_unreadable(inputs.pop("rows"), inputs.pop("unreadable"))
-        slot_items, tokens = num_items_in_batch or (None, None)
+        slot_items, text_items = num_items_in_batch or (None, None)
         head = self.model.get_output_embeddings()
         if isinstance(head, FSDPModule):  # whose weight both layouts read without calling it
             head.unshard()
         if "choice_targets" not in inputs:
             # TRL gathers its metrics from all processes, but those with a slot batch would never answer.
             with patch.object(self.accelerator, "gather_for_metrics", lambda metric: metric):
-                return super().compute_loss(model, inputs, return_outputs, tokens)
+                return super().compute_loss(model, inputs, return_outputs, text_items)
         inputs = dict(inputs)
         nodes, choices, targets, annotated = map(
             inputs.pop, ("decision_nodes", "choices", "choice_targets", "annotated")
@@ -197,24 +198,30 @@ class AUTrainer(SFTTrainer):
         return (loss, outputs) if return_outputs else loss
 
     @contextmanager
-    def _whole_weights(self):
-        """The weights that FSDP2 divides, whole in every process, each of which may then read as many images as it has.
+    def _whole_model(self):
+        """The model with whole weights in every process, each of which may then read as many images as it has.
 
-        Otherwise a layer would wait for processes that have read all of theirs.
+        Of divided weights, a layer would wait for processes that have read all of theirs.
         """
+        if self.is_deepspeed_enabled:
+            kept = self.args.activation_checkpointing_kwargs
+            with unwrap_model_for_generation(
+                self.model_wrapped, self.accelerator, gradient_checkpointing_kwargs=kept
+            ) as model:
+                yield model
+            return
         units = [module for module in self.model.modules() if isinstance(module, FSDPModule)]
         for unit in units:
             unit.set_reshard_after_forward(False)
             unit.unshard()
-        yield
+        yield self.accelerator.unwrap_model(self.model)
         for unit in units:
             unit.set_reshard_after_forward(self.accelerator.state.fsdp_plugin.reshard_after_forward)
             unit.reshard()
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        unwrapped = unwrap_model_for_generation(self.model_wrapped, self.accelerator)
-        with unwrapped as model, self._whole_weights(), self.accelerator.autocast():  # in the precision of the training
+        with self._whole_model() as model, self.accelerator.autocast():  # in the precision of the training
             predictions = predict(
                 model, self.processing_class, self.validation, batch_size=self.args.per_device_eval_batch_size
             )

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from transformers import set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_layers import GradientCheckpointingLayer
 from trl import ModelConfig, SFTConfig, get_quantization_config
 
@@ -64,6 +65,8 @@ def load_model(model_args: ModelConfig, training_args: SFTConfig):
         quantization_config=quantization,
         device_map={"": training_args.device} if quantization is not None else None,
     )
+    if is_deepspeed_zero3_enabled():  # notes renamings that were not needed, by which the weights would be saved
+        model._weight_conversions = []
     # FSDP wraps these classes and stops at one that the model lacks, such as the tower's unused pooling head.
     present = {type(module).__name__ for module in model.modules()}
     model._no_split_modules = sorted(present & set(model._no_split_modules))

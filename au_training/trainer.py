@@ -139,8 +139,10 @@ class AUTrainer(SFTTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict=None):
         sharded = type(self.model)
-        if isinstance(self.model, FSDPModule):  # a class that FSDP2 made: PyTorch's code would be saved with it
-            self.model.__class__ = sharded.__bases__[1]
+        if isinstance(self.model, FSDPModule):
+            for tied in self.model.all_tied_weights_keys:  # gathered twice
+                state_dict.pop(tied, None)
+            self.model.__class__ = sharded.__bases__[1]  # FSDP2 made this class: PyTorch's code would be saved with it
         super()._save(output_dir, state_dict)
         self.model.__class__ = sharded
         if self.manifest is not None and self.args.should_save:  # under FSDP all processes come here

@@ -80,9 +80,7 @@ def main(arguments: argparse.Namespace) -> None:
     groups = group_by_image(records)[: arguments.images]
     records = records.select(sorted(row for group in groups for row in group.values()))
     measured = {name: measure(arguments, records, options) for name, options in PRECISIONS.items()}
-    notes = (
-        "Only the language model's layers are quantised; a small one, as the shipped, loses more than a large one does."
-    )
+    notes = "Only the language model's layers are quantised. What a large one loses was not measured here."
     show(tables(measured, len(groups)), arguments.write, notes)
 
 

@@ -130,12 +130,15 @@ def test_the_reader_in_the_document_needs_neither_torch_nor_transformers(exporte
 @pytest.mark.parametrize("name", ["disfa", "bp4d", "feafa"])
 @pytest.mark.parametrize("calibration", [None, CALIBRATION])
 def test_calibration_is_that_of_recognize(name, calibration):
-    """Against `calibrate`, on distributions that are nearly certain, even, and at a step of a curve."""
+    """Against `calibrate`, on distributions: even, uneven, nearly certain, and on both sides of a curve's step."""
     fmt = FORMATS[name]
     rng = np.random.default_rng(0)
     rows = len(fmt.labels)
-    logits = rng.normal(scale=[[[0.1]], [[3]], [[30]]], size=(3, rows, len(fmt.value_numbers)))
-    exact = torch.tensor(logits).log_softmax(-1)
+    logits = torch.tensor(rng.normal(scale=[[[0.1]], [[3]], [[30]]], size=(3, rows, len(fmt.value_numbers))))
+    present = torch.tensor(fmt.value_numbers) >= fmt.presence_threshold
+    masses = torch.tensor([0.05, 0.19, 0.199, 0.201, 0.21, 0.8], dtype=torch.float64)[:, None, None]
+    of_mass = torch.where(present, masses / present.sum(), (1 - masses) / (~present).sum()).expand(-1, rows, -1)
+    exact = torch.cat([logits.log_softmax(-1), of_mass.log()])
     expected, _ = calibrate(exact.exp().numpy(), fmt, calibration)
     found = Calibration(fmt, calibration)(exact.float())
     np.testing.assert_allclose(found.numpy(), expected, atol=2e-6)

@@ -64,12 +64,14 @@ def merge(adapter: Path, base: str | None = None, dtype: str = "auto") -> AuLlav
     Raises:
         ValueError: no LoRA adapters, no base, or adapters that do not fit the base.
     """
-    base = base or read_adapter(adapter).base_model_name_or_path
+    config = read_adapter(adapter)
+    base = base or config.base_model_name_or_path
     model = load_base(base, dtype)
     try:
         model = PeftModel.from_pretrained(model, adapter).merge_and_unload().to(model.dtype)
     except RuntimeError as error:
-        raise ValueError(f"The adapters in {adapter} do not fit the base {base}: {error}") from None
+        last = str(error).splitlines()[-1].strip()  # PyTorch names every tensor that does not fit on a line of its own
+        raise ValueError(f"The adapters in {adapter} do not fit the base {base}: {last}") from None
     model.config.calibration = None
     head, embeddings = model.lm_head.weight, model.get_input_embeddings().weight
     if model.config.tie_word_embeddings and not torch.equal(head, embeddings):  # one of them was trained in full
@@ -110,7 +112,6 @@ def main(arguments: argparse.Namespace) -> None:
     logging.disable_progress_bar()  # of loading weights
     if arguments.out.exists():
         raise ValueError(f"{arguments.out} exists: choose another --out.")
-    read_adapter(arguments.adapter)
     model = merge(arguments.adapter, arguments.base, arguments.dtype)
     save(model, arguments.adapter, arguments.out)
     print(f"Merged: {arguments.out} ({model.num_parameters():,} parameters in {model.dtype})")

@@ -159,6 +159,7 @@ def test_a_loss_that_is_no_number_stops(tiny_checkpoint, rendered_records, tmp_p
     assert not (out / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_what_was_saved(whole, tiny_checkpoint, rendered_records, tmp_path):
     """Room for the weights of a second checkpoint, not for the optimizer's state; then not for the weights."""
     optimizer = (whole / "checkpoint-4" / "optimizer.pt").stat().st_size
@@ -187,6 +188,7 @@ def test_a_full_disk_leaves_what_was_saved(whole, tiny_checkpoint, rendered_reco
     assert_bit_equal(whole, out)
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_keeps_its_place(tiny_checkpoint, rendered_records, tmp_path):
     """What is recorded of it while it is written is where it lies afterwards; others are deleted as ever."""
     flags = ["--eval_strategy", "steps", "--eval_steps", 2, "--save_steps", 2, "--max_steps", 6]
@@ -267,6 +269,7 @@ def test_a_damaged_image_carries_no_loss(rendered_records):
     assert one["annotated"][1] > 0
 
 
+@pytest.mark.slow
 def test_many_damaged_images_end_the_training(tiny_checkpoint, rendered_records, tmp_path):
     """As where the disk is missing that the images lie on."""
     damage(rendered_records, tmp_path / "records", 10)

@@ -1,11 +1,12 @@
 """Loading in 8 or 4 bits with bitsandbytes: what keeps its precision, and what bitsandbytes cannot do.
 
 Only the layers of the language model are quantised, unless `llm_int8_skip_modules` says otherwise: the vision tower and
-the projector are a small share of the weights, and every answer rests on what they see; the head is often the
-embeddings' weight too.
+the projector are a small share of the weights in a model of full size, and every answer rests on what they see; the head
+is often the embeddings' weight too.
 """
 
 from copy import copy
+from logging import ERROR, getLogger
 
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
@@ -20,7 +21,6 @@ UNQUANTISED = ("lm_head", "model.vision_tower", "model.multi_modal_projector")
 # Transformers always takes), outputs in blocks of 32 (bitsandbytes/functional.py, _convert_weight_packed_for_cpu).
 PACKED_INPUTS, PACKED_OUTPUTS = 64, 32
 
-
 QUANTISATIONS = ("8bit", "4bit")  # as commands name them
 
 
@@ -34,6 +34,7 @@ def loading_options(quantise: str | None) -> dict:
         return {}
     if not is_bitsandbytes_available():
         raise ValueError("Loading in 8 or 4 bits needs bitsandbytes: pip install bitsandbytes")
+    getLogger("bitsandbytes.autograd._functions").setLevel(ERROR)  # in 8 bits a warning per layer and batch: of a cast
     return {"quantization_config": BitsAndBytesConfig(**{f"load_in_{quantise}": True}, bnb_4bit_quant_type="nf4")}
 
 

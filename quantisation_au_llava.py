@@ -1,8 +1,8 @@
 """Loading in 8 or 4 bits with bitsandbytes: what keeps its precision, and what bitsandbytes cannot do.
 
-Only the layers of the language model are quantised, unless `llm_int8_skip_modules` says otherwise: the vision tower and
-the projector are a small share of the weights in a model of full size, and every answer rests on what they see; the head
-is often the embeddings' weight too.
+Only the layers of the language model are quantised, unless `llm_int8_skip_modules` says otherwise. In a model of full
+size, vision tower and projector are a small share of the weights, and every answer rests on what they see; the head is
+often the weight of the embeddings too.
 """
 
 from copy import copy

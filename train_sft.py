@@ -25,7 +25,6 @@ from pathlib import Path
 
 import datasets
 import torch
-from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, TrlParser, get_peft_config
 
@@ -105,7 +104,6 @@ def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: Mo
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info("%s training images, %s of %s parameters trained", len(train), trainable, model.num_parameters())
 
-    set_seed(training_args.seed)  # of LoRA's adapters
     trainer = AUTrainer(
         model=model,
         args=training_args,

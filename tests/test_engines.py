@@ -102,7 +102,7 @@ KINDS = {
     "everything": [],
     "tied": [],
     "frozen and checkpointed": ["--freeze", "vision_tower", "--activation_checkpointing", "true"],
-    "lora": ["--use_peft", "true", "--lora_r", 2],
+    "lora": ["--use_peft", "true", "--lora_r", 2, "--lora_dropout", 0],
 }
 
 

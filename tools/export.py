@@ -12,6 +12,7 @@ both agree to 1e-4.
 import argparse
 import sys
 import tempfile
+from logging import ERROR, getLogger
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,7 @@ def largest_difference(path: Path, model, processor, formats) -> float:
 
 def main(arguments: argparse.Namespace) -> None:
     logging.disable_progress_bar()  # of loading weights
+    getLogger("torch.onnx").setLevel(ERROR)  # it tells of torchvision's operators, which are not used
     formats = chosen_formats(arguments.formats)
     if arguments.out.suffix != ".onnx":
         raise ValueError(f"--out {arguments.out}: the name must end in .onnx.")

@@ -106,7 +106,7 @@ class AUTrainingConfig(SFTConfig):
 
     def __post_init__(self):
         if self.use_liger_kernel:  # would pass unnoticed: Liger looks its patches up by the model's name
-            raise ValueError("use_liger_kernel has no kernels for AU-LLaVA: leave it out; torch_compile works.")
+            raise ValueError("use_liger_kernel has no kernels for AU-LLaVA: leave it out.")
         if self.train_sampling_strategy == "batch_rebalance":  # its order is not that of a resumed or weighted run
             raise ValueError("train_sampling_strategy: batch_rebalance is not supported: use group_by_length.")
         self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}

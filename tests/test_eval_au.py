@@ -171,7 +171,7 @@ def test_a_killed_evaluation_goes_on(evaluated, tiny_checkpoint, rendered_record
 
 def local(checkpoint):
     """Loads the package's own classes instead of the copies that remote code makes."""
-    return lambda name: (
+    return lambda name, quantise=None: (
         AuLlavaForConditionalGeneration.from_pretrained(checkpoint).eval(),
         AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True),
     )

@@ -10,6 +10,7 @@ weights have been trained or chosen on, so that an evaluation can refuse to test
 `base` is the manifest of the checkpoint that training started from, so nobody is forgotten over several trainings; it
 names only people whom later manifests do not name in that role: many trainings on the same people stay small.
 `labels` says how the training labels are distributed (`balance.label_statistics`); older manifests lack it.
+`unreadable`, where there is one, lists images that could not be read in training and were skipped.
 """
 
 import json

@@ -151,19 +151,20 @@ def test_adapters_of_a_quantised_base_are_merged_into_the_full_one(tiny_checkpoi
 
 
 def test_what_cannot_be_merged_is_told_in_a_sentence(trained, tiny_checkpoint, tmp_path):
-    def refusal(*words):
-        done = run(*words)
-        assert done.returncode == 1
-        assert "Traceback" not in done.stderr
-        return done.stderr.splitlines()[-1]
+    tool, out = load_tool("merge_adapter"), tmp_path / "out"
 
-    out = tmp_path / "out"
+    def refusal(*words):
+        with pytest.raises(ValueError, match=r"holds no|exists|cannot be loaded") as caught:
+            tool.main(tool.make_parser().parse_args(list(map(str, words))))
+        return str(caught.value)
+
     assert "holds no adapters (adapter_config.json, " in refusal(tiny_checkpoint, "--out", out)
     assert f"{trained} exists" in refusal(trained / "adapter", "--out", trained)
-    assert "The base nowhere cannot be loaded: say where" in refusal(
-        trained / "adapter", "--out", out, "--base", "nowhere"
-    )
-    assert not out.exists()
+    nowhere = "The base nowhere cannot be loaded: say where it is with --base"
+    assert nowhere in refusal(trained / "adapter", "--out", out, "--base", "nowhere")
+    done = run(tmp_path, "--out", out)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert done.stderr.splitlines()[-1].startswith(f"merge_adapter.py: {tmp_path} holds no adapters")
     assert not list(tmp_path.iterdir())
 
 

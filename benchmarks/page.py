@@ -31,7 +31,7 @@ def machine() -> str:
         )
         name = found.group(1) if found else platform.processor()
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        device = f"{name}, {cores} core{'s' * (cores > 1)}, {torch.get_num_threads()} threads of torch"
+        device = f"{name}, {cores} core{'s' * (cores > 1)}, {torch.get_num_threads()} thread(s) of torch"
     versions = [f"{name} {version(name)}" for name in ("torch", "transformers", "trl")]
     return ", ".join([device, f"Python {platform.python_version()}", *versions])
 

@@ -133,7 +133,7 @@ def check_checkpoint(folder: Path, names: Sequence[str]) -> None:
     if "adapter_config.json" in names:
         raise ValueError(
             f"{folder} holds LoRA adapters, which nobody can load without their base: merge them into a checkpoint "
-            "first (docs/training.md, Recipes and sizes)."
+            "first (tools/merge_adapter.py)."
         )
     pickled = [name for name in names if matches(name, PICKLES) and not matches(name, LEFT_OUT[STATE])]
     if pickled:

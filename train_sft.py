@@ -51,7 +51,8 @@ def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: Mo
     if training_args.push_to_hub:  # found out before the training whether it can be published after it
         if model_args.use_peft:
             raise ValueError(
-                "push_to_hub publishes whole checkpoints: merge the adapters after training, then tools/release.py."
+                "push_to_hub publishes whole checkpoints: merge the adapters after training (tools/merge_adapter.py), "
+                "then tools/release.py."
             )
         name = training_args.hub_model_id or Path(training_args.output_dir).absolute().name
         repo_id = check_target(name, training_args.hub_token)

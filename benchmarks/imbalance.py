@@ -1,12 +1,12 @@
 """What helps rare AUs: rows seen more often, weighted losses, both, or nothing; on rendered faces with skewed rates.
 
-    python benchmarks/imbalance.py --data data/rendered-train --test data/rendered-test --base runs/tiny-base-seen --out runs/imbalance
+    python benchmarks/imbalance.py --data data/rendered-train --test data/rendered-test --base runs/imbalance-base --out runs/imbalance
 
 Faces that show one of the `RARE` AUs are left out of both folders until each of these is present in about `--rate` of
 the images. Every arm is trained on the same images from the same start with the same number of steps, once per seed, and
 scored on the skewed test images, with thresholds chosen on the skewed validation people, as a shipped model is. Further
-options go to train_sft.py, in every arm alike: with `--freeze vision_tower` a step costs less. Finished steps are not repeated: start the same command to go on. Writes OUT/imbalance.json and prints
-means and standard deviations over seeds.
+options go to train_sft.py, in every arm alike: with `--freeze vision_tower` a step costs less. Finished steps are not
+repeated: start the same command to go on. Writes OUT/imbalance.json and prints means and standard deviations over seeds.
 
 Subsampling by clip is not measured: rendered faces have no clips.
 """  # noqa: E501

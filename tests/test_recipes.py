@@ -10,7 +10,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
-from conftest import ROOT, TOKENIZERS
+from conftest import ROOT, TOKENIZERS, load_tool
 from peft import PeftModel
 from safetensors.torch import load_file
 from test_from_pretrained_parts import save_vision, without_chat_markers
@@ -196,17 +196,10 @@ def test_paper_7b_in_two_stages(parts, rendered_records, tmp_path):
     assert trained.dtype == torch.float32
     before = load_file(first / "model.safetensors")["model.multi_modal_projector.weight"]
     assert not torch.equal(before.float(), trained)
-    merged = merge(second, tmp_path / "merged")
+    merged = tmp_path / "merged"
+    tool = load_tool("merge_adapter")
+    tool.main(tool.make_parser().parse_args([str(second), "--out", str(merged)]))
     assert moved(first, merged) == {PROJECTION, "language_model"}
-
-
-def merge(adapter, out):
-    """What docs/training.md says."""
-    text = (ROOT / "docs" / "training.md").read_text()
-    code = re.search(r"```python\n(.*?)```", text[text.index("## Recipes and sizes") :], re.DOTALL)[1]
-    code = code.replace("runs/paper-7b-stage2", str(adapter)).replace("runs/paper-7b", str(out))
-    exec(code, {})
-    return out
 
 
 @pytest.mark.slow

@@ -226,7 +226,7 @@ def use_cached_features(trainer: AUTrainer, folder: str) -> None:
         own = [NO_IMAGE if key in unreadable else key for key in own]
         rows = rows.remove_columns("image").add_column("features", own)
         setattr(trainer, name, _without_labels(trainer, rows) if NO_IMAGE in own else rows)
-    trainer.data_collator.features = found
+    trainer.data_collator.collate.features = found
     accept_features(model)
 
 

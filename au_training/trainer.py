@@ -3,7 +3,6 @@
 import logging
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from unittest.mock import patch
 
 import datasets
 import numpy as np
@@ -64,6 +63,8 @@ class AUTrainer(SFTTrainer):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
+        self.data_collator = ReadableRows(self.data_collator)
+        self.unfinished: Path | None = None  # where a checkpoint is being written, before it takes its place
         self.row_weights = row_weights
         self.validation = validation
         self.manifest = manifest
@@ -91,8 +92,7 @@ class AUTrainer(SFTTrainer):
     def _get_dataloader(self, dataset, *args, **kwargs):
         if "image" in dataset.column_names:
             dataset = dataset.cast_column("image", datasets.Image(decode=False))
-        with patch.object(self, "data_collator", ReadableRows(self.data_collator)):
-            return super()._get_dataloader(dataset, *args, **kwargs)
+        return super()._get_dataloader(dataset, *args, **kwargs)
 
     def _count_unreadable(self, rows: list[int], unreadable: list[int]) -> None:
         self.images_asked += len(rows)
@@ -124,11 +124,17 @@ class AUTrainer(SFTTrainer):
     def _replacing(self, folder: Path):
         return replacing(folder, self.args.should_save, self.accelerator.wait_for_everyone)
 
+    def _get_output_dir(self, trial):
+        return str(self.unfinished) if self.unfinished else super()._get_output_dir(trial)
+
     def _save_checkpoint(self, model, trial):
         folder = self._get_output_dir(trial)
         with self._replacing(Path(folder)) as unfinished:
-            with patch.object(self, "_get_output_dir", lambda trial: str(unfinished)):
+            self.unfinished = unfinished
+            try:
                 super()._save_checkpoint(model, trial)
+            finally:
+                self.unfinished = None
             name = f"checkpoint-{self.state.global_step}"
             if self.state.best_model_checkpoint == str(unfinished / name):
                 self.state.best_model_checkpoint = str(Path(folder) / name)
@@ -184,8 +190,11 @@ class AUTrainer(SFTTrainer):
             head.unshard()
         if "choice_targets" not in inputs:
             # TRL gathers its metrics from all processes, but those with a slot batch would never answer.
-            with patch.object(self.accelerator, "gather_for_metrics", lambda metric: metric):
+            gather, self.accelerator.gather_for_metrics = self.accelerator.gather_for_metrics, lambda metric: metric
+            try:
                 return super().compute_loss(model, inputs, return_outputs, text_items)
+            finally:
+                self.accelerator.gather_for_metrics = gather
         inputs = dict(inputs)
         nodes, choices, targets, annotated = map(
             inputs.pop, ("decision_nodes", "choices", "choice_targets", "annotated")

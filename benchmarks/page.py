@@ -30,8 +30,9 @@ def machine() -> str:
             re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()) if sys.platform == "linux" else None
         )
         name = found.group(1) if found else platform.processor()
+        threads = torch.get_num_threads()
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        device = f"{name}, {cores} core{'s' * (cores > 1)}, {torch.get_num_threads()} thread(s) of torch"
+        device = f"{name}, {cores} core{'s' * (cores > 1)}, torch with {threads} thread{'s' * (threads > 1)}"
     versions = [f"{name} {version(name)}" for name in ("torch", "transformers", "trl")]
     return ", ".join([device, f"Python {platform.python_version()}", *versions])
 

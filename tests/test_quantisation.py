@@ -2,6 +2,7 @@
 
 import copy
 import json
+from ast import literal_eval
 
 import pytest
 import torch
@@ -141,7 +142,7 @@ def test_sizes_that_this_cpu_cannot_compute_are_named(tmp_path, monkeypatch):
     try:
         AuLlavaForConditionalGeneration.from_pretrained(tmp_path, quantization_config=bits(4))
     except ValueError as error:
-        advice = eval(str(error).rpartition("llm_int8_skip_modules=")[2].rstrip("."))
+        advice = literal_eval(str(error).rpartition("llm_int8_skip_modules=")[2].rstrip("."))
     loaded = AuLlavaForConditionalGeneration.from_pretrained(
         tmp_path, quantization_config=bits(4, llm_int8_skip_modules=advice)
     )

@@ -63,6 +63,8 @@ def test_runs_and_goes_on(tiny_checkpoint, tmp_path_factory, tmp_path, monkeypat
         trained = (tmp_path / "plain-0" / "model.safetensors").stat().st_mtime_ns
     assert trained < (tmp_path / "both-0" / "trainer_state.json").stat().st_mtime_ns
     assert read_training_manifest(tmp_path / "both-0")["recipe"]["freeze"] == ["vision_tower"]
+    calibration = json.loads((tmp_path / "both-0" / "config.json").read_text())["calibration"]
+    assert list(calibration["fitted_on"]["data"]) == [str(tmp_path / "skewed-train")]
     written = json.loads((tmp_path / "imbalance.json").read_text())
     assert written["settings"]["train"] == ["--freeze", "vision_tower"]
     assert list(written["summary"]) == ["plain", "both"]

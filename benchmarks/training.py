@@ -118,7 +118,7 @@ def make_trainer(arguments: argparse.Namespace, rows: datasets.Dataset, plain: b
         "output_dir": tempfile.mkdtemp(dir=arguments.folder),
         "use_cpu": DEVICE == "cpu",
         "bf16": DEVICE != "cpu",
-        "gradient_checkpointing": False,
+        "activation_checkpointing": False,
         "max_length": None,
         "max_steps": arguments.steps + 1,
         "per_device_train_batch_size": arguments.images * (len(rows[0]["formats"]) if plain else 1),

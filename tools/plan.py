@@ -334,7 +334,7 @@ def sizes(
         shape = layers_of(model, part)
         stream = max(p.element_size() for name, p in model.named_parameters() if part in name and "lora_" not in name)
         if shape is not None and (learns or part == "language_model"):  # behind it lies the projector
-            activations += batch * kept_bytes(shape, learns, half, length, training_args.gradient_checkpointing, stream)
+            activations += batch * kept_bytes(shape, learns, half, length, training_args.activation_checkpointing, stream)
     processes, engine = processes_of(cluster)
     return Sizes(
         parameters=sum(weight.numel() for name, weight in model.named_parameters() if not ADDED.search(name)),
@@ -386,7 +386,7 @@ def report(
     steps = training_args.max_steps
     if steps < 0:
         steps = math.ceil(training_args.num_train_epochs * math.ceil(images / batch))
-    work = operations(model, mean, features, training_args.gradient_checkpointing) * batch
+    work = operations(model, mean, features, training_args.activation_checkpointing) * batch
     lines = [
         ("network", f"{vision} + {text}; {', '.join(map(source_of, (vision, text)))}"),
         ("parameters", f"{size.parameters:,}; trained: {size.trained:,} ({size.trained / size.parameters:.1%})"),

@@ -6,6 +6,7 @@
 - free: plain `generate`, then `parse_answer`: what other LLM-based recognisers do, kept as the honest baseline.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from .action_units import MAIN_FORMATS, AUFormat, get_format, parse_answer, write_answer
+from .action_units import MAIN_FORMATS, AUFormat, get_format, mirrored_label, parse_answer, write_answer
 from .calibration_au_llava import DEFAULT_THRESHOLD, calibrate
 from .consistency_au_llava import Contradiction, contradictions
 from .slot_tree_au_llava import compile_slots
@@ -88,7 +89,8 @@ def recognize(
 ) -> list[AUResult]:
     """Read the action units of face images.
 
-    The slots decoder applies the checkpoint's calibration (`model.config.calibration`), if it has one.
+    The slots decoder applies the checkpoint's calibration (`model.config.calibration`), if it has one, and takes the
+    mean with what it reads off the mirror images if `model.config.mirror` says so.
 
     Args:
         processor: the `AuLlavaProcessor` of this model.
@@ -158,14 +160,42 @@ def _answer(fmt: AUFormat, found: Sequence[int], distributions=None, thresholds=
 def read_slots(model, processor, pixel_values: torch.Tensor, formats: tuple[AUFormat, ...]) -> dict[str, torch.Tensor]:
     """What one forward pass over `pixel_values` (images, 3, height, width) reads, before calibration.
 
+    With `model.config.mirror` the pass holds the mirror images too, and what is read is the mean of the two.
+
     Returns:
         format name -> (images, AUs, values) probabilities, float64 on the CPU; those of one AU sum to 1.
     """
     tree = compile_slots(processor, formats, processor.num_image_tokens(*pixel_values.shape[-2:])).to(model.device)
-    logits = model(**tree.model_inputs(pixel_values)).logits
-    read = tree.by_format(tree.log_probabilities(logits).cpu().double())
+    views = with_mirror_images(pixel_values) if model.config.mirror else pixel_values
+    logits = model(**tree.model_inputs(views)).logits
     # Float32 sums to 1 but for 1e-7, which is much where calibration divides by what an AU that is certain leaves over.
-    return {fmt.name: logs.softmax(-1) for fmt, logs in zip(formats, read, strict=True)}
+    read = [logs.log_softmax(-1) for logs in tree.by_format(tree.log_probabilities(logits).cpu().double())]
+    if model.config.mirror:
+        read = [mirror_mean(logs, fmt.labels) for fmt, logs in zip(formats, read, strict=True)]
+    return {fmt.name: logs.exp() for fmt, logs in zip(formats, read, strict=True)}
+
+
+def with_mirror_images(pixel_values: torch.Tensor) -> torch.Tensor:
+    """(images, 3, height, width) to (2 images, 3, height, width): the images, then their mirror images."""
+    return torch.cat([pixel_values, pixel_values.flip(-1)])
+
+
+def mirror_mean(log_probabilities: torch.Tensor, labels: Sequence[str]) -> torch.Tensor:
+    """The mean of what was read off images and off their mirror images, where left and right have changed places.
+
+    Args:
+        log_probabilities: (2 images, AUs, values) of `with_mirror_images`, normalised.
+        labels: of the AUs. One whose other side is not among them is read off the image alone.
+
+    Returns:
+        (images, AUs, values) log-probabilities.
+    """
+    straight, mirrored = log_probabilities.unflatten(0, (2, -1)).unbind()
+    sources = [mirrored_label(label) for label in labels]
+    columns = [labels.index(source) if source in labels else column for column, source in enumerate(sources)]
+    known = torch.tensor([[source in labels] for source in sources], device=straight.device)
+    other = torch.where(known, mirrored[:, columns], straight)
+    return torch.stack([straight, other]).logsumexp(0) - math.log(2)
 
 
 def slot_answers(
@@ -343,7 +373,9 @@ __all__ = [
     "AUResult",
     "chosen_formats",
     "compile_template",
+    "mirror_mean",
     "read_slots",
     "recognize",
     "slot_answers",
+    "with_mirror_images",
 ]

@@ -25,7 +25,8 @@ training_manifest.json names them.
 
 --calibrate fits temperatures, isotonic curves and thresholds on the validation part of its folders and stores them in
 the config.json of --model, a folder, where `recognize` applies them from then on. It writes calibration.json (per AU:
-method, threshold, ECE, log loss and Brier score before and after, cross-validated) and reliability.png to --out.
+method, threshold, ECE, log loss and Brier score before and after, cross-validated) and reliability.png to --out. With
+--mirror it is fitted to, and `recognize` gives, the mean of what is read off an image and off its mirror image.
 --protocol takes a checkpoint for each tested part and writes its table, beside published results, as table.md, .tex and
 .csv. `compare` tests the difference of two evaluations of the same images (paired bootstrap over subjects, Holm's
 correction over AUs). `matrix` scores presence on the AUs that a checkpoint's formats share with each dataset's.
@@ -120,6 +121,7 @@ def provenance(arguments: argparse.Namespace, model, name: str, people: str) -> 
         "data": content_hashes(arguments.data),
         "part": arguments.part,
         "decoding": arguments.decoding,
+        "mirror": model.config.mirror,
         "batch_size": arguments.batch_size,
         "commit": code_commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -217,6 +219,8 @@ def main_calibrate(arguments: argparse.Namespace):
     people = people_of(load_records(arguments.calibrate, part=part))
     check_unseen(name, people, roles=("train",))  # of people it learned from, a model is surer than it should be
     model, processor = load(name, arguments.quantise)
+    if arguments.mirror is not None:
+        model.config.mirror = arguments.mirror
     calibration, fits, references = calibrate_checkpoint(
         model, processor, arguments.calibrate, part, arguments.batch_size, progress=True
     )
@@ -231,8 +235,9 @@ def main_calibrate(arguments: argparse.Namespace):
     manifest["people"]["calibration"] = people
     write_training_manifest(name, manifest)
     config = json.loads(config_file.read_text())
+    stored = {"calibration": calibration, "mirror": model.config.mirror}
     unfinished = config_file.with_name("config.json.new")
-    unfinished.write_text(json.dumps(config | {"calibration": calibration}, indent=2, sort_keys=True) + "\n")
+    unfinished.write_text(json.dumps(config | stored, indent=2, sort_keys=True) + "\n")
     unfinished.replace(config_file)
     Console().print(calibration_table(report, f"{name}, {part} part of {' '.join(arguments.calibrate)}"))
     print(f"Stored in {config_file}; report: {arguments.out / 'calibration.json'}, {arguments.out / 'reliability.png'}")
@@ -475,6 +480,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--groups", nargs="+", default=[], metavar="COLUMN", help="audit score gaps between groups of these columns"
     )
     parser.add_argument("--uncalibrated", action="store_true", help="leave the checkpoint's calibration out")
+    parser.add_argument(
+        "--mirror",
+        action=argparse.BooleanOptionalAction,
+        help="with --calibrate: from now on read mirror images too, or no longer (default: as the checkpoint says)",
+    )
     parser.add_argument("--max_images", type=int, help="score at most this many images")
     _reading_options(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder for what is written")
@@ -521,13 +531,16 @@ def main(words: list[str] | None = None):
     mode = "--calibrate" if arguments.calibrate else "--protocol" if arguments.protocol else None
     without_effect = {
         "--calibrate": ("protocol", "formats", "groups", "uncalibrated", "max_images", "name", "decoding"),
-        "--protocol": ("part", "formats", "groups", "max_images"),
-        None: ("name",),
+        "--protocol": ("part", "formats", "groups", "max_images", "mirror"),
+        None: ("name", "mirror"),
     }[mode]
     default = make_parser().get_default
     given = [f"--{option}" for option in without_effect if getattr(arguments, option) != default(option)]
+    if given and mode:
+        raise ValueError(f"{', '.join(given)} has no effect with {mode}.")
     if given:
-        raise ValueError(f"{', '.join(given)} has no effect {f'with {mode}' if mode else 'without --protocol'}.")
+        needed = {"--name": "--protocol", "--mirror": "--calibrate"}
+        raise ValueError(" ".join(f"{option} has no effect without {needed[option]}." for option in given))
     run = {"--calibrate": main_calibrate, "--protocol": main_protocol, None: main_score}[mode]
     return run(arguments)
 

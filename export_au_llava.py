@@ -17,6 +17,7 @@ from torch import nn
 
 from .action_units import AUFormat
 from .calibration_au_llava import calibrate, entries_for
+from .decoding_au_llava import mirror_mean, with_mirror_images
 from .slot_tree_au_llava import compile_slots
 
 METADATA_KEY = "au_llava"  # of the description in an ONNX file
@@ -35,6 +36,7 @@ class SlotsGraph(nn.Module):
     def __init__(self, model, processor, formats: tuple[AUFormat, ...]):
         super().__init__()
         self.formats = formats
+        self.mirror = model.config.mirror
         self.image_layer = model.config.vision_feature_layer
         self.network = model.model
         crop = processor.image_processor.crop_size
@@ -50,6 +52,8 @@ class SlotsGraph(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         """`pixel_values` (images, 3, height, width) to format name -> (images, AUs, values) probabilities, float32."""
+        if self.mirror:
+            pixel_values = with_mirror_images(pixel_values)
         images = pixel_values.shape[0]
         _, seen = self.network.encode_images(pixel_values, self.image_layer)
         outputs = self.network.language_model(
@@ -60,6 +64,8 @@ class SlotsGraph(nn.Module):
         )
         logits = nn.functional.linear(outputs.last_hidden_state[:, self.tree.decision_nodes], self.head)
         read = self.tree.by_format(self.tree.log_probabilities(logits))
+        if self.mirror:
+            read = [mirror_mean(each, fmt.labels) for fmt, each in zip(self.formats, read, strict=True)]
         return {
             fmt.name: calibration(each)
             for fmt, calibration, each in zip(self.formats, self.calibrations, read, strict=True)

@@ -69,6 +69,7 @@ def predict(
     identity = {
         "weights": weights_fingerprint(model),
         "calibration": model.config.calibration,
+        "mirror": model.config.mirror,
         "records": _records_fingerprint(records),
         "decoding": decoding,
         "batch_size": batch_size,

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
-from au_llava.action_units import AUFormat
+from au_llava.action_units import AUFormat, mirrored_label
 from au_llava.calibration_au_llava import calibrate
+from au_llava.decoding_au_llava import mirror_mean, with_mirror_images
 from au_llava.slot_tree_au_llava import SlotTree
 
 COPIES = 4  # of the face, each with its own noise
@@ -73,12 +74,11 @@ def falls_when_hidden(
     pixels, tree, labels = _prepared(model, processor, image, labels)
     hidden = np.concatenate([maps[fmt.name] > OUTLINE for fmt in labels])[:, None]  # (AUs, 1, size, size)
     painted = torch.where(torch.from_numpy(hidden).to(pixels.device), pixels.mean(dim=(2, 3), keepdim=True), pixels)
-    views = torch.cat([pixels, painted])
-    values = torch.cat([_values(model, tree, each) for each in views.split(COPIES)]).cpu()
+    batches = [_read(model, tree, labels, each) for each in torch.cat([pixels, painted]).split(COPIES)]
     probabilities = []
-    for (fmt, wanted), read in zip(labels.items(), tree.by_format(values.exp()), strict=True):
+    for (fmt, wanted), parts in zip(labels.items(), zip(*batches, strict=True), strict=True):
         asked = replace(fmt, labels=wanted)
-        distributions, _ = calibrate(read.double().numpy(), asked, model.config.calibration)
+        distributions, _ = calibrate(torch.cat(parts).cpu().double().exp().numpy(), asked, model.config.calibration)
         probabilities.append(distributions[..., _is_present(fmt)].sum(axis=-1))
     whole, *painted = np.concatenate(probabilities, axis=1)  # (AUs,) each
     return _by_format(labels, whole - np.diagonal(painted))
@@ -93,7 +93,8 @@ def peak(evidence: np.ndarray) -> tuple[float, float]:
 def _prepared(model, processor, image, labels) -> tuple[torch.Tensor, SlotTree, dict[AUFormat, tuple[str, ...]]]:
     """The pixels (1, 3, size, size), the tree of the wanted slots, and these without empty formats.
 
-    The tree holds these slots only: a branch does not depend on its neighbours, so they are read as among all.
+    The tree holds these slots only (and their other sides, if mirror images are read too): a branch does not depend on
+    its neighbours, so they are read as among all.
     """
     labels = {fmt: tuple(wanted) for fmt, wanted in labels.items() if wanted}
     for fmt, wanted in labels.items():
@@ -106,7 +107,8 @@ def _prepared(model, processor, image, labels) -> tuple[torch.Tensor, SlotTree, 
     image_tokens = processor.num_image_tokens(*pixels.shape[-2:])
     answers = []
     for fmt, wanted in labels.items():
-        texts = {label: [f"{label}: {value}" for value in fmt.value_strings] for label in wanted}
+        asked = _with_other_sides(wanted, fmt) if model.config.mirror else wanted
+        texts = {label: [f"{label}: {value}" for value in fmt.value_strings] for label in asked}
         answers.append(
             {label: processor.tokenizer(each, add_special_tokens=False)["input_ids"] for label, each in texts.items()}
         )
@@ -114,9 +116,19 @@ def _prepared(model, processor, image, labels) -> tuple[torch.Tensor, SlotTree, 
     return pixels, tree.to(model.device), labels
 
 
-def _values(model, tree: SlotTree, pixels: torch.Tensor) -> torch.Tensor:
-    """(images, values) log-probabilities, see `SlotTree.log_probabilities`."""
-    return tree.log_probabilities(model(**tree.model_inputs(pixels)).logits)
+def _with_other_sides(labels: Sequence[str], fmt: AUFormat) -> tuple[str, ...]:
+    """`labels`, then those of the format that they become in a mirror image."""
+    mirrored = [mirrored_label(label) for label in labels]
+    return tuple(dict.fromkeys([*labels, *(label for label in mirrored if label in fmt.labels)]))
+
+
+def _read(model, tree: SlotTree, labels: Mapping[AUFormat, Sequence[str]], pixels: torch.Tensor) -> list[torch.Tensor]:
+    """Per format the (images, AUs, values) log-probabilities of the wanted AUs."""
+    views = with_mirror_images(pixels) if model.config.mirror else pixels
+    read = tree.by_format(tree.log_probabilities(model(**tree.model_inputs(views)).logits))
+    if model.config.mirror:
+        read = [mirror_mean(logs, _with_other_sides(labels[fmt], fmt)) for fmt, logs in zip(labels, read, strict=True)]
+    return [logs[:, : len(wanted)] for wanted, logs in zip(labels.values(), read, strict=True)]
 
 
 def _gradient_sizes(model, tree: SlotTree, labels, pixels: torch.Tensor) -> np.ndarray:
@@ -124,7 +136,7 @@ def _gradient_sizes(model, tree: SlotTree, labels, pixels: torch.Tensor) -> np.n
     with torch.enable_grad():
         pixels = pixels.detach().requires_grad_()
         odds = []
-        for fmt, read in zip(labels, tree.by_format(_values(model, tree, pixels)), strict=True):
+        for fmt, read in zip(labels, _read(model, tree, labels, pixels), strict=True):
             present = torch.from_numpy(_is_present(fmt)).to(pixels.device)
             odds.append(read[..., present].logsumexp(-1) - read[..., ~present].logsumexp(-1))  # (images, AUs)
         gradients = (torch.autograd.grad(each.sum(), pixels, retain_graph=True)[0] for each in torch.cat(odds, 1).T)

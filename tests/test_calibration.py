@@ -182,6 +182,7 @@ def test_command_stores_it_in_the_checkpoint(tiny_checkpoint, rendered_records, 
     calibration = after.pop("calibration")
     before.pop("calibration", None)
     assert after == before
+    assert after["mirror"] is False
     assert calibration["fitted_on"]["subjects"] == 5
     assert calibration["fitted_on"]["images"] == 10
     manifest = json.loads((rendered_records / "manifest.json").read_text())
@@ -206,6 +207,21 @@ def test_command_stores_it_in_the_checkpoint(tiny_checkpoint, rendered_records, 
     assert "abstention" in scores[0]["formats"]["feafa"]
 
 
+def test_calibrating_mirrored_readings(tiny_checkpoint, rendered_records, tmp_path, monkeypatch):
+    """The checkpoint reads as it was calibrated, until it is told otherwise."""
+    monkeypatch.setattr(fit_calibration, "FEWEST", 1)
+    checkpoint = tmp_path / "model"
+    shutil.copytree(tiny_checkpoint, checkpoint)
+    flags = ("--calibrate", rendered_records, "--part", "train", "--out", tmp_path / "out")
+    found = {}
+    for flag, stored in (("", False), ("--mirror", True), ("", True), ("--no-mirror", False)):
+        run(checkpoint, *flags, *filter(None, [flag]))
+        config = AuLlavaConfig.from_pretrained(checkpoint)
+        assert config.mirror is stored
+        found.setdefault(stored, []).append(config.calibration)
+    assert found[True][0] == found[True][1] != found[False][0] == found[False][1]
+
+
 def test_nobody_is_calibrated_on_who_was_trained_on(tiny_checkpoint, rendered_records, tmp_path):
     checkpoint = tmp_path / "model"
     shutil.copytree(tiny_checkpoint, checkpoint)
@@ -221,6 +237,7 @@ def test_nobody_is_calibrated_on_who_was_trained_on(tiny_checkpoint, rendered_re
         (["--calibrate", "x", "--groups", "age"], "--groups has no effect with --calibrate"),
         (["--calibrate", "x", "--decoding", "free"], "--decoding has no effect with --calibrate"),
         (["--data", "x", "--name", "Mine"], "--name has no effect without --protocol"),
+        (["--data", "x", "--no-mirror"], "--mirror has no effect without --calibrate"),
         (["--data", "x", "--protocol", "bp4d-3fold", "--part", "test"], "--part has no effect with --protocol"),
     ],
 )

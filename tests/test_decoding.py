@@ -68,6 +68,32 @@ def test_reading_is_consistent(tiny, faces):
                 assert reading.probability == pytest.approx(present, abs=1e-5)
 
 
+def test_mirror_is_the_mean_with_the_mirror_image(tiny, faces):
+    """Against two readings without it, the mirror image's sided AUs having changed places; a mirrored face gets the
+    mirrored answer. An AU whose other side is not asked for is read off the image alone."""
+    model, processor = tiny
+    formats = [FORMATS["disfa"], FORMATS["feafa"], AUFormat("one-sided", ("AU12L", "AU4"), "continuous")]
+    there = [face[:, ::-1].copy() for face in faces]
+    straight, mirrored = (model.recognize(processor, each, formats) for each in (faces, there))
+    model.config.mirror = True
+    try:
+        both, swapped = (model.recognize(processor, each, formats, batch_size=1) for each in (faces, there))
+    finally:
+        model.config.mirror = False
+    other = {"L": "R", "R": "L"}
+    for one, two, mean, turned in zip(straight, mirrored, both, swapped, strict=True):
+        for name in one:
+            for label, reading in one[name].items():
+                side = label[:-1] + other.get(label[-1], label[-1])
+                if (name, label) == ("one-sided", "AU12L"):
+                    assert mean[name][label].distribution == pytest.approx(reading.distribution, abs=1e-6)
+                    continue
+                expected = np.mean([reading.distribution, two[name][side].distribution], axis=0)
+                assert mean[name][label].distribution == pytest.approx(expected, abs=1e-6)
+                assert turned[name][side].distribution == pytest.approx(expected, abs=1e-6)
+        assert one["feafa"]["AU12L"].distribution != pytest.approx(two["feafa"]["AU12R"].distribution, abs=1e-4)
+
+
 def test_value_mean_and_median_of_a_distribution_by_hand():
     """The three single numbers that a distribution gives, where they differ; exactly half is enough for the median."""
     fmt = AUFormat("i", ("AU1", "AU2", "AU4"), "intensity")

@@ -33,25 +33,26 @@ def map_with_peak(row, column):
     return evidence
 
 
-@pytest.mark.parametrize("tower", ["siglip", "resnet"])
-def test_falls_are_those_of_recognize(image, tower):
+@pytest.mark.parametrize(("tower", "mirror"), [("siglip", False), ("resnet", True)])
+def test_falls_are_those_of_recognize(image, tower, mirror):
     """Of the image with the part above half of the map painted over, calibration included."""
-    model, processor = build_tiny(vision_config=TOWERS[tower][0])
+    model, processor = build_tiny(vision_config=TOWERS[tower][0], mirror=mirror)
     entry = {"method": "temperature", "temperature": 2.0, "threshold": 0.4}
     model.config.calibration = {
         "formats": {"disfa": {"scale": "intensity", "presence_threshold": 2.0, "aus": {"AU12": entry}}}
     }
-    maps = np.random.default_rng(1).random((13, 4, 4)).repeat(8, axis=1).repeat(8, axis=2)
-    wanted = {BP4D: BP4D.labels, FEAFA: (), DISFA: ("AU12",)}
-    falls = falls_when_hidden(model, processor, image, wanted, {"bp4d": maps[:12], "disfa": maps[12:]})
+    maps = np.random.default_rng(1).random((15, 4, 4)).repeat(8, axis=1).repeat(8, axis=2)
+    wanted = {BP4D: BP4D.labels, FEAFA: ("AU12L", "AU9"), DISFA: ("AU12",)}
+    of_format = {"bp4d": maps[:12], "feafa": maps[12:14], "disfa": maps[14:]}
+    falls = falls_when_hidden(model, processor, image, wanted, of_format)
     painted = [Image.fromarray(np.where(each[..., None] > 0.5, np.uint8(100), image)) for each in maps]
-    whole, *hidden = model.recognize(processor, [image, *painted], [BP4D, DISFA])
-    asked = [("bp4d", label) for label in BP4D.labels] + [("disfa", "AU12")]
+    whole, *hidden = model.recognize(processor, [image, *painted])
+    asked = [(fmt.name, label) for fmt, labels in wanted.items() for label in labels]
     expected = [
         whole[name][label].probability - other[name][label].probability
         for (name, label), other in zip(asked, hidden, strict=True)
     ]
-    np.testing.assert_allclose([*falls["bp4d"], *falls["disfa"]], expected, atol=2e-6)
+    np.testing.assert_allclose([*falls["bp4d"], *falls["feafa"], *falls["disfa"]], expected, atol=2e-6)
     assert min(expected) < -5e-5 < 5e-5 < max(expected)
 
 

@@ -13,7 +13,7 @@ from conftest import ROOT, TOWERS, build_tiny, load_tool, random_faces
 from PIL import Image
 from transformers import AutoProcessor
 
-from au_llava.action_units import FORMATS
+from au_llava.action_units import FORMATS, AUFormat
 from au_llava.calibration_au_llava import calibrate
 from au_llava.decoding_au_llava import read_slots
 from au_llava.export_au_llava import INPUT_NAME, METADATA_KEY, Calibration, SlotsGraph, export
@@ -53,6 +53,7 @@ def exported(tiny_checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
     model = AuLlavaForConditionalGeneration.from_pretrained(tiny_checkpoint)
     model.config.calibration = CALIBRATION
+    model.config.mirror = True
     model.save_pretrained(folder / "model")
     processor = AutoProcessor.from_pretrained(tiny_checkpoint, trust_remote_code=True)
     processor.save_pretrained(folder / "model")
@@ -146,22 +147,25 @@ def test_calibration_is_that_of_recognize(name, calibration):
         assert np.abs(expected - exact.exp().numpy()).max() > 0.1
 
 
+@pytest.mark.parametrize("mirror", [False, True])
 @pytest.mark.parametrize("tower", TOWERS)
-def test_graph_of_every_tower(tower):
+def test_graph_of_every_tower(tower, mirror):
     vision, *_ = TOWERS[tower]
+    fmts = (*FMTS, AUFormat("sides", ("AU12L", "AU2R", "AU12R"), "intensity"))
     layer = [-1, -2] if tower == "clip" else None  # two layers side by side, as LLaVA variants have it
-    model, processor = build_tiny("single digits", vision, vision_feature_layer=layer)
+    model, processor = build_tiny("single digits", vision, vision_feature_layer=layer, mirror=mirror)
     pixels = processor.image_processor(random_faces(3), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        found = SlotsGraph(model, processor, FMTS)(pixels)
-        expected = read_slots(model, processor, pixels, FMTS)
-    for fmt in FMTS:
+        found = SlotsGraph(model, processor, fmts)(pixels)
+        expected = read_slots(model, processor, pixels, fmts)
+    for fmt in fmts:
         torch.testing.assert_close(found[fmt.name].double(), expected[fmt.name], atol=1e-5, rtol=0)
 
 
-def test_program_of_a_vit_takes_any_number_of_images(tiny):
+@pytest.mark.parametrize("mirror", [False, True])
+def test_program_of_a_vit_takes_any_number_of_images(mirror):
     """Grouped digits: the values of FEAFA take several decisions."""
-    model, processor = tiny
+    model, processor = build_tiny("grouped digits", mirror=mirror)
     formats = (FORMATS["feafa"],)
     program = export(model, processor, formats).module()
     for images in (1, 4):

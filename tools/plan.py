@@ -328,13 +328,14 @@ def sizes(
         raise ValueError(f"What {optimizer} keeps is not known here; known: {', '.join(OPTIMIZER_BYTES)}.")
     state = OPTIMIZER_BYTES[optimizer]
     batch, half = training_args.per_device_train_batch_size, 2 if mixed else 4
+    checkpointing = training_args.activation_checkpointing
     activations = 0
     for part, length in (("vision_tower", features), ("language_model", tokens)):
         learns = any(weight.requires_grad for name, weight in model.named_parameters() if part in name)
         shape = layers_of(model, part)
         stream = max(p.element_size() for name, p in model.named_parameters() if part in name and "lora_" not in name)
         if shape is not None and (learns or part == "language_model"):  # behind it lies the projector
-            activations += batch * kept_bytes(shape, learns, half, length, training_args.activation_checkpointing, stream)
+            activations += batch * kept_bytes(shape, learns, half, length, checkpointing, stream)
     processes, engine = processes_of(cluster)
     return Sizes(
         parameters=sum(weight.numel() for name, weight in model.named_parameters() if not ADDED.search(name)),

@@ -1,11 +1,14 @@
 """Tiny models, processors and tokenizers, built in memory: nothing is downloaded."""
 
 import os
+import signal
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="au-llava-tests-")  # caches of this run only
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# A shell's background commands ignore Ctrl-C, and so would the programs that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import copy
 import importlib.util

@@ -1,18 +1,16 @@
 """Tiny models, processors and tokenizers, built in memory: nothing is downloaded."""
 
 import os
-import signal
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="au-llava-tests-")  # caches of this run only
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-# A shell's background commands ignore Ctrl-C, and so would the programs that tests interrupt.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import copy
 import importlib.util
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +37,9 @@ from au_llava.configuration_au_llava import AuLlavaConfig, add_image_token
 from au_llava.image_processing_au_llava import AuLlavaImageProcessor
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 from au_llava.processing_au_llava import CHATML_TEMPLATE, PLAIN_TEMPLATE, AuLlavaProcessor
+
+# A shell's background commands ignore Ctrl-C, and so would the programs that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 IMAGE_SIZE = 32

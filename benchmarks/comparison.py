@@ -245,7 +245,7 @@ def main():
     parser.add_argument("--data", nargs="+", required=True, help="record tables with training and validation people")
     parser.add_argument("--test", nargs="+", required=True, help="record tables with test people")
     parser.add_argument("--image_size", type=int, default=64, help="side of the images (default: 64)")
-    parser.add_argument("--epochs", type=float, default=1.0, help="of tower pre-training (default: 1)")
+    parser.add_argument("--epochs", type=float, default=2.5, help="of tower pre-training (default: 2.5)")
     parser.add_argument(
         "--steps",
         type=int,

@@ -215,7 +215,11 @@ def summarise(out: Path, seconds: dict[str, float], setting: dict) -> dict:
         rows = datasets.Dataset.from_parquet(str(out / "eval" / name / "predictions.parquet")).to_list()
         systems[name] = {
             fmt: {
-                metric: {"value": scores["mean"][metric], "interval": scores["mean_interval"][metric]}
+                metric: {
+                    "value": scores["mean"][metric],
+                    "interval": scores["mean_interval"][metric],
+                    "averaged": scores["averaged"][metric],
+                }
                 for metric in HEADLINE[fmt]
                 if metric in scores["mean"]
             }

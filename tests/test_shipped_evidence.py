@@ -132,6 +132,7 @@ def test_summary_of_the_comparison(tmp_path):
     )
     expected = np.mean([np.corrcoef(truth[:, k], read[:, k])[0, 1] for k in range(24)])
     assert found["systems"]["slots"]["feafa"]["pcc"]["value"] == pytest.approx(expected)
+    assert found["systems"]["slots"]["feafa"]["pcc"]["averaged"] == 24
 
 
 def test_tower_learns_values_and_places_where_they_are_known():

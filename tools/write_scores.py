@@ -137,14 +137,22 @@ def robustness_table() -> str:
 
 
 def comparison_table() -> str:
-    """One row per format and metric: the four systems and by how much slots differ from the others."""
+    """One row per format and metric: the four systems and by how much slots differ from the others.
+
+    Means are over the AUs for which the metric is defined, differences over those for which both are.
+    """
     found = evaluation("comparison")
     others = list(found["slots_minus"])
     heads = [*found["systems"], *(f"slots minus {name}" for name in others)]
     lines = [f"| format | metric | {' | '.join(heads)} |", "|---|---|" + "---:|" * len(heads)]
     for name, metrics in found["systems"]["slots"].items():
         for metric in metrics:
-            cells = [number(system[name].get(metric, {}).get("value")) for system in found["systems"].values()]
+            means = [system[name].get(metric, {"value": None, "averaged": 0}) for system in found["systems"].values()]
+            most = max(mean["averaged"] for mean in means)
+            cells = [
+                number(mean["value"]) + (f" ({mean['averaged']} of {most} AUs)" if 0 < mean["averaged"] < most else "")
+                for mean in means
+            ]
             for other in others:
                 each = found["slots_minus"][other][name].get(metric)
                 cells.append(number(each["difference"], each["interval"]) if each else "")

@@ -94,8 +94,9 @@ class AuLlavaConfig(PreTrainedConfig):
             costs r*r times fewer tokens.
         projector_bias: whether the linear projector has a bias.
         calibration: what the slots decoder applies to its readings, see calibration_au_llava.py; None applies nothing.
-        mirror: whether the slots decoder reads the mirror image too, in the same pass, and gives the mean of the two:
-            more accurate, and a mirrored face gets exactly the mirrored answer, for up to twice the time.
+        mirror_images: whether the slots decoder reads the mirror image too, in the same pass, and gives the mean of the
+            two: more accurate, and a mirrored face gets exactly the mirrored answer, for up to twice the time. (A key
+            named `mirror` could not be given to `from_pretrained`, which drops it.)
 
     Raises:
         ValueError: unknown key, calibration of another shape, number below 1, or a stride or width that cannot be
@@ -129,7 +130,7 @@ class AuLlavaConfig(PreTrainedConfig):
     pixel_unshuffle: int = 1
     projector_bias: bool = True
     calibration: dict | None = None
-    mirror: bool = False
+    mirror_images: bool = False
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):

@@ -17,7 +17,7 @@ import torch
 from .action_units import MAIN_FORMATS, AUFormat, get_format, mirrored_label, parse_answer, write_answer
 from .calibration_au_llava import DEFAULT_THRESHOLD, calibrate
 from .consistency_au_llava import Contradiction, contradictions
-from .slot_tree_au_llava import compile_slots
+from .slot_tree_au_llava import SlotTree, compile_slots
 
 DECODERS = ("slots", "constrained", "free")
 
@@ -90,7 +90,7 @@ def recognize(
     """Read the action units of face images.
 
     The slots decoder applies the checkpoint's calibration (`model.config.calibration`), if it has one, and takes the
-    mean with what it reads off the mirror images if `model.config.mirror` says so.
+    mean with what it reads off the mirror images if `model.config.mirror_images` says so.
 
     Args:
         processor: the `AuLlavaProcessor` of this model.
@@ -160,19 +160,24 @@ def _answer(fmt: AUFormat, found: Sequence[int], distributions=None, thresholds=
 def read_slots(model, processor, pixel_values: torch.Tensor, formats: tuple[AUFormat, ...]) -> dict[str, torch.Tensor]:
     """What one forward pass over `pixel_values` (images, 3, height, width) reads, before calibration.
 
-    With `model.config.mirror` the pass holds the mirror images too, and what is read is the mean of the two.
+    With `model.config.mirror_images` the pass holds the mirror images too, and what is read is the mean of the two.
 
     Returns:
         format name -> (images, AUs, values) probabilities, float64 on the CPU; those of one AU sum to 1.
     """
     tree = compile_slots(processor, formats, processor.num_image_tokens(*pixel_values.shape[-2:])).to(model.device)
-    views = with_mirror_images(pixel_values) if model.config.mirror else pixel_values
-    logits = model(**tree.model_inputs(views)).logits
+    read = read_tree(model, tree, pixel_values, [fmt.labels for fmt in formats])
     # Float32 sums to 1 but for 1e-7, which is much where calibration divides by what an AU that is certain leaves over.
-    read = [logs.log_softmax(-1) for logs in tree.by_format(tree.log_probabilities(logits).cpu().double())]
-    if model.config.mirror:
-        read = [mirror_mean(logs, fmt.labels) for fmt, logs in zip(formats, read, strict=True)]
-    return {fmt.name: logs.exp() for fmt, logs in zip(formats, read, strict=True)}
+    return {fmt.name: logs.cpu().double().softmax(-1) for fmt, logs in zip(formats, read, strict=True)}
+
+
+def read_tree(model, tree: SlotTree, pixel_values: torch.Tensor, labels: Sequence[Sequence[str]]) -> list[torch.Tensor]:
+    """Per format of `tree`, whose AUs are `labels`: (images, AUs, values) log-probabilities that one pass reads."""
+    views = with_mirror_images(pixel_values) if model.config.mirror_images else pixel_values
+    read = tree.by_format(tree.log_probabilities(model(**tree.model_inputs(views)).logits))
+    if model.config.mirror_images:
+        read = [mirror_mean(logs, of_format) for logs, of_format in zip(read, labels, strict=True)]
+    return read
 
 
 def with_mirror_images(pixel_values: torch.Tensor) -> torch.Tensor:
@@ -375,6 +380,7 @@ __all__ = [
     "compile_template",
     "mirror_mean",
     "read_slots",
+    "read_tree",
     "recognize",
     "slot_answers",
     "with_mirror_images",

@@ -121,7 +121,7 @@ def provenance(arguments: argparse.Namespace, model, name: str, people: str) -> 
         "data": content_hashes(arguments.data),
         "part": arguments.part,
         "decoding": arguments.decoding,
-        "mirror": model.config.mirror,
+        "mirror_images": model.config.mirror_images,
         "batch_size": arguments.batch_size,
         "commit": code_commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -220,7 +220,7 @@ def main_calibrate(arguments: argparse.Namespace):
     check_unseen(name, people, roles=("train",))  # of people it learned from, a model is surer than it should be
     model, processor = load(name, arguments.quantise)
     if arguments.mirror is not None:
-        model.config.mirror = arguments.mirror
+        model.config.mirror_images = arguments.mirror
     calibration, fits, references = calibrate_checkpoint(
         model, processor, arguments.calibrate, part, arguments.batch_size, progress=True
     )
@@ -235,7 +235,7 @@ def main_calibrate(arguments: argparse.Namespace):
     manifest["people"]["calibration"] = people
     write_training_manifest(name, manifest)
     config = json.loads(config_file.read_text())
-    stored = {"calibration": calibration, "mirror": model.config.mirror}
+    stored = {"calibration": calibration, "mirror_images": model.config.mirror_images}
     unfinished = config_file.with_name("config.json.new")
     unfinished.write_text(json.dumps(config | stored, indent=2, sort_keys=True) + "\n")
     unfinished.replace(config_file)
@@ -443,7 +443,7 @@ def main_report(arguments: argparse.Namespace):
             print(f"Without thumbnails: {error}", file=sys.stderr)
         else:
             rows = {tuple(row[k] for k in KEYS): i for i, row in enumerate(records.select_columns(list(KEYS)))}
-            image_of = lambda row: records[rows[tuple(row[k] for k in KEYS)]]["image"]  # noqa: E731
+            image_of = lambda row: records[rows[tuple(row[k] for k in KEYS)]]["image"]
     print(f"Written: {write_report(arguments.folder, image_of)}")
 
 

@@ -36,7 +36,7 @@ class SlotsGraph(nn.Module):
     def __init__(self, model, processor, formats: tuple[AUFormat, ...]):
         super().__init__()
         self.formats = formats
-        self.mirror = model.config.mirror
+        self.mirror = model.config.mirror_images
         self.image_layer = model.config.vision_feature_layer
         self.network = model.model
         crop = processor.image_processor.crop_size

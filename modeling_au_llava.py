@@ -152,7 +152,7 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
             return TreeMask.of(mask, self.dtype) if mask.device.type == "cpu" else mask
         if backend == "flex_attention":
             batch, _, queries, keys = mask.shape
-            allowed = lambda b, h, q, k: mask[b, 0, q, k]  # noqa: E731
+            allowed = lambda b, h, q, k: mask[b, 0, q, k]
             return create_block_mask(allowed, batch, None, queries, keys, device=mask.device)
         additive = torch.zeros(mask.shape, dtype=self.dtype, device=mask.device)
         return additive.masked_fill(~mask, torch.finfo(self.dtype).min)

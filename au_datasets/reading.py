@@ -144,7 +144,7 @@ def file_names(folder: Path) -> list[str]:
 def subfolders(folder: Path) -> list[Path]:
     """The folders in a folder, in order, but for links that lead back to where they are."""
     inner = sorted((entry.name, entry.is_symlink()) for entry in entries(folder) if entry.is_dir())
-    back = lambda path: folder.resolve().is_relative_to(path.resolve())  # noqa: E731
+    back = lambda path: folder.resolve().is_relative_to(path.resolve())
     return [folder / name for name, is_link in inner if not (is_link and back(folder / name))]
 
 

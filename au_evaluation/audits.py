@@ -398,7 +398,7 @@ def _decided(rows: Sequence[Mapping], fmt) -> dict[str, tuple[np.ndarray, np.nda
 def _kept(confidence: np.ndarray, wrong: np.ndarray, present: np.ndarray, threshold: float | None) -> dict:
     """What is left of an AU's answers from a confidence on; without a threshold, nothing is said of it."""
     kept = confidence >= (math.nan if threshold is None else threshold)
-    share = lambda of: math.nan if threshold is None or not len(of) else float(np.mean(of))  # noqa: E731
+    share = lambda of: math.nan if threshold is None or not len(of) else float(np.mean(of))
     return {
         "coverage": share(kept),
         "coverage_present": share(kept[present]),

@@ -70,7 +70,7 @@ def baseline_rows(rows: Sequence[dict], fmt: AUFormat, statistics: Mapping | Non
     nearest = nearest_frames(rows)
     if any(index is not None for index in nearest):
         copies = [nothing if index is None else rows[index]["references"] for index in nearest]
-        decide = lambda value: math.nan if math.isnan(value) else float(value >= fmt.presence_threshold)  # noqa: E731
+        decide = lambda value: math.nan if math.isnan(value) else float(value >= fmt.presence_threshold)
         found["neighbour-copy"] = [
             {**row, **answers(copy, [decide(value) for value in copy])} for row, copy in zip(rows, copies, strict=True)
         ]

@@ -69,7 +69,7 @@ def predict(
     identity = {
         "weights": weights_fingerprint(model),
         "calibration": model.config.calibration,
-        "mirror": model.config.mirror,
+        "mirror_images": model.config.mirror_images,
         "records": _records_fingerprint(records),
         "decoding": decoding,
         "batch_size": batch_size,
@@ -178,7 +178,7 @@ def _decoded(records: datasets.Dataset, batches: list[list[dict[str, int]]]) -> 
 def _prediction(result, name: str, distributions: bool) -> dict:
     answer = result[name]
     readings = list(answer.values())
-    column = lambda key: [_number(getattr(reading, key)) for reading in readings]  # noqa: E731
+    column = lambda key: [_number(getattr(reading, key)) for reading in readings]
     row = {"values": column("value"), **{key: column(key) for key in ("expected", "median", "probability", "present")}}
     row |= {"text": answer.text, "problems": list(answer.problems)}
     row["contradictions"] = [str(each) for each in result.contradictions if each.present_in == name]

@@ -91,7 +91,7 @@ def protocol_table(name: str, scores: dict, protocol: Protocol) -> list[list[str
     metric = protocol.metrics[0]
     scale = 100 if metric == "f1" else 1
     digits = 1 if metric == "f1" else 3
-    show = lambda value: "" if value is None or np.isnan(value) else f"{value * scale:.{digits}f}"  # noqa: E731
+    show = lambda value: "" if value is None or np.isnan(value) else f"{value * scale:.{digits}f}"
     pooled, folds = scores["pooled"], scores["mean_of_folds"]
     low, high = pooled["mean_interval"][metric]
     rows = [["method", *protocol.labels, "mean", "source"]]

@@ -237,7 +237,7 @@ SECTIONS = [tuple(line.split(" | ")) for line in _SECTIONS.strip().splitlines()]
 
 def sections(results: Mapping, formats: list[Readings], image_of: Callable | None = None) -> list[Section]:
     """What the report consists of; arguments as `load_evaluation` returns them and `write_report` takes them."""
-    name = lambda readings: readings.fmt.name  # noqa: E731
+    name = lambda readings: readings.fmt.name
     rated = [each for each in formats if each.rated.any()]
     compared = [each for each in formats if "baselines" in each.scores]
     ranking = [("roc", "AUC", "lowest", min, "false positive rate", "recall")]

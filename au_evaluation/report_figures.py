@@ -144,7 +144,7 @@ def confusion_matrices(readings: Readings) -> Picture:
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set_axis_off()
     axis.imshow(np.dstack([np.full((*tiles.shape, 3), matplotlib.colors.to_rgb(HEAT)), tiles]), interpolation="none")
-    write = lambda x, y, text, **style: axis.text(x, y, text, ha="center", va="center", **style)  # noqa: E731
+    write = lambda x, y, text, **style: axis.text(x, y, text, ha="center", va="center", **style)
     for y, x in np.argwhere(tiles >= 0.005):
         write(x, y, f"{100 * tiles[y, x]:.0f}", fontsize=6)
     for au, label in enumerate(fmt.labels):

@@ -40,7 +40,7 @@ def score_arguments(rows: Sequence[dict], fmt: AUFormat, labels: Sequence[str] |
         AUs.
     """
     kept = [fmt.labels.index(label) for label in labels or fmt.labels]
-    column = lambda key: np.array([row[key] for row in rows], dtype=float).reshape(len(rows), -1)[:, kept]  # noqa: E731
+    column = lambda key: np.array([row[key] for row in rows], dtype=float).reshape(len(rows), -1)[:, kept]
     probabilities = column("probability")
     arguments = {
         "predictions": column("values" if fmt.scale == "occurrence" else "expected"),

@@ -20,7 +20,7 @@ from scipy.ndimage import gaussian_filter
 
 from au_llava.action_units import AUFormat, mirrored_label
 from au_llava.calibration_au_llava import calibrate
-from au_llava.decoding_au_llava import mirror_mean, with_mirror_images
+from au_llava.decoding_au_llava import read_tree
 from au_llava.slot_tree_au_llava import SlotTree
 
 COPIES = 4  # of the face, each with its own noise
@@ -107,7 +107,7 @@ def _prepared(model, processor, image, labels) -> tuple[torch.Tensor, SlotTree, 
     image_tokens = processor.num_image_tokens(*pixels.shape[-2:])
     answers = []
     for fmt, wanted in labels.items():
-        asked = _with_other_sides(wanted, fmt) if model.config.mirror else wanted
+        asked = _asked(model, wanted, fmt)
         texts = {label: [f"{label}: {value}" for value in fmt.value_strings] for label in asked}
         answers.append(
             {label: processor.tokenizer(each, add_special_tokens=False)["input_ids"] for label, each in texts.items()}
@@ -116,18 +116,15 @@ def _prepared(model, processor, image, labels) -> tuple[torch.Tensor, SlotTree, 
     return pixels, tree.to(model.device), labels
 
 
-def _with_other_sides(labels: Sequence[str], fmt: AUFormat) -> tuple[str, ...]:
-    """`labels`, then those of the format that they become in a mirror image."""
-    mirrored = [mirrored_label(label) for label in labels]
-    return tuple(dict.fromkeys([*labels, *(label for label in mirrored if label in fmt.labels)]))
+def _asked(model, wanted: Sequence[str], fmt: AUFormat) -> tuple[str, ...]:
+    """The wanted AUs, then those of the format that they become in a mirror image, if these are read too."""
+    mirrored = [mirrored_label(label) for label in wanted] if model.config.mirror_images else []
+    return tuple(dict.fromkeys([*wanted, *(label for label in mirrored if label in fmt.labels)]))
 
 
 def _read(model, tree: SlotTree, labels: Mapping[AUFormat, Sequence[str]], pixels: torch.Tensor) -> list[torch.Tensor]:
     """Per format the (images, AUs, values) log-probabilities of the wanted AUs."""
-    views = with_mirror_images(pixels) if model.config.mirror else pixels
-    read = tree.by_format(tree.log_probabilities(model(**tree.model_inputs(views)).logits))
-    if model.config.mirror:
-        read = [mirror_mean(logs, _with_other_sides(labels[fmt], fmt)) for fmt, logs in zip(labels, read, strict=True)]
+    read = read_tree(model, tree, pixels, [_asked(model, wanted, fmt) for fmt, wanted in labels.items()])
     return [logs[:, : len(wanted)] for wanted, logs in zip(labels.values(), read, strict=True)]
 
 

@@ -26,7 +26,7 @@ def checkpoint_identity(name: str, model) -> dict:
         "commit": getattr(model.config, "_commit_hash", None),
         "weights_sha256": {path.name: sha256_of(path) for path in weights},
         "calibration": model.config.calibration,
-        "mirror": model.config.mirror,
+        "mirror_images": model.config.mirror_images,
     }
 
 

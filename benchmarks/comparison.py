@@ -111,7 +111,7 @@ def train_separate(name: str, base: Path, data: list[str], test: list[str], seco
         [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0}], 3e-3
     )
     clock = ProcessorTime(seconds)
-    cosine = lambda step: min(1, step / 100) * 0.5 * (1 + math.cos(math.pi * clock.gone()))  # noqa: E731
+    cosine = lambda step: min(1, step / 100) * 0.5 * (1 + math.cos(math.pi * clock.gone()))
     options = TrainingArguments(
         output_dir=str(out / f"separate-{name}"),
         num_train_epochs=1000,

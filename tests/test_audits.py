@@ -165,7 +165,7 @@ def predicted(fmt, people=12, images=6, seed=0, missing=0.1):
 
 def brute_force_means(rows, fmt):
     """metric -> (AUs,) of some rows, by `score` and a loop."""
-    column = lambda key: np.array([row[key] for row in rows], float).reshape(len(rows), len(fmt.labels))  # noqa: E731
+    column = lambda key: np.array([row[key] for row in rows], float).reshape(len(rows), len(fmt.labels))
     result = score(
         column("values" if fmt.scale == "occurrence" else "expected"),
         column("references"),

@@ -182,7 +182,7 @@ def test_command_stores_it_in_the_checkpoint(tiny_checkpoint, rendered_records, 
     calibration = after.pop("calibration")
     before.pop("calibration", None)
     assert after == before
-    assert after["mirror"] is False
+    assert after["mirror_images"] is False
     assert calibration["fitted_on"]["subjects"] == 5
     assert calibration["fitted_on"]["images"] == 10
     manifest = json.loads((rendered_records / "manifest.json").read_text())
@@ -217,7 +217,7 @@ def test_calibrating_mirrored_readings(tiny_checkpoint, rendered_records, tmp_pa
     for flag, stored in (("", False), ("--mirror", True), ("", True), ("--no-mirror", False)):
         run(checkpoint, *flags, *filter(None, [flag]))
         config = AuLlavaConfig.from_pretrained(checkpoint)
-        assert config.mirror is stored
+        assert config.mirror_images is stored
         found.setdefault(stored, []).append(config.calibration)
     assert found[True][0] == found[True][1] != found[False][0] == found[False][1]
 

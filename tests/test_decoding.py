@@ -75,11 +75,11 @@ def test_mirror_is_the_mean_with_the_mirror_image(tiny, faces):
     formats = [FORMATS["disfa"], FORMATS["feafa"], AUFormat("one-sided", ("AU12L", "AU4"), "continuous")]
     there = [face[:, ::-1].copy() for face in faces]
     straight, mirrored = (model.recognize(processor, each, formats) for each in (faces, there))
-    model.config.mirror = True
+    model.config.mirror_images = True
     try:
         both, swapped = (model.recognize(processor, each, formats, batch_size=1) for each in (faces, there))
     finally:
-        model.config.mirror = False
+        model.config.mirror_images = False
     other = {"L": "R", "R": "L"}
     for one, two, mean, turned in zip(straight, mirrored, both, swapped, strict=True):
         for name in one:

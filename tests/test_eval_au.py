@@ -162,6 +162,10 @@ def test_a_killed_evaluation_goes_on(evaluated, tiny_checkpoint, rendered_record
         handle.write('{"row": 12, "asked": "bp')  # the kill cut a line
     with pytest.raises(ValueError, match="another evaluation \\(other batch_size\\)"):
         evaluate(tiny_checkpoint, rendered_records, tmp_path, "--batch_size", 3)
+    with monkeypatch.context() as changed:
+        changed.setattr(eval_au, "load", local(tiny_checkpoint, mirror_images=True))
+        with pytest.raises(ValueError, match="another evaluation \\(other mirror_images\\)"):
+            evaluate(tiny_checkpoint, rendered_records, tmp_path, "--batch_size", 2)
     results, predictions = evaluate(tiny_checkpoint, rendered_records, tmp_path, "--batch_size", 2)
     assert seen == [2, 2, 2, 2]
     assert results["formats"] == evaluated[0]["formats"]
@@ -169,10 +173,10 @@ def test_a_killed_evaluation_goes_on(evaluated, tiny_checkpoint, rendered_record
     assert not kept.exists()
 
 
-def local(checkpoint):
+def local(checkpoint, **config):
     """Loads the package's own classes instead of the copies that remote code makes."""
     return lambda name, quantise=None: (
-        AuLlavaForConditionalGeneration.from_pretrained(checkpoint).eval(),
+        AuLlavaForConditionalGeneration.from_pretrained(checkpoint, **config).eval(),
         AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True),
     )
 

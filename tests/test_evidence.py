@@ -36,7 +36,7 @@ def map_with_peak(row, column):
 @pytest.mark.parametrize(("tower", "mirror"), [("siglip", False), ("resnet", True)])
 def test_falls_are_those_of_recognize(image, tower, mirror):
     """Of the image with the part above half of the map painted over, calibration included."""
-    model, processor = build_tiny(vision_config=TOWERS[tower][0], mirror=mirror)
+    model, processor = build_tiny(vision_config=TOWERS[tower][0], mirror_images=mirror)
     entry = {"method": "temperature", "temperature": 2.0, "threshold": 0.4}
     model.config.calibration = {
         "formats": {"disfa": {"scale": "intensity", "presence_threshold": 2.0, "aus": {"AU12": entry}}}
@@ -186,7 +186,7 @@ def test_values_are_drawn_where_the_face_is():
 
 def test_regions_follow_side_strength_and_pose():
     subject = sample_subject(1, 4)
-    middle = lambda truth: np.argwhere(truth).mean(axis=0)  # noqa: E731 - (down, right) in pixels
+    middle = lambda truth: np.argwhere(truth).mean(axis=0)  # (down, right) in pixels
     both = {"AU12L": 0.8, "AU12R": 0.8}
     left = pointing.region(subject, both, View(), "AU12L")
     assert middle(left)[1] > 50 > 46 > middle(pointing.region(subject, both, View(), "AU12R"))[1]

@@ -53,7 +53,7 @@ def exported(tiny_checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
     model = AuLlavaForConditionalGeneration.from_pretrained(tiny_checkpoint)
     model.config.calibration = CALIBRATION
-    model.config.mirror = True
+    model.config.mirror_images = True
     model.save_pretrained(folder / "model")
     processor = AutoProcessor.from_pretrained(tiny_checkpoint, trust_remote_code=True)
     processor.save_pretrained(folder / "model")
@@ -153,7 +153,7 @@ def test_graph_of_every_tower(tower, mirror):
     vision, *_ = TOWERS[tower]
     fmts = (*FMTS, AUFormat("sides", ("AU12L", "AU2R", "AU12R"), "intensity"))
     layer = [-1, -2] if tower == "clip" else None  # two layers side by side, as LLaVA variants have it
-    model, processor = build_tiny("single digits", vision, vision_feature_layer=layer, mirror=mirror)
+    model, processor = build_tiny("single digits", vision, vision_feature_layer=layer, mirror_images=mirror)
     pixels = processor.image_processor(random_faces(3), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         found = SlotsGraph(model, processor, fmts)(pixels)
@@ -165,7 +165,7 @@ def test_graph_of_every_tower(tower, mirror):
 @pytest.mark.parametrize("mirror", [False, True])
 def test_program_of_a_vit_takes_any_number_of_images(mirror):
     """Grouped digits: the values of FEAFA take several decisions."""
-    model, processor = build_tiny("grouped digits", mirror=mirror)
+    model, processor = build_tiny("grouped digits", mirror_images=mirror)
     formats = (FORMATS["feafa"],)
     program = export(model, processor, formats).module()
     for images in (1, 4):

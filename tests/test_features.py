@@ -47,7 +47,7 @@ def encoded(monkeypatch):
     """How many images each call of `image_features` encoded; the first call of a training only asks for the shape."""
     counts = []
     original = features.image_features
-    spy = lambda model, pixels: counts.append(len(pixels)) or original(model, pixels)  # noqa: E731
+    spy = lambda model, pixels: counts.append(len(pixels)) or original(model, pixels)
     monkeypatch.setattr(features, "image_features", spy)
     return counts
 

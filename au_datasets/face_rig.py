@@ -42,8 +42,8 @@ SHAPES: dict[str, dict[str, float]] = {
     "AU16": {"mouthLowerDownLeft": 1.5, "mouthLowerDownRight": 1.5},
     "AU17": {"mouthShrugLower": 1.3},
     "AU18": {"mouthPucker": 1.2},
-    "AU23": {"lipTighten": 1.0},
-    "AU24": {"lipPress": 1.0},
+    "AU23": {"lipTighten": 1.15},
+    "AU24": {"lipPress": 1.4},
     "AU25": {
         "mouthUpperUpLeft": 0.5,
         "mouthUpperUpRight": 0.5,

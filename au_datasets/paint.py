@@ -169,9 +169,14 @@ def wrinkles(x: np.ndarray, y: np.ndarray, z: np.ndarray, strengths: Mapping[str
     if strength("AU17"):  # pitted chin
         pits = (0.5 + 0.5 * np.cos(ax * 47) * np.cos(ay * 43)) ** 2
         furrow += 0.30 * strength("AU17") * pits * _bump(ax, 0, 0.24) * _bump(ay, -1.52, 0.11)
-    purse = 0.35 * strength("AU18") + 0.30 * strength("AU23")
-    if purse:  # radial lines round the lips
-        furrow += purse * _ridges(ax * 13.3, 3) * (_bump(ay, -0.93, 0.05) + _bump(ay, -1.33, 0.05)) * _bump(ax, 0, 0.28)
+    if strength("AU18") or strength("AU23"):  # radial lines round the lips: pursed in the middle, tight all along
+        rims = _bump(ay, -0.93, 0.05) + _bump(ay, -1.33, 0.05)
+        furrow += 0.35 * strength("AU18") * _ridges(ax * 13.3, 3) * rims * _bump(ax, 0, 0.28)
+        furrow += 0.55 * strength("AU23") * _ridges(ax * 13.3, 5) * rims * _bump(ax, 0, 0.38)
+    if strength("AU24"):  # skin bulges above and below the pressed lips: a furrow behind each bulge, and at the corners
+        behind = _bump(ay - 0.12 * ax**2, -0.96, 0.022) + _bump(ay + 0.12 * ax**2, -1.30, 0.026)
+        corners = _bump(ax, 0.40, 0.030) * _bump(ay, -1.10, 0.06)
+        furrow += strength("AU24") * (0.50 * behind * smoothstep(0.42, 0.28, ax) + 0.45 * corners)
     darkening[where] += furrow
     return darkening.clip(0, 0.75)
 

@@ -43,7 +43,7 @@ SHAPES: dict[str, dict[str, float]] = {
     "AU17": {"mouthShrugLower": 1.3},
     "AU18": {"mouthPucker": 1.2},
     "AU23": {"lipTighten": 1.15},
-    "AU24": {"lipPress": 1.4},
+    "AU24": {"lipPress": 1.5},
     "AU25": {
         "mouthUpperUpLeft": 0.5,
         "mouthUpperUpRight": 0.5,

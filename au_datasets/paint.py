@@ -174,9 +174,9 @@ def wrinkles(x: np.ndarray, y: np.ndarray, z: np.ndarray, strengths: Mapping[str
         furrow += 0.35 * strength("AU18") * _ridges(ax * 13.3, 3) * rims * _bump(ax, 0, 0.28)
         furrow += 0.55 * strength("AU23") * _ridges(ax * 13.3, 5) * rims * _bump(ax, 0, 0.38)
     if strength("AU24"):  # skin bulges above and below the pressed lips: a furrow behind each bulge, and at the corners
-        behind = _bump(ay - 0.12 * ax**2, -0.96, 0.022) + _bump(ay + 0.12 * ax**2, -1.30, 0.026)
-        corners = _bump(ax, 0.40, 0.030) * _bump(ay, -1.10, 0.06)
-        furrow += strength("AU24") * (0.50 * behind * smoothstep(0.42, 0.28, ax) + 0.45 * corners)
+        behind = _bump(ay + 0.3 * ax**2, -0.97, 0.022) + _bump(ay - 0.4 * ax**2, -1.30, 0.026)
+        corners = _bump(ax, 0.40, 0.028) * _bump(ay, -1.12, 0.06)
+        furrow += strength("AU24") * (0.45 * behind * smoothstep(0.36, 0.22, ax) + 0.45 * corners)
     darkening[where] += furrow
     return darkening.clip(0, 0.75)
 

@@ -244,6 +244,11 @@ def training_rows(
             f"No record of part {part!r} is left in {', '.join(map(str, tables))}: check part and formats."
         )
     rows = datasets.concatenate_datasets(images).select(chosen)
-    rows = rows.add_column("formats", [list(each) for each in labels])
-    rows = rows.add_column("values", [list(each.values()) for each in labels])
-    return rows.add_column("index", list(range(len(rows))))
+    added = datasets.Dataset.from_dict(  # not add_column: it pickles every number for its fingerprint
+        {
+            "formats": [list(each) for each in labels],
+            "values": [list(each.values()) for each in labels],
+            "index": range(len(labels)),
+        }
+    )
+    return datasets.concatenate_datasets([rows, added], axis=1)

@@ -47,7 +47,7 @@ def build(seed: int = 0, image_size: int = IMAGE_SIZE) -> tuple[AuLlavaForCondit
     image_token_id = add_image_token(tokenizer)
     config = AuLlavaConfig(
         vision_config=ResNetConfig(
-            embedding_size=32, hidden_sizes=[32, 64, 128, 320], depths=[1, 1, 2, 2], layer_type="basic"
+            embedding_size=48, hidden_sizes=[48, 96, 192, 320], depths=[2, 2, 2, 2], layer_type="basic"
         ),
         text_config=LlamaConfig(
             vocab_size=len(tokenizer),

@@ -30,7 +30,7 @@ from trl import ModelConfig, TrlParser, get_peft_config
 
 from au_llava.au_datasets.balance import label_statistics, loss_weights, row_weights
 from au_llava.au_datasets.folds import person_key
-from au_llava.au_datasets.mixing import TrainingData, check_people, training_rows
+from au_llava.au_datasets.mixing import TrainingData, check_people, training_rows, validating
 from au_llava.au_datasets.records import group_by_image, record_features
 from au_llava.au_evaluation.provenance import people_of, read_training_manifest, training_manifest
 from au_llava.au_training.features import use_cached_features
@@ -64,7 +64,8 @@ def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: Mo
     validation = validation_rows = None
     if evaluating:
         as_annotated = {
-            (table.path, *(table.formats or ())): replace(table, weight=1, convert_to=(), frames=1) for table in tables
+            (table.path, *(table.formats or ())): replace(table, weight=1, convert_to=(), frames=1)
+            for table in validating(tables, arguments.validation_part, arguments.formats)
         }.values()
         validation_rows = training_rows(list(as_annotated), arguments.validation_part, arguments.formats)
         validation_rows = validation_rows.select(range(min(arguments.validation_images, len(validation_rows))))

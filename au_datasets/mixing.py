@@ -123,6 +123,22 @@ class TrainingData:
         return people
 
 
+def validating(tables: Iterable, part: str, formats: Iterable[str] | None = None) -> list[TrainingData]:
+    """Those of the tables that have records of `part`, for a folder may hold training people only.
+
+    Args: as of `training_rows`. All are given back where none has any, so that reading them says what is wrong.
+    """
+    tables = [TrainingData.read(entry) for entry in tables]
+    kept = []
+    for table in tables:
+        if table.protocol is None:
+            records = load_records(table.path, formats=table.formats or formats)
+            if part not in records.unique("part"):
+                continue
+        kept.append(table)
+    return kept or tables
+
+
 def check_people(train, validation, tables: Iterable[TrainingData]) -> None:
     """Refuse a training in which somebody is on two sides, across datasets that share people too.
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from au_llava.action_units import FORMATS
-from au_llava.au_datasets.mixing import TrainingData, check_people, kept_frames, training_rows
+from au_llava.au_datasets.mixing import TrainingData, check_people, kept_frames, training_rows, validating
 from au_llava.au_datasets.records import finish_folder, record_features, shard_path, start_folder, write_shard
 
 NAN = math.nan
@@ -64,6 +64,18 @@ def test_entries_are_read_alike_from_recipes_and_flags():
 def test_bad_entries_are_named(entry, message):
     with pytest.raises(ValueError, match=message):
         TrainingData.read(entry)
+
+
+def test_a_folder_may_hold_training_people_only(folder):
+    both = folder(
+        "both", *(("disfa", f"SN00{i}", "left", 1, "disfa", 1.0, p) for i, p in enumerate(("train", "validation")))
+    )
+    more = folder("more", ("gft", "G1", "c", 1, "bp4d", 1.0, "train"))
+    assert [table.path for table in validating([both, f"{more}=2"], "validation")] == [both]
+    protocol = {"path": more, "protocol": "bp4d-3fold", "tested": "P1"}  # divides its people by itself
+    assert len(validating([both, protocol], "validation")) == 2
+    with pytest.raises(ValueError, match="no record of part 'validation'"):
+        training_rows(validating([more], "validation"), "validation", None)
 
 
 def test_the_same_picture_in_two_folders_is_one_row(folder):

@@ -25,7 +25,7 @@ from transformers import AutoProcessor, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from au_llava.action_units import MAIN_FORMATS, get_format
-from au_llava.au_datasets.mixing import TrainingData, check_people, training_rows
+from au_llava.au_datasets.mixing import TrainingData, check_people, training_rows, validating
 from au_llava.au_evaluation.provenance import (
     people_of,
     read_training_manifest,
@@ -158,8 +158,11 @@ def main(words: list[str] | None = None) -> None:
 
     metadata = ["landmarks"] if arguments.place_weight else []
     train, validation = (
-        training_rows(arguments.data, part, arguments.formats, arguments.seed, metadata)
-        for part in ("train", "validation")
+        training_rows(tables, part, arguments.formats, arguments.seed, metadata)
+        for part, tables in (
+            ("train", arguments.data),
+            ("validation", validating(arguments.data, "validation", arguments.formats)),
+        )
     )
     check_people(train, validation, [])
     model = AuLlavaForConditionalGeneration.from_pretrained(arguments.base, dtype="float32")

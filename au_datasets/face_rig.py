@@ -9,7 +9,8 @@ Unusual choices
 - Gains above 1 enlarge shapes that the source made too subtle to see in a small picture. A strength is therefore a
   share of this rig's own full movement, not of a FACS letter grade.
 - AU23 has no shape in ARKit and AU24's (mouthPress) looks like a smile; both use shapes made for this rig: AU23 narrows
-  the mouth sideways and rolls the lips in, AU24 flattens the red of the lips and leaves the mouth its width.
+  the mouth sideways and rolls the lips in, AU24 flattens the red of the lips until little is left and leaves the mouth
+  its width. Gains below these looked like other people's lips at rest (docs/log.md).
 """
 
 from collections.abc import Mapping

@@ -188,6 +188,7 @@ def train_ours(name: str, formats: list[str], arguments: argparse.Namespace) -> 
     few = ("--formats", *formats, "--place_weight", 0, "--workers", 0, "--epochs", arguments.epochs)
     fine_tuning = (ROOT / "train_sft.py", "--config", RECIPE, "--model_name_or_path", seen, "--data", *arguments.data)
     steps = ("--max_steps", arguments.steps, "--warmup_steps", arguments.steps // 10, "--learning_rate", 1.5e-3)
+    steps += ("--per_device_train_batch_size", 64, "--use_cpu", "true")  # it is processor time that is shared out
     quiet = ("--dataloader_num_workers", 0, "--eval_strategy", "no", "--save_strategy", "no")
     seconds = timed(seen, *tower, *few, "--out", seen)
     seconds += timed(model, *fine_tuning, *steps, *quiet, "--formats", *formats, "--output_dir", model)

@@ -8,6 +8,7 @@ import pytest
 from au_llava.action_units import FORMATS
 from au_llava.au_datasets.activations import EXCLUDES, NAMES, label_values, sample_activations
 from au_llava.au_datasets.face_rig import SHAPES, expand_sides, load_rig
+from au_llava.au_datasets.paint import wrinkles
 from au_llava.au_datasets.render import View, head_rotation
 from au_llava.au_datasets.rendered import (
     HELD_OUT,
@@ -81,6 +82,32 @@ def test_au_moves_the_mesh_the_right_way(label, patch, direction):
     moved = RIG.offsets({label: 1.0})[PATCHES[patch]].mean(axis=0)
     axis, sign = AXES[direction]
     assert sign * moved[axis] > 0.008  # half a millimetre
+
+
+def test_pressed_lips_lose_their_red_and_tight_ones_their_width():
+    """FACS: AU24 presses the lips until little red is left, AU23 narrows the mouth and rolls the lips in."""
+    red, width = (RIG.lips > 0.5) & (np.abs(X) < 0.1), INNER_LIPS
+    tight, pressed = (RIG.mean + RIG.offsets({label: 1.0}) for label in ("AU23", "AU24"))
+    assert np.ptp(pressed[red, 1]) < 0.25 * np.ptp(RIG.mean[red, 1])
+    assert 0.5 < np.ptp(tight[red, 1]) / np.ptp(RIG.mean[red, 1]) < 0.75
+    assert np.ptp(tight[width, 0]) < 0.75 * np.ptp(RIG.mean[width, 0])
+    assert np.ptp(pressed[width, 0]) > 0.95 * np.ptp(RIG.mean[width, 0])
+
+
+def test_furrows_tell_tight_from_pressed_lips():
+    """AU23 draws lines that cross the rims of the lips, AU24 one furrow behind each bulge along them."""
+    x = np.linspace(-0.3, 0.3, 121, dtype=np.float32)
+
+    def along(y, label):
+        return wrinkles(x, np.full_like(x, y), np.full_like(x, 0.5), {label: 1.0}, 0.0)
+
+    def lines(darkening):
+        return ((np.diff(darkening)[:-1] > 0) & (np.diff(darkening)[1:] <= 0)).sum()
+
+    for rim, bulge in ((-0.93, -0.97), (-1.33, -1.30)):
+        assert lines(along(rim, "AU23")) >= 7
+        assert lines(along(bulge, "AU24")) == 1
+        assert along(bulge, "AU24")[60] > 3 * along(rim, "AU24")[60]
 
 
 @pytest.mark.parametrize("label", sorted(label for label in SHAPES if label.endswith("L")))

@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM = false
 
 demo: $(VENV)/.installed
 	$(BIN)/python recognize_au.py assets/faces --out aus.csv --picture aus.png
-	$(BIN)/python prepare_data.py rendered --subjects 30 --images-per-subject 5 --seed 2 --validation 0 --test 1 --out data/demo
+	$(BIN)/python prepare_data.py rendered --subjects 30 --images-per-subject 5 --seed 3 --validation 0 --test 1 --out data/demo
 	$(BIN)/python eval_au.py --data data/demo --out runs/demo
 
 test: $(VENV)/.installed

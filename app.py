@@ -49,7 +49,7 @@ MOST_BYTES, MOST_PIXELS = "20mb", 50_000_000  # of an upload; a phone's picture 
 KEPT = 600  # seconds that an upload is kept at most
 WAITING = 32  # most requests that wait for the model; further ones are refused
 
-SEED = 9  # people whom no recipe trains or tests on: those use the seeds 0 and 1
+SEED = 9  # people whom no recipe trains or tests on: those use the seeds 0 to 2
 PEOPLE = 100
 DRAWN_SIDE = 192  # pixels of a drawn face: twice what the shipped checkpoint sees
 FARTHEST_TURN = 40  # degrees; the farthest of training's rendered faces

@@ -140,15 +140,8 @@ def main(words: list[str] | None = None):
                 train = ["--config", ROOT / "recipes" / "rendered_tiny.yaml", "--model_name_or_path", arguments.base]
                 train += ["--data", arguments.out / "skewed-train", "--output_dir", run, "--eval_strategy", "no"]
                 train += ["--save_strategy", "no", "--max_steps", arguments.steps, "--seed", seed]
-                train += ["--dataloader_num_workers", 1]
-                train += [
-                    "--per_device_train_batch_size",
-                    arguments.batch_size,
-                    "--causal_share",
-                    0,
-                    *ARMS[arm],
-                    *further,
-                ]
+                train += ["--per_device_train_batch_size", arguments.batch_size, "--dataloader_num_workers", 1]
+                train += ["--causal_share", 0, *ARMS[arm], *further]
                 run_script("train_sft.py", train)
             if not (run / "eval" / "results.json").is_file():
                 calibrate = ["--calibrate", arguments.out / "skewed-train", "--out", run / "calibration"]

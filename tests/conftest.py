@@ -199,6 +199,15 @@ def rendered_records(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def more_training_records(tmp_path_factory):
+    """A folder that holds training people only: two rendered subjects, R5-000000 and R5-000001, one image each."""
+    out = tmp_path_factory.mktemp("records") / "more"
+    options = "--subjects 2 --images-per-subject 1 --seed 5 --size 32 --validation 0 --test 0 --workers 1"
+    assert prepare_data.main(["rendered", *options.split(), "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory):
     """A saved tiny checkpoint with a convolutional tower (it has batch-norm statistics) and the phrase tokenizer."""
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"

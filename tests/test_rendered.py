@@ -108,6 +108,11 @@ def test_furrows_tell_tight_from_pressed_lips():
         assert lines(along(rim, "AU23")) >= 7
         assert lines(along(bulge, "AU24")) == 1
         assert along(bulge, "AU24")[60] > 3 * along(rim, "AU24")[60]
+    for side in (-1, 1):  # AU24 furrows the corners too
+        corner, inside = (
+            wrinkles(*np.float32([[at], [-1.12], [0.5]]), {"AU24": 1.0}, 0.0) for at in (0.40 * side, 0.25 * side)
+        )
+        assert corner > 0.4 > 0.1 > inside
 
 
 @pytest.mark.parametrize("label", sorted(label for label in SHAPES if label.endswith("L")))

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from au_llava.action_units import FORMATS, parse_answer
+from au_llava.au_evaluation.provenance import read_training_manifest, seen_people
 
 TOP_LEVEL = (
     "pyproject.toml README.md model_card.md modeling_au_llava.py configuration_au_llava.py processing_au_llava.py "
@@ -52,6 +53,24 @@ def test_shipped_weights_are_small_and_finite():
             if tensor.is_floating_point():
                 assert tensor.dtype == torch.bfloat16
                 assert tensor.isfinite().all(), name
+
+
+def test_shipped_checkpoint_has_not_seen_whom_others_draw():
+    """Those of `make demo`, of the sample faces and the page, and of the benchmarks: another seed, other people."""
+    [demo] = re.findall(r"prepare_data.py rendered .*--seed (\d+)", (ROOT / "Makefile").read_text())
+    elsewhere = {
+        path: int(re.search(r"^SEED\b.*?= (\d+)", (ROOT / path).read_text(), re.MULTILINE)[1])
+        for path in ("app.py", "tools/sample_faces.py", "benchmarks/robustness.py", "benchmarks/pointing.py")
+    }
+    seen = seen_people(read_training_manifest(str(ROOT)))
+    met = {subject_seed(name) for people in seen.values() for name in people}
+    assert met
+    assert {path: seed for path, seed in {"Makefile": int(demo), **elsewhere}.items() if seed in met} == {}
+
+
+def subject_seed(person: str) -> int:
+    """7 of "rendered:R7-000123"."""
+    return int(re.fullmatch(r"rendered:R(\d+)-\d+", person)[1])
 
 
 @pytest.mark.parametrize("decoding", ["slots", "constrained", "free"])

@@ -17,7 +17,7 @@ from transformers import ResNetConfig
 from au_llava.action_units import FORMATS
 from au_llava.au_datasets.records import load_records
 from au_llava.au_datasets.rendered import FORMAT_NAMES, HELD_OUT
-from au_llava.au_evaluation.provenance import check_unseen, read_training_manifest
+from au_llava.au_evaluation.provenance import check_unseen, people_of, read_training_manifest
 
 held_out = load_tool("held_out")
 robustness = load_tool("robustness")
@@ -186,17 +186,16 @@ def test_validation_scores_of_the_head_are_those_of_the_shares():
     assert found == {"bp4d_f1": pytest.approx(expected)}
 
 
-def test_a_pre_trained_base_knows_whom_its_tower_has_seen(rendered_records, tiny_checkpoint, tmp_path):
-    words = ["--base", tiny_checkpoint, "--data", rendered_records, "--out", tmp_path, "--formats", "bp4d"]
-    pretrain_tower.main([*map(str, words), "--epochs", "1", "--batch_size", "4", "--image_size", "32"])
+def test_a_pre_trained_base_knows_whom_its_tower_has_seen(
+    rendered_records, more_training_records, tiny_checkpoint, tmp_path
+):
+    words = ["--base", tiny_checkpoint, "--data", rendered_records, more_training_records, "--out", tmp_path]
+    words += ["--formats", "bp4d", "--epochs", 1, "--batch_size", 4, "--image_size", 32]
+    pretrain_tower.main([*map(str, words)])
     manifest = read_training_manifest(str(tmp_path))
-    records = load_records(str(rendered_records), formats=["bp4d"])
-    people = {part: set() for part in ("train", "validation", "test")}
-    for part, subject in zip(records["part"][:], records["subject"][:], strict=True):
-        people[part].add(f"rendered:{subject}")
-    assert {role: set(manifest["people"][role]) for role in ("train", "validation")} == {
-        role: people[role] for role in ("train", "validation")
-    }
+    people = {part: people_of(load_records(rendered_records, part=part)) for part in ("train", "validation", "test")}
+    assert manifest["people"]["train"] == sorted([*people["train"], *people_of(load_records(more_training_records))])
+    assert manifest["people"]["validation"] == people["validation"]
     assert manifest["recipe"]["epochs"] == 1
     assert check_unseen(str(tmp_path), people["test"]) == "checked"
     with pytest.raises(ValueError, match="has met"):

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import SFTConfig, SFTTrainer
 
-from au_llava import prepare_data
 from au_llava.action_units import FORMATS
 from au_llava.au_datasets.mixing import training_rows
 from au_llava.au_datasets.records import load_records
@@ -61,14 +60,12 @@ def test_training_moves_everything_and_scores_the_aus(tiny_checkpoint, rendered_
     assert [entry["step"] for entry in logged if "eval_bp4d_f1" in entry] == [2, 4]
 
 
-def test_a_folder_of_training_people_only_joins_one_with_validation_people(tiny_checkpoint, rendered_records, tmp_path):
-    options = "--subjects 2 --images-per-subject 1 --seed 5 --size 32 --validation 0 --test 0 --workers 1"
-    assert prepare_data.main(["rendered", *options.split(), "--out", str(tmp_path / "more")]) == 0
+def test_a_folder_of_training_people_only_joins_in(tiny_checkpoint, rendered_records, more_training_records, tmp_path):
     flags = ("--eval_strategy", "steps", "--eval_steps", 1, "--max_steps", 1)
-    train(tiny_checkpoint, rendered_records, tmp_path / "out", "--data", rendered_records, tmp_path / "more", *flags)
-    people = read_training_manifest(tmp_path / "out")["people"]
+    train(tiny_checkpoint, rendered_records, tmp_path, "--data", rendered_records, more_training_records, *flags)
+    people = read_training_manifest(tmp_path)["people"]
     own = {part: people_of(load_records(rendered_records, part=part)) for part in ("train", "validation")}
-    assert people["train"] == sorted(own["train"] + ["rendered:R5-000000", "rendered:R5-000001"])
+    assert people["train"] == sorted([*own["train"], "rendered:R5-000000", "rendered:R5-000001"])
     assert people["validation"] == own["validation"]
 
 

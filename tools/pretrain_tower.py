@@ -157,13 +157,9 @@ def main(words: list[str] | None = None) -> None:
     arguments = parser.parse_args(words)
 
     metadata = ["landmarks"] if arguments.place_weight else []
-    train, validation = (
-        training_rows(tables, part, arguments.formats, arguments.seed, metadata)
-        for part, tables in (
-            ("train", arguments.data),
-            ("validation", validating(arguments.data, "validation", arguments.formats)),
-        )
-    )
+    train = training_rows(arguments.data, "train", arguments.formats, arguments.seed, metadata)
+    tables = validating(arguments.data, "validation", arguments.formats)
+    validation = training_rows(tables, "validation", arguments.formats, arguments.seed, metadata)
     check_people(train, validation, [])
     model = AuLlavaForConditionalGeneration.from_pretrained(arguments.base, dtype="float32")
     processor = AutoProcessor.from_pretrained(arguments.base, trust_remote_code=True)

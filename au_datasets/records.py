@@ -255,10 +255,13 @@ def load_records(
     if part is not None:
         kept &= np.array(records["part"][:]) == part
     if formats is not None:
-        kept &= np.isin(np.array(records["format"][:]), list(formats))
+        formats = list(formats)
+        kept &= np.isin(np.array(records["format"][:]), formats)
     if not kept.any():
-        found = f"parts {sorted(set(records['part'][:]))} and formats {sorted(set(records['format'][:]))}"
-        raise ValueError(f"no record of part {part!r} and formats {formats!r} in {path}: it has {found}")
+        asked = [f"part {part!r}"] * (part is not None) + [f"formats {formats}"] * (formats is not None)
+        found = f"parts {sorted(records.unique('part'))} and formats {sorted(records.unique('format'))}"
+        where = ", ".join(map(str, folders))
+        raise ValueError(f"no record of {' and '.join(asked) or 'any kind'} in {where}: it has {found}")
     return records if kept.all() else records.select(np.flatnonzero(kept))
 
 

@@ -62,7 +62,10 @@ def test_runs_and_goes_on(tiny_checkpoint, tmp_path_factory, tmp_path, monkeypat
         imbalance.main([*map(str, words), "--arms", *arms])
         trained = (tmp_path / "plain-0" / "model.safetensors").stat().st_mtime_ns
     assert trained < (tmp_path / "both-0" / "trainer_state.json").stat().st_mtime_ns
-    assert read_training_manifest(tmp_path / "both-0")["recipe"]["freeze"] == ["vision_tower"]
+    recipes = {arm: read_training_manifest(tmp_path / f"{arm}-0")["recipe"] for arm in ("plain", "both")}
+    assert recipes["both"]["freeze"] == ["vision_tower"]
+    assert (recipes["both"]["oversample_below"], recipes["both"]["loss_weight_power"]) == (0.1, 0.5)
+    assert not {"oversample_below", "loss_weight_power"} & recipes["plain"].keys()
     calibration = json.loads((tmp_path / "both-0" / "config.json").read_text())["calibration"]
     assert list(calibration["fitted_on"]["data"]) == [str(tmp_path / "skewed-train")]
     written = json.loads((tmp_path / "imbalance.json").read_text())

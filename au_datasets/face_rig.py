@@ -25,7 +25,7 @@ RIG_PATH = Path(__file__).resolve().parent.parent / "assets" / "face_rig.npz"
 # Strength 1 of an AU moves these shapes by these gains. AU to ARKit shape: ICT-FaceKit's published FACS table
 # (https://github.com/ICT-VGL/ICT-FaceKit), except AU10, AU23 and AU24. {side} is Left or Right.
 _SIDED_SHAPES = {
-    "AU2": {"browOuterUp{side}": 1.4},
+    "AU2": {"browOuterUp{side}": 1.9},
     "AU4": {"browDown{side}": 1.3},
     "AU5": {"eyeWide{side}": 1.5},
     "AU6": {"cheekSquint{side}": 1.6, "eyeSquint{side}": 0.25},
@@ -37,7 +37,7 @@ _SIDED_SHAPES = {
     "AU43": {"eyeBlink{side}": 1.0},
 }
 SHAPES: dict[str, dict[str, float]] = {
-    "AU1": {"browInnerUp": 1.8},
+    "AU1": {"browInnerUp": 2.1},
     "AU9": {"noseSneerLeft": 2.2, "noseSneerRight": 2.2},
     "AU10": {"mouthUpperUpLeft": 1.3, "mouthUpperUpRight": 1.3},
     "AU16": {"mouthLowerDownLeft": 1.5, "mouthLowerDownRight": 1.5},

@@ -21,26 +21,59 @@ BLOOD = np.array([0.05, 0.36, 0.30], np.float32)  # how much blood under the ski
 
 
 @dataclass(frozen=True)
+class Brow:
+    """The brows of a person at rest. Lengths and heights in eye distances.
+
+    People at rest differ in all of this, so none of it may tell that a brow is raised or lowered.
+    """
+
+    colour: np.ndarray  # (3,) linear RGB
+    amount: float  # how much of the skin the hairs cover, 0 to 1
+    thickness: float  # factor
+    height: float  # against the mean
+    arch: float  # factor on the mean's
+    slope: float  # of the outer end against the inner one
+    uneven: float  # of the left brow against the right one
+    inner: float  # from the middle of the face
+    outer: float
+
+
+@dataclass(frozen=True)
+class RestLines:
+    """Lines that a face has at rest, each amount in [0, 1], whatever moves."""
+
+    forehead: float
+    frown: float
+    eyes: float  # crow's feet
+    bags: float  # under the eyes
+    nose: float  # from the wings of the nose to the mouth
+    mouth: float  # below its corners
+    spacing: float  # lines of the forehead an eye distance
+    phase: float  # of these lines
+
+
+@dataclass(frozen=True)
 class Appearance:
     """How a subject looks. Colours are (3,) linear RGB in [0, 1]; amounts lie in [0, 1] unless said otherwise."""
 
     skin: np.ndarray
     lips: np.ndarray
     iris: np.ndarray
-    brow: np.ndarray
     hair: np.ndarray
     clothes: np.ndarray
     mottle: np.ndarray  # (V,) smooth variation of the skin, about standard normal
-    brow_thickness: float  # factor
-    brow_height: float  # eye distances
-    brow_amount: float
+    brow: Brow
+    sclera: float  # brightness of the white of the eye, factor
+    socket: float  # how dark the eye sockets are
+    crease: tuple[float, float]  # fold of the upper lid: how dark, and how far above the lid, eye distances
     hair_amount: float  # 0 is bald
     hair_volume: float  # eye distances
     hair_line: float  # eye distances upwards
+    fringe: float  # how far hair falls over the forehead, eye distances; 0 is none
     long_hair: bool
     beard: float
     blush: float
-    wrinkles: float  # those of age, there at rest
+    lines: RestLines
     furrows: float  # factor on those that AUs make
     oiliness: float
     glasses: np.ndarray | None  # colour of the frame
@@ -106,8 +139,10 @@ def _ridges(phase: np.ndarray, sharpness: int) -> np.ndarray:
     return (0.5 + 0.5 * np.cos(phase * np.float32(2 * np.pi))) ** sharpness
 
 
-def wrinkles(x: np.ndarray, y: np.ndarray, z: np.ndarray, strengths: Mapping[str, float], age: float) -> np.ndarray:
-    """Darkening in [0, 0.75] of skin at mean-face coordinates (N,): furrows that AUs make, and those of age.
+def wrinkles(
+    x: np.ndarray, y: np.ndarray, z: np.ndarray, strengths: Mapping[str, float], rest: RestLines
+) -> np.ndarray:
+    """Darkening in [0, 0.75] of skin at mean-face coordinates (N,): furrows that AUs make, and those at rest.
 
     They are drawn where FACS describes them, not simulated; amounts were chosen by eye.
     """
@@ -127,10 +162,15 @@ def wrinkles(x: np.ndarray, y: np.ndarray, z: np.ndarray, strengths: Mapping[str
     # Forehead: horizontal lines over the inner (AU1) and the outer brow (AU2); frown lines between the brows (AU4).
     where, ax, ay, left = near((y > 0.15) & (y < 1.0) & (z > -0.4))
     middle = _bump(ax, 0, 0.38)
-    raised = middle * strength("AU1") + (1 - middle) * sided("AU2", left) * _bump(ax, 0.7, 0.32) + 0.4 * age
-    lines = _ridges((ay - 0.06 * np.cos(ax * 4)) * 8, 5) * smoothstep(0.42, 0.52, ay) * smoothstep(0.95, 0.8, ay)
+    raised = middle * strength("AU1") + (1 - middle) * sided("AU2", left) * _bump(ax, 0.7, 0.32)
+    raised += np.float32(0.6 * rest.forehead)
+    lines = (
+        _ridges((ay - 0.06 * np.cos(ax * 4)) * np.float32(rest.spacing) + np.float32(rest.phase), 5)
+        * smoothstep(0.42, 0.52, ay)
+        * smoothstep(0.95, 0.8, ay)
+    )
     frown = _bump(ax, 0.085, 0.024) * _bump(ay, 0.30, 0.13)
-    darkening[where] += 0.40 * raised * lines + (0.60 * sided("AU4", left) + 0.2 * age) * frown
+    darkening[where] += 0.40 * raised * lines + (0.60 * sided("AU4", left) + 0.35 * np.float32(rest.frown)) * frown
 
     # Nose: lines across its root and along its sides (AU9).
     if strength("AU9"):
@@ -145,7 +185,8 @@ def wrinkles(x: np.ndarray, y: np.ndarray, z: np.ndarray, strengths: Mapping[str
     feet = _ridges(np.arctan2(ay + 0.02, ax - 0.62) * 2.4, 3) * _bump(np.hypot(ax - 0.62, ay + 0.02), 0.25, 0.09)
     bag = _bump(ay - 0.25 * (ax - 0.5) ** 2, -0.27, 0.022) * _bump(ax, 0.48, 0.25)
     tight = _bump(ay - 0.45 * (ax - 0.5) ** 2, -0.16, 0.016) * _bump(ax, 0.5, 0.20)
-    darkening[where] += (0.50 * cheek + 0.25 * age) * feet * (ax > 0.66) + (0.35 * cheek + 0.2 * age) * bag
+    darkening[where] += (0.50 * cheek + 0.3 * np.float32(rest.eyes)) * feet * (ax > 0.66)
+    darkening[where] += (0.35 * cheek + 0.35 * np.float32(rest.bags)) * bag
     darkening[where] += 0.50 * sided("AU7", left) * tight
 
     where, ax, ay, left = near((np.abs(x) < 0.9) & (y > -1.75) & (y < -0.55) & (z > -0.7))
@@ -154,10 +195,10 @@ def wrinkles(x: np.ndarray, y: np.ndarray, z: np.ndarray, strengths: Mapping[str
     fold = _bump(ax - fold_x, 0, 0.028) * smoothstep(-1.28, -1.05, ay) * smoothstep(-0.66, -0.78, ay)
     smile = np.maximum(sided("AU12", left), 0.6 * strength("AU10"))
     upper = np.maximum(strength("AU9"), strength("AU10")) * smoothstep(-1.0, -0.85, ay)
-    furrow = (0.42 * smile + 0.3 * age + 0.35 * upper) * fold
+    furrow = (0.42 * smile + 0.35 * np.float32(rest.nose) + 0.35 * upper) * fold
     furrow += 0.65 * sided("AU14", left) * _bump(ax, 0.47, 0.030) * _bump(ay, -1.12, 0.085)  # dimple
     drooping = _bump(ax + 0.35 * (ay + 1.16), 0.40, 0.028) * _bump(ay, -1.24, 0.08)  # below the corner
-    furrow += (0.45 * sided("AU15", left) + 0.1 * age) * drooping
+    furrow += (0.45 * sided("AU15", left) + 0.2 * np.float32(rest.mouth)) * drooping
     if strength("AU20L") or strength("AU20R"):
         furrow += (
             0.40
@@ -204,7 +245,9 @@ def sample_colours(
     eye = np.flatnonzero((region == names.index("eye_left")) | (region == names.index("eye_right")))
     across, upwards = attributes[:2, eye]
     angle = np.hypot(across, upwards)
-    ball = np.outer(np.array([0.72, 0.68, 0.65], np.float32), 1 - 0.25 * smoothstep(0.6, 1.1, angle))
+    ball = np.outer(
+        np.float32(look.sclera) * np.array([0.72, 0.68, 0.65], np.float32), 1 - 0.25 * smoothstep(0.6, 1.1, angle)
+    )
     rays = 1 + 0.20 * np.cos(np.arctan2(upwards, across) * 22)
     _cover(ball, 1 - smoothstep(IRIS_ANGLE - 0.04, IRIS_ANGLE + 0.04, angle), look.iris)
     ball *= np.where(angle < IRIS_ANGLE, rays * (1 - 0.55 * smoothstep(0.36, 0.47, angle)), 1)
@@ -238,9 +281,9 @@ def _skin_colours(look: Appearance, strengths, attributes: np.ndarray, rng) -> t
     base = np.asarray(look.skin, np.float32)
     # Cheeks and nose tip carry more blood; the sockets are darker.
     rosy = _bump(ax, 0.62, 0.28) * _bump(y, -0.55, 0.28) + 0.8 * _bump(ax, 0, 0.17) * _bump(y, -0.68, 0.15)
-    socket = 0.20 * _bump(ax, 0.48, 0.33) * _bump(y, -0.03, 0.20)
+    socket = np.float32(look.socket) * _bump(ax, 0.48, 0.33) * _bump(y, 0.0, 0.22)
     furrows = {label: look.furrows * strength for label, strength in strengths.items()} if look.furrows else {}
-    shade = (1 + 0.06 * mottle) * (1 - wrinkles(x, y, z, furrows, np.float32(look.wrinkles)))
+    shade = (1 + 0.06 * mottle) * (1 - wrinkles(x, y, z, furrows, look.lines))
     if look.freckles:
         spots = (np.sin(61 * x + 13 * y) * np.sin(53 * y - 17 * x + 9 * mottle)).clip(0) ** 4
         shade *= 1 - look.freckles * spots * _bump(y, -0.4, 0.45) * (np.abs(z) < 0.9)
@@ -266,18 +309,18 @@ def _skin_colours(look: Appearance, strengths, attributes: np.ndarray, rng) -> t
     rims = np.float32(look.liner) * np.where(y > 0.0, np.float32(1.0), np.float32(0.4))
     _cover_some(tone, lids * rims, 0.12 * look.skin + 0.01)
 
-    near_brow = np.flatnonzero((ax > 0.08) & (ax < 0.98) & (y > 0.1) & (y < 0.75))
-    bx, by = ax[near_brow], y[near_brow]
-    arch = 0.30 + look.brow_height + 0.13 * np.sin((bx - 0.1).clip(0, 1) * 2.9) - 0.11 * smoothstep(0.55, 0.95, bx)
-    half = 0.062 * look.brow_thickness * (1 - 0.65 * smoothstep(0.45, 0.95, bx)) * smoothstep(0.08, 0.22, bx)
-    brow = np.zeros_like(x)
-    brow[near_brow] = smoothstep(1.25, 0.55, np.abs(by - arch) / half.clip(0.012)) * smoothstep(0.10, 0.20, bx)
-    brow[near_brow] *= smoothstep(0.96, 0.88, bx) * (0.95 + 0.05 * np.cos(bx * 70 + by * 45))
-    _cover_some(tone, brow * look.brow_amount, look.brow)
+    darkness, height = look.crease
+    fold = _bump(y - (0.5 - ax) ** 2 * -0.35, 0.13 + height, 0.018) * _bump(ax, 0.5, 0.24)
+    _cover_some(tone, darkness * fold, 0.25 * look.skin)
+    brow = _brow_cover(look.brow, x, y)
+    _cover_some(tone, brow * look.brow.amount, look.brow.colour)
 
     shine = (0.55 + 1.2 * red) * (1 - 0.8 * brow)
     if look.hair_amount > 0:
-        hair = smoothstep(-0.06, 0.07, scalp - look.hair_line + 0.015 * mottle) * look.hair_amount
+        line = look.hair_line
+        if look.fringe:  # uneven below, shorter over the nose than over the temples or the reverse
+            line -= look.fringe * (1 + 0.25 * np.sin(5 * x + 9 * look.lines.phase)) * (z > -0.5)
+        hair = smoothstep(-0.06, 0.07, scalp - line + 0.015 * mottle) * look.hair_amount
         strands = 0.75 + 0.35 * np.sin(37 * x + 9 * mottle) * np.sin(11 * z + 5 * x)
         _cover_some(tone, hair, np.outer(look.hair, strands).astype(np.float32))
         shine *= 1 - 0.7 * hair
@@ -286,6 +329,21 @@ def _skin_colours(look: Appearance, strengths, attributes: np.ndarray, rng) -> t
         _cover_some(tone, covered, look.cap)
         shine *= 1 - 0.9 * covered
     return tone, shine
+
+
+def _brow_cover(brow: Brow, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """(N,) in [0, 1], where the hairs of the brows lie."""
+    cover = np.zeros_like(x)
+    near = np.flatnonzero((np.abs(x) < 1.1) & (y > 0.0) & (y < 0.85))
+    bx, by = np.abs(x[near]), y[near]
+    along = ((bx - brow.inner) * np.float32(1 / (brow.outer - brow.inner))).clip(0, 1)
+    arch = 0.13 * brow.arch * np.sin(2.55 * along) - 0.11 * smoothstep(0.55, 1.0, along)
+    middle = 0.29 + brow.height + arch + brow.slope * along + np.where(x[near] > 0, 0.5, -0.5) * brow.uneven
+    half = 0.062 * brow.thickness * (1 - 0.65 * smoothstep(0.4, 1.0, along)) * (0.4 + 0.6 * smoothstep(0, 0.2, along))
+    ends = smoothstep(brow.inner, brow.inner + 0.1, bx) * smoothstep(brow.outer, brow.outer - 0.08, bx)
+    hairs = 0.9 + 0.1 * np.cos(bx * 70 + by * 45)
+    cover[near] = smoothstep(1.25, 0.55, np.abs(by - middle) / half.clip(0.012)) * ends * hairs
+    return cover
 
 
 def background(size: int, look: Appearance, centre: np.ndarray, unit: float, rng: np.random.Generator) -> np.ndarray:

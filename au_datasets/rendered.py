@@ -19,7 +19,7 @@ from scipy.ndimage import shift
 
 from .activations import label_values, sample_activations
 from .face_rig import SHAPES, expand_sides, load_rig
-from .paint import BEARDS, Appearance, smoothstep
+from .paint import BEARDS, Appearance, Brow, RestLines, smoothstep
 from .render import CLAY, View, render
 
 FORMAT_NAMES = ("bp4d", "disfa", "feafa")
@@ -108,18 +108,21 @@ def sample_subject(seed: int, number: int, held_out: str = "", skin_tone: int | 
     if skin_tone is None:
         return person
     other = _draw_subject(seed, number, held_out, skin_tone).look
-    colours = {name: getattr(other, name) for name in ("skin", "lips", "iris", "brow", "hair", "blush")}
+    colours = {name: getattr(other, name) for name in ("skin", "lips", "iris", "hair", "blush")}
+    colours["brow"] = replace(person.look.brow, colour=other.brow.colour)
     return replace(person, skin_tone=skin_tone, look=replace(person.look, **colours))
 
 
 def _draw_subject(seed: int, number: int, held_out: str, skin_tone: int | None) -> Subject:
     rng = np.random.default_rng([seed, number])
+    rest_rng = np.random.default_rng([seed, number, 1])  # of its own: nothing else of a person depends on it
     rig = load_rig()
     age, gender, drawn_tone = rng.random(), rng.random(), int(rng.integers(1, 11))
     skin_tone = drawn_tone if skin_tone is None else skin_tone
     extent = rng.uniform(0.5, 1.0)  # of the deviation from the mean head
     modes = (1.35 if held_out == "unusual shape" else extent) * rig.sample_modes(age, gender, rng)
-    identity = rig.identity(modes, warp=smooth_field(rng, 0.025, 3))
+    rest = _draw_rest(rest_rng)
+    identity = rig.identity(modes, warp=smooth_field(rng, 0.025, 3) + rig.offsets(rest))
 
     darkness = skin_tone / 10
     # The swatches are flat colours; skin that light passes through looks warmer, deep tones most.
@@ -145,19 +148,20 @@ def _draw_subject(seed: int, number: int, held_out: str, skin_tone: int | None) 
         skin=skin.clip(0.005, 0.95),
         lips=(natural_lips + painted * (make_up - natural_lips)).clip(0.01, 0.9),
         iris=linear(iris_pool[rng.integers(len(iris_pool))]) * rng.uniform(0.8, 1.3),
-        brow=(hair * rng.uniform(0.5, 1.0) + 0.12 * skin).clip(0, skin * 0.55),
+        brow=_draw_brow((hair * rng.uniform(0.5, 1.0) + 0.12 * skin).clip(0, skin * 0.55), male, rest_rng),
         hair=hair,
         mottle=mottle / mottle.std(),
-        brow_thickness=rng.uniform(0.65, 1.1) if not male else rng.uniform(0.85, 1.5),
-        brow_height=rng.normal(0, 0.02),
-        brow_amount=rng.uniform(0.65, 0.95),
+        sclera=rest_rng.uniform(0.55, 1.0),
+        socket=rest_rng.uniform(0.0, 0.5),
+        crease=(rest_rng.uniform(0, 0.8) * (rest_rng.random() < 0.8), rest_rng.normal(0.03, 0.03)),
         hair_amount=0.0 if bald else rng.uniform(0.85, 1.0),
         hair_volume=rng.uniform(0.02, 0.35),
         hair_line=rng.normal(0.05, 0.10) + (0.15 * age if male else 0) - (0.1 if cap is not None else 0),
+        fringe=rest_rng.uniform(0.2, 0.75) if rest_rng.random() < 0.25 else 0.0,
         long_hair=bool(rng.random() < (0.08 if male else 0.65)),
         beard=beard,
         blush=rng.uniform(0.1, 0.9) * (1.1 - darkness),
-        wrinkles=(age * rng.uniform(0.5, 1.0)) ** 1.3,
+        lines=_draw_lines(age, rest_rng),
         oiliness=rng.uniform(0.0, 0.9),
         glasses=linear(HAIR_COLOURS[rng.integers(len(HAIR_COLOURS))]) if rng.random() < 0.15 else None,
         clothes=rng.random(3) ** 2 * 0.7,
@@ -174,8 +178,48 @@ def _draw_subject(seed: int, number: int, held_out: str, skin_tone: int | None) 
     to_eyes = np.linalg.norm(np.abs(rig.mean) * [1, 1, 0] - [0.5, 0, 0], axis=1)
     away = smoothstep(0.3, 0.6, to_eyes)[:, None]  # lids that shut must meet
     manner = (1 + away * smooth_field(rng, 0.12, 1).clip(-0.3, 0.3)).astype(np.float32)
-    gains |= {label: 1.0 for label in ("AU43L", "AU43R")}
+    gains |= {label: 1 - rest[label] for label in ("AU43L", "AU43R")}
     return Subject(subject_name(seed, number), age, gender, skin_tone, identity, look, gains, manner)
+
+
+# How far faces at rest differ along each movement: standard deviation, as a share of the full movement. Chosen by eye, so
+# that resting faces differ as those of photographs do, and well below the weakest strength that is labelled (0.20).
+_REST_SPREAD = {
+    **{"AU1": 0.10, "AU2": 0.10, "AU4": 0.10, "AU6": 0.04, "AU7": 0.06, "AU9": 0.03, "AU12": 0.05, "AU14": 0.04},
+    **{"AU15": 0.05, "AU17": 0.05, "AU18": 0.05, "AU20": 0.06, "AU24": 0.05, "AU43": 0.06},
+}
+
+
+def _draw_rest(rng: np.random.Generator) -> dict[str, float]:
+    """How a face at rest stands along each movement, by sided label: either way, the two sides nearly alike."""
+    rest = {}
+    for name, spread in _REST_SPREAD.items():
+        common = float(np.clip(rng.normal(0, spread), -2 * spread, 2 * spread))
+        for label in expand_sides({name: 0.0}):
+            rest[label] = common + 0.25 * float(np.clip(rng.normal(0, spread), -2 * spread, 2 * spread))
+    return rest
+
+
+def _draw_brow(colour: np.ndarray, male: bool, rng: np.random.Generator) -> Brow:
+    faint = rng.random() < 0.12
+    return Brow(
+        colour=colour * rng.uniform(0.6, 1.4),
+        amount=rng.uniform(0.15, 0.5) if faint else rng.uniform(0.55, 0.98),
+        thickness=rng.uniform(0.8, 2.0) if male else rng.uniform(0.55, 1.5),
+        height=float(np.clip(rng.normal(-0.02, 0.045), -0.12, 0.10)),
+        arch=float(np.clip(rng.normal(0.9, 0.45), -0.2, 2.0)),
+        slope=float(np.clip(rng.normal(0, 0.05), -0.12, 0.12)),
+        uneven=float(np.clip(rng.normal(0, 0.012), -0.03, 0.03)),
+        inner=rng.uniform(0.05, 0.20),
+        outer=rng.uniform(0.80, 1.02),
+    )
+
+
+def _draw_lines(age: float, rng: np.random.Generator) -> RestLines:
+    """Lines of age, each zone with a share of its own; some people have some of them at any age."""
+    of_age = (age * rng.uniform(0.5, 1.0, 6)) ** 1.3
+    at_any_age = rng.uniform(0, 0.6, 6) * (rng.random(6) < 0.25)
+    return RestLines(*np.maximum(of_age, at_any_age).tolist(), spacing=rng.uniform(5.5, 10), phase=rng.random())
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

@@ -182,8 +182,8 @@ def _draw_subject(seed: int, number: int, held_out: str, skin_tone: int | None) 
     return Subject(subject_name(seed, number), age, gender, skin_tone, identity, look, gains, manner)
 
 
-# How far faces at rest differ along each movement: standard deviation, as a share of the full movement. Chosen by eye, so
-# that resting faces differ as those of photographs do, and well below the weakest strength that is labelled (0.20).
+# How far faces at rest differ along each movement: standard deviation, as a share of the full movement. Chosen by eye,
+# so that they differ as in photographs, and well below the weakest strength that is labelled (0.20).
 _REST_SPREAD = {
     **{"AU1": 0.10, "AU2": 0.10, "AU4": 0.10, "AU6": 0.04, "AU7": 0.06, "AU9": 0.03, "AU12": 0.05, "AU14": 0.04},
     **{"AU15": 0.05, "AU17": 0.05, "AU18": 0.05, "AU20": 0.06, "AU24": 0.05, "AU43": 0.06},

@@ -16,7 +16,7 @@ from scipy.stats import rankdata
 
 from au_llava.action_units import MAIN_FORMATS, AUFormat, get_format
 from au_llava.au_datasets.conversion import sources
-from au_llava.au_evaluation.audits import group_audit, group_members
+from au_llava.au_evaluation.audits import FEWEST_SUBJECTS, group_audit, group_members
 from au_llava.au_evaluation.intervals import mean_with_interval
 from au_llava.au_evaluation.scoring import score_with_intervals
 
@@ -177,9 +177,10 @@ def group_agreement(
         groups, subjects: column of groups -> (images,) entries; (images,) who is shown. label: of the AU.
 
     Returns:
-        "columns": column -> group -> {"n", "subjects", "present": share of all its images read as present, "teacher":
-        share of 1 among the clear ones, "roc_auc" and "bias" (mean of probability - class): results over the clear
-        ones}; "gaps" and "too_small": as `audits.group_audit`.
+        "columns": column -> group -> {"n" images, "strong", "near_zero": of them by the teacher, "present": share of
+        all its images read as present, "roc_auc" and "bias" (mean of probability - class) over the clear ones};
+        "gaps": of the latter two, as `audits.group_audit`; "too_small": column -> group -> how many it has of the rarer
+        class, if that is fewer than `FEWEST_SUBJECTS`: nothing more is said of it.
     """
     fmt = AUFormat("weak teacher", (label,), "occurrence")
     rows = [
@@ -196,18 +197,31 @@ def group_agreement(
             subjects, weak_class, readings["present"], readings["probability"], strict=True
         )
     ]
-    audit = group_audit(rows, fmt, groups)
-    subjects, columns = np.asarray(subjects), {}
-    for column, found in audit["columns"].items():
-        members, columns[column] = group_members(groups[column]), {}
-        for group, each in found.items():
-            kept = members[group]
-            read = shares(readings["present"][kept, None], subjects[kept], ["present"])
+    subjects = np.asarray(subjects)
+    members, counts, too_small, compared = {}, {}, {}, {}
+    for column, entries in groups.items():
+        members[column] = group_members(entries)
+        counts[column] = {
+            group: [int(np.sum(weak_class[kept] == each)) for each in (1, 0)] for group, kept in members[column].items()
+        }
+        rarer = {group: min(each) for group, each in counts[column].items()}
+        too_small[column] = {group: few for group, few in rarer.items() if few < FEWEST_SUBJECTS}
+        compared[column] = [None] * len(rows)
+        for group, kept in members[column].items():
+            if group not in too_small[column]:
+                for row in kept:
+                    compared[column][row] = group
+    audit = group_audit(rows, fmt, compared)
+    columns = {column: {} for column in groups}
+    for column, of_column in audit["columns"].items():
+        for group, each in of_column.items():
+            kept = members[column][group]
+            strong, near_zero = counts[column][group]
             columns[column][group] = {
                 "n": each["n"],
-                "subjects": each["subjects"],
-                "present": read["mean"],
-                "teacher": each["rate"],
+                "strong": strong,
+                "near_zero": near_zero,
+                "present": shares(readings["present"][kept, None], subjects[kept], ["present"])["mean"],
                 **{
                     metric: {"value": each["mean"][metric], "interval": each["mean_interval"][metric]}
                     for metric in ("roc_auc", "bias")
@@ -217,4 +231,4 @@ def group_agreement(
         column: {metric: each[metric] for metric in ("roc_auc", "bias") if metric in each}
         for column, each in audit["gaps"].items()
     }
-    return {"columns": columns, "gaps": gaps, "too_small": audit["too_small"]}
+    return {"columns": columns, "gaps": gaps, "too_small": too_small}

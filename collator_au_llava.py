@@ -6,9 +6,12 @@
   format per image, and the prompt asks only for the AUs that are annotated, so that the model never learns to leave AUs
   out.
 
-An AU whose label is NaN carries no loss in either. Every random choice (layout, format, flip, variation) is a function
-of the seed and the rows in the batch, not of hidden state: a resumed run sees what the uninterrupted one would have
-seen. So are batches of about equal length (`GroupedSampler`), in which little is padded.
+An AU whose label is NaN carries no loss in either. Unlabelled pictures may join slot batches, each twice: varied
+strongly for the model that learns, as a plain crop for the one that it learns from (au_training/unlabelled.py).
+
+Every random choice (layout, format, flip, variation, unlabelled pictures) is a function of the seed and the rows in the
+batch, not of hidden state: a resumed run sees what the uninterrupted one would have seen. So are batches of about equal
+length (`GroupedSampler`), in which little is padded.
 """
 
 import math
@@ -22,7 +25,7 @@ from PIL import ImageOps
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from .action_units import AUFormat, get_format, quantise, write_answer
-from .augmentation_au_llava import mirrored_values, varied_image
+from .augmentation_au_llava import mirrored_values, plain_crop, strongly_varied_image, varied_image
 from .slot_tree_au_llava import compile_slots
 
 IGNORED = -100  # label id without loss, as in Transformers
@@ -122,6 +125,7 @@ class AUCollator:
         causal_loss: what of a causal answer carries loss: the whole "answer" and its end, or its "values".
         augment: vary crop, light and colours of the images a little (`varied_image`).
         slot_weights: format -> AU -> positive weight of its loss in slot batches, 1 where there is none.
+        unlabelled_per_labelled: unlabelled pictures that join a slot batch, relative to its rows.
 
     Attributes:
         features: where rows name their image by `features`, the features (image tokens, width) of every name, which
@@ -139,6 +143,7 @@ class AUCollator:
         causal_loss: str = "answer",
         augment: bool = False,
         slot_weights: Mapping[str, Mapping[str, float]] | None = None,
+        unlabelled_per_labelled: float = 0.0,
     ):
         for name, share in (("causal_share", causal_share), ("flip", flip)):
             if not 0 <= share <= 1:
@@ -155,13 +160,32 @@ class AUCollator:
         self.ordinal_width = ordinal_width
         self.flip = flip
         self.seed = seed
+        self.unlabelled_per_labelled = unlabelled_per_labelled
         self.features: Mapping[str, torch.Tensor] = {}
 
-    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        """Rows with `image` (PIL) or `features`, `formats` (names or AUFormat dicts), `values` (one list per format)
-        and `index`."""
+    def _layout(self, rows: Sequence[dict]) -> tuple[bool, np.random.Generator]:
+        """Whether a batch of these rows is causal, and the generator of its further random choices."""
         rng = np.random.default_rng([self.seed, *(row["index"] for row in rows)])
-        causal = rng.random() < self.causal_share
+        return rng.random() < self.causal_share, rng
+
+    def joining(self, rows: Sequence[dict], available: int) -> list[int]:
+        """Which of `available` unlabelled pictures join a batch of these rows, each once while there are enough; none
+        join a causal one."""
+        causal, rng = self._layout(rows)
+        count = 0 if causal else round(self.unlabelled_per_labelled * len(rows))
+        return rng.spawn(1)[0].choice(available, count, replace=count > available).tolist()
+
+    def __call__(self, rows: Sequence[dict], unlabelled: Sequence[dict] = ()) -> dict[str, torch.Tensor]:
+        """The batch of some rows and of unlabelled pictures that join it.
+
+        Args:
+            rows: with `image` (PIL) or `features`, `formats` (names or AUFormat dicts), `values` (one list per format)
+                and `index`.
+            unlabelled: rows of `mixing.unlabelled_rows`, all with the same formats, their `image` decoded; they come
+                last in the batch, without labels. With them it also holds `plain_pixel_values` (pictures, 3, height,
+                width) and `weak` (pictures, AUs of all formats); a picture that is flipped is so in all three.
+        """
+        causal, rng = self._layout(rows)
         images, labels = [], []
         for row in rows:
             known = {get_format(fmt): values for fmt, values in zip(row["formats"], row["values"], strict=True)}
@@ -173,12 +197,26 @@ class AUCollator:
                 known = {fmt: mirrored_values(values, fmt) for fmt, values in known.items()}
             images.append(image)
             labels.append(known)
+        plain, weak = [], []
+        for row in unlabelled:
+            believed = {get_format(fmt): values for fmt, values in zip(row["formats"], row["values"], strict=True)}
+            image = row["image"].convert("RGB")
+            views = [strongly_varied_image(image, rng, row["margin"]), plain_crop(image, row["margin"])]
+            if rng.random() < self.flip:
+                views = list(map(ImageOps.mirror, views))
+                believed = {fmt: mirrored_values(values, fmt) for fmt, values in believed.items()}
+            images.append(views[0])
+            plain.append(views[1])
+            weak.append([value for values in believed.values() for value in values])
+            labels.append({fmt: [math.nan] * len(fmt.labels) for fmt in believed})
         if "features" in rows[0]:
             vision = {"image_features": torch.stack([self.features[row["features"]] for row in rows])}
             image_tokens = vision["image_features"].shape[1]
         else:
-            pixel_values = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
-            vision = {"pixel_values": pixel_values}
+            pixel_values = self.processor.image_processor([*images, *plain], return_tensors="pt")["pixel_values"]
+            vision = {"pixel_values": pixel_values[: len(images)]}
+            if plain:
+                vision |= {"plain_pixel_values": pixel_values[len(images) :], "weak": torch.tensor(weak)}
             image_tokens = self.processor.num_image_tokens(*pixel_values.shape[-2:])
         batch = self._causal(labels, image_tokens, rng) if causal else self._slots(labels, image_tokens)
         return {**batch, **vision}

@@ -171,11 +171,22 @@ def read_slots(model, processor, pixel_values: torch.Tensor, formats: tuple[AUFo
     return {fmt.name: logs.cpu().double().softmax(-1) for fmt, logs in zip(formats, read, strict=True)}
 
 
-def read_tree(model, tree: SlotTree, pixel_values: torch.Tensor, labels: Sequence[Sequence[str]]) -> list[torch.Tensor]:
-    """Per format of `tree`, whose AUs are `labels`: (images, AUs, values) log-probabilities that one pass reads."""
-    views = with_mirror_images(pixel_values) if model.config.mirror_images else pixel_values
+def read_tree(
+    model,
+    tree: SlotTree,
+    pixel_values: torch.Tensor,
+    labels: Sequence[Sequence[str]],
+    mirror_images: bool | None = None,
+) -> list[torch.Tensor]:
+    """Per format of `tree`, whose AUs are `labels`: (images, AUs, values) log-probabilities that one pass reads.
+
+    Args:
+        mirror_images: whether to take the mean with the mirror images; by default what the configuration says.
+    """
+    mirror_images = model.config.mirror_images if mirror_images is None else mirror_images
+    views = with_mirror_images(pixel_values) if mirror_images else pixel_values
     read = tree.by_format(tree.log_probabilities(model(**tree.model_inputs(views)).logits))
-    if model.config.mirror_images:
+    if mirror_images:
         read = [mirror_mean(logs, of_format) for logs, of_format in zip(read, labels, strict=True)]
     return read
 

@@ -217,7 +217,9 @@ def main_calibrate(arguments: argparse.Namespace):
     if not config_file.is_file():
         raise ValueError(f"--calibrate stores its result in config.json: {name} is no folder that holds one.")
     people = people_of(load_records(arguments.calibrate, part=part))
-    check_unseen(name, people, roles=("train",))  # of people it learned from, a model is surer than it should be
+    check_unseen(
+        name, people, roles=("train", "unlabelled")
+    )  # of people it learned from, a model is surer than it should be
     model, processor = load(name, arguments.quantise)
     if arguments.mirror is not None:
         model.config.mirror_images = arguments.mirror

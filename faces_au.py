@@ -47,7 +47,7 @@ class Face:
     face_id: int | None = None  # if the user gave one
 
 
-def crop_face(image: Image.Image, eyes: Sequence[Point], size: int) -> Image.Image:
+def crop_face(image: Image.Image, eyes: Sequence[Point], size: int, margin: float = 0.0) -> Image.Image:
     """The eye-aligned square crop of one face.
 
     What lies beyond the picture repeats its border. A face that shrinks is averaged, not sampled.
@@ -57,9 +57,10 @@ def crop_face(image: Image.Image, eyes: Sequence[Point], size: int) -> Image.Ima
         eyes: (x, y) of the person's right eye (on the left of the picture), then of the left one: the middle of the
             eye, in pixels from the upper left corner of the picture.
         size: side of the crop in pixels.
+        margin: share of that side to keep beyond it on every side, for training that turns and shifts the crop.
 
     Returns:
-        size x size, RGB.
+        RGB, a square with the side round(size * (1 + 2 * margin)). The crop without a margin is its middle.
 
     Raises:
         ValueError: the eyes are less than a pixel apart or outside the picture.
@@ -74,8 +75,10 @@ def crop_face(image: Image.Image, eyes: Sequence[Point], size: int) -> Image.Ima
     along = (left - right) / distance  # one step to the right in the crop, as a direction in the picture
     down = np.array([-along[1], along[0]])
     scale = distance / (EYE_DISTANCE * size)  # pixels of the picture per pixel of the crop
-    corner = (left + right) / 2 - scale * size * (0.5 * along + EYE_HEIGHT * down)
-    steps = scale * size * np.array([[0, 0], [1, 0], [0, 1], [1, 1]])
+    side = round(size * (1 + 2 * margin))
+    beyond = (side - size) / 2
+    corner = (left + right) / 2 - scale * ((0.5 * size + beyond) * along + (EYE_HEIGHT * size + beyond) * down)
+    steps = scale * side * np.array([[0, 0], [1, 0], [0, 1], [1, 1]])
     corners = corner + steps[:, :1] * along + steps[:, 1:] * down
     lowest = np.floor(corners.min(axis=0)).astype(int) - 2  # two more for the interpolation
     highest = np.ceil(corners.max(axis=0)).astype(int) + 2
@@ -89,7 +92,7 @@ def crop_face(image: Image.Image, eyes: Sequence[Point], size: int) -> Image.Ima
         shrunk = np.ones(2)
     x, y = (corner - lowest) * shrunk
     (a, d), (b, e) = scale * along * shrunk, scale * down * shrunk
-    return region.transform((size, size), Image.Transform.AFFINE, (a, b, x, d, e, y), Image.Resampling.BICUBIC)
+    return region.transform((side, side), Image.Transform.AFFINE, (a, b, x, d, e, y), Image.Resampling.BICUBIC)
 
 
 def _with_border(image: Image.Image, lowest: np.ndarray, highest: np.ndarray) -> Image.Image:

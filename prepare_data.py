@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from au_llava.action_units import FORMATS
-from au_llava.au_datasets import aff_wild2, bp4d, ck_plus, disfa, feafa, gft, table
+from au_llava.au_datasets import aff_wild2, bp4d, ck_plus, disfa, fairface, feafa, gft, table, unlabelled
 from au_llava.au_datasets.folds import PROTOCOLS, assign_parts
 from au_llava.au_datasets.reading import check_root
 from au_llava.au_datasets.records import (
@@ -131,15 +131,14 @@ def prepare_source(args: argparse.Namespace) -> dict:
         raise ValueError(f"nothing can be read in {args.root}: {'; '.join(source.defects.lines()) or 'it is empty'}")
     if args.test is not None and (args.tested or any(clip.part for clip in source.clips)):
         raise ValueError("--test draws whom to test, but --tested or the dataset itself says so already")
-    place = args.images or (args.root if args.root.is_dir() else args.root.parent)
-    crop = args.crop and Crop(args.crop, place, args.faces, args.detector or "packaged")
+    crop = None if source.crops else _crop(args)
     if crop:
         crop.check()
-    elif args.faces or args.detector:
+    elif not source.crops and (args.faces or args.detector):
         raise ValueError("--faces and --detector say where the faces are that --crop cuts out: give --crop SIZE too")
-    args.test = 0.1 if args.test is None else args.test
+    args.test = args.test_drawn if args.test is None else args.test
     parts = parts_of(source, args.validation, args.test, args.seed, args.protocol, args.folds, args.tested)
-    beside = ("out", "workers", "prepare", "open_source", "dataset", "root")  # what the content does not depend on
+    beside = ("out", "workers", "prepare", "open_source", "test_drawn", "dataset", "root")  # the content does not care
     arguments = {name: _plain(value) for name, value in vars(args).items() if name not in beside}
     arguments, jobs = start_source(source, parts, arguments, args.out, crop)
     left = sum(len(clips) for *_, clips in jobs)
@@ -154,6 +153,11 @@ def prepare_source(args: argparse.Namespace) -> dict:
     manifest = finish_source(source, arguments, args.out)
     report(manifest)
     return manifest
+
+
+def _crop(args: argparse.Namespace) -> Crop | None:
+    place = args.images or (args.root if args.root.is_dir() else args.root.parent)
+    return args.crop and Crop(args.crop, place, args.faces, args.detector or "packaged", getattr(args, "margin", 0.0))
 
 
 def report(manifest: dict) -> None:
@@ -191,7 +195,7 @@ def _share(text: str) -> float:
     except ValueError:
         share = -1.0
     if not 0 <= share <= 1:
-        raise argparse.ArgumentTypeError(f"expected a share of the subjects from 0 to 1, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a share from 0 to 1, got {text!r}")
     return share
 
 
@@ -230,7 +234,16 @@ def make_parser() -> argparse.ArgumentParser:
 def add_sources(datasets) -> None:
     """The sub-commands of real datasets. Their help is the text at the head of their readers."""
 
-    def add(name: str, title: str, module, open_source: Callable, root: str = "folder of the copy"):
+    def add(
+        name: str,
+        title: str,
+        module,
+        open_source: Callable,
+        root: str = "folder of the copy",
+        crops: str = "Images stay where they are, unless you ask for copies of the face alone, as rendered faces are "
+        "cut.",
+        test: float = 0.1,
+    ):
         parser = datasets.add_parser(
             name,
             help=title,
@@ -243,10 +256,7 @@ def add_sources(datasets) -> None:
         parser.add_argument("--out", type=Path, required=True, help="folder for the records; resumed if it has some")
         parser.add_argument("--workers", type=_positive, default=os.cpu_count(), help="processes (default: all cores)")
         known = [each.name for each in PROTOCOLS.values() if name.startswith(each.dataset) and name != "bp4d-plus"]
-        crops = parser.add_argument_group(
-            "crops",
-            "Images stay where they are, unless you ask for copies of the face alone, as rendered faces are cut.",
-        )
+        crops = parser.add_argument_group("crops", crops)
         crops.add_argument("--crop", type=_positive, metavar="SIZE", help="side of the copies in pixels")
         crops.add_argument(
             "--faces", type=_path, metavar="CSV", help="eyes, landmarks or boxes that you have (faces_au.py)"
@@ -262,11 +272,11 @@ def add_sources(datasets) -> None:
             "--validation",
             type=_share,
             default=0.05,
-            help="share of the subjects, with --tested of those who train (default: 0.05)",
+            help="share of the subjects, with --tested of those who train (default: %(default)s)",
         )
-        parts.add_argument("--test", type=_share, help="share of the subjects (default: 0.1), without --tested")
+        parts.add_argument("--test", type=_share, help=f"share of the subjects (default: {test}), without --tested")
         parts.add_argument("--seed", type=int, default=0, help="another seed draws other people (default: 0)")
-        parser.set_defaults(prepare=prepare_source, open_source=open_source)
+        parser.set_defaults(prepare=prepare_source, open_source=open_source, test_drawn=test)
         return parser
 
     add(
@@ -334,6 +344,52 @@ def add_sources(datasets) -> None:
     parser.add_argument("--format", choices=FORMATS, required=True, help="which AUs to take, and their scale")
     parser.add_argument("--image-column", default="image", metavar="NAME", help="holds paths (default: image)")
     parser.add_argument("--subject-column", default="subject", metavar="NAME", help="(default: subject)")
+    add_unlabelled(add)
+
+
+def add_unlabelled(add: Callable) -> None:
+    """The sub-commands of faces without labels."""
+    shared = {"crops": "Always of the largest face, as rendered faces are cut, by default of 96 pixels.", "test": 0.0}
+    fair = add(
+        "fairface",
+        "FairFace: faces of adults in the wild, without labels",
+        fairface,
+        lambda args: fairface.open_fairface(args.root, _crop(args), args.teacher, args.all_ages),
+        **shared,
+    )
+    fair.set_defaults(validation=0.0423)  # 1,000 of the 23,647 photographs with level heads, to choose by
+    fair.add_argument(
+        "--all-ages",
+        action="store_true",
+        help="take people under 20 too, who are left out otherwise: the bands do not tell minors from people of 18 "
+        "and 19, and minors cannot consent to what is made of their faces",
+    )
+    own = add(
+        "unlabelled",
+        "your own pictures and videos of faces, without labels",
+        unlabelled,
+        lambda args: unlabelled.open_unlabelled(
+            args.root, _crop(args), args.teacher, args.every, args.subjects, args.name
+        ),
+        root="any folder",
+        **shared,
+    )
+    own.add_argument("--every", type=_positive, default=1, metavar="K", help="take every K-th frame of videos")
+    own.add_argument(
+        "--subjects", choices=unlabelled.SUBJECTS, default="files", help="what is one person (default: files)"
+    )
+    own.add_argument("--name", help="the records' dataset (default: unlabelled- and the folder's name)")
+    for parser in (fair, own):
+        parser.set_defaults(crop=96)
+        parser.add_argument(
+            "--margin",
+            type=_share,
+            default=0.2,
+            help="share of --crop kept beyond it on every side, so that training can turn and shift it (default: 0.2)",
+        )
+        parser.add_argument(
+            "--teacher", choices=unlabelled.TEACHERS, default="none", help="whose weak values to store (default: none)"
+        )
 
 
 def main(argv: list[str] | None = None) -> int:

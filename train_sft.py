@@ -9,7 +9,8 @@
 A training starts from a checkpoint (`--model_name_or_path`), or from a vision encoder and a language model (`--vision`
 and `--text`), which are put together once, in OUTPUT_DIR/base.
 
-`--data` takes record tables made by prepare_data.py; several are mixed. A row of the recipe is overridden by the flag
+`--data` takes record tables made by prepare_data.py; several are mixed. `--unlabelled` takes more, whose labels are not
+used: the model learns from their faces too. A row of the recipe is overridden by the flag
 of the same name; an unknown key or flag is an error. Any option of TRL's SFTConfig (batch size, learning rate,
 precision, report_to, ...) and ModelConfig (LoRA, quantisation, attention) may be given too.
 
@@ -30,7 +31,7 @@ from trl import ModelConfig, TrlParser, get_peft_config
 
 from au_llava.au_datasets.balance import label_statistics, loss_weights, row_weights
 from au_llava.au_datasets.folds import person_key
-from au_llava.au_datasets.mixing import TrainingData, check_people, training_rows, validating
+from au_llava.au_datasets.mixing import TrainingData, check_people, training_rows, unlabelled_rows, validating
 from au_llava.au_datasets.records import group_by_image, record_features
 from au_llava.au_evaluation.provenance import people_of, read_training_manifest, training_manifest
 from au_llava.au_training.features import use_cached_features
@@ -38,6 +39,7 @@ from au_llava.au_training.options import AUArguments, AUTrainingConfig, recipe_o
 from au_llava.au_training.recovery import ending_with_a_sentence
 from au_llava.au_training.start import LORA_TARGETS, check_start, freeze_parts, load_model, starting_point
 from au_llava.au_training.trainer import AUTrainer
+from au_llava.au_training.unlabelled import UnlabelledFaces
 from au_llava.collator_au_llava import AUCollator
 from au_llava.processing_au_llava import AuLlavaProcessor
 from au_llava.publishing_au import check_target, gather, upload
@@ -74,13 +76,27 @@ def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: Mo
             [t.load(arguments.validation_part, arguments.formats).select_columns(columns) for t in as_annotated]
         )
     used = (arguments.train_part, arguments.validation_part if evaluating else None)
-    check_people(train, validation, [] if "test" in used else tables)
+    faces = [TrainingData.read(entry) for entry in arguments.unlabelled]
+    unlabelled = unlabelled_rows(faces, arguments.train_part, arguments.formats, training_args.seed) if faces else None
+    tested = [] if "test" in used else [*tables, *faces]
+    check_people(train, validation, tested)
+    if unlabelled is not None:
+        check_people(unlabelled, validation, tested, side="unlabelled")
+        if not round(arguments.unlabelled_per_labelled * training_args.per_device_train_batch_size):
+            raise ValueError(
+                f"unlabelled_per_labelled {arguments.unlabelled_per_labelled} of a batch of "
+                f"{training_args.per_device_train_batch_size} is no image: raise either."
+            )
     if evaluating:
         kept = [row for group in group_by_image(validation)[: arguments.validation_images] for row in group.values()]
         validation = validation.select(sorted(kept))
 
     formats, values = train["formats"][:], train["values"][:]
     labels = label_statistics(*([each for row in column for each in row] for column in (formats, values)))
+    if not any(labels.values()):
+        raise ValueError(
+            f"No image of {', '.join(paths)} has a label: data needs labels, `unlabelled` takes the others."
+        )
     people = list(map(person_key, train["dataset"][:], train["subject"][:]))
     mixture = [table for table in map(asdict, tables) if table != asdict(TrainingData(table["path"]))]
     recipe = recipe_of(arguments, training_args, model_args) | ({"mixture": mixture} if mixture else {})
@@ -93,6 +109,8 @@ def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: Mo
         recipe=recipe,
         base=read_training_manifest(model_args.model_name_or_path),
         labels=labels,
+        unlabelled=[] if unlabelled is None else people_of(unlabelled),
+        unlabelled_data=list(dict.fromkeys(table.path for table in faces)),
     )
     model = load_model(model_args, training_args)
     model.config.calibration = None  # of the weights that training is about to change
@@ -123,11 +141,16 @@ def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: Mo
             arguments.causal_loss,
             arguments.augment,
             loss_weights(labels, arguments.loss_weight_power) if arguments.loss_weight_power else None,
+            arguments.unlabelled_per_labelled,
         ),
         row_weights=row_weights(formats, values, people, labels, arguments.oversample_below)
         if arguments.oversample_below
         else None,
         peft_config=get_peft_config(model_args),
+        unlabelled=None
+        if unlabelled is None
+        else UnlabelledFaces(unlabelled, arguments.consistency_weight, arguments.weak_weight),
+        average_decay=arguments.average_decay,
     )
     mixed = training_args.bf16 or training_args.fp16
     quantised = model_args.load_in_4bit or model_args.load_in_8bit  # TRL puts what is trained into bfloat16

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from datasets import Value
 
 from ..action_units import FORMATS
 from .reading import (
@@ -123,7 +124,7 @@ def open_disfa(
         clips=clips,
         read=partial(read_clip, 1 - (first or 0)),
         clips_per_shard=1,
-        metadata={"bad_frame": "bool"},
+        metadata={"bad_frame": Value("bool")},
         known=_KNOWN if len(cameras) == 1 else Known({"subjects": 27, "clips": 54, "images": 2 * 130814}),
         defects=defects,
     )

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from datasets import Value
 
 from .disfa import find_pictures, first_number
 from .reading import (
@@ -105,7 +106,7 @@ def open_feafa(
         clips=clips,
         read=partial(read_clip, first_number(trees) if trees else 0),
         clips_per_shard=8,
-        metadata={"feafa_part": "string"},
+        metadata={"feafa_part": Value("string")},
         known=Known({what: sum(number[part] for part in parts) for what, number in _NUMBERS.items()}),
         defects=defects,
         notes=(

@@ -30,7 +30,9 @@ def assign_parts(subjects: Iterable[str], fractions: Mapping[str, float], seed: 
     names = _drawn(subjects, seed)
     wanted = {part: share for part, share in fractions.items() if share > 0}
     if len(names) < len(wanted):
-        raise ValueError(f"{len(names)} subjects cannot fill the {len(wanted)} parts {sorted(wanted)}: take more")
+        raise ValueError(
+            f"{len(names)} subjects cannot fill the {len(wanted)} parts {sorted(wanted)}: take more, or a share of 0"
+        )
     largest = max(wanted, key=wanted.get)
     counts = {part: max(1, round(share * len(names))) for part, share in wanted.items() if part != largest}
     while sum(counts.values()) > len(names) - 1:  # only with very few subjects: leave one for the largest part

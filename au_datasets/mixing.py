@@ -139,20 +139,21 @@ def validating(tables: Iterable, part: str, formats: Iterable[str] | None = None
     return kept or tables
 
 
-def check_people(train, validation, tables: Iterable[TrainingData]) -> None:
+def check_people(train, validation, tables: Iterable[TrainingData], side: str = "train") -> None:
     """Refuse a training in which somebody is on two sides, across datasets that share people too.
 
     Args:
         train, validation: records or rows with `dataset` and `subject`; validation may be None.
         tables: whose tested people nobody of them may be.
+        side: what to call those who train.
 
     Raises:
         ValueError: naming the people.
     """
-    sides = {"train": train, "validation": validation}
+    sides = {side: train, "validation": validation}
     people = {
-        side: set(zip(rows["dataset"][:], rows["subject"][:], strict=True))
-        for side, rows in sides.items()
+        name: set(zip(rows["dataset"][:], rows["subject"][:], strict=True))
+        for name, rows in sides.items()
         if rows is not None
     }
     check_disjoint({**people, "test": set().union(*(each.tested_people() for each in tables))})
@@ -214,8 +215,32 @@ def _labels(table: TrainingData, records: datasets.Dataset, groups: Sequence[dic
     return labels
 
 
+def unlabelled_rows(tables: Sequence, part: str, formats: Iterable[str] | None, seed: int = 0) -> datasets.Dataset:
+    """`training_rows` of pictures whose labels are not known or not to be used; `margin` is as of `plain_crop`."""
+    return training_rows(tables, part, formats, seed, ("margin",), unlabelled=True)
+
+
+def _without_labels(table: TrainingData, records: datasets.Dataset) -> datasets.Dataset:
+    """Records whose `values` are a weak teacher's, NaN without one, and which have a `margin`, 0 where none is told."""
+    if table.convert_to:
+        raise ValueError(f"{table.path}: convert_to derives labels, and unlabelled pictures have none: leave it out.")
+    added = {}
+    if "weak" not in records.column_names:
+        added["weak"] = [[math.nan] * len(get_format(name).labels) for name in records["format"][:]]
+    if "margin" not in records.column_names:
+        added["margin"] = [0.0] * len(records)
+    if added:
+        records = datasets.concatenate_datasets([records, datasets.Dataset.from_dict(added)], axis=1)
+    return records.remove_columns("values").rename_column("weak", "values")
+
+
 def training_rows(
-    tables: Sequence, part: str, formats: Iterable[str] | None, seed: int = 0, metadata: Sequence[str] = ()
+    tables: Sequence,
+    part: str,
+    formats: Iterable[str] | None,
+    seed: int = 0,
+    metadata: Sequence[str] = (),
+    unlabelled: bool = False,
 ) -> datasets.Dataset:
     """One row per image: `image`, its `KEY`, `formats` (names), `values` (one list per format), `index`.
 
@@ -225,6 +250,8 @@ def training_rows(
         formats: names of the formats to keep of tables that do not name their own; None keeps all.
         seed: chooses the rows of a fractional pass.
         metadata: further columns of the records to keep.
+        unlabelled: leave the labels out: `values` are then the records' `weak`, a weak teacher's estimates as shares of
+            the scale, 0 to 1, NaN where it is not believed or there is none.
 
     Raises:
         ValueError: an entry that cannot be read, or nothing left to train on.
@@ -232,6 +259,8 @@ def training_rows(
     images, chosen, labels, seen, offset = [], [], [], {}, 0
     for table in map(TrainingData.read, tables):
         records = table.load(part, formats)
+        if unlabelled:
+            records = _without_labels(table, records)
         groups = group_by_image(records)
         of_table = _labels(table, records, groups)
         first = [min(group.values()) for group in groups]

@@ -14,9 +14,11 @@ import hashlib
 import io
 import os
 import re
+import struct
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -39,7 +41,7 @@ class Clip:
     """One recording of one person.
 
     Args:
-        labels: files that hold its labels, or the folder of them.
+        labels: files that hold its labels, or the folder of them; of faces without labels the pictures themselves.
         images: its folder of images, or its video; None where there is none.
         part: "train" or "test", where the dataset itself divides its people.
     """
@@ -57,20 +59,30 @@ class Picture:
 
     path: str  # of the image, or of the video
     number: int = 1  # of the frame in the video, from 1
-    frame: Image.Image | None = None  # of the video
+    frame: Image.Image | None = None  # of the video, or what was cut out
+    content: bytes | None = None  # of the file, where a table holds it
+    eyes: tuple | None = None  # as `crop_face` takes them, where the dataset gives them
 
     def stored(self) -> dict:
-        """The image of a record: the path of a file, the JPEG of a video's frame."""
+        """The image of a record: the path of a file, its bytes from a table, the JPEG of a video's frame."""
         if self.frame is None:
-            return {"bytes": None, "path": self.path}
+            return {"bytes": self.content, "path": self.path if self.content is None else None}
         return {"bytes": jpeg(self.frame), "path": None}
 
     def open(self) -> Image.Image:
         """In RGB, turned as its EXIF data say. Raises OSError for a file that is no whole image."""
         if self.frame is not None:
             return self.frame
-        with Image.open(self.path) as image:
+        return open_image(self.path if self.content is None else io.BytesIO(self.content))
+
+
+def open_image(file: str | BinaryIO) -> Image.Image:
+    """In RGB, turned as its EXIF data say. Raises OSError for what is no whole image, or one too large to be meant."""
+    try:
+        with Image.open(file) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
+    except (SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:  # as broken files raise too
+        raise OSError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -93,10 +105,11 @@ class Source:
         read: gives the records of a clip, without their `part` and with a `Picture` as image, and adds what is wrong
             with it to the defects.
         clips_per_shard: how many clips are written as one file.
-        metadata: column -> type, beside the fixed columns of a record.
+        metadata: column -> feature (of datasets), beside the fixed columns of a record.
         known: what a complete copy holds.
         defects: what was already found to be wrong.
         notes: what anyone who uses the records should know.
+        crops: `read` gives crops of faces, so there is nothing left to crop.
     """
 
     dataset: str
@@ -105,10 +118,11 @@ class Source:
     clips: list[Clip]
     read: Callable[[Clip, Defects], Iterator[dict]]
     clips_per_shard: int
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, object] = field(default_factory=dict)
     known: Known = field(default_factory=Known)
     defects: Defects = field(default_factory=Defects)
     notes: tuple[str, ...] = ()
+    crops: bool = False
 
     def fingerprint(self) -> str:
         """SHA-256 over the names of the clips and the names and sizes of their label files (of folders: the count)."""

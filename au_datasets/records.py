@@ -38,6 +38,7 @@ PARTS = ("train", "validation", "test")
 KEY = ("dataset", "subject", "clip", "frame")  # what identifies an image
 NO_CLIP = "0"  # value of `clip` of images that are no recording
 MANIFEST = "manifest.json"
+NOT_ANNOTATED = "not annotated"  # the key of NaN among the manifest's counts of values
 _DEFECTS = "defects"  # key of a shard's Parquet metadata
 
 
@@ -194,7 +195,7 @@ def finish_folder(
                     _count_values(FORMATS[name], np.array(labels), values[name])
     warnings = [*warnings, *defects.lines()]
     if not images_of_part:
-        raise ValueError(f"no image with labels was found: {'; '.join(warnings) or 'the source is empty'}")
+        raise ValueError(f"no image is left to store: {'; '.join(warnings) or 'the source is empty'}")
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "complete": True,
@@ -226,7 +227,7 @@ def _count_values(fmt, labels: np.ndarray, counts: Mapping[str, Counter]) -> Non
         for value, count in zip(*np.unique(known, return_counts=True), strict=True):
             counts[label][f"{value:.1f}" if fmt.scale == "continuous" else str(int(value))] += int(count)
         if len(known) < len(column):
-            counts[label]["not annotated"] += len(column) - len(known)
+            counts[label][NOT_ANNOTATED] += len(column) - len(known)
 
 
 def _write_json(path: Path, content: Mapping) -> None:
@@ -236,20 +237,25 @@ def _write_json(path: Path, content: Mapping) -> None:
 
 
 def load_records(
-    path: str | Path | Iterable[str | Path], part: str | None = None, formats: Iterable[str] | None = None
+    path: str | Path | Iterable[str | Path],
+    part: str | None = None,
+    formats: Iterable[str] | None = None,
+    labelled: bool = True,
 ) -> Dataset:
     """The records of one folder, or of several one after another.
 
     Args:
         part: keep only "train", "validation" or "test".
         formats: keep only rows of these formats.
+        labelled: refuse a folder that holds no label at all, from which nobody can learn or score by `values`.
 
     Raises:
         FileNotFoundError: for a folder without records.
-        ValueError: for a folder that is unfinished or does not follow the schema, and where nothing is left.
+        ValueError: for a folder that is unfinished, does not follow the schema or has no labels, and where nothing is
+            left.
     """
     folders = [Path(path)] if isinstance(path, str | Path) else [Path(each) for each in path]
-    tables = [_load_folder(folder) for folder in folders]
+    tables = [_load_folder(folder, labelled) for folder in folders]
     records = tables[0] if len(tables) == 1 else concatenate_datasets(tables)
     kept = np.ones(len(records), bool)
     if part is not None:
@@ -265,7 +271,7 @@ def load_records(
     return records if kept.all() else records.select(np.flatnonzero(kept))
 
 
-def _load_folder(folder: Path) -> Dataset:
+def _load_folder(folder: Path, labelled: bool) -> Dataset:
     shards = sorted(folder.glob("data-*.parquet"))
     if not shards or not (folder / MANIFEST).is_file():
         raise FileNotFoundError(f"no data-*.parquet with a {MANIFEST} in {folder}: make them with prepare_data.py")
@@ -277,6 +283,8 @@ def _load_folder(folder: Path) -> Dataset:
         )
     if not manifest["complete"]:
         raise ValueError(f"{folder} is unfinished: run the command that started it once more, it resumes")
+    if labelled and not _has_labels(manifest):
+        raise ValueError(f"{folder} holds no labels; give it as --unlabelled")
     records = Dataset.from_parquet([str(shard) for shard in shards])
     for name, feature in record_features({}).items():
         arrived = records.features.get(name)
@@ -286,6 +294,11 @@ def _load_folder(folder: Path) -> Dataset:
     if unknown:
         raise ValueError(f"{folder} has records of unknown formats {sorted(unknown)}; known are {sorted(FORMATS)}")
     return records
+
+
+def _has_labels(manifest: Mapping) -> bool:
+    counts = (values for labels in manifest["values"].values() for values in labels.values())
+    return any(values.keys() - {NOT_ANNOTATED} for values in counts)
 
 
 def group_by_image(records: Dataset) -> list[dict[str, int]]:

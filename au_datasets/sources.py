@@ -5,17 +5,26 @@ that were found while it was written; a run that was killed is repeated and writ
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
-from datasets import Value
+from PIL import Image
 
 from ..action_units import FORMATS
-from ..faces_au import FacesTable, YuNet, crop_face
+from ..faces_au import FacesTable, Point, YuNet, crop_face
 from .folds import assign_parts, kfold, protocol_split, split_parts
 from .reading import Clip, Known, Picture, Source, jpeg
-from .records import PARTS, Defects, finish_folder, record_features, shard_path, start_folder, write_shard
+from .records import (
+    NOT_ANNOTATED,
+    PARTS,
+    Defects,
+    finish_folder,
+    record_features,
+    shard_path,
+    start_folder,
+    write_shard,
+)
 
 
 def parts_of(
@@ -69,16 +78,29 @@ class Crop:
         base: the folder that a table's paths may begin at.
         faces: a table as `FacesTable` reads it, its files absolute or below `base`, or the names of videos.
         detector: finds the faces that no table gives: one of `DETECTORS`.
+        margin: as in `crop_face`.
     """
 
     size: int
     base: Path
     faces: Path | None = None
     detector: str = "packaged"
+    margin: float = 0.0
 
     def __call__(self, picture: Picture) -> dict | None:
         """The image of a record, a JPEG; None where there is no face."""
         image = picture.open()
+        eyes = self.eyes(picture, image)
+        return None if eyes is None else {"bytes": jpeg(self.cut(image, eyes)), "path": None}
+
+    def cut(self, image: Image.Image, eyes: tuple[Point, Point]) -> Image.Image:
+        """The crop of the face with these eyes."""
+        return crop_face(image, eyes, self.size, self.margin)
+
+    def eyes(self, picture: Picture, image: Image.Image) -> tuple[Point, Point] | None:
+        """Those that the dataset gives, or of the largest face of a picture and its opened image; None without one."""
+        if self.faces is None and picture.eyes is not None:
+            return picture.eyes
         finder = _finder(self.faces, self.detector)
         if self.faces is None:
             found = finder(image)
@@ -92,8 +114,7 @@ class Crop:
             )
         if not found:
             return None
-        largest = max(found, key=lambda face: face.box[2] * face.box[3])
-        return {"bytes": jpeg(crop_face(image, largest.eyes, self.size)), "path": None}
+        return max(found, key=lambda face: face.box[2] * face.box[3]).eyes
 
     def check(self) -> None:
         """Raise ValueError or OSError where the table or the detector cannot be used."""
@@ -126,7 +147,7 @@ def prepare_shard(job: tuple) -> int:
                 if image is not None:
                     yield {**record, "image": image, "part": part}
 
-    features = record_features({name: Value(dtype) for name, dtype in source.metadata.items()})
+    features = record_features(source.metadata)
     write_shard(records(), features, path, defects)
     return len(clips)
 
@@ -150,7 +171,8 @@ def start_source(
     others = sorted(path.name for path in {*out.glob("data-*.parquet")} - {shard[0] for shard in shards})
     if others:  # they would be counted and trained on beside the planned ones
         raise ValueError(f"{out} holds {others[0]}, which is not of this run: choose another --out")
-    return arguments, [(source, crop, *shard) for shard in shards if not shard[0].is_file()]
+    reader = replace(source, clips=[])  # a job brings its own, and 100,000 would be sent to a worker with each
+    return arguments, [(reader, crop, *shard) for shard in shards if not shard[0].is_file()]
 
 
 def finish_source(source: Source, arguments: Mapping, out: Path) -> dict:
@@ -173,6 +195,6 @@ def compare(known: Known, manifest: Mapping) -> list[dict]:
         least = FORMATS[name].presence_threshold
         for label, count in labels.items():
             values = manifest["values"].get(name, {}).get(label, {})
-            present = sum(n for value, n in values.items() if value != "not annotated" and float(value) >= least)
+            present = sum(n for value, n in values.items() if value != NOT_ANNOTATED and float(value) >= least)
             rows.append({"what": f"{name} {label} at least {least:g}", "expected": count, "found": present})
     return rows

@@ -209,7 +209,7 @@ def group_audit(
     for column, entries in groups.items():
         if len(entries) != len(rows):
             raise ValueError(f"column {column!r} has {len(entries)} entries for {len(rows)} rows; give one for each")
-        members = _members(entries)
+        members = group_members(entries)
         subjects = {group: len(np.unique(who[rows_of])) for group, rows_of in members.items()}
         too_small[column] = {group: few for group, few in subjects.items() if few < fewest}
         kept = [group for group in members if group not in too_small[column]]
@@ -242,7 +242,7 @@ def group_audit(
     return {"columns": columns, "gaps": gaps, "too_small": too_small}
 
 
-def _members(entries: Sequence) -> dict[str, np.ndarray]:
+def group_members(entries: Sequence) -> dict[str, np.ndarray]:
     """Group -> indices (k,) of its rows; bands of numbers in rising order, other groups by name."""
     known = [row for row, entry in enumerate(entries) if entry is not None and entry == entry]
     kept = [entries[row] for row in known]

@@ -79,6 +79,38 @@ def intervals(
     }
 
 
+def mean_with_interval(
+    values: np.ndarray, subjects: Sequence, resamples: int = 1000, level: float = 0.95, seed: int = 0
+) -> tuple[list[float], list, float, list[float]]:
+    """Means of the columns of a table, such as rates, with percentile bootstrap intervals that draw subjects.
+
+    Args:
+        values: (images, columns), NaN where unknown. subjects: (images,) who is shown. resamples, level, seed: as in
+            `intervals`.
+
+    Returns:
+        the columns' means and their [low, high]; the mean of these means and its [low, high]. What is unknown is left
+        out; NaN where nothing is known.
+
+    Raises:
+        ValueError: as `intervals` for resamples and level.
+    """
+    people, who = np.unique(np.asarray(subjects), return_inverse=True)
+    draws = draw_subjects(len(people), resamples, level, seed)
+    known = ~np.isnan(values)
+    total, count = (
+        sum_by_subject(table.T, who, len(people)) for table in (np.where(known, values, 0), known.astype(float))
+    )  # (columns, people)
+    with np.errstate(invalid="ignore"):
+        means, drawn = total.sum(axis=1) / count.sum(axis=1), (total @ draws) / (count @ draws)
+    return (
+        means.tolist(),
+        bounds(drawn, level),
+        float(mean_of_defined(means)),
+        bounds(mean_of_defined(drawn), level),
+    )
+
+
 def paired_difference(
     a: Mapping,
     b: Mapping,

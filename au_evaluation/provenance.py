@@ -3,13 +3,16 @@
 `training_manifest.json` lies beside a checkpoint's weights and travels with the folder. It names every person the
 weights have been trained or chosen on, so that an evaluation can refuse to test on them:
 
-    {"schema_version": 1, "people": {"train": ["disfa:SN001", …], "validation": […], "calibration": […]},
-     "data": {path: content hash}, "formats": […], "recipe": {…}, "commit": …, "date": …, "base": {…} or null,
+    {"schema_version": 1,
+     "people": {"train": ["disfa:SN001", …], "unlabelled": […], "validation": […], "calibration": […]},
+     "data": {path: content hash}, "unlabelled": {path: content hash}, "formats": […], "recipe": {…}, "commit": …,
+     "date": …, "base": {…} or null,
      "labels": {"bp4d": {"AU1": {"mean": …, "rate": …, "n": …}}}}
 
 `base` is the manifest of the checkpoint that training started from, so nobody is forgotten over several trainings; it
 names only people whom later manifests do not name in that role: many trainings on the same people stay small.
 `labels` says how the training labels are distributed (`balance.label_statistics`); older manifests lack it.
+`unlabelled` are people and folders that were trained on without labels; older manifests lack it.
 `unreadable`, where there is one, lists images that could not be read in training and were skipped.
 """
 
@@ -27,7 +30,7 @@ from au_llava.au_datasets.folds import person_key
 
 TRAINING_MANIFEST = "training_manifest.json"
 SCHEMA_VERSION = 1
-ROLES = ("train", "validation", "calibration")
+ROLES = ("train", "unlabelled", "validation", "calibration")
 
 
 def code_commit() -> str | None:
@@ -64,18 +67,27 @@ def training_manifest(
     recipe: Mapping,
     base: Mapping | None = None,
     labels: Mapping | None = None,
+    unlabelled: Iterable[str] = (),
+    unlabelled_data: Iterable[str] = (),
 ) -> dict:
     """The manifest of a training that starts now.
 
     Args:
-        train, validation: `person_key`s. data: record folders. formats: names. recipe: options that differ from the
-            defaults. base: the manifest of the checkpoint that it starts from. labels: their `label_statistics`.
+        train, validation, unlabelled: `person_key`s. data, unlabelled_data: record folders. formats: names. recipe:
+            options that differ from the defaults. base: the manifest of the checkpoint that it starts from. labels:
+            their `label_statistics`.
     """
-    people = {"train": sorted(train), "validation": sorted(validation), "calibration": []}
+    people = {
+        "train": sorted(train),
+        "unlabelled": sorted(unlabelled),
+        "validation": sorted(validation),
+        "calibration": [],
+    }
     return {
         "schema_version": SCHEMA_VERSION,
         "people": people,
         "data": content_hashes(data),
+        "unlabelled": content_hashes(unlabelled_data),
         "formats": sorted(formats),
         "recipe": dict(recipe),
         "commit": code_commit(),
@@ -89,7 +101,7 @@ def _unnamed(manifest: Mapping | None, named: Mapping[str, set[str]]) -> dict | 
     """A manifest and its bases without the people that are `named` in the same role already."""
     if manifest is None:
         return None
-    people = {role: sorted(set(manifest["people"][role]) - named[role]) for role in ROLES}
+    people = {role: sorted(set(manifest["people"].get(role, ())) - named[role]) for role in ROLES}
     named = {role: named[role] | set(people[role]) for role in ROLES}
     return {**manifest, "people": people, "base": _unnamed(manifest["base"], named)}
 
@@ -128,7 +140,7 @@ def seen_people(manifest: Mapping | None) -> dict[str, set[str]]:
     seen = {role: set() for role in ROLES}
     while manifest is not None:
         for role in ROLES:
-            seen[role] |= set(manifest["people"][role])
+            seen[role] |= set(manifest["people"].get(role, ()))
         manifest = manifest["base"]
     return seen
 

@@ -1,10 +1,12 @@
 """The options of train_sft.py that are AU-LLaVA's own, and which of all options a checkpoint keeps as its recipe."""
 
+import math
 from dataclasses import MISSING, dataclass, field, fields
 
 from trl import SFTConfig
 
 PARTS = ("vision_tower", "multi_modal_projector", "language_model")
+AVERAGE_DECAY = 0.995
 
 
 @dataclass
@@ -30,6 +32,30 @@ class AUArguments:
     vision_feature_layer: int | None = field(
         default=None,
         metadata={"help": "Of a new model: layer of the encoder to read, such as -2; default: last."},
+    )
+    unlabelled: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Datasets as of `data` whose labels are not used: their faces join the batches, and the model "
+            "learns to read them varied as the average of its weights reads them plain (docs/training.md)."
+        },
+    )
+    unlabelled_per_labelled: float = field(
+        default=1.0, metadata={"help": "Unlabelled images in a slot batch for each labelled one."}
+    )
+    consistency_weight: float = field(
+        default=0.5, metadata={"help": "Weight of the agreement with the averaged weights on unlabelled images."}
+    )
+    weak_weight: float = field(
+        default=1.0,
+        metadata={"help": "Weight of the agreement with the weak teacher, where unlabelled images have its estimates."},
+    )
+    average_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "Save an exponential moving average of the weights; the share that it keeps at each step, below 1; "
+            f"0: off. Default: {AVERAGE_DECAY} with `unlabelled`, else off."
+        },
     )
     formats: list[str] | None = field(
         default=None, metadata={"help": "Formats to train, such as bp4d disfa feafa. Default: all in the data."}
@@ -88,6 +114,30 @@ class AUArguments:
                 raise ValueError("cache_features needs a vision tower that stays as it is: freeze: [vision_tower].")
             if self.flip or self.augment:
                 raise ValueError("cache_features keeps each image as it is: leave out flip and augment, or the cache.")
+        self._check_unlabelled()
+        if self.average_decay is None:
+            self.average_decay = AVERAGE_DECAY if self.unlabelled else 0.0
+        if not 0 <= self.average_decay < 1:
+            raise ValueError(f"average_decay is {self.average_decay}; it must lie between 0 (off) and 1, 1 excluded.")
+
+    def _check_unlabelled(self):
+        options = ("unlabelled_per_labelled", "consistency_weight", "weak_weight")
+        if not self.unlabelled:
+            idle = [
+                each.name for each in fields(self) if each.name in options and getattr(self, each.name) != each.default
+            ]
+            if idle:
+                raise ValueError(f"{idle[0]} has no effect without unlabelled: name such data, or leave it out.")
+            return
+        for name in options:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more.")
+        if not self.consistency_weight and not self.weak_weight:
+            raise ValueError("consistency_weight and weak_weight are both 0: unlabelled data would teach nothing.")
+        if self.causal_share == 1:
+            raise ValueError("unlabelled images join slot batches, and causal_share 1 leaves none: lower it.")
+        if self.cache_features:
+            raise ValueError("cache_features keeps each image as it is, and unlabelled ones are varied: leave one out.")
 
 
 @dataclass

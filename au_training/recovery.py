@@ -53,14 +53,28 @@ class ReadableRows:
     choices, and a batch without any readable image is still one that every process computes.
 
     The batch also holds two lists: `rows`, the rows' `index`, and `unreadable`, the `index` of those without an image.
+    Of the unlabelled pictures that join it, `unlabelled_rows` is the list of their `index`, and `readable` a boolean
+    tensor (pictures,).
+
+    Args:
+        collate: `AUCollator`.
+        unlabelled: rows of `mixing.unlabelled_rows` that may join, images not decoded; or None.
     """
 
-    def __init__(self, collate):
+    def __init__(self, collate, unlabelled: datasets.Dataset | None = None):
         self.collate = collate
+        self.unlabelled = unlabelled
 
     def __call__(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
         read = [self._read(row) for row in rows]
-        batch = self.collate(read)
+        joining = [] if self.unlabelled is None else self.collate.joining(rows, len(self.unlabelled))
+        if joining:
+            unlabelled = [self._read(row) for row in self.unlabelled.__getitems__(joining)]
+            batch = self.collate(read, unlabelled)
+            batch["unlabelled_rows"] = joining
+            batch["readable"] = torch.tensor([row["image"] is not BLANK for row in unlabelled])
+        else:
+            batch = self.collate(read)
         batch["rows"] = [row["index"] for row in rows]
         batch["unreadable"] = [row["index"] for row in read if row.get("image") is BLANK]
         return batch

@@ -10,11 +10,15 @@ import platform
 import re
 import shlex
 import sys
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+from au_llava.au_evaluation.provenance import code_commit
+from au_llava.au_recognition.provenance import checkpoint_identity
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"
@@ -44,6 +48,25 @@ def command() -> str:
     words = [str(script.relative_to(ROOT)) if script.is_relative_to(ROOT) else script.name, *sys.argv[1:]]
     threads = os.environ.get("OMP_NUM_THREADS")
     return f"OMP_NUM_THREADS={threads} " * bool(threads) + shlex.join(["python", *words])
+
+
+def origin(name: str, model, *packages: str) -> dict:
+    """Where a measurement comes from: the command, the date, the code, the weights by their content, the machine.
+
+    Args:
+        name: of the checkpoint, a folder or a Hub id, that `model` was loaded from. packages: further ones whose
+            version matters.
+    """
+    checkpoint = checkpoint_identity(name, model)
+    kept = ("name", "commit", "weights_sha256", "mirror_images")
+    return {
+        "command": command(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "code_commit": code_commit(),
+        "checkpoint": {key: checkpoint[key] for key in kept} | {"calibrated": checkpoint["calibration"] is not None},
+        "machine": machine(),
+        "packages": {package: version(package) for package in ("numpy", "pillow", "scipy", *packages)},
+    }
 
 
 def as_markdown(table: Table) -> str:

@@ -996,7 +996,7 @@ def test_no_image_at_all_is_an_error(three_people, capsys):
     for path in (three_people / "frames").rglob("*.png"):
         path.rename(path.with_name(f"9{path.name}"))
     assert main(words) == 1
-    assert "no image with labels was found: images without labels, left out: 9" in capsys.readouterr().err
+    assert "no image is left to store: images without labels, left out: 9" in capsys.readouterr().err
 
 
 def test_comparison_with_a_complete_copy_by_hand():

@@ -105,7 +105,7 @@ def test_defects_of_shards_reach_the_manifest(tmp_path):
 def test_a_folder_without_records_is_not_finished(tmp_path):
     start_folder(tmp_path, {})
     write_shard([], FEATURES, shard_path(tmp_path, "train", 0, 1))
-    with pytest.raises(ValueError, match="no image with labels was found: all gone"):
+    with pytest.raises(ValueError, match="no image is left to store: all gone"):
         finish_folder(tmp_path, {}, ["all gone"])
 
 

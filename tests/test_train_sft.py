@@ -98,7 +98,12 @@ def test_checkpoints_say_who_was_seen(tiny_checkpoint, rendered_records, tmp_pat
     records = {part: people_of(load_records(rendered_records, part=part)) for part in ("train", "validation", "test")}
     for folder in (tmp_path / "one", tmp_path / "one" / "checkpoint-1"):
         manifest = json.loads((folder / "training_manifest.json").read_text())
-        assert manifest["people"] == {"train": records["train"], "validation": records["validation"], "calibration": []}
+        assert manifest["people"] == {
+            "train": records["train"],
+            "unlabelled": [],
+            "validation": records["validation"],
+            "calibration": [],
+        }
         assert manifest["formats"] == ["bp4d", "disfa", "feafa"]
         assert manifest["recipe"]["learning_rate"] == 0.001
         assert "output_dir" not in manifest["recipe"]

@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from au_llava.action_units import FORMATS
-from au_llava.au_datasets import aff_wild2, bp4d, ck_plus, disfa, fairface, feafa, gft, table, unlabelled
+from au_llava.au_datasets import aff_wild2, bp4d, ck_plus, disfa, fairface, feafa, gft, moved, table, unlabelled
 from au_llava.au_datasets.folds import PROTOCOLS, assign_parts
 from au_llava.au_datasets.reading import check_root
 from au_llava.au_datasets.records import (
@@ -228,6 +228,7 @@ def make_parser() -> argparse.ArgumentParser:
     rendered.add_argument("--test", type=_share, default=0.1, help="share of the subjects (default: 0.1)")
     rendered.set_defaults(prepare=prepare_rendered)
     add_sources(datasets)
+    add_moved(datasets)
     return parser
 
 
@@ -390,6 +391,30 @@ def add_unlabelled(add: Callable) -> None:
         parser.add_argument(
             "--teacher", choices=unlabelled.TEACHERS, default="none", help="whose weak values to store (default: none)"
         )
+
+
+def add_moved(datasets) -> None:
+    """The sub-command of photographs that are moved."""
+    parser = datasets.add_parser(
+        "moved",
+        help="faces without labels that are at rest, their pictures moved by known action units",
+        description=moved.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--root", type=_path, required=True, metavar="FOLDER", help="records of faces without labels")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the records; resumed if it has some")
+    parser.add_argument("--workers", type=_positive, default=os.cpu_count(), help="processes (default: all cores)")
+    parser.add_argument("--per-face", type=_positive, default=2, help="moved pictures of each face (default: 2)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed draws other movements (default: 0)")
+    nothing = dict.fromkeys(("images", "faces", "detector", "protocol", "folds", "tested", "test"))
+    parser.set_defaults(
+        **nothing,
+        prepare=prepare_source,
+        open_source=lambda args: moved.open_moved(args.root, args.per_face, args.seed),
+        test_drawn=0.0,
+        validation=0.0,
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -105,7 +105,7 @@ def head_rotation(yaw: float, pitch: float) -> np.ndarray:
     return (turn @ nod).astype(np.float32)
 
 
-def _project(vertices: np.ndarray, eyes: np.ndarray, view: View, size: int):
+def project(vertices: np.ndarray, eyes: np.ndarray, view: View, size: int):
     """Perspective and the eye-aligned crop: (V, 2) pixels, (V,) nearness, the eyes' midpoint, pixels per unit."""
 
     def perspective(points):
@@ -205,8 +205,8 @@ def render(
     vertices, normals, eyes = vertices @ rotation, normals @ rotation, eyes @ rotation
 
     samples = size * SUPERSAMPLING
-    points, nearness, centre, unit = _project(vertices, eyes, view, samples)
-    at_rest = _project(identity[rig.landmarks] @ rotation, eyes, view, samples)[0]
+    points, nearness, centre, unit = project(vertices, eyes, view, samples)
+    at_rest = project(identity[rig.landmarks] @ rotation, eyes, view, samples)[0]
     landmarks = np.stack([points[rig.landmarks], at_rest]) / samples
     pixels, triangles, weights = rasterise(points, nearness, faces, samples)
     light = _vertex_light(vertices, normals, faces, look.oiliness, opening, view)
@@ -244,7 +244,7 @@ def draw_values(values: np.ndarray, identity: np.ndarray, movement: np.ndarray, 
     rotation = head_rotation(view.yaw, view.pitch)
     vertices = (identity + movement + _turn_eyes(view.gaze)).astype(np.float32) @ rotation
     eyes = np.stack([vertices[_vertex_sets()[name]].mean(axis=0) for name in ("eye_left", "eye_right")])
-    points, nearness, _, _ = _project(vertices, eyes, view, size)
+    points, nearness, _, _ = project(vertices, eyes, view, size)
     pixels, triangles, weights = rasterise(points, nearness, rig.faces, size)
     drawn = np.zeros(size * size, np.float32)
     drawn[pixels] = (values[rig.faces[triangles]] * weights).sum(axis=1)

@@ -128,7 +128,7 @@ class FoundFace:
 
     def measure(self) -> "Measured | None":
         """What the landmarker says of it; None where it finds no face."""
-        return _landmarker()(crop_face(self.image, self.eyes, MEASURED_SIZE, MEASURED_MARGIN))
+        return landmarker()(crop_face(self.image, self.eyes, MEASURED_SIZE, MEASURED_MARGIN))
 
 
 def find_face(picture: Picture, crop: Crop, where: str, defects: Defects) -> FoundFace | None:
@@ -181,7 +181,7 @@ def check_teacher(teacher: str, measures: bool = True) -> None:
     if teacher != "none":
         _weak_teacher()
         if measures:
-            _landmarker()
+            landmarker()
 
 
 @lru_cache(maxsize=1)  # once per process
@@ -192,7 +192,8 @@ def _weak_teacher() -> "WeakTeacher":
 
 
 @lru_cache(maxsize=1)  # once per process
-def _landmarker() -> "Landmarker":
+def landmarker() -> "Landmarker":
+    """MediaPipe's face landmarker. Raises ValueError where it is not installed."""
     from .weak_teacher import Landmarker
 
     return Landmarker()

@@ -91,12 +91,12 @@ class TrainingData:
             raise ValueError(f"{entry}: a dataset needs path and, where wanted, {', '.join(known[1:])}.")
         return cls(**entry)
 
-    def load(self, part: str, formats: Iterable[str] | None = None) -> datasets.Dataset:
-        """Its records of a part. ValueError where there are none."""
+    def load(self, part: str, formats: Iterable[str] | None = None, labelled: bool = True) -> datasets.Dataset:
+        """Its records of a part. ValueError where there are none, or they should be `labelled` and are not."""
         formats = self.formats or formats
         if self.protocol is None:
-            return load_records(self.path, part=part, formats=formats)
-        records = load_records(self.path, formats=formats)
+            return load_records(self.path, part, formats, labelled)
+        records = load_records(self.path, None, formats, labelled)
         names = records[get_protocol(self.protocol).unit][:]
         split = protocol_split(self.protocol, self.tested, VALIDATION_SEED, self.validation, names)
         members = split.get(part, [])
@@ -113,7 +113,7 @@ class TrainingData:
         """(dataset, subject) of those who are tested and so must never be trained on; of a protocol with published
         people all of them, be they in the folder or not."""
         try:
-            records = replace(self, formats=None).load("test")
+            records = replace(self, formats=None).load("test", labelled=False)
         except ValueError:  # no such part, or none of its people here
             people = set()
         else:
@@ -258,7 +258,7 @@ def training_rows(
     """
     images, chosen, labels, seen, offset = [], [], [], {}, 0
     for table in map(TrainingData.read, tables):
-        records = table.load(part, formats)
+        records = table.load(part, formats, labelled=not unlabelled)
         if unlabelled:
             records = _without_labels(table, records)
         groups = group_by_image(records)

@@ -203,7 +203,8 @@ class WeakTeacher:
             raise ValueError(f"a weak teacher cannot know {unknown}: use keys of ACTION_UNITS, such as AU12")
         for label, rule in rules.items():
             knots = [(rule.absent_below, 0.0), *rule.curve]
-            if any(a >= c or b > d for (a, b), (c, d) in pairwise(knots)) or knots[-1][1] > 1:
+            rises = all(a < c and b <= d for (a, b), (c, d) in pairwise(knots))
+            if not (rule.curve and rises and knots[-1][1] <= 1):
                 raise ValueError(
                     f"the curve of {label} must rise from 0 at {rule.absent_below} to at most 1: {rule.curve}"
                 )

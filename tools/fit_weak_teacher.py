@@ -18,7 +18,7 @@ import io
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -35,7 +35,7 @@ from sklearn.metrics import roc_auc_score
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS
 from au_llava.au_datasets.records import MANIFEST, group_by_image, load_records
-from au_llava.au_datasets.weak_teacher import BLENDSHAPES, CERTAIN, LANDMARKER_SHA256, Landmarker, Rule
+from au_llava.au_datasets.weak_teacher import BLENDSHAPES, CERTAIN, LANDMARKER_SHA256, Landmarker, Rule, WeakTeacher
 
 KEPT_APART = 1000  # photographs to choose and compare on, never used here
 KNOTS = 8  # of a curve
@@ -70,7 +70,7 @@ CLOSED_MOUTH = {"jawOpen": (0, 0.05), "mouthUpperUp": (0, 0.1), "mouthLowerDown"
 LOOKING_AHEAD = {"eyeLookOut": (0, 0.25), "eyeLookIn": (0, 0.25), "eyeLookDown": (0, 0.3)}
 # Brows that are high at rest are told from raised ones by wide eyes alone, and by each other's company.
 BROWS_UP = {"browInnerUp": (0.55, 1), "browOuterUp": (0.55, 1), "eyeWide": (0.035, 1), "eyeSquint": (0, 0.45)}
-# An AU is believed where at least half of the faces at the upper end show it and at most two of thirty at the lower one.
+# An AU is believed where at least half of the faces at the upper end show it, and at most two of thirty at the lower.
 # Both ends or none: were photographs only ever absent, being a photograph would be the sign of absence. That leaves out
 # AU10 (14 of 30: talkers and singers), AU15 (13 of 30), AU20 (5 of 30: smiles), AU9 (7 of 29; noseSneer stays at 0) and
 # AU14, AU24 and AU28, whose blendshapes find thin lips, beards and hands.
@@ -130,29 +130,41 @@ def measure(folder: Path, landmarker: Landmarker) -> tuple[np.ndarray, dict[str,
     return np.array(blendshapes), values, np.array([labels["part"][group["feafa"]] for group in rows]), missed
 
 
-def strengths(values: dict[str, np.ndarray], label: str) -> dict[str, np.ndarray]:
-    """(N,) presence by format, and under "share" the strength as a share of the scale, of an unsided AU."""
-    found = {}
-    for name in MAIN_FORMATS:
-        fmt = FORMATS[name]
-        columns = [fmt.labels.index(each) for each in (label, f"{label}L", f"{label}R") if each in fmt.labels]
-        if columns:
-            strongest = values[name][:, columns].max(axis=1)
-            found[name] = strongest >= fmt.presence_threshold
-            share = strongest / fmt.value_numbers[-1]
-            found["share"] = share if fmt.scale != "occurrence" or "share" not in found else found["share"]
-    return found
+def presence(values: dict[str, np.ndarray], label: str) -> dict[str, np.ndarray]:
+    """(N,) bool by format, whether an unsided AU is present on either side."""
+    return {
+        name: strongest >= FORMATS[name].presence_threshold
+        for name in MAIN_FORMATS
+        if (strongest := _strongest(values, name, label)) is not None
+    }
 
 
-def fit(choice: Choice, evidence: np.ndarray, share: np.ndarray) -> tuple[tuple[float, float], ...]:
+def strength(values: dict[str, np.ndarray], label: str) -> np.ndarray:
+    """(N,) strength of an unsided AU as a share of the scale of the format that grades it most finely."""
+    for name in ("feafa", "disfa"):
+        strongest = _strongest(values, name, label)
+        if strongest is not None:
+            return strongest / FORMATS[name].value_numbers[-1]
+    raise ValueError(f"no format grades {label}: it cannot be a graded choice")
+
+
+def _strongest(values: dict[str, np.ndarray], name: str, label: str) -> np.ndarray | None:
+    labels = FORMATS[name].labels
+    columns = [labels.index(each) for each in (label, f"{label}L", f"{label}R") if each in labels]
+    return values[name][:, columns].max(axis=1) if columns else None
+
+
+def fit(choice: Choice, evidence: np.ndarray, strengths: np.ndarray) -> tuple[tuple[float, float], ...]:
     """The curve of `Rule`: the share to be expected, strength times precision.
 
     A graded strength is that of rendered faces with the same evidence, 0 at that of photographs without the AU.
     """
     precision = choice.precision[0] / choice.precision[1]
+    if choice.graded and evidence.max() <= choice.present_above:
+        raise ValueError(f"no rendered training face has {choice.evidence} above {choice.present_above}: render more.")
     if not choice.graded:
         return ((choice.present_above, round(CERTAIN * precision, 3)),)
-    regression = IsotonicRegression(out_of_bounds="clip").fit(evidence, share)
+    regression = IsotonicRegression(out_of_bounds="clip").fit(evidence, strengths)
     knots = np.linspace(choice.present_above, evidence.max(), KNOTS)
     lowest, highest = regression.predict([choice.absent_below, evidence.max()])
     heights = precision * highest * (regression.predict(knots) - lowest) / (highest - lowest)
@@ -219,23 +231,24 @@ def run(args: argparse.Namespace) -> None:
     training = parts == "train"
     if training.all() or not training.any():
         raise ValueError(f"{args.rendered} needs training people and others: prepare it with --validation or --test.")
-    entries = {}
+    rules, entries = {}, {}
     table = Table("AU", "believed absent", "present", "wrongly absent", "precision", *MAIN_FORMATS)
     for label, choice in CHOICES.items():
         rule = Rule(choice.evidence, choice.absent_below, choice.absent_where, (), choice.present_where)
-        evidence, shown = rule.evidence_of(blendshapes), strengths(values, label)
-        curve = fit(choice, evidence[training], shown["share"][training])
-        rule = Rule(choice.evidence, choice.absent_below, choice.absent_where, curve, choice.present_where)
-        shares = rule.shares(photographs)
+        evidence, shown = rule.evidence_of(blendshapes), presence(values, label)
+        strengths = strength(values, label) if choice.graded else np.zeros(len(evidence))
+        curve = fit(choice, evidence[training], strengths[training])
+        rules[label] = replace(rule, curve=curve)
+        shares = rules[label].shares(photographs)
         auc = {
-            name: round(float(roc_auc_score(shown[name][~training], evidence[~training])), 3)
-            for name in MAIN_FORMATS
-            if name in shown
+            name: round(float(roc_auc_score(present[~training], evidence[~training])), 3)
+            for name, present in shown.items()
+            if 0 < present[~training].mean() < 1
         }
         believed = {"absent": shares == 0, "present": shares > 0}
         rates = {kind: round(float(where.mean()), 4) for kind, where in believed.items()}
         entries[label] = {
-            **vars(rule),
+            **asdict(rules[label]),
             "photographs_believed": rates,
             "photographs_precision": choice.precision,
             "photographs_wrongly_absent": choice.wrongly_absent,
@@ -251,6 +264,7 @@ def run(args: argparse.Namespace) -> None:
                 chosen = rng.permutation(np.flatnonzero(where))[: COLUMNS * ROWS]
                 if len(chosen):
                     draw_sheet([places[number] for number in chosen], args.sheets / f"{label}-{kind}.png")
+    WeakTeacher(rules)  # refuses rules that make no sense
     content = {
         "about": "A weak teacher (au_datasets/weak_teacher.py); the photographs_… counts are by eye, of one person",
         "landmarker_sha256": LANDMARKER_SHA256,

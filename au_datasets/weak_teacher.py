@@ -1,4 +1,4 @@
-"""A weak teacher for photographs without labels: MediaPipe's blendshapes of a face, and the action units they vouch for.
+"""A weak teacher for photographs without labels: MediaPipe's blendshapes, and the action units they vouch for.
 
 Blendshapes are not action units (AUs). For each AU the asset `assets/weak_teacher.json` (made by
 `tools/fit_weak_teacher.py`) names the blendshapes of the same muscles, below which bound a face shows no such AU, above
@@ -17,6 +17,7 @@ import threading
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -123,7 +124,7 @@ def _packaged_model() -> Path:
 
 
 def _angles(rotation: np.ndarray) -> tuple[float, float, float]:
-    """Yaw, pitch and roll in degrees, as the subject turns, of a head's rotation (3, 3), x to the right, y up, z to us."""
+    """Yaw, pitch and roll in degrees, as the subject turns, of a rotation (3, 3); x to the right, y up, z to us."""
     scale = np.cbrt(np.linalg.det(rotation))
     right, up, ahead = (rotation / scale).T
     yaw = np.arctan2(ahead[0], ahead[2])
@@ -158,8 +159,8 @@ class Rule:
         evidence: blendshape -> factor; the greatest product is the evidence for the AU.
         absent_below: evidence at and below which the AU is absent.
         absent_where: blendshape -> (least, greatest) of a face on which that is believed.
-        curve: (evidence, share of the scale) pairs, both rising; from the first one's evidence on the AU is present.
-            Empty where its presence is never believed.
+        curve: (evidence, share of the scale to be expected) pairs, both rising; from the first one's evidence on the
+            AU is believed present.
         present_where: as `absent_where`.
     """
 
@@ -177,10 +178,9 @@ class Rule:
         """(N,) shares of the scale in 0 to 1, NaN where nothing is believed."""
         evidence = self.evidence_of(blendshapes, side)
         shares = np.full(len(blendshapes), np.nan, np.float32)
-        if self.curve:
-            knots, heights = zip(*self.curve, strict=True)
-            present = (evidence >= knots[0]) & _within(blendshapes, self.present_where)
-            shares[present] = np.interp(evidence[present], knots, heights)
+        knots, heights = zip(*self.curve, strict=True)
+        present = (evidence >= knots[0]) & _within(blendshapes, self.present_where)
+        shares[present] = np.interp(evidence[present], knots, heights)
         shares[(evidence <= self.absent_below) & _within(blendshapes, self.absent_where)] = 0
         return shares
 
@@ -203,7 +203,8 @@ class WeakTeacher:
             raise ValueError(f"a weak teacher cannot know {unknown}: use keys of ACTION_UNITS, such as AU12")
         for label, rule in rules.items():
             knots = [(rule.absent_below, 0.0), *rule.curve]
-            if any(a >= c or b > d for (a, b), (c, d) in zip(knots, knots[1:], strict=False)) or knots[-1][1] > 1:
+            rises = all(a < c and b <= d for (a, b), (c, d) in pairwise(knots))
+            if not (rule.curve and rises and knots[-1][1] <= 1):
                 raise ValueError(
                     f"the curve of {label} must rise from 0 at {rule.absent_below} to at most 1: {rule.curve}"
                 )

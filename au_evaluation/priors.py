@@ -9,7 +9,7 @@ photographs read a little higher than neutral rendered faces, likelihood knows n
 present AUs read less surely, none but that nobody shows them: the prior would rise, or fall to 0. So
 
 - it never rises: correction is for rendered people showing more than people do, not for what readings are off by;
-- the odds fall tenfold at most (`LEAST_ODDS`, a judgement): what reads 0.91 among rendered people is found yet.
+- the odds fall tenfold at most (`LEAST_ODDS`, a judgement): what reads 0.91 among rendered people is still found.
 
 An AU is present on a photograph from one half on ("more likely than not"), or from the threshold of rendered people
 if that is higher. Thresholds with the highest F1 lie below one half where AUs are rare (Lipton, Elkan and Naryanaswamy,
@@ -22,6 +22,7 @@ import math
 import numpy as np
 from rich.table import Table
 from scipy.optimize import brentq
+from scipy.special import expit, logit
 
 from au_llava.action_units import AUFormat, get_format
 from au_llava.calibration_au_llava import DEFAULT_THRESHOLD, calibrate
@@ -40,14 +41,14 @@ def estimate_prior(probabilities: np.ndarray, prior: float) -> float:
     maximisation would climb, step by step.
 
     Args:
-        probabilities: (faces,) of presence, 0 to 1, right among faces of which the share `prior` shows the AU.
+        probabilities: (faces,) of presence, above 0 and below 1, right among faces of which the share `prior` shows
+            the AU. prior: above 0 and below 1.
 
     Returns:
         0 to 1; NaN where all faces read alike: then nothing tells how many of them show the AU.
     """
     if np.ptp(probabilities) < ALIKE:
         return math.nan
-    probabilities = probabilities.clip(1e-9, 1 - 1e-9)
     present, absent = probabilities / prior, (1 - probabilities) / (1 - prior)
 
     def slope(q: float) -> float:
@@ -56,12 +57,6 @@ def estimate_prior(probabilities: np.ndarray, prior: float) -> float:
     if slope(0.0) <= 0:
         return 0.0
     return 1.0 if slope(1.0) >= 0 else float(brentq(slope, 0.0, 1.0))
-
-
-def log_odds(probability: float) -> float:
-    """-inf at 0, inf at 1."""
-    with np.errstate(divide="ignore"):
-        return float(np.log(probability) - np.log1p(-probability))
 
 
 def fit_photographs(entry: dict, labelled: np.ndarray, unlabelled: np.ndarray, fmt: AUFormat) -> dict[str, dict]:
@@ -82,20 +77,18 @@ def fit_photographs(entry: dict, labelled: np.ndarray, unlabelled: np.ndarray, f
     """
     present = np.array(fmt.value_numbers) >= fmt.presence_threshold
     probabilities = [
-        calibrate(read, fmt, {"formats": {fmt.name: entry}})[0][..., present].sum(axis=-1).clip(0, 1)
+        calibrate(read, fmt, {"formats": {fmt.name: entry}})[0][..., present].sum(axis=-1).clip(1e-9, 1 - 1e-9)
         for read in (labelled, unlabelled)
     ]
     found = {}
     for label, of_labelled, of_unlabelled in zip(fmt.labels, *(each.T for each in probabilities), strict=True):
         prior = float(of_labelled.mean())
         estimated = estimate_prior(of_unlabelled, prior)
-        of_au = entry["aus"][label]
-        known = not math.isnan(estimated)
-        shift = float(np.clip(log_odds(estimated) - log_odds(prior), math.log(LEAST_ODDS), 0)) if known else 0.0
-        shift = round(shift, 4)
-        threshold = max(DEFAULT_THRESHOLD, of_au["threshold"])
-        of_au["photographs"] = {"shift": shift, "threshold": threshold}
-        used = float(1 / (1 + np.exp(-log_odds(prior) - shift)))
+        bounded = np.clip(logit(estimated) - logit(prior), math.log(LEAST_ODDS), 0)
+        shift = 0.0 if math.isnan(estimated) else round(float(bounded), 4)
+        threshold = max(DEFAULT_THRESHOLD, entry["aus"][label]["threshold"])
+        entry["aus"][label]["photographs"] = {"shift": shift, "threshold": threshold}
+        used = float(expit(logit(prior) + shift))
         found[label] = {"labelled": prior, "estimated": estimated, "used": used, "shift": shift, "threshold": threshold}
     if all(math.isnan(each["estimated"]) for each in found.values()):
         raise ValueError(f"all unlabelled faces read alike in {fmt.name}: are they pictures of different faces?")

@@ -4,6 +4,7 @@
     accelerate launch eval_au.py --data data/rendered --formats bp4d disfa --decoding free --out runs/eval-free
     python eval_au.py --data data/rendered --groups skin_tone gender age yaw --out runs/eval     # bias audit
     python eval_au.py --model runs/mine --calibrate data/rendered --out runs/calibration
+    python eval_au.py --model runs/mine --calibrate data/rendered --unlabelled data/photographs --out runs/calibration
     python eval_au.py --protocol bp4d-3fold --model P1=runs/p1 P2=runs/p2 P3=runs/p3 --data data/bp4d --out runs/bp4d
     python eval_au.py compare runs/eval runs/eval-free
     python eval_au.py matrix --model runs/bp4d runs/disfa --data data/bp4d data/disfa --out runs/matrix
@@ -26,7 +27,10 @@ training_manifest.json names them.
 --calibrate fits temperatures, isotonic curves and thresholds on the validation part of its folders and stores them in
 the config.json of --model, a folder, where `recognize` applies them from then on. It writes calibration.json (per AU:
 method, threshold, ECE, log loss and Brier score before and after, cross-validated) and reliability.png to --out. With
---mirror it is fitted to, and `recognize` gives, the mean of what is read off an image and off its mirror image.
+--mirror it is fitted to, and `recognize` gives, the mean of what is read off an image and off its mirror image. With
+--unlabelled it also estimates how frequent AUs are among the faces of these folders' train part, whose labels it does
+not look at; `recognize` then gives probabilities as of such faces, and rendered people are still scored as rendered
+people (--prior says otherwise).
 --protocol takes a checkpoint for each tested part and writes its table, beside published results, as table.md, .tex and
 .csv. `compare` tests the difference of two evaluations of the same images (paired bootstrap over subjects, Holm's
 correction over AUs). `matrix` scores presence on the AUs that a checkpoint's formats share with each dataset's.
@@ -61,9 +65,11 @@ from au_llava.au_evaluation.calibration import (
     calibration_report,
     calibration_table,
     draw_reliability,
+    unlabelled_records,
 )
 from au_llava.au_evaluation.intervals import paired_difference
-from au_llava.au_evaluation.prediction import KEYS, predict
+from au_llava.au_evaluation.prediction import KEYS, predict, use_prior
+from au_llava.au_evaluation.priors import priors_table
 from au_llava.au_evaluation.protocols import (
     as_csv,
     as_latex,
@@ -92,7 +98,7 @@ from au_llava.au_evaluation.scoring import (
     scores_table,
 )
 from au_llava.au_evaluation.transfer import best_asked, transfer_scores
-from au_llava.calibration_au_llava import entries_for
+from au_llava.calibration_au_llava import PRIORS, entries_for
 from au_llava.decoding_au_llava import DECODERS
 from au_llava.quantisation_au_llava import QUANTISATIONS, loading_options
 
@@ -106,6 +112,14 @@ def load(name: str, quantise: str | None):
     model = AutoModelForImageTextToText.from_pretrained(name, trust_remote_code=True, **loading_options(quantise))
     processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
     return model.to(PartialState().device).eval(), processor
+
+
+def choose_calibration(model, records, arguments: argparse.Namespace) -> None:
+    """Make `model` calibrate its readings of `records` as --uncalibrated and --prior say."""
+    if arguments.uncalibrated:
+        model.config.calibration = None
+    else:
+        use_prior(model, records, arguments.prior)
 
 
 def provenance(arguments: argparse.Namespace, model, name: str, people: str) -> dict:
@@ -122,6 +136,7 @@ def provenance(arguments: argparse.Namespace, model, name: str, people: str) -> 
         "part": arguments.part,
         "decoding": arguments.decoding,
         "mirror_images": model.config.mirror_images,
+        "prior": (model.config.calibration or {}).get("prior"),
         "batch_size": arguments.batch_size,
         "commit": code_commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -163,8 +178,7 @@ def main_score(arguments: argparse.Namespace):
         )
     people = check_unseen(name, people_of(records)) if arguments.part == "test" else "not checked: not the test part"
     model, processor = load(name, arguments.quantise)
-    if arguments.uncalibrated:
-        model.config.calibration = None
+    choose_calibration(model, records, arguments)
     timing = {}
     predictions = predict(
         model,
@@ -217,20 +231,22 @@ def main_calibrate(arguments: argparse.Namespace):
     if not config_file.is_file():
         raise ValueError(f"--calibrate stores its result in config.json: {name} is no folder that holds one.")
     people = people_of(load_records(arguments.calibrate, part=part))
-    check_unseen(
-        name, people, roles=("train", "unlabelled")
-    )  # of people it learned from, a model is surer than it should be
+    # Of people it learned from, a model is surer than it should be.
+    check_unseen(name, people, roles=("train", "unlabelled"))
+    if arguments.unlabelled:
+        people = sorted({*people, *people_of(unlabelled_records(arguments.unlabelled))})
     model, processor = load(name, arguments.quantise)
     if arguments.mirror is not None:
         model.config.mirror_images = arguments.mirror
-    calibration, fits, references = calibrate_checkpoint(
-        model, processor, arguments.calibrate, part, arguments.batch_size, progress=True
+    calibration, fits, references, priors = calibrate_checkpoint(
+        model, processor, arguments.calibrate, part, arguments.batch_size, True, arguments.unlabelled
     )
     if not PartialState().is_main_process:
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
     report = calibration_report(fits, references)
-    write_json(arguments.out / "calibration.json", {"fitted_on": calibration["fitted_on"], "formats": report})
+    written = {"fitted_on": calibration["fitted_on"], "formats": report, **({"priors": priors} if priors else {})}
+    write_json(arguments.out / "calibration.json", written)
     thresholds = {fmt_name: fit["entry"]["presence_threshold"] for fmt_name, fit in fits.items()}
     draw_reliability(fits, references, thresholds).savefig(arguments.out / "reliability.png", dpi=110)
     manifest = read_training_manifest(name) or training_manifest([], [], [], [], {})
@@ -242,6 +258,8 @@ def main_calibrate(arguments: argparse.Namespace):
     unfinished.write_text(json.dumps(config | stored, indent=2, sort_keys=True) + "\n")
     unfinished.replace(config_file)
     Console().print(calibration_table(report, f"{name}, {part} part of {' '.join(arguments.calibrate)}"))
+    if priors:
+        Console().print(priors_table(priors, f"train part of {' '.join(arguments.unlabelled)}"))
     print(f"Stored in {config_file}; report: {arguments.out / 'calibration.json'}, {arguments.out / 'reliability.png'}")
 
 
@@ -260,8 +278,7 @@ def main_protocol(arguments: argparse.Namespace):
     predictions, origin = {}, {}
     for part in protocol.tested:
         model, processor = load(models[part], arguments.quantise)
-        if arguments.uncalibrated:
-            model.config.calibration = None
+        choose_calibration(model, records, arguments)
         predictions[part] = predict(
             model,
             processor,
@@ -392,6 +409,7 @@ def main_matrix(arguments: argparse.Namespace):
                 asked = best_asked(trained, known)
                 if model is None:
                     model, processor = load(name, arguments.quantise)
+                use_prior(model, tested)
                 predictions = predict(
                     model,
                     processor,
@@ -475,11 +493,19 @@ def make_parser() -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--data", nargs="+", metavar="DIR", help="score on these folders made by prepare_data.py")
     source.add_argument("--calibrate", nargs="+", metavar="DIR", help="instead, calibrate on these folders")
+    parser.add_argument(
+        "--unlabelled", nargs="+", default=[], metavar="DIR", help="with --calibrate: folders to estimate priors on"
+    )
     parser.add_argument("--protocol", choices=PROTOCOLS, help="score by a published protocol")
     parser.add_argument("--name", default="AU-LLaVA", help="of the method in the protocol's table")
     parser.add_argument("--formats", nargs="+", help="formats to score (default: all in the data)")
     parser.add_argument(
         "--groups", nargs="+", default=[], metavar="COLUMN", help="audit score gaps between groups of these columns"
+    )
+    parser.add_argument(
+        "--prior",
+        choices=PRIORS,
+        help="faces among which AUs are as frequent as here (default: rendered for rendered faces, else photographs)",
     )
     parser.add_argument("--uncalibrated", action="store_true", help="leave the checkpoint's calibration out")
     parser.add_argument(
@@ -532,17 +558,19 @@ def main(words: list[str] | None = None):
     arguments = make_parser().parse_args(words)
     mode = "--calibrate" if arguments.calibrate else "--protocol" if arguments.protocol else None
     without_effect = {
-        "--calibrate": ("protocol", "formats", "groups", "uncalibrated", "max_images", "name", "decoding"),
-        "--protocol": ("part", "formats", "groups", "max_images", "mirror"),
-        None: ("name", "mirror"),
+        "--calibrate": ("protocol", "formats", "groups", "prior", "uncalibrated", "max_images", "name", "decoding"),
+        "--protocol": ("part", "formats", "groups", "max_images", "mirror", "unlabelled"),
+        None: ("name", "mirror", "unlabelled"),
     }[mode]
     default = make_parser().get_default
     given = [f"--{option}" for option in without_effect if getattr(arguments, option) != default(option)]
     if given and mode:
         raise ValueError(f"{', '.join(given)} has no effect with {mode}.")
     if given:
-        needed = {"--name": "--protocol", "--mirror": "--calibrate"}
+        needed = {"--name": "--protocol", "--mirror": "--calibrate", "--unlabelled": "--calibrate"}
         raise ValueError(" ".join(f"{option} has no effect without {needed[option]}." for option in given))
+    if arguments.uncalibrated and arguments.prior:
+        raise ValueError("--prior has no effect with --uncalibrated.")
     run = {"--calibrate": main_calibrate, "--protocol": main_protocol, None: main_score}[mode]
     return run(arguments)
 

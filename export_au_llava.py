@@ -73,9 +73,9 @@ class SlotsGraph(nn.Module):
 
 
 class Calibration(nn.Module):
-    """`calibrate` of calibration_au_llava.py for one format, as tensor operations: temperatures, then isotonic curves.
+    """`calibrate` of calibration_au_llava.py for one format in tensor operations: temperatures, curves, shifts.
 
-    An AU without a temperature has 1, one without a curve the identity.
+    An AU without a temperature has 1, one without a curve the identity, one without a shift 0.
     """
 
     def __init__(self, fmt: AUFormat, calibration: Mapping | None):
@@ -93,18 +93,21 @@ class Calibration(nn.Module):
         self.register_buffer("present", torch.tensor(fmt.value_numbers) >= fmt.presence_threshold)
         self.register_buffer("curve", rows("probability", (0.0, 1.0)))
         self.register_buffer("calibrated", rows("calibrated", (0.0, 1.0)))
+        shifts = torch.tensor([[entry.get("shift", 0.0)] for entry in entries])
+        self.register_buffer("added", torch.where(self.present, shifts, 0.0))  # (AUs, values), to log-probabilities
 
     def forward(self, log_probabilities: torch.Tensor) -> torch.Tensor:
         """(images, AUs, values) before to after."""
         scaled = log_probabilities / self.temperatures
         if not self.has_curves:
-            return scaled.softmax(-1)
+            return (scaled + self.added).softmax(-1)
         found = scaled.double().softmax(-1)  # masses near 0 and 1 are divided by
         mass = (found * self.present).sum(-1, keepdim=True).clamp(1e-9, 1 - 1e-9)
         widths = self.curve.diff(dim=-1).clamp(min=1e-12)  # a step of the curve has no width
         climbed = ((mass - self.curve[:, :-1]) / widths).clamp(0, 1) * self.calibrated.diff(dim=-1)
         target = self.calibrated[:, :1] + climbed.sum(-1, keepdim=True)
-        return (found * torch.where(self.present, target / mass, (1 - target) / (1 - mass))).float()
+        weighted = found * torch.where(self.present, target / mass, (1 - target) / (1 - mass)) * self.added.exp()
+        return (weighted / weighted.sum(-1, keepdim=True)).float()
 
 
 def export(model, processor, formats: tuple[AUFormat, ...]) -> torch.export.ExportedProgram:

@@ -46,6 +46,7 @@ from au_llava.au_recognition.reasons import add_reasons, explain
 from au_llava.au_recognition.summary import Summary
 from au_llava.au_recognition.tables import SUFFIXES, Neutral, faces_read, open_table
 from au_llava.au_recognition.timelines import save_timelines
+from au_llava.calibration_au_llava import PRIORS, with_prior
 from au_llava.decoding_au_llava import DECODERS
 from au_llava.faces_au import DETECTORS, YUNET_SHA256, Face, FacesTable, YuNet, crop_face
 from au_llava.image_processing_au_llava import load_face_image
@@ -125,6 +126,8 @@ def main(arguments: argparse.Namespace) -> int:
     state = PartialState()
     options = {"trust_remote_code": True, **loading_options(arguments.quantise)}
     model = AutoModelForImageTextToText.from_pretrained(arguments.model, **options).eval().to(state.device)
+    if arguments.prior is not None:
+        model.config.calibration = with_prior(model.config.calibration, arguments.prior)
     processor = AutoProcessor.from_pretrained(arguments.model, trust_remote_code=True)
     plan = Plan(
         parts=parts_of(files, arguments.batch_size),
@@ -238,6 +241,11 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"any of {', '.join(FORMATS)} (default: {' '.join(MAIN_FORMATS)})",
     )
     add("--decoding", choices=DECODERS, default="slots", help="how answers are read (default: slots)")
+    add(
+        "--prior",
+        choices=PRIORS,
+        help="faces among which AUs are as frequent as here (default: as the checkpoint says)",
+    )
     add("--batch_size", type=int, default=16, help="faces per forward pass (default: 16)")
     add("--quantise", choices=QUANTISATIONS, help="load the language model in so many bits, by bitsandbytes")
     add(

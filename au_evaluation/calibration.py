@@ -1,4 +1,5 @@
-"""Fitting the calibration that calibration_au_llava.py applies, on validation subjects.
+"""Fitting the calibration that calibration_au_llava.py applies, on validation subjects (and the prior of photographs on
+unlabelled faces, by priors.py).
 
 Everything is chosen per format and AU: the method by cross-validation over subjects, its parameters on all validation
 subjects, then the decision threshold that gives the highest F1 on the calibrated probabilities. A method has to lower
@@ -7,10 +8,13 @@ it gains: otherwise the AU is left as it is.
 """
 
 import math
+import sys
 from collections.abc import Sequence
 
+import datasets
 import matplotlib
 import numpy as np
+from accelerate import PartialState
 from rich.table import Table
 from scipy.optimize import minimize_scalar
 from sklearn.isotonic import IsotonicRegression
@@ -18,9 +22,10 @@ from sklearn.metrics import log_loss, precision_recall_curve
 
 from au_llava.action_units import AUFormat, get_format, quantise
 from au_llava.au_datasets.folds import kfold, person_key
-from au_llava.au_datasets.records import group_by_image, load_records
+from au_llava.au_datasets.records import KEY, group_by_image, load_records
 from au_llava.au_evaluation.audits import abstention
 from au_llava.au_evaluation.prediction import predict
+from au_llava.au_evaluation.priors import ENOUGH, FEWEST_UNLABELLED, fit_photographs
 from au_llava.au_evaluation.provenance import content_hashes, people_of
 from au_llava.au_evaluation.scoring import by_format
 from au_llava.calibration_au_llava import DEFAULT_THRESHOLD, METHODS, apply_isotonic, apply_temperature, calibrate
@@ -31,6 +36,7 @@ import matplotlib.pyplot as plt
 
 FOLDS = 5
 FEWEST = 10  # positives and negatives that an AU needs on validation; below, it is left as it is
+UNLABELLED_PART = "train"  # estimating a prior is fitting: not on faces that anything is tested on
 KNOTS = 15  # of an isotonic curve: bins of equal counts, so that it stays small and does not follow single images
 
 
@@ -162,32 +168,88 @@ def draw_reliability(fits: dict[str, dict], references: dict[str, np.ndarray], t
     return figure
 
 
-def calibrate_checkpoint(model, processor, tables: list[str], part: str, batch_size: int, progress: bool = False):
+def calibrate_checkpoint(
+    model,
+    processor,
+    tables: list[str],
+    part: str,
+    batch_size: int,
+    progress: bool = False,
+    unlabelled: Sequence[str] = (),
+):
     """Fit the calibration of `model` on the validation subjects of `tables`.
 
+    Args:
+        unlabelled: folders of records whose labels are not looked at: the prior of photographs is estimated on their
+            `unlabelled_records`. Without them there is none.
+
     Returns:
-        what belongs into `AuLlavaConfig.calibration`; per format what `fit_format` returned; its labels (images, AUs).
+        what belongs into `AuLlavaConfig.calibration`; per format what `fit_format` returned; its labels (images, AUs);
+        per format what `fit_photographs` returned, {} without unlabelled records.
+
+    Raises:
+        ValueError: too few subjects or unlabelled faces, or unlabelled faces that all read alike.
     """
     records = load_records(tables, part=part)
+    more = unlabelled_records(unlabelled) if unlabelled else None
     raw, model.config.calibration = model.config.calibration, None
     try:
-        predictions = predict(model, processor, records, "slots", batch_size, progress, distributions=True)
+        predictions = _read(model, processor, records, batch_size, progress)
+        names = tuple(by_format(predictions))
+        unlabelled_rows = _read(model, processor, more, batch_size, progress, names) if unlabelled else []
     finally:
         model.config.calibration = raw
-    fits, references = {}, {}
+    fits, references, priors = {}, {}, {}
     for name, rows in by_format(predictions).items():
         read, references[name] = (np.array([row[key] for row in rows], float) for key in ("distribution", "references"))
         people = [person_key(row["dataset"], row["subject"]) for row in rows]
         fmt = get_format(name)
         fits[name] = fit_format(read, references[name], people, fmt)
         _add_rejection(fits[name]["entry"], read, rows, fmt)
+        if unlabelled:
+            of_format = np.array([row["distribution"] for row in unlabelled_rows if row["asked"] == name], float)
+            priors[name] = fit_photographs(fits[name]["entry"], read, of_format, fmt)
     fitted_on = {
         "data": content_hashes(tables),
         "part": part,
         "images": len(group_by_image(records)),
         "subjects": len(people_of(records)),
     }
-    return {"formats": {n: fit["entry"] for n, fit in fits.items()}, "fitted_on": fitted_on}, fits, references
+    calibration = {"formats": {n: fit["entry"] for n, fit in fits.items()}, "fitted_on": fitted_on}
+    if unlabelled:
+        calibration["prior"] = "photographs"
+        fitted_on["unlabelled"] = {"data": content_hashes(unlabelled), "part": UNLABELLED_PART, "images": len(more)}
+    return calibration, fits, references, priors
+
+
+def unlabelled_records(tables: Sequence[str]) -> datasets.Dataset:
+    """One record of each training image, to estimate priors on; of more than `ENOUGH`, evenly many from all over.
+
+    Raises:
+        ValueError: fewer than `FEWEST_UNLABELLED` images; and as `load_records`.
+    """
+    records = load_records(tables, part=UNLABELLED_PART)
+    rows = [next(iter(group.values())) for group in group_by_image(records)]
+    if len(rows) < FEWEST_UNLABELLED:
+        where = ", ".join(map(str, tables))
+        raise ValueError(
+            f"the {UNLABELLED_PART} part of {where} has {len(rows)} images, too few to estimate priors on: "
+            f"{FEWEST_UNLABELLED} are needed."
+        )
+    if len(rows) > ENOUGH:
+        rows = [rows[index] for index in np.linspace(0, len(rows) - 1, ENOUGH).astype(int)]
+    return records.select(rows)
+
+
+def _read(model, processor, records, batch_size: int, progress: bool, formats: tuple[str, ...] | None = None):
+    """What `predict` reads by slots, with distributions; images that cannot be read are left out and counted."""
+    rows = predict(model, processor, records, "slots", batch_size, progress, distributions=True, formats=formats)
+    readable = [row for row in rows if "distribution" in row]
+    left_out = {tuple(row[key] for key in KEY): row["problems"][0] for row in rows if "distribution" not in row}
+    if left_out and PartialState().is_main_process:
+        problem = next(iter(left_out.values()))
+        print(f"left out of the calibration: {len(left_out)} images ({problem})", file=sys.stderr)
+    return readable
 
 
 def _add_rejection(entry: dict, read: np.ndarray, rows: list[dict], fmt: AUFormat) -> None:

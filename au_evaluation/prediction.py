@@ -24,6 +24,7 @@ from rich.text import Text
 
 from au_llava.action_units import get_format
 from au_llava.au_datasets.records import group_by_image
+from au_llava.calibration_au_llava import with_prior
 
 KEYS = ("dataset", "subject", "clip", "frame", "format")
 AHEAD = 4  # batches whose images are decoded, by as many threads, while the model reads another
@@ -125,6 +126,21 @@ def predict(
     return sorted(gather_object(rows), key=lambda row: row["row"])
 
 
+def use_prior(model, records: datasets.Dataset, prior: str | None = None) -> None:
+    """Choose the prior with which `model` reads `records` from now on, where its calibration has one.
+
+    Args:
+        prior: one of `PRIORS`; by default "rendered" for rendered faces only, else "photographs".
+
+    Raises:
+        ValueError: photographs are asked for, and its calibration knows nothing of them.
+    """
+    if prior is None and (model.config.calibration or {}).get("prior") is not None:
+        prior = "rendered" if records.unique("dataset") == ["rendered"] else "photographs"
+    if prior is not None:
+        model.config.calibration = with_prior(model.config.calibration, prior)
+
+
 def weights_fingerprint(model) -> str:
     """A hash of the shapes and the first 256 numbers of every parameter: tells checkpoints apart quickly."""
     content = hashlib.sha256()
@@ -154,15 +170,16 @@ def _batches(records: datasets.Dataset, batch_size: int) -> list[tuple[tuple[str
 
 def _decoded(records: datasets.Dataset, batches: list[list[dict[str, int]]]) -> Iterator[list]:
     """Per batch its images, decoded ahead of time; an exception in place of an image that cannot be read."""
-    raw = records.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+    columns = ["image", *({"margin"} & set(records.column_names))]
+    raw = records.select_columns(columns).cast_column("image", datasets.Image(decode=False))
     decoder = datasets.Image()
 
     def decode(groups):
-        stored = raw[[next(iter(group.values())) for group in groups]]["image"]
+        stored = raw[[next(iter(group.values())) for group in groups]]
         faces = []
-        for each in stored:
+        for each, margin in zip(stored["image"], stored.get("margin", [0.0] * len(groups)), strict=True):
             try:
-                faces.append(decoder.decode_example(each))
+                faces.append(without_margin(decoder.decode_example(each), margin))
             except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for damaged files
                 faces.append(ValueError(f"image could not be read: {error}"))
         return faces
@@ -173,6 +190,13 @@ def _decoded(records: datasets.Dataset, batches: list[list[dict[str, int]]]) -> 
             while len(waiting) <= AHEAD and (upcoming := next(rest, None)) is not None:
                 waiting.append(pool.submit(decode, upcoming))
             yield waiting.popleft().result()
+
+
+def without_margin(image, margin: float):
+    """The middle of a PIL image that shows a crop and `margin` times the crop's side beyond it on every side."""
+    width, height = (round(side / (1 + 2 * margin)) for side in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height)) if margin else image
 
 
 def _prediction(result, name: str, distributions: bool) -> dict:

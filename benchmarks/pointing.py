@@ -45,6 +45,7 @@ from au_llava.au_evaluation.scoring import jsonable
 from au_llava.au_recognition.evidence import BLUR, COPIES, NOISE, evidence_maps, peak
 from au_llava.au_recognition.pictures import LEAST_MOVEMENT
 from au_llava.au_recognition.provenance import checkpoint_identity
+from au_llava.calibration_au_llava import with_prior
 from au_llava.metrics_au import mean_of_defined, sum_by_subject
 
 SEED, FIRST = 1, 100  # people of the test part and beyond; the method was chosen on those before
@@ -169,6 +170,7 @@ def main(words: list[str] | None = None):
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args(words)
     model = AutoModelForImageTextToText.from_pretrained(arguments.model, trust_remote_code=True, dtype="float32").eval()
+    model.config.calibration = with_prior(model.config.calibration, "rendered")
     processor = AutoProcessor.from_pretrained(arguments.model, trust_remote_code=True)
     identity = checkpoint_identity(arguments.model, model)  # before anybody replaces the files
     rows = list(rows_of(model, processor, arguments.people, arguments.images))

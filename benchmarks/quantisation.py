@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from au_llava.action_units import get_format
 from au_llava.au_datasets.records import group_by_image, load_records
-from au_llava.au_evaluation.prediction import predict
+from au_llava.au_evaluation.prediction import predict, use_prior
 from au_llava.au_evaluation.scoring import by_format, score_arguments
 from au_llava.metrics_au import score
 from au_llava.quantisation_au_llava import loading_options
@@ -38,6 +38,7 @@ def measure(arguments: argparse.Namespace, records, options: dict) -> tuple[floa
     """(MiB of weights, processor seconds per 100 images, predictions) of one precision."""
     model = AutoModelForImageTextToText.from_pretrained(arguments.model, trust_remote_code=True, **options).eval()
     processor = AutoProcessor.from_pretrained(arguments.model, trust_remote_code=True)
+    use_prior(model, records)
     memory = model.get_memory_footprint() / 2**20
     predict(model, processor, records.select(range(1)))  # compiles the token tree
     start, timing = time.process_time(), {}

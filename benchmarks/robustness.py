@@ -27,7 +27,7 @@ from au_llava.au_datasets.activations import label_values, sample_activations
 from au_llava.au_datasets.records import record_features
 from au_llava.au_datasets.render import View
 from au_llava.au_datasets.rendered import FORMAT_NAMES, jpeg_bytes, picture, sample_subject, subject_name
-from au_llava.au_evaluation.prediction import predict
+from au_llava.au_evaluation.prediction import predict, use_prior
 from au_llava.au_evaluation.scoring import jsonable, score_predictions
 
 matplotlib.use("Agg")
@@ -182,6 +182,7 @@ def main():
     features = record_features({"factor": Value("string"), "level": Value("string")})
     rows = list(track(records_of(arguments.people, arguments.images), total=total, description="Drawing faces"))
     records = Dataset.from_list(rows, features=features)
+    use_prior(model, records)
     predictions = predict(model.eval(), processor, records, batch_size=32, progress=True)
     found = summarise(predictions)
 

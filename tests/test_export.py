@@ -45,6 +45,15 @@ CALIBRATION = {
         },
     },
 }
+PHOTOGRAPHS = {"photographs": {"shift": -1.4, "threshold": 0.5}}
+SHIFTED = {
+    "fitted_on": {},
+    "prior": "photographs",
+    "formats": {
+        name: {**of_format, "aus": {label: entry | PHOTOGRAPHS for label, entry in of_format["aus"].items()}}
+        for name, of_format in CALIBRATION["formats"].items()
+    },
+}
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +138,7 @@ def test_the_reader_in_the_document_needs_neither_torch_nor_transformers(exporte
 
 
 @pytest.mark.parametrize("name", ["disfa", "bp4d", "feafa"])
-@pytest.mark.parametrize("calibration", [None, CALIBRATION])
+@pytest.mark.parametrize("calibration", [None, CALIBRATION, SHIFTED, SHIFTED | {"prior": "rendered"}])
 def test_calibration_is_that_of_recognize(name, calibration):
     """Against `calibrate`, on distributions: even, uneven, nearly certain, and on both sides of a curve's step."""
     fmt = FORMATS[name]

@@ -152,9 +152,11 @@ def test_smile_scores_and_neutral_shares_by_hand():
         "feafa": ["AU12"],
     }
     neutral = photographs.neutral_shares(read, smiling, people)
-    assert neutral["disfa"]["AU12"]["half"]["value"] == pytest.approx(1 / 3)  # of .1, .6, .45
-    assert neutral["disfa"]["AU12"]["decided"]["value"] == pytest.approx(2 / 3)  # whose threshold is .4
-    assert neutral["feafa"]["AU12R"]["decided"] == {"value": 0, "interval": [0, 0]}
+    aus = neutral["formats"]
+    assert aus["disfa"]["AU12"]["half"]["value"] == pytest.approx(1 / 3)  # of .1, .6, .45
+    assert aus["disfa"]["AU12"]["decided"]["value"] == pytest.approx(2 / 3)  # whose threshold is .4
+    assert neutral["mean"]["decided"]["value"] == pytest.approx(2 / 3 / len(COLUMNS))
+    assert aus["feafa"]["AU12R"]["decided"] == {"value": 0, "interval": [0, 0]}
     assert [(name, label) for name, label, _ in photographs.worst(neutral, 1)] == [("disfa", "AU12")]
 
 
@@ -182,8 +184,8 @@ def test_the_whole_benchmark_counts_what_it_cannot_read(london, tiny_checkpoint,
     assert faces["skipped"]["004_03.jpg"] == "shows no face"
     assert str(tmp_path) not in json.dumps(found["faces"])
     assert len(found["provenance"]["checkpoint"]["weights_sha256"]["model.safetensors"]) == 64
-    assert found["neutral"].keys() == set(MAIN_FORMATS)
-    assert all(len(found["neutral"][name]) == len(FORMATS[name].labels) for name in MAIN_FORMATS)
+    assert found["neutral"]["formats"].keys() == set(MAIN_FORMATS)
+    assert all(len(found["neutral"]["formats"][name]) == len(FORMATS[name].labels) for name in MAIN_FORMATS)
     shown = capsys.readouterr()
     assert "2 of 7 pictures were skipped." in shown.err
     assert "missing of 1 people: 003" in shown.err
@@ -355,7 +357,7 @@ def write_photographs(folder, images: int = 24, change=lambda row: row):
     def rows():
         for number in range(images):
             for name in MAIN_FORMATS:
-                weak = [number % 2 if label == "AU12" else NAN for label in FORMATS[name].labels]
+                weak = [(0.1, 0.5)[number % 2] if label == "AU12" else NAN for label in FORMATS[name].labels]
                 key = {"dataset": "fairface", "subject": f"{number}.jpg", "clip": "0", "frame": 0, "format": name}
                 values = [NAN] * len(weak)
                 row = {**key, "image": {"bytes": picture(number), "path": None}, "values": values, "part": "validation"}

@@ -1,4 +1,4 @@
-# make demo: see it work on sample faces. make test: the test suite. Both set everything up by themselves.
+# make demo: see it work on sample faces and on a photograph. make test: the test suite. Both set everything up by themselves.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,6 +9,8 @@ export TOKENIZERS_PARALLELISM = false
 
 demo: $(VENV)/.installed
 	$(BIN)/python recognize_au.py assets/faces --out aus.csv --picture aus.png
+	$(BIN)/python -c "from PIL import Image; from skimage import data; Image.fromarray(data.astronaut()).save('astronaut.png')"
+	$(BIN)/python recognize_au.py astronaut.png --out astronaut.csv --picture astronaut-aus.png
 	$(BIN)/python prepare_data.py rendered --subjects 30 --images-per-subject 5 --seed 3 --validation 0 --test 1 --out data/demo
 	$(BIN)/python eval_au.py --data data/demo --out runs/demo
 

@@ -169,7 +169,7 @@ class Photographs:
                 f"weak labels must be {len(self.columns)}, one for each AU of {', '.join(self.formats)}, not "
                 f"{', '.join(map(str, sorted(lengths)))}."
             )
-        self.weak = np.array(weak, dtype=float)
+        self.weak = np.array(weak, dtype=np.float32)  # as stored: a tenth is a tenth
         if np.nanmin(self.weak, initial=0) < 0 or np.nanmax(self.weak, initial=0) > 1:
             raise ValueError("weak labels must be shares of the scale, 0 to 1, or NaN.")
         if np.isnan(self.weak).all():

@@ -5,6 +5,8 @@ A benchmark makes a rich `Table`, prints it by `show` and with `--write NAME` al
 """
 
 import argparse
+import hashlib
+import json
 import os
 import platform
 import re
@@ -16,9 +18,6 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-
-from au_llava.au_evaluation.provenance import code_commit
-from au_llava.au_recognition.provenance import checkpoint_identity
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"
@@ -51,19 +50,24 @@ def command() -> str:
 
 
 def origin(name: str, model, *packages: str) -> dict:
-    """Where a measurement comes from: the command, the date, the code, the weights by their content, the machine.
+    """Where a measurement comes from: the command, the date, the code, the checkpoint by its content, the machine.
 
     Args:
         name: of the checkpoint, a folder or a Hub id, that `model` was loaded from. packages: further ones whose
             version matters.
     """
+    from au_llava.au_evaluation.provenance import code_commit  # here, as torch above
+    from au_llava.au_recognition.provenance import checkpoint_identity
+
     checkpoint = checkpoint_identity(name, model)
     kept = ("name", "commit", "weights_sha256", "mirror_images")
+    calibration = json.dumps(checkpoint["calibration"], sort_keys=True).encode()
     return {
         "command": command(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "code_commit": code_commit(),
-        "checkpoint": {key: checkpoint[key] for key in kept} | {"calibrated": checkpoint["calibration"] is not None},
+        "checkpoint": {key: checkpoint[key] for key in kept}
+        | {"calibration_sha256": hashlib.sha256(calibration).hexdigest()},
         "machine": machine(),
         "packages": {package: version(package) for package in ("numpy", "pillow", "scipy", *packages)},
     }

@@ -115,14 +115,15 @@ def smile_scores(readings: Readings, smiling: np.ndarray, people: Sequence[str])
 
 
 def neutral_shares(readings: Readings, smiling: np.ndarray, people: Sequence[str]) -> dict:
-    """format -> AU -> {"half", "decided"}: share of neutral faces above one half, and by the checkpoint's threshold."""
+    """{"mean", "formats": format -> AU -> …} of {"half", "decided"}: the share of neutral faces that an AU is read
+    into, above one half and by the checkpoint's threshold."""
     neutral, people = ~smiling, np.asarray(people)[~smiling]
     above = {"half": readings.probability[neutral] > 0.5, "decided": readings.present[neutral]}
-    each = {key: shares(table.astype(float), people, readings.columns)["per_column"] for key, table in above.items()}
-    found = {name: {} for name, _ in readings.columns}
+    found = {key: shares(table.astype(float), people, readings.columns) for key, table in above.items()}
+    formats = {name: {} for name, _ in readings.columns}
     for name, label in readings.columns:
-        found[name][label] = {key: columns[name, label] for key, columns in each.items()}
-    return found
+        formats[name][label] = {key: each["per_column"][name, label] for key, each in found.items()}
+    return {"mean": {key: each["mean"] for key, each in found.items()}, "formats": formats}
 
 
 def blendshape_scores(images: dict[Path, Image.Image]) -> dict:
@@ -157,7 +158,7 @@ def _result(auc: dict) -> dict:
 
 def worst(neutral: dict, count: int = WORST) -> list[tuple[str, str, dict]]:
     """(format, AU, shares) of the AUs that are read into neutral faces most often, by the shipped thresholds."""
-    every = [(name, label, each) for name, aus in neutral.items() for label, each in aus.items()]
+    every = [(name, label, each) for name, aus in neutral["formats"].items() for label, each in aus.items()]
     return sorted(every, key=lambda row: -row[2]["decided"]["value"])[:count]
 
 
@@ -182,6 +183,8 @@ def show(found: dict) -> None:
         neutral.add_column(column, justify="left" if column in ("format", "AU") else "right")
     for name, label, each in worst(found["neutral"]):
         neutral.add_row(name, label, told(each["half"]), told(each["decided"]))
+    mean = found["neutral"]["mean"]
+    neutral.add_row("mean", "all", told(mean["half"]), told(mean["decided"]), style="bold")
     for table in (smile, neutral):
         Console().print(table)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from datasets import Dataset, Value
+from page import origin
 from PIL import Image
 from rich.progress import track
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -188,7 +189,8 @@ def main():
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     setting = {"people": arguments.people, "images": arguments.images, "seed": SEED}
-    content = {"schema_version": 1, "setting": setting, "factors": jsonable(found)}
+    content = {"schema_version": 1, "provenance": origin(arguments.model, model), "setting": setting}
+    content["factors"] = jsonable(found)
     (arguments.out / "robustness.json").write_text(json.dumps(content, indent=1))
     draw_chart(found).savefig(arguments.out / "robustness.png", dpi=110)
     draw_failures(Dataset.from_list(rows), predictions).savefig(arguments.out / "failures.png", dpi=110)

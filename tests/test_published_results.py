@@ -1,11 +1,15 @@
-"""The published results: that every row is well-formed, sourced, and agrees with itself."""
+"""The published results: that every row is well-formed, sourced, and agrees with itself.
 
+Those of others, and our own of photographs: which weights they are of, and that the tables show them.
+"""
+
+import hashlib
 import json
 import math
 from collections import Counter
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, load_tool
 
 from au_llava.action_units import ACTION_UNITS
 from au_llava.au_datasets.folds import PROTOCOLS
@@ -74,3 +78,116 @@ def test_the_main_protocols_have_something_to_compare_with():
     assert counts["bp4d-3fold"] > 30
     assert counts["disfa-3fold"] > 30
     assert counts["disfa-intensity-3fold"] > 10
+
+
+# ---- photographs ------------------------------------------------------------------------------------------------
+write_scores = load_tool("write_scores")
+FILES = [path for kind in ("photographs", "agreement") for path in write_scores.EVALUATIONS.glob(f"{kind}*.json")]
+OF_PHOTOGRAPHS = sorted(path.stem for path in FILES)
+
+
+@pytest.mark.parametrize("name", OF_PHOTOGRAPHS)
+def test_photographs_are_measured_by_a_command_that_can_be_typed_again(name):
+    origin = write_scores.evaluation(name)["provenance"]
+    words = origin["command"].split()
+    assert (ROOT / words[words.index("python") + 1]).is_file()
+    assert not any(word.startswith("/") for word in words)
+    assert not origin["checkpoint"]["name"].startswith("/")
+
+
+@pytest.mark.parametrize("name", [name for name in OF_PHOTOGRAPHS if not name.endswith("-before")])
+def test_photographs_are_read_by_the_shipped_weights(name):
+    shipped = hashlib.sha256((ROOT / "model.safetensors").read_bytes()).hexdigest()
+    weights = write_scores.evaluation(name)["provenance"]["checkpoint"]["weights_sha256"]
+    assert weights == {"model.safetensors": shipped}
+
+
+def test_the_london_set_was_whole():
+    for name in ("photographs-before", "photographs"):
+        faces = write_scores.evaluation(name)["faces"]
+        assert (faces["people"], faces["neutral"], faces["smiling"]) == (102, 102, 102)
+        assert faces["skipped"] == {}
+
+
+def each(value: float, **more) -> dict:
+    return {"value": value, "interval": [value - 0.125, value + 0.125], **more}
+
+
+@pytest.fixture
+def tool(tmp_path, monkeypatch):
+    """The script with made-up evaluations: `give(name, content)` stores one."""
+    tool = load_tool("write_scores")
+    monkeypatch.setattr(tool, "EVALUATIONS", tmp_path)
+    tool.give = lambda name, content: (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    return tool
+
+
+def photographs(value: float) -> dict:
+    read = {"half": each(value), "decided": each(value + 0.25)}
+    return {
+        "faces": {"people": 3, "neutral": 3, "smiling": 2, "skipped": {"003_08.jpg": "shows no face"}},
+        "smile": {"disfa": {"AU12": {key: each(value) for key in ("expected", "probability", "found")}}},
+        "neutral": {
+            "mean": read,
+            "formats": {"bp4d": {"AU12": {"half": each(0), "decided": each(0)}}, "disfa": {"AU12": read}},
+        },
+    }
+
+
+def test_tables_of_the_london_set(tool):
+    tool.give("photographs-before", photographs(0.25))
+    tool.give(
+        "photographs", photographs(0.5) | {"mediapipe": {"found": 5, "AU12": each(0.75, blendshape="mouthSmile")}}
+    )
+    lines = tool.photographs_table().splitlines()
+    before, now, mediapipe = "0.250 (0.125 to 0.375)", "0.500 (0.375 to 0.625)", "0.750 (0.625 to 0.875)"
+    words = "smile against neutral, AUC of the expected value"
+    assert lines[2] == f"| {words} | disfa | AU12 | {before} | {now} | {mediapipe}, mouthSmile |"
+    assert lines[3] == f"| the same, of the probability | disfa | AU12 | {before} | {now} |  |"
+    assert lines[-3].startswith(
+        "| share of neutral faces read as present, shipped threshold | all | mean of all | 0.500 ("
+    )
+    assert lines[-1].startswith("3 neutral and 2 smiling faces of 3 people; 1 pictures skipped.")
+    rows = tool.neutral_table().splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == ["| disfa", "| bp4d"]  # that with more false findings first
+    assert rows[0].endswith(f"| {before} | {now} | {now} | {mediapipe} |")
+
+
+def agreement(value: float) -> dict:
+    found = {"spearman": each(value), "roc_auc": each(value, positives=11)}
+    group = {"n": 20, **{key: each(value) for key in ("present", "roc_auc", "bias")}}
+    gap = {"difference": 0.25, "interval": [0.125, 0.375], "p_holm": 0.03125, "groups": ["a", "b"]}
+    return {
+        "faces": {"images": 1234},
+        "summary": {key: each(value) for key in write_scores.AGREEMENT},
+        "agreement": {"disfa": {"AU12": found}},
+        "neutral": {"images": 99},
+        "groups": {
+            "AU12": {
+                "columns": {"race": {"a": group, "b": group}, "age": {}},
+                "gaps": {"race": {"roc_auc": gap}, "age": {}},
+                "too_small": {"race": {}, "age": {"70 and more": 3}},
+            }
+        },
+    }
+
+
+def test_tables_of_agreement_and_groups(tool):
+    tool.give("agreement-before", agreement(0.25))
+    tool.give("agreement", agreement(0.5))
+    before, now = "0.250 (0.125 to 0.375)", "0.500 (0.375 to 0.625)"
+    lines = tool.agreement_table().splitlines()
+    assert lines[2] == f"| agreement: Pearson's correlation | {before} | {now} |"
+    assert lines[-1].startswith("1,234 photographs; 99 that the teacher finds neutral.")
+    assert (
+        tool.agreement_per_au_table().splitlines()[2] == f"| disfa | AU12 | 11 | {before} | {now} | {before} | {now} |"
+    )
+    lines = tool.photograph_groups_table().splitlines()
+    assert lines[2] == f"| AU12 | race | a | 20 | {now} | {now} | {now} |"
+    assert lines[-3] == "| AU12 | race | a: 0.500 | b: 0.500 | 0.250 (0.125 to 0.375) | 0.031 |"
+    assert lines[-1] == "Too few clear faces to compare: AU12, age: 70 and more."
+
+
+def test_what_is_not_measured_says_so(tool):
+    text = "<!-- agreement -->\n<!-- /agreement -->"
+    assert tool.filled(text) == "<!-- agreement -->\nNot measured yet (agreement-before.json).\n<!-- /agreement -->"

@@ -223,6 +223,8 @@ def test_tables_show_the_numbers_of_their_files(tmp_path):
     [
         ("benchmarks/held_out.py", "no-a", "no-b", "--data", "nowhere", "--out", "x.json"),
         ("benchmarks/robustness.py", "--model", "/nowhere", "--out", "x"),
+        ("benchmarks/photographs.py", "--root", "nowhere", "--out", "x.json"),
+        ("benchmarks/agreement.py", "--data", "nowhere", "--out", "x.json"),
         ("tools/pretrain_tower.py", "--base", "/nowhere", "--data", "nowhere", "--out", "x"),
     ],
 )

@@ -4,21 +4,26 @@
     python tools/write_scores.py slots=runs/eval-slots free=runs/eval-free constrained=runs/eval-constrained
     python tools/write_scores.py held-out=runs/held-out.json robustness=runs/robustness/robustness.json
     python tools/write_scores.py comparison=runs/comparison/comparison.json
+    python tools/write_scores.py photographs=runs/photographs.json agreement=runs/agreement.json
 
 assets/evaluation/DECODER.json are the results.json files that eval_au.py wrote for each decoder on the same images, the
-others what benchmarks/held_out.py, robustness.py and comparison.py wrote; the other commands take over new ones
-(without the scores per subject). The tables stand between markers, and a test checks that they are what this script
-writes: no number is typed by hand.
+others what benchmarks/held_out.py, robustness.py, comparison.py, photographs.py and agreement.py wrote; the other
+commands take over new ones (without the scores per subject). photographs-before and agreement-before are those of the
+last checkpoint that was trained on rendered faces only (commit 4957c54). The tables stand between markers, and a test
+checks that they are what this script writes: no number is typed by hand.
 """
 
 import json
 import re
 import sys
+from collections.abc import Callable
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 EVALUATIONS = ROOT / "assets" / "evaluation"
-DOCUMENTS = ("README.md", "model_card.md", "docs/evaluation.md")
+DOCUMENTS = ("README.md", "model_card.md", "docs/evaluation.md", "docs/photographs.md")
 DECODERS = ("slots", "free", "constrained")
 METRICS = {"f1": "F1", "roc_auc": "ROC AUC", "ece": "ECE", "icc": "ICC(3,1)", "pcc": "PCC", "mae": "MAE"}
 
@@ -160,6 +165,121 @@ def comparison_table() -> str:
     return "\n".join(lines)
 
 
+def result(each: dict) -> str:
+    return number(each["value"], each["interval"])
+
+
+def photographs_table() -> str:
+    """The London set: smile against neutral, and AU12 read into neutral faces; before, now and MediaPipe."""
+    before, now = evaluation("photographs-before"), evaluation("photographs")
+    heads = ["measure", "format", "AU", "rendered faces only", "shipped", "MediaPipe's blendshapes"]
+    lines = [f"| {' | '.join(heads)} |", "|---|---|---|---:|---:|---:|"]
+
+    def row(*words: str, path: tuple[str, ...], beside: str = "") -> None:
+        cells = [result(reduce(getitem, path, each)) for each in (before, now)]
+        lines.append(f"| {' | '.join([*words, *cells, beside])} |")
+
+    smile = {
+        "expected": "smile against neutral, AUC of the expected value",
+        "probability": "the same, of the probability",
+        "found": "share of smiling faces whose AU is found",
+    }
+    for key, words in smile.items():
+        for name, aus in now["smile"].items():
+            for label in aus:
+                shape = now.get("mediapipe", {}).get(label) if key == "expected" else None
+                beside = f"{result(shape)}, {shape['blendshape']}" if shape else ""
+                row(words, name, label, path=("smile", name, label, key), beside=beside)
+    for key, how in (("half", "probability above one half"), ("decided", "shipped threshold")):
+        words = f"share of neutral faces read as present, {how}"
+        for name in ("bp4d", "disfa"):
+            row(words, name, "AU12", path=("neutral", "formats", name, "AU12", key))
+        row(words, "all", "mean of all", path=("neutral", "mean", key))
+    faces = now["faces"]
+    note = (
+        f"{faces['neutral']} neutral and {faces['smiling']} smiling faces of {faces['people']} people; "
+        f"{len(faces['skipped'])} pictures skipped. In brackets 95 % bootstrap intervals over people. Where a format "
+        "codes the sides of an AU, the stronger one counts."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def neutral_table() -> str:
+    """The London set's neutral faces: one row per AU and format, those first that are read into most faces."""
+    before, now = (evaluation(name)["neutral"]["formats"] for name in ("photographs-before", "photographs"))
+    heads = [
+        f"{which}, {what}" for which in ("rendered only", "shipped") for what in ("above one half", "by threshold")
+    ]
+    lines = [f"| format | AU | {' | '.join(heads)} |", "|---|---|" + "---:|" * len(heads)]
+    rows = [(name, label) for name, aus in now.items() for label in aus]
+    for name, label in sorted(rows, key=lambda row: -now[row[0]][row[1]]["decided"]["value"]):
+        cells = [result(each[name][label][key]) for each in (before, now) for key in ("half", "decided")]
+        lines.append(f"| {name} | {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+AGREEMENT = {
+    "pearson": "agreement: Pearson's correlation",
+    "spearman": "agreement: Spearman's correlation",
+    "roc_auc": "agreement: ROC AUC, teacher at least 0.5 against at most 0.1",
+    "difference": "change of the expected value, share of the scale",
+    "changed": "share of decisions that change",
+    "neutral_present": "share of AUs read into faces that the teacher finds neutral",
+}
+
+
+def agreement_table() -> str:
+    """Photographs without labels: the summary, before and now."""
+    before, now = evaluation("agreement-before"), evaluation("agreement")
+    lines = ["| mean over AUs | rendered faces only | shipped |", "|---|---:|---:|"]
+    for key, words in AGREEMENT.items():
+        lines.append(f"| {words} | {result(before['summary'][key])} | {result(now['summary'][key])} |")
+    note = (
+        f"{now['faces']['images']:,} photographs; {now['neutral']['images']:,} that the teacher finds neutral. In "
+        "brackets 95 % bootstrap intervals over people."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def agreement_per_au_table() -> str:
+    """One row per AU and format that the teacher is believed on, before and now."""
+    before, now = (evaluation(name)["agreement"] for name in ("agreement-before", "agreement"))
+    heads = [f"{metric}, {which}" for metric in ("Spearman", "ROC AUC") for which in ("rendered only", "shipped")]
+    lines = [f"| format | AU | clear and strong | {' | '.join(heads)} |", "|---|---|---:|" + "---:|" * len(heads)]
+    for name, aus in now.items():
+        for label, each in aus.items():
+            cells = [result(of[name][label][key]) for key in ("spearman", "roc_auc") for of in (before, now)]
+            lines.append(f"| {name} | {label} | {each['roc_auc']['positives']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def photograph_groups_table() -> str:
+    """One row per AU and group of people, with the largest gap between groups below."""
+    lines = [
+        "| AU | groups of | group | images | read as present | agreement: ROC AUC | bias |",
+        "|---|---|---|---:|---:|---:|---:|",
+    ]
+    gaps = ["| AU | groups of | best | worst | gap in ROC AUC | p (Holm) |", "|---|---|---|---|---:|---:|"]
+    for label, each in evaluation("agreement")["groups"].items():
+        for column, groups in each["columns"].items():
+            for group, of_group in groups.items():
+                cells = [result(of_group[key]) for key in ("present", "roc_auc", "bias")]
+                lines.append(f"| {label} | {column} | {group} | {of_group['n']} | {' | '.join(cells)} |")
+            gap = each["gaps"][column].get("roc_auc")
+            if gap:
+                best, worst = (f"{name}: {groups[name]['roc_auc']['value']:.3f}" for name in gap["groups"])
+                difference = number(gap["difference"], gap["interval"])
+                gaps.append(f"| {label} | {column} | {best} | {worst} | {difference} | {gap['p_holm']:.3f} |")
+    few = [
+        f"{label}, {column}: {', '.join(groups)}"
+        for label, each in evaluation("agreement")["groups"].items()
+        for column, groups in each["too_small"].items()
+        if groups
+    ]
+    note = f"Too few clear faces to compare: {'; '.join(few)}." if few else ""
+    return "\n".join([*lines, "", *gaps, *(["", note] if note else [])])
+
+
 TABLES = {
     "scores": mean_table,
     "per-au": per_au_table,
@@ -169,6 +289,11 @@ TABLES = {
     "held-out": held_out_table,
     "robustness": robustness_table,
     "comparison": comparison_table,
+    "photographs": photographs_table,
+    "photographs-neutral": neutral_table,
+    "agreement": agreement_table,
+    "agreement-per-au": agreement_per_au_table,
+    "photograph-groups": photograph_groups_table,
 }
 
 
@@ -176,8 +301,16 @@ def filled(text: str) -> str:
     """`text` with the tables between its markers."""
     for marker, table in TABLES.items():
         pattern = re.compile(rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)", re.DOTALL)
-        text = pattern.sub(lambda found, table=table: f"{found[1]}{table()}\n{found[2]}", text)
+        text = pattern.sub(lambda found, table=table: f"{found[1]}{told(table)}\n{found[2]}", text)
     return text
+
+
+def told(table: Callable[[], str]) -> str:
+    """The table, or that nobody has measured it yet."""
+    try:
+        return table()
+    except FileNotFoundError as missing:
+        return f"Not measured yet ({Path(missing.filename).name})."
 
 
 if __name__ == "__main__":

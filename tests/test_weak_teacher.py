@@ -315,9 +315,9 @@ def test_fitting(fit, tmp_path):
     assert smile["photographs_precision"] == list(choice.precision)
     knots, shares = np.array(smile["curve"]).T
     assert knots[0] == choice.present_above
-    np.testing.assert_allclose(
-        shares, knots * choice.precision[0] / choice.precision[1], atol=0.002
-    )  # read without error
+    # Read without error, strength is evidence; moved to 0 where photographs without the AU lie, the greatest kept.
+    expected = knots[-1] * (knots - choice.absent_below) / (knots[-1] - choice.absent_below)
+    np.testing.assert_allclose(shares, expected * choice.precision[0] / choice.precision[1], atol=0.002)
     names = [f"train/{number}.jpg" for number in range(1100)]
     used = np.argsort([hashlib.sha256(name.encode()).hexdigest() for name in names])[1000:]
     sides = [BLENDSHAPES.index("mouthSmileLeft"), BLENDSHAPES.index("mouthSmileRight")]

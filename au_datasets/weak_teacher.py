@@ -90,7 +90,7 @@ class Landmarker:
         )
         self._network = vision.FaceLandmarker.create_from_options(options)
         self._image = lambda pixels: mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=pixels)
-        # MediaPipe closes in a thread of its own, and at exit threads end before `atexit` and `__del__` have their turn.
+        # MediaPipe closes in a thread of its own; at exit threads end before `atexit` and `__del__` have their turn.
         threading._register_atexit(weakref.finalize(self, self._network.close))
 
     def __call__(self, image: Image.Image) -> Measured | None:

@@ -90,9 +90,8 @@ class Landmarker:
         )
         self._network = vision.FaceLandmarker.create_from_options(options)
         self._image = lambda pixels: mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=pixels)
-        close = weakref.finalize(self, self._network.close)
-        close.atexit = False  # too late: MediaPipe closes in a thread, and at exit threads end before `atexit`
-        threading._register_atexit(close)
+        # MediaPipe closes in a thread of its own; at exit threads end before `atexit` and `__del__` have their turn.
+        threading._register_atexit(weakref.finalize(self, self._network.close))
 
     def __call__(self, image: Image.Image) -> Measured | None:
         """What is measured of the most prominent face of an RGB picture or tight crop; None where none is found."""

@@ -91,12 +91,12 @@ class TrainingData:
             raise ValueError(f"{entry}: a dataset needs path and, where wanted, {', '.join(known[1:])}.")
         return cls(**entry)
 
-    def load(self, part: str, formats: Iterable[str] | None = None) -> datasets.Dataset:
-        """Its records of a part. ValueError where there are none."""
+    def load(self, part: str, formats: Iterable[str] | None = None, labelled: bool = True) -> datasets.Dataset:
+        """Its records of a part. ValueError where there are none, or no labels though they are to be `labelled`."""
         formats = self.formats or formats
         if self.protocol is None:
-            return load_records(self.path, part=part, formats=formats)
-        records = load_records(self.path, formats=formats)
+            return load_records(self.path, part=part, formats=formats, labelled=labelled)
+        records = load_records(self.path, formats=formats, labelled=labelled)
         names = records[get_protocol(self.protocol).unit][:]
         split = protocol_split(self.protocol, self.tested, VALIDATION_SEED, self.validation, names)
         members = split.get(part, [])
@@ -113,7 +113,7 @@ class TrainingData:
         """(dataset, subject) of those who are tested and so must never be trained on; of a protocol with published
         people all of them, be they in the folder or not."""
         try:
-            records = replace(self, formats=None).load("test")
+            records = replace(self, formats=None).load("test", labelled=False)
         except ValueError:  # no such part, or none of its people here
             people = set()
         else:

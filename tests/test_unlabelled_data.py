@@ -316,6 +316,14 @@ def test_released_layout(release, tmp_path):
     }
 
 
+def test_a_release_is_compared_with_a_complete_one(release, tmp_path):
+    """Of all ages, for how many are adults is not published."""
+    assert run("fairface", release, tmp_path / "all", "--all-ages") == 0
+    assert manifest(tmp_path / "all")["known"] == [{"what": "images", "expected": 86744, "found": 4}]
+    assert run("fairface", release, tmp_path / "adults") == 0
+    assert manifest(tmp_path / "adults")["known"] == []
+
+
 def test_the_official_validation_part_is_tested(release, tmp_path):
     write(
         release / "fairface_label_val.csv", HEADER + "val/1.jpg,20-29,Male,Black,True\nval/2.jpg,3-9,Male,Black,True\n"
@@ -500,6 +508,19 @@ def faces(tmp_path):
 def test_readers_of_labels_refuse_it(read, faces):
     with pytest.raises(ValueError, match=rf"^{faces} holds no labels; give it as --unlabelled$"):
         read(faces)
+
+
+def test_their_people_can_be_tested_and_so_not_trained_on(faces):
+    assert TrainingData(str(faces)).tested_people() == set()
+    table = TrainingData(str(faces))
+    assert len(table.load("train", labelled=False)) == 3
+    rows = [{**each, "image": {"bytes": encoded(), "path": None}} for each in table.load("train", labelled=False)]
+    write_shard(
+        [{**each, "part": "test"} for each in rows],
+        record_features(unlabelled.UNLABELLED_METADATA),
+        shard_path(faces, "train", 0, 1),
+    )
+    assert table.tested_people() == {("unlabelled-in", rows[0]["subject"])}
 
 
 def test_one_label_is_enough(faces):

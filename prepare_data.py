@@ -4,6 +4,8 @@
     python prepare_data.py bp4d --root /data/BP4D --out data/bp4d
     python prepare_data.py disfa --root /data/DISFA --protocol disfa-3fold --tested P1 --out data/disfa-p1
     python prepare_data.py table --root faces.csv --format disfa --out data/mine
+    python prepare_data.py fairface --root /data/FairFace --out data/fairface
+    python prepare_data.py unlabelled --root /data/pictures --out data/pictures
 
 Rendered faces need no licence and no download; of the other datasets you hold a copy (docs/data.md: where to ask), and
 `prepare_data.py DATASET --help` says what must lie where. A run that was stopped is resumed by repeating its command;
@@ -241,9 +243,7 @@ def add_sources(datasets) -> None:
         module,
         open_source: Callable,
         root: str = "folder of the copy",
-        crops: str = "Images stay where they are, unless you ask for copies of the face alone, as rendered faces are "
-        "cut.",
-        test: float = 0.1,
+        labelled: bool = True,
     ):
         parser = datasets.add_parser(
             name,
@@ -253,12 +253,19 @@ def add_sources(datasets) -> None:
             allow_abbrev=False,
         )
         parser.add_argument("--root", type=_path, required=True, help=root)
-        parser.add_argument("--images", type=_path, metavar="DIR", help="where the images lie, if not below --root")
+        if labelled:
+            parser.add_argument("--images", type=_path, metavar="DIR", help="where the images lie, if not below --root")
         parser.add_argument("--out", type=Path, required=True, help="folder for the records; resumed if it has some")
         parser.add_argument("--workers", type=_positive, default=os.cpu_count(), help="processes (default: all cores)")
         known = [each.name for each in PROTOCOLS.values() if name.startswith(each.dataset) and name != "bp4d-plus"]
-        crops = parser.add_argument_group("crops", crops)
-        crops.add_argument("--crop", type=_positive, metavar="SIZE", help="side of the copies in pixels")
+        crops = parser.add_argument_group(
+            "crops",
+            "Images stay where they are, unless you ask for copies of the face alone, as rendered faces are cut."
+            if labelled
+            else "Always made, of the largest face, as rendered faces are cut.",
+        )
+        side = "side of the copies in pixels" + ("" if labelled else " (default: 96)")
+        crops.add_argument("--crop", type=_positive, default=None if labelled else 96, metavar="SIZE", help=side)
         crops.add_argument(
             "--faces", type=_path, metavar="CSV", help="eyes, landmarks or boxes that you have (faces_au.py)"
         )
@@ -275,9 +282,20 @@ def add_sources(datasets) -> None:
             default=0.05,
             help="share of the subjects, with --tested of those who train (default: %(default)s)",
         )
+        test = 0.1 if labelled else 0.0
         parts.add_argument("--test", type=_share, help=f"share of the subjects (default: {test}), without --tested")
         parts.add_argument("--seed", type=int, default=0, help="another seed draws other people (default: 0)")
         parser.set_defaults(prepare=prepare_source, open_source=open_source, test_drawn=test)
+        if not labelled:
+            parser.set_defaults(images=None)
+            beyond = "share of --crop kept beyond it on every side, to turn and shift it in training (default: 0.2)"
+            crops.add_argument("--margin", type=_share, default=0.2, help=beyond)
+            parser.add_argument(
+                "--teacher",
+                choices=unlabelled.TEACHERS,
+                default="none",
+                help="whose weak values to store (default: none)",
+            )
         return parser
 
     add(
@@ -345,27 +363,21 @@ def add_sources(datasets) -> None:
     parser.add_argument("--format", choices=FORMATS, required=True, help="which AUs to take, and their scale")
     parser.add_argument("--image-column", default="image", metavar="NAME", help="holds paths (default: image)")
     parser.add_argument("--subject-column", default="subject", metavar="NAME", help="(default: subject)")
-    add_unlabelled(add)
-
-
-def add_unlabelled(add: Callable) -> None:
-    """The sub-commands of faces without labels."""
-    shared = {"crops": "Always of the largest face, as rendered faces are cut, by default of 96 pixels.", "test": 0.0}
-    fair = add(
+    parser = add(
         "fairface",
         "FairFace: faces of adults in the wild, without labels",
         fairface,
         lambda args: fairface.open_fairface(args.root, _crop(args), args.teacher, args.all_ages),
-        **shared,
+        labelled=False,
     )
-    fair.set_defaults(validation=0.0423)  # 1,000 of the 23,647 photographs with level heads, to choose by
-    fair.add_argument(
+    parser.set_defaults(validation=0.0423)  # 1,000 of the 23,647 adults whose heads are about frontal, to choose by
+    parser.add_argument(
         "--all-ages",
         action="store_true",
         help="take people under 20 too, who are left out otherwise: the bands do not tell minors from people of 18 "
         "and 19, and minors cannot consent to what is made of their faces",
     )
-    own = add(
+    parser = add(
         "unlabelled",
         "your own pictures and videos of faces, without labels",
         unlabelled,
@@ -373,24 +385,13 @@ def add_unlabelled(add: Callable) -> None:
             args.root, _crop(args), args.teacher, args.every, args.subjects, args.name
         ),
         root="any folder",
-        **shared,
+        labelled=False,
     )
-    own.add_argument("--every", type=_positive, default=1, metavar="K", help="take every K-th frame of videos")
-    own.add_argument(
+    parser.add_argument("--every", type=_positive, default=1, metavar="K", help="take every K-th frame of videos")
+    parser.add_argument(
         "--subjects", choices=unlabelled.SUBJECTS, default="files", help="what is one person (default: files)"
     )
-    own.add_argument("--name", help="the records' dataset (default: unlabelled- and the folder's name)")
-    for parser in (fair, own):
-        parser.set_defaults(crop=96)
-        parser.add_argument(
-            "--margin",
-            type=_share,
-            default=0.2,
-            help="share of --crop kept beyond it on every side, so that training can turn and shift it (default: 0.2)",
-        )
-        parser.add_argument(
-            "--teacher", choices=unlabelled.TEACHERS, default="none", help="whose weak values to store (default: none)"
-        )
+    parser.add_argument("--name", help="the records' dataset (default: unlabelled- and the folder's name)")
 
 
 def add_moved(datasets) -> None:

@@ -32,6 +32,7 @@ from datasets import Value
 from .reading import (
     IMAGE_SUFFIXES,
     Clip,
+    Known,
     Picture,
     Source,
     check_root,
@@ -64,6 +65,10 @@ CREDIT = (
     "FairFace is CC BY 4.0: credit Karkkainen & Joo 2021; the Flickr photographers are not named in it (issue 5 of its "
     "repository)"
 )
+_RELEASED = {
+    "train": 86744,
+    "val": 10954,
+}  # photographs, as Hugging Face counts in HuggingFaceM4/FairFace
 _EYES = ("eye_right", "eye_left")
 
 
@@ -109,6 +114,7 @@ def open_fairface(root: Path, crop: Crop, teacher: str = "none", all_ages: bool 
         read=partial(read_clip, crop, teacher),
         clips_per_shard=1000,
         metadata=METADATA,
+        known=Known({"images": sum(map(_RELEASED.get, parts))} if all_ages and not shards else {}),
         defects=defects,
         notes=(NOTE, CREDIT),
         crops=True,

@@ -92,11 +92,11 @@ class TrainingData:
         return cls(**entry)
 
     def load(self, part: str, formats: Iterable[str] | None = None, labelled: bool = True) -> datasets.Dataset:
-        """Its records of a part. ValueError where there are none, or they should be `labelled` and are not."""
+        """Its records of a part. ValueError where there are none, or no labels though they are to be `labelled`."""
         formats = self.formats or formats
         if self.protocol is None:
-            return load_records(self.path, part, formats, labelled)
-        records = load_records(self.path, None, formats, labelled)
+            return load_records(self.path, part=part, formats=formats, labelled=labelled)
+        records = load_records(self.path, formats=formats, labelled=labelled)
         names = records[get_protocol(self.protocol).unit][:]
         split = protocol_split(self.protocol, self.tested, VALIDATION_SEED, self.validation, names)
         members = split.get(part, [])

@@ -23,7 +23,7 @@ from typing import BinaryIO
 import av
 import numpy as np
 import pyarrow as pa
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from pyarrow import csv
 
 from ..action_units import FORMATS
@@ -81,6 +81,8 @@ def open_image(file: str | BinaryIO) -> Image.Image:
     try:
         with Image.open(file) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
+    except UnidentifiedImageError as error:  # names the file, or where in memory it lies
+        raise OSError("it is no picture that Pillow reads") from error
     except (SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:  # as broken files raise too
         raise OSError(str(error)) from error
 

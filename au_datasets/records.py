@@ -159,9 +159,10 @@ def finish_folder(
 ) -> dict:
     """Count and hash the shards of a complete folder and write its manifest; returns the manifest.
 
-    `content_sha256` covers keys, parts, formats, values and image bytes in row order, not the Parquet encoding. Of an
-    image that stays a path it covers the path, from `arguments["root"]` on if it begins there. The shards' defects
-    are added to `warnings`. `known(manifest)` compares it with a complete copy, for the manifest's entry "known".
+    `content_sha256` covers keys, parts, formats, values, weak values and image bytes in row order, not the Parquet
+    encoding. Of an image that stays a path it covers the path, from `arguments["root"]` on if it begins there. The
+    shards' defects are added to `warnings`. `known(manifest)` compares it with a complete copy, for the manifest's
+    entry "known".
     Holds few rows at a time. Raises ValueError where there is no record.
     """
     content = hashlib.sha256()
@@ -182,7 +183,8 @@ def finish_folder(
                     key = tuple(row[name] for name in KEY)
                     stored = row["image"]["bytes"] or row["image"]["path"].removeprefix(root).encode()
                     content.update(json.dumps([*key, row["part"], row["format"]]).encode())
-                    content.update(np.array(row["values"], "<f4").tobytes())
+                    for name in ("values", "weak"):
+                        content.update(np.array(row.get(name, ()), "<f4").tobytes())
                     content.update(stored)
                     labels_of_format[row["format"]].append(row["values"])
                     if key != previous:

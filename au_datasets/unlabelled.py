@@ -1,7 +1,8 @@
 """Faces without labels: your own pictures and videos, in any folders below ROOT. Owns what such records hold.
 
 From each picture, and each K-th frame of each video, the largest face is cut out. Nobody says what the faces do: every
-value is NaN. Pictures without a face, and files that cannot be read, are left out and counted.
+value is NaN. Pictures without a face, and files that cannot be read, are left out and counted. Where the crop reaches
+beyond the picture, the picture's border is repeated.
 
 Who is one person: by default each file shows somebody else. With --subjects folders, all files below a folder of ROOT
 show one person, so that nobody gets into two parts.
@@ -91,7 +92,7 @@ def open_unlabelled(
         root=root,
         layout=" and ".join(["pictures"] * bool(pictures) + ["videos"] * videos),
         clips=clips,
-        read=partial(read_clip, dataset, crop, teacher, every),
+        read=partial(read_clip, dataset, root, crop, teacher, every),
         clips_per_shard=20 if videos else 500,
         metadata=UNLABELLED_METADATA,
         defects=defects,
@@ -100,7 +101,9 @@ def open_unlabelled(
     )
 
 
-def read_clip(dataset: str, crop: Crop, teacher: str, every: int, clip: Clip, defects: Defects) -> Iterator[dict]:
+def read_clip(
+    dataset: str, root: Path, crop: Crop, teacher: str, every: int, clip: Clip, defects: Defects
+) -> Iterator[dict]:
     """The records of a video, or of the pictures of one person, which are counted from 1."""
     if clip.images is None:
         pictures = ((number, Picture(str(path))) for number, path in enumerate(clip.labels, start=1))
@@ -109,7 +112,7 @@ def read_clip(dataset: str, crop: Crop, teacher: str, every: int, clip: Clip, de
         frames = video_frames(clip.images, taken, clip.name, defects)
         pictures = ((number, picture) for number, picture in frames if number in taken)
     for number, picture in pictures:
-        where = f"{clip.name} frame {number}" if clip.images else picture.path
+        where = Path(picture.path).relative_to(root).as_posix() + (f" frame {number}" if clip.images else "")
         face = find_face(picture, crop, where, defects)
         if face is not None:
             measured = None if teacher == "none" else face.measure()

@@ -55,6 +55,28 @@ def test_beyond_the_picture_its_border_is_repeated():
     np.testing.assert_allclose(crop[40:120, :20], np.repeat(crop[40:120, 20:21], 20, axis=1), atol=1)
 
 
+@pytest.mark.parametrize(("angle", "zoom", "size"), [(0, 1, 96), (25, 2.5, 96), (-40, 1, 64), (10, 0.75, 32)])
+def test_the_middle_of_a_crop_with_margin_is_the_plain_crop(angle, zoom, size):
+    picture, eyes, _ = scene(angle, zoom)
+    wide, plain = crop_face(picture, eyes, size, margin=0.25), crop_face(picture, eyes, size)
+    assert wide.size == (round(1.5 * size),) * 2
+    beyond = size // 4
+    middle = wide.crop((beyond, beyond, beyond + size, beyond + size))
+    assert np.abs(np.asarray(middle, int) - np.asarray(plain, int)).mean() < 2
+    shifted = wide.crop((beyond + 1, beyond, beyond + 1 + size, beyond + size))
+    assert np.abs(np.asarray(shifted, int) - np.asarray(plain, int)).mean() > 5  # it would be seen
+
+
+def test_a_margin_shows_what_lies_there():
+    picture, eyes, _ = scene()
+    wide = np.asarray(crop_face(picture, eyes, SIDE, margin=0.2), int)
+    assert wide.shape == (179, 179, 3)  # 1.4 * 128 = 179.2
+    assert np.abs(wide[:20, 30:150] - [90, 120, 150]).max() <= 1  # the wall around the face
+    cut = crop_face(picture.crop((140, 90, 268, 218)), eyes - [140, 90], SIDE, margin=0.2)
+    cut = np.asarray(cut, int)
+    np.testing.assert_allclose(cut[60:120, :20], np.repeat(cut[60:120, 20:21], 20, axis=1), atol=1)  # there is nothing
+
+
 def test_shrinking_averages():
     stripes = np.zeros((1000, 1000, 3), np.uint8)
     stripes[::2] = 255

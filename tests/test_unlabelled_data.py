@@ -97,10 +97,10 @@ def teacher(monkeypatch):
 
     module.WeakTeacher, module.Landmarker = WeakTeacher, Landmarker
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    for cached in (unlabelled._weak_teacher, unlabelled._landmarker, fairface.blendshape_order, fairface._rows_of):
+    for cached in (unlabelled._weak_teacher, unlabelled.landmarker, fairface.blendshape_order, fairface._rows_of):
         cached.cache_clear()
     yield module
-    for cached in (unlabelled._weak_teacher, unlabelled._landmarker, fairface.blendshape_order):
+    for cached in (unlabelled._weak_teacher, unlabelled.landmarker, fairface.blendshape_order):
         cached.cache_clear()
 
 

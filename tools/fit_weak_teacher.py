@@ -268,8 +268,8 @@ def run(args: argparse.Namespace) -> None:
                     draw_sheet([places[number] for number in chosen], args.sheets / f"{label}-{kind}.png")
     WeakTeacher(rules)  # refuses rules that make no sense
     content = {
-        "about": "A weak teacher (au_datasets/weak_teacher.py); photographs_precision and photographs_wrongly_absent were "
-        "counted by eye by one observer who is no certified FACS coder",
+        "about": "A weak teacher (au_datasets/weak_teacher.py); photographs_precision and photographs_wrongly_absent "
+        "were counted by eye by one observer who is no certified FACS coder",
         "landmarker_sha256": LANDMARKER_SHA256,
         "rendered": json.loads((args.rendered / MANIFEST).read_text())["content_sha256"],
         "rendered_without_a_face": missed,

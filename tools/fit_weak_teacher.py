@@ -46,7 +46,9 @@ Bounds = dict[str, tuple[float, float]]
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen by eye for one AU, and counted by eye: one person looked, and took a doubtful face for a half.
+    """What was chosen and counted by eye for one AU, by one observer who is no certified FACS coder.
+
+    A face on which the observer could not decide counts a half.
 
     Attributes:
         evidence, absent_below, absent_where, present_where: as in `Rule`.
@@ -266,7 +268,8 @@ def run(args: argparse.Namespace) -> None:
                     draw_sheet([places[number] for number in chosen], args.sheets / f"{label}-{kind}.png")
     WeakTeacher(rules)  # refuses rules that make no sense
     content = {
-        "about": "A weak teacher (au_datasets/weak_teacher.py); the photographs_… counts are by eye, of one person",
+        "about": "A weak teacher (au_datasets/weak_teacher.py); photographs_precision and photographs_wrongly_absent "
+        "were counted by eye by one observer who is no certified FACS coder",
         "landmarker_sha256": LANDMARKER_SHA256,
         "rendered": json.loads((args.rendered / MANIFEST).read_text())["content_sha256"],
         "rendered_without_a_face": missed,

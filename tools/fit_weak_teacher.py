@@ -70,15 +70,11 @@ class Choice:
 
 CLOSED_MOUTH = {"jawOpen": (0, 0.05), "mouthUpperUp": (0, 0.1), "mouthLowerDown": (0, 0.1)}
 LOOKING_AHEAD = {"eyeLookOut": (0, 0.25), "eyeLookIn": (0, 0.25), "eyeLookDown": (0, 0.3)}
-# Brows that are high at rest are told from raised ones by wide eyes alone, and by each other's company.
-BROWS_UP = {"browInnerUp": (0.55, 1), "browOuterUp": (0.55, 1), "eyeWide": (0.035, 1), "eyeSquint": (0, 0.45)}
-# An AU is believed where at least half of the faces at the upper end show it, and at most two of thirty at the lower.
+# An AU is believed where more than half of the faces at the upper end show it, and at most two of thirty at the lower.
 # Both ends or none: were photographs only ever absent, being a photograph would be the sign of absence. That leaves out
-# AU10 (14 of 30: talkers and singers), AU15 (13 of 30), AU20 (5 of 30: smiles), AU9 (7 of 29; noseSneer stays at 0) and
-# AU14, AU24 and AU28, whose blendshapes find thin lips, beards and hands.
+# AU1 and AU2 (15 of 30: brows high at rest), AU10 (14 of 30: talkers and singers), AU15 (13 of 30), AU20 (5 of 30:
+# smiles), AU9 (7 of 29; noseSneer stays at 0), and AU14, AU24 and AU28, whose blendshapes find thin lips and beards.
 CHOICES = {
-    "AU1": Choice({"browInnerUp": 1}, 0.2, 0.55, (15, 30), (1, 30), present_where=BROWS_UP | LOOKING_AHEAD),
-    "AU2": Choice({"browOuterUp": 1}, 0.3, 0.55, (15, 30), (1, 30), present_where=BROWS_UP | LOOKING_AHEAD),
     "AU4": Choice({"browDown": 1}, 0.01, 0.7, (17.5, 30), (1, 30), present_where={"mouthSmile": (0, 0.2)}),
     "AU5": Choice(
         *({"eyeWide": 1}, 0.02, 0.12, (17, 30), (0.5, 30)),

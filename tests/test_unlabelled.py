@@ -175,6 +175,21 @@ def test_the_teacher_is_the_average_in_evaluation_mode_and_the_student_is_not(se
     assert len(moved) > 10
 
 
+def test_in_16_bits_teacher_and_student_keep_their_own_weights(setting):
+    """Autocast keeps the weights that it has converted: the teacher's must not become the student's."""
+    trainer, _, _, batch, _ = setting
+    losses, moved = [], []
+    for enabled in (False, True):
+        trainer.model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = trainer.compute_loss(trainer.model.train(), dict(batch))
+        loss.backward()
+        losses.append(loss.item())
+        moved.append({name for name, p in trainer.model.named_parameters() if p.grad is not None and p.grad.any()})
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert moved[0] == moved[1]
+
+
 def test_damaged_pictures_alone_carry_no_loss(setting):
     trainer, _, _, batch, labelled = setting
     batch["readable"][:] = False

@@ -24,7 +24,7 @@ BLUR = 0.008  # at most, standard deviation in widths
 # Of strong variation:
 TURN = 20  # degrees, at most
 STRONG_SHIFT, STRONG_ZOOM = 0.06, 0.15
-STRONG_LEVELS = 0.2
+STRONG_LEVELS = 0.15
 GREY = 0.15  # share of pictures, as each of the following
 SQUARE, SQUARE_SIDES = 0.5, (0.08, 0.2)  # of the crop: never as large as a mouth or a pair of eyes
 COARSE, COARSE_SIDES = 0.3, (0.35, 0.8)  # of the crop's pixels
@@ -66,12 +66,13 @@ def plain_crop(image: Image.Image, margin: float) -> Image.Image:
     """The model's crop out of a picture that is stored with more around it.
 
     Args:
-        image: a square of side crop * (1 + 2 * margin), the crop in its middle.
+        image: the crop is a square in its middle; the shorter side is (1 + 2 * margin) times the crop's.
         margin: what the picture has beyond the crop on every side, as a share of the crop's side; 0 or more.
     """
-    side = image.width / (1 + 2 * margin)
-    edge, pixels = (image.width - side) / 2, round(side)
-    return image.resize((pixels, pixels), Image.Resampling.BICUBIC, box=(edge, edge, edge + side, edge + side))
+    side = min(image.size) / (1 + 2 * margin)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    size = (round(side), round(side))
+    return image.resize(size, Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
 
 
 def strongly_varied_image(image: Image.Image, rng: np.random.Generator, margin: float = 0.0) -> Image.Image:
@@ -86,7 +87,7 @@ def strongly_varied_image(image: Image.Image, rng: np.random.Generator, margin: 
     Returns:
         RGB, of the size of the `plain_crop`.
     """
-    side = round(image.width / (1 + 2 * margin))
+    side = round(min(image.size) / (1 + 2 * margin))
     image = _turned(image, side, rng)
     pixels = _relit(np.asarray(image, np.float32), STRONG_LEVELS, rng)
     if rng.random() < GREY:
@@ -99,17 +100,16 @@ def strongly_varied_image(image: Image.Image, rng: np.random.Generator, margin: 
 
 
 def _turned(image: Image.Image, side: int, rng: np.random.Generator) -> Image.Image:
-    """A crop of `side` pixels about the middle of a square picture, turned, moved and scaled."""
+    """A square of `side` pixels about the middle of a picture, turned, moved and scaled."""
     angle, extent = math.radians(rng.uniform(-TURN, TURN)), 1 + rng.uniform(-STRONG_ZOOM, STRONG_ZOOM)
     right, down = rng.uniform(-STRONG_SHIFT, STRONG_SHIFT, 2) * side
     cosine, sine = extent * math.cos(angle), extent * math.sin(angle)
     reach = (cosine + abs(sine)) * side / 2 + max(abs(right), abs(down))  # of the new crop's corners from the middle
-    missing = max(0, math.ceil(reach - image.width / 2) + 1)
+    missing = max(0, math.ceil(reach - min(image.size) / 2) + 1)
     if missing:
         image = Image.fromarray(np.pad(np.asarray(image), ((missing,) * 2, (missing,) * 2, (0, 0)), mode="edge"))
-    middle = image.width / 2
-    across = middle + right - (cosine - sine) * side / 2
-    along = middle + down - (sine + cosine) * side / 2
+    across = image.width / 2 + right - (cosine - sine) * side / 2
+    along = image.height / 2 + down - (sine + cosine) * side / 2
     matrix = (cosine, -sine, across, sine, cosine, along)  # from the new picture's places to the old one's
     return image.transform((side, side), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
 

@@ -49,6 +49,7 @@ STATE = "state of the training"
 LEFT_OUT = {  # why: patterns of names
     STATE: (
         *("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "training_args.bin", "trainer_state.json"),
+        "trained_weights.safetensors",
         *("checkpoint-*", "base", "logs", "runs", "events.out.*"),
     ),
     "data": ("*.parquet", "*.arrow", "*.csv", "*.jsonl", "*.png", "*.jpg", "*.mp4", "*.avi", "data", "assets"),

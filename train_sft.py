@@ -37,7 +37,14 @@ from au_llava.au_evaluation.provenance import people_of, read_training_manifest,
 from au_llava.au_training.features import use_cached_features
 from au_llava.au_training.options import AUArguments, AUTrainingConfig, recipe_of
 from au_llava.au_training.recovery import ending_with_a_sentence
-from au_llava.au_training.start import LORA_TARGETS, check_start, freeze_parts, load_model, starting_point
+from au_llava.au_training.start import (
+    LORA_TARGETS,
+    check_start,
+    freeze_parts,
+    keep_statistics,
+    load_model,
+    starting_point,
+)
 from au_llava.au_training.trainer import AUTrainer
 from au_llava.au_training.unlabelled import UnlabelledFaces
 from au_llava.collator_au_llava import AUCollator
@@ -115,6 +122,8 @@ def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: Mo
     model = load_model(model_args, training_args)
     model.config.calibration = None  # of the weights that training is about to change
     freeze_parts(model, arguments.freeze)
+    if model_args.use_peft:
+        keep_statistics(model)
     if arguments.channels_last:
         model.model.vision_tower.to(memory_format=torch.channels_last)
     # This class, as for the model: an older checkpoint's code must not be saved with the new weights.

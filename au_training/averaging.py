@@ -43,11 +43,11 @@ class AveragedWeights(TrainerCallback):
             name: each for name, each in self.model.named_buffers() if name in saved and each.is_floating_point()
         }
         self.trained = weights | statistics
-        halves = [name for name, each in self.trained.items() if each.dtype != torch.float32]
+        halves = next(((name, each.dtype) for name, each in self.trained.items() if each.dtype != torch.float32), None)
         if halves:
             raise ValueError(
-                f"average_decay needs what is trained in float32, and {halves[0]} is not: train with dtype float32, or "
-                "leave averaging out (average_decay: 0)."
+                f"average_decay needs what is trained in float32, and {halves[0]} is {halves[1]}: set bf16: true (of a "
+                "quantised model bf16: false), or leave averaging out (average_decay: 0)."
             )
         self.average = {name: each.detach().clone() for name, each in self.trained.items()}
 
@@ -78,15 +78,10 @@ class AveragedWeights(TrainerCallback):
         """Write the trained weights beside a checkpoint's model file, which is the average."""
         save_file({name: each.detach().contiguous() for name, each in self.trained.items()}, folder / TRAINED)
 
-    def restore(self, folder: Path) -> None:
-        """Go on from a checkpoint whose model file is loaded: the model's weights become the average.
-
-        Raises:
-            ValueError: the checkpoint was saved without averaging.
-        """
+    def load_trained(self, folder: Path) -> None:
+        """Put what `save_trained` wrote into the model. ValueError where a checkpoint was saved without an average."""
         if not (folder / TRAINED).is_file():
             raise ValueError(f"{folder} has no averaged weights: resume without average_decay, as it was trained.")
-        self.start()
         trained = load_file(folder / TRAINED)
         with torch.no_grad():
             for name, live in self.trained.items():

@@ -5,6 +5,7 @@ import os
 from functools import partial
 from pathlib import Path
 
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -71,6 +72,14 @@ def load_model(model_args: ModelConfig, training_args: SFTConfig):
     present = {type(module).__name__ for module in model.modules()}
     model._no_split_modules = sorted(present & set(model._no_split_modules))
     return model
+
+
+def keep_statistics(model: AuLlavaForConditionalGeneration) -> None:
+    """Take batch-norm statistics out of training, for adapters: they are saved without them."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+            module.train = partial(lambda kept, mode=True: kept, module)
 
 
 def freeze_parts(model: AuLlavaForConditionalGeneration, parts: list[str]) -> None:

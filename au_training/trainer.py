@@ -103,16 +103,16 @@ class AUTrainer(SFTTrainer):
         return nullcontext() if self.average is None else self.average.in_place()
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        with self._averaged():  # which the model file of a checkpoint is
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.average is not None:
-            self.average.restore(Path(resume_from_checkpoint))
+            self.average.load_trained(Path(resume_from_checkpoint))
         elif (Path(resume_from_checkpoint) / TRAINED).is_file():
             raise ValueError(f"{resume_from_checkpoint} holds averaged weights: resume it with its average_decay.")
 
     def _load_best_model(self):
-        super()._load_best_model()
-        if self.average is not None:
-            self.average.start()  # what was loaded is the average of the best step
+        with self._averaged():
+            super()._load_best_model()
 
     def _get_train_sampler(self, train_dataset=None):
         strategy = self.args.train_sampling_strategy

@@ -79,7 +79,7 @@ class UnlabelledFaces:
         consistency = kl_div(student, teacher, log_target=True, reduction="none").sum(1)[readable].sum()
         shares = [torch.tensor(fmt.value_numbers, device=weak.device) / fmt.value_numbers[-1] for fmt in self.formats]
         read = tree.by_format(student.exp())
-        expected = torch.cat([each @ share for each, share in zip(read, shares, strict=True)], dim=1)
+        expected = torch.cat([(each * share).sum(-1) for each, share in zip(read, shares, strict=True)], dim=1)
         believed = believable(weak, readable)
         return consistency, smooth_l1_loss(expected[believed], weak[believed], reduction="sum", beta=NEAR)
 

@@ -9,6 +9,8 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import copy
 import importlib.util
+import io
+import math
 import shutil
 import signal
 from pathlib import Path
@@ -16,6 +18,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import List, Value
+from PIL import Image
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     CLIPVisionConfig,
@@ -32,7 +36,8 @@ from transformers import (
 )
 
 from au_llava import prepare_data
-from au_llava.action_units import FORMATS, prompt, write_answer
+from au_llava.action_units import FORMATS, MAIN_FORMATS, prompt, write_answer
+from au_llava.au_datasets.records import NO_CLIP, finish_folder, record_features, shard_path, start_folder, write_shard
 from au_llava.configuration_au_llava import AuLlavaConfig, add_image_token
 from au_llava.image_processing_au_llava import AuLlavaImageProcessor
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
@@ -205,6 +210,35 @@ def more_training_records(tmp_path_factory):
     options = "--subjects 2 --images-per-subject 1 --seed 5 --size 32 --validation 0 --test 0 --workers 1"
     assert prepare_data.main(["rendered", *options.split(), "--out", str(out)]) == 0
     return out
+
+
+@pytest.fixture(scope="session")
+def unlabelled_records(tmp_path_factory):
+    """A folder of 12 faces without labels, with a margin; a weak teacher believes some AUs of every other one."""
+    folder = tmp_path_factory.mktemp("records") / "unlabelled"
+    rng = np.random.default_rng(0)
+    faces = [Image.open(path).convert("RGB") for path in sorted((ROOT / "assets" / "faces").glob("*.png"))]
+    believed = {"AU12", "AU12L", "AU12R", "AU25", "AU26", "AU43L"}
+    records = []
+    for person in range(12):
+        file = io.BytesIO()
+        faces[person % len(faces)].rotate(person).resize((48, 48)).save(file, "PNG")
+        for name in MAIN_FORMATS:
+            fmt = FORMATS[name]
+            shares = [rng.random() if label in believed and person % 2 else math.nan for label in fmt.labels]
+            records.append(
+                {
+                    "image": {"bytes": file.getvalue(), "path": None},
+                    **{"dataset": "faces", "subject": f"P{person:02}", "clip": NO_CLIP, "frame": 0},
+                    **{"format": name, "values": [math.nan] * len(fmt.labels), "part": "train"},
+                    **{"margin": 0.25, "weak": shares},
+                }
+            )
+    start_folder(folder, {})
+    features = record_features({"margin": Value("float32"), "weak": List(Value("float32"))})
+    write_shard(records, features, shard_path(folder, "train", 0, 1))
+    finish_folder(folder, {})
+    return folder
 
 
 @pytest.fixture(scope="session")

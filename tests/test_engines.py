@@ -103,6 +103,7 @@ KINDS = {
     "tied": [],
     "frozen and checkpointed": ["--freeze", "vision_tower", "--activation_checkpointing", "true"],
     "lora": ["--use_peft", "true", "--lora_r", 2, "--lora_dropout", 0],
+    "unlabelled": ["--unlabelled", "FACES", "--unlabelled_per_labelled", 1.5, "--average_decay", 0.5],
 }
 
 
@@ -111,12 +112,13 @@ KINDS = {
     [
         ("ddp", "everything"),
         *(pytest.param("ddp", kind, marks=pytest.mark.slow) for kind in list(KINDS)[1:]),
-        *(pytest.param("fsdp2", kind, marks=pytest.mark.slow) for kind in KINDS),
+        *(pytest.param("fsdp2", kind, marks=pytest.mark.slow) for kind in KINDS if kind != "unlabelled"),
     ],
 )
-def test_two_processes_equal_one(starts, data, rendered_records, tmp_path, engine, kind):
+def test_two_processes_equal_one(starts, data, rendered_records, unlabelled_records, tmp_path, engine, kind):
     start = starts / ("tied" if kind == "tied" else "untied")
-    flags = [*KINDS[kind], "--eval_strategy", "steps", "--eval_steps", STEPS]
+    own = [unlabelled_records if flag == "FACES" else flag for flag in KINDS[kind]]
+    flags = [*own, "--eval_strategy", "steps", "--eval_steps", STEPS]
     one = alone(start, data, tmp_path / "one", *flags)
     two = together(engine, start, data, tmp_path / "two", *flags)
     assert_same(one, two, "adapter_model.safetensors" if kind == "lora" else "model.safetensors")
@@ -128,6 +130,12 @@ def test_two_processes_equal_one(starts, data, rendered_records, tmp_path, engin
         image = load_records(rendered_records)[0]["image"]
         assert tuple(model.recognize(processor, [image])[0]["disfa"]) == FORMATS["disfa"].labels
         assert model.config.tie_word_embeddings == (kind == "tied")
+
+
+@pytest.mark.slow
+def test_an_average_needs_whole_weights(starts, data, tmp_path):
+    with pytest.raises(AssertionError, match="ValueError: average_decay and unlabelled need whole weights"):
+        together("fsdp2", starts / "untied", data, tmp_path / "two", "--average_decay", 0.9)
 
 
 def test_accumulated_batches_equal_a_large_one(starts, data, tmp_path):

@@ -29,7 +29,7 @@ from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 from au_llava.slot_tree_au_llava import compile_slots
 
 plan = load_tool("plan")
-RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.yaml") if path.stem != "rendered_tiny")
+RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.yaml") if not path.stem.endswith("_tiny"))
 ACCELERATE = ROOT / "recipes" / "accelerate"
 # Parameters as their authors or the Hub count them, a shared embedding once; Vicuna's are Llama-2-7B's.
 COUNTS = {

@@ -399,6 +399,8 @@ def report(
     ]
     if layers_of(model, "vision_tower") is None:
         lines.insert(-1, ("", "without the activations of the convolutional tower"))
+    if arguments.unlabelled:
+        lines.insert(-1, ("", "without the unlabelled images"))
     if missing:
         lines.append(("steps", f"unknown: {', '.join(missing)} not there. {10_000 / batch:.0f} per 10,000 images"))
     else:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from au_llava.au_datasets.mixing import training_rows
 from au_llava.au_evaluation.provenance import read_training_manifest
+from au_llava.au_training.averaging import TRAINED
 from au_llava.au_training.recovery import (
     UNFINISHED,
     ReadableRows,
@@ -36,6 +37,7 @@ def words(checkpoint, records, out, *flags) -> list[str]:
     common = ["--model_name_or_path", checkpoint, "--data", records, "--output_dir", out, *QUIET, "--logging_steps", 1]
     common += ["--max_steps", STEPS, "--save_steps", SAVED, "--per_device_train_batch_size", 2]
     common += ["--learning_rate", 1e-2, "--causal_share", 0.4, "--flip", 0.5, "--augment", "true"]
+    common += ["--average_decay", 0.9]
     return [str(word) for word in (*common, *flags)]
 
 
@@ -94,7 +96,8 @@ def test_killed_training_goes_on_bit_equal(whole, tiny_checkpoint, rendered_reco
         process.join()
         assert process.exitcode == -signal.SIGKILL
         for saved in out.glob("checkpoint-*"):  # whole, however little time there was
-            assert {"model.safetensors", "optimizer.pt", "trainer_state.json"} <= set(os.listdir(saved))
+            whole_files = {"model.safetensors", TRAINED, "optimizer.pt", "trainer_state.json"}
+            assert whole_files <= set(os.listdir(saved))
     code, output = run(arguments, log)
     assert code == 0, output
     assert_bit_equal(whole, out)

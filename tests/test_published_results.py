@@ -153,6 +153,22 @@ def test_tables_of_the_london_set(tool):
     assert rows[0].endswith(f"| {before} | {now} | {now} | {mediapipe} |")
 
 
+def test_summary_of_the_london_set(tool):
+    def found(value):
+        content = photographs(value)
+        content["smile"]["disfa"] |= {label: content["smile"]["disfa"]["AU12"] for label in ("AU6", "AU25")}
+        return content
+
+    tool.give("photographs-before", found(0.25))
+    tool.give("photographs", found(0.5) | {"mediapipe": {"found": 5, "AU12": each(0.75, blendshape="mouthSmile")}})
+    rows = tool.photographs_summary().splitlines()[2:]
+    before, now, mediapipe = "0.250 (0.125 to 0.375)", "0.500 (0.375 to 0.625)", "0.750 (0.625 to 0.875)"
+    assert rows[0] == f"| AU12: smile against neutral, ROC AUC | {before} | {now} | {mediapipe} |"
+    assert rows[1].endswith(f"| {before} | {now} |  |")
+    assert rows[3] == f"| AU12 read into neutral faces, share | {now} | {mediapipe} |  |"  # decided: 0.25 above
+    assert len(rows) == 5
+
+
 def agreement(value: float) -> dict:
     found = {"spearman": each(value), "roc_auc": each(value, positives=11)}
     group = {"n": 20, **{key: each(value) for key in ("present", "roc_auc", "bias")}}

@@ -204,6 +204,23 @@ def photographs_table() -> str:
     return "\n".join([*lines, "", note])
 
 
+def photographs_summary() -> str:
+    """The London set in five rows, for the README."""
+    before, now = evaluation("photographs-before"), evaluation("photographs")
+    rows = [
+        (f"{label}: smile against neutral, ROC AUC", ("smile", "disfa", label, "expected"))
+        for label in ("AU12", "AU6", "AU25")
+    ]
+    rows.append(("AU12 read into neutral faces, share", ("neutral", "formats", "disfa", "AU12", "decided")))
+    rows.append(("any AU of any format read into neutral faces, mean share", ("neutral", "mean", "decided")))
+    lines = ["| disfa | rendered faces only | shipped | MediaPipe's blendshape |", "|---|---:|---:|---:|"]
+    for words, path in rows:
+        shape = now.get("mediapipe", {}).get(path[2]) if path[0] == "smile" else None
+        cells = [result(reduce(getitem, path, each)) for each in (before, now)] + [result(shape) if shape else ""]
+        lines.append(f"| {words} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def neutral_table() -> str:
     """The London set's neutral faces: one row per AU and format, those first that are read into most faces."""
     before, now = (evaluation(name)["neutral"]["formats"] for name in ("photographs-before", "photographs"))
@@ -290,6 +307,7 @@ TABLES = {
     "robustness": robustness_table,
     "comparison": comparison_table,
     "photographs": photographs_table,
+    "photographs-summary": photographs_summary,
     "photographs-neutral": neutral_table,
     "agreement": agreement_table,
     "agreement-per-au": agreement_per_au_table,

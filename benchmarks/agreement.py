@@ -377,13 +377,13 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--groups", nargs="+", default=[], metavar="COLUMN", help="compare the groups of these columns")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args(words)
-    records = load_records(arguments.data, part=arguments.part)
+    records = load_records(arguments.data, part=arguments.part, labelled=False)
     absent = sorted(set(arguments.groups) - set(records.column_names))
     if absent:
         raise ValueError(
             f"no column {', '.join(absent)} to group by; the records have {', '.join(records.column_names)}."
         )
-    people = check_unseen(arguments.model, people_of(records), roles=("train",))
+    people = check_unseen(arguments.model, people_of(records), roles=("train", "unlabelled"))
     logging.disable_progress_bar()  # of loading weights
     model = AutoModelForImageTextToText.from_pretrained(arguments.model, trust_remote_code=True, dtype="float32").eval()
     processor = AutoProcessor.from_pretrained(arguments.model, trust_remote_code=True)

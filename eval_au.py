@@ -74,6 +74,7 @@ from au_llava.au_evaluation.protocols import (
     tested_records,
 )
 from au_llava.au_evaluation.provenance import (
+    check_base,
     check_unseen,
     code_commit,
     content_hashes,
@@ -94,14 +95,17 @@ from au_llava.au_evaluation.scoring import (
 from au_llava.au_evaluation.transfer import best_asked, transfer_scores
 from au_llava.calibration_au_llava import entries_for
 from au_llava.decoding_au_llava import DECODERS
+from au_llava.folders_au import HOME, check_writable
 from au_llava.quantisation_au_llava import QUANTISATIONS, loading_options
+from au_llava.text_au import print_anything
 
 SCHEMA_VERSION = 2
 COMPARED = ("f1", "roc_auc", "icc", "pcc", "mae")
 
 
 def load(name: str, quantise: str | None):
-    """Model, on this process's device, and processor of a checkpoint."""
+    """Model, on this process's device, and processor of a checkpoint. ValueError for adapters on another base."""
+    check_base(name)
     logging.disable_progress_bar()  # of loading weights
     model = AutoModelForImageTextToText.from_pretrained(name, trust_remote_code=True, **loading_options(quantise))
     processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
@@ -226,7 +230,6 @@ def main_calibrate(arguments: argparse.Namespace):
     )
     if not PartialState().is_main_process:
         return
-    arguments.out.mkdir(parents=True, exist_ok=True)
     report = calibration_report(fits, references)
     write_json(arguments.out / "calibration.json", {"fitted_on": calibration["fitted_on"], "formats": report})
     thresholds = {fmt_name: fit["entry"]["presence_threshold"] for fmt_name, fit in fits.items()}
@@ -283,9 +286,9 @@ def main_protocol(arguments: argparse.Namespace):
     table = protocol_table(arguments.name, scores, protocol)
     metric = protocol.metrics[0]
     caption = f"{protocol.name}: {metric}{' in percent' if metric == 'f1' else ''}; parts: {protocol.source}"
-    (arguments.out / "table.md").write_text(f"{caption}\n\n{as_markdown(table)}")
-    (arguments.out / "table.tex").write_text(as_latex(table, caption))
-    (arguments.out / "table.csv").write_text(as_csv(table))
+    (arguments.out / "table.md").write_text(f"{caption}\n\n{as_markdown(table)}", encoding="utf-8")
+    (arguments.out / "table.tex").write_text(as_latex(table, caption), encoding="utf-8")
+    (arguments.out / "table.csv").write_text(as_csv(table), encoding="utf-8")
     print(as_markdown(table[:3]))
     compared = {protocol.name: {**scores["mean_of_folds"], "baselines": baselines}}
     Console().print(baselines_table(compared))
@@ -319,6 +322,8 @@ def read_evaluation(folder: Path) -> dict[str, dict[tuple, dict]]:
 
 
 def main_compare(arguments: argparse.Namespace):
+    if arguments.out:
+        check_writable(arguments.out)
     first, second = read_evaluation(arguments.first), read_evaluation(arguments.second)
     shared = [name for name in first if name in second]
     if not shared:
@@ -375,6 +380,7 @@ def comparison_table(comparison: dict, first: str, second: str) -> Table:
 
 
 def main_matrix(arguments: argparse.Namespace):
+    check_writable(arguments.out / "matrix.json")
     cells, arguments.part = {}, arguments.part or "test"
     for name in arguments.model:
         manifest = read_training_manifest(name)
@@ -405,7 +411,6 @@ def main_matrix(arguments: argparse.Namespace):
                 cells.setdefault(name, {})[f"{path}:{known_name}"] = cell
     if not PartialState().is_main_process:
         return
-    arguments.out.mkdir(parents=True, exist_ok=True)
     write_json(
         arguments.out / "matrix.json", {"schema_version": SCHEMA_VERSION, "part": arguments.part, "cells": cells}
     )
@@ -419,7 +424,8 @@ def main_matrix(arguments: argparse.Namespace):
     text = as_markdown([row[:-1] for row in rows])
     (arguments.out / "matrix.md").write_text(
         "F1 of presence, mean over the shared AUs, 95 % interval over people; each format by its own threshold of "
-        f"presence (matrix.json names them).\n\n{text}"
+        f"presence (matrix.json names them).\n\n{text}",
+        encoding="utf-8",
     )
     print(text)
     print(f"Written: {arguments.out / 'matrix.json'}, {arguments.out / 'matrix.md'}")
@@ -438,6 +444,8 @@ def main_report(arguments: argparse.Namespace):
     image_of = None
     if arguments.data or origin.get("data"):
         try:
+            if not arguments.data and content_hashes(origin["data"]) != origin["data"]:
+                raise FileNotFoundError(f"{', '.join(origin['data'])} is not here as it was evaluated: say --data")
             records = load_records(arguments.data or list(origin["data"]), part=origin["part"])
         except FileNotFoundError as error:
             print(f"Without thumbnails: {error}", file=sys.stderr)
@@ -467,7 +475,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model",
         nargs="+",
-        default=["."],
+        default=[str(HOME)],
         help="checkpoint folder or Hub id (default: this repository); with --protocol PART=CHECKPOINT for each part",
     )
     source = parser.add_mutually_exclusive_group(required=True)
@@ -541,13 +549,15 @@ def main(words: list[str] | None = None):
     if given:
         needed = {"--name": "--protocol", "--mirror": "--calibrate"}
         raise ValueError(" ".join(f"{option} has no effect without {needed[option]}." for option in given))
+    check_writable(arguments.out / "results.json")
     run = {"--calibrate": main_calibrate, "--protocol": main_protocol, None: main_score}[mode]
     return run(arguments)
 
 
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
+    print_anything()
     try:
         main()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"eval_au.py: {error}")

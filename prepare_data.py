@@ -40,6 +40,7 @@ from au_llava.au_datasets.records import (
 from au_llava.au_datasets.rendered import RENDERED_METADATA, sample_records, subject_name
 from au_llava.au_datasets.sources import Crop, finish_source, parts_of, prepare_shard, start_source
 from au_llava.faces_au import DETECTORS
+from au_llava.text_au import print_anything
 
 IMAGES_PER_SHARD = 240
 RENDERED_FEATURES = record_features(RENDERED_METADATA)
@@ -337,6 +338,7 @@ def add_sources(datasets) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    print_anything()
     args = make_parser().parse_args(argv)
     try:
         manifest = args.prepare(args)

@@ -227,7 +227,8 @@ def report(
     counts = {"files": files, "faces": summary.faces, "frames_without_face": summary.frames_without}
     counts |= {"left_out": dict(left_out)}
     if arguments.out:
-        content = sidecar(identity, arguments.neutral, counts, problems, str(model.device))
+        told_of = {escaped(file): escaped(problem) for file, problem in problems.items()}
+        content = sidecar(identity, arguments.neutral, counts, told_of, str(model.device))
         arguments.out.with_name(f"{arguments.out.name}.provenance.json").write_text(
             json.dumps(content, indent=1) + "\n"
         )

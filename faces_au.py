@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .text_au import unescaped
+from .text_au import UNKNOWN, unescaped
 
 EYE_DISTANCE = 0.34  # of the crop's side: a face crop as AU pipelines cut it, brows to chin
 EYE_HEIGHT = 0.35  # of the crop's side, from the top; the eyes' midpoint lies in the middle from left to right
@@ -181,6 +181,10 @@ def _is_usable(face: Face, size: tuple[int, int]) -> bool:
     return min(face.box[2:]) >= MIN_FACE and (eyes >= 0).all() and (eyes <= size).all()
 
 
+class NoRow(ValueError):
+    """A table of faces says nothing of a picture or a frame: not even that it shows no face."""
+
+
 class FacesTable:
     """Faces that the user gives, by file and frame.
 
@@ -307,27 +311,24 @@ class FacesTable:
         """The faces of a frame of a video, or of a picture (`frame` None); [] where its row says that there is none.
 
         Raises:
-            ValueError: the table has no row for it, or several files fit the same rows (see `match`).
+            NoRow: the table has no row for it, or several files fit the same rows (see `match`).
         """
         parts = _parts(str(file.absolute()))
         if parts not in self.matched:
             self.match([file])
         row = self.matched[parts]
         if isinstance(row, str):
-            raise ValueError(row)
+            raise NoRow(row)
         frames = self.faces.get(row)
         if frames is None:
-            raise ValueError(f"{file} has no row in {self.path}.")
+            raise NoRow(f"{file} has no row in {self.path}.")
         if frame is None and row == () and len(frames) > 1:
-            raise ValueError(f"{self.path} names no file and holds {len(frames)} frames: it is of a video, not {file}.")
+            raise NoRow(f"{self.path} names no file and holds {len(frames)} frames: it is of a video, not of {file}.")
         if frame is None:  # listed twice, a picture has two places in the list and still one face
             return frames[min(frames)]
         if frame not in frames:
-            raise ValueError(f"{file} has no row for frame {frame} in {self.path}.")
+            raise NoRow(f"{file} has no row for frame {frame} in {self.path}.")
         return frames[frame]
-
-
-UNKNOWN = ("", "nan", "na", "n/a", "none", "null", "<na>", "#n/a")  # as R, pandas and spreadsheets write it
 
 
 def _number(cell: str) -> float:
@@ -418,6 +419,7 @@ __all__ = [
     "YUNET_SHA256",
     "Face",
     "FacesTable",
+    "NoRow",
     "YuNet",
     "crop_face",
     "follow",

@@ -133,9 +133,9 @@ def prepare_source(args: argparse.Namespace) -> dict:
     if args.test is not None and (args.tested or any(clip.part for clip in source.clips)):
         raise ValueError("--test draws whom to test, but --tested or the dataset itself says so already")
     place = args.images or (args.root if args.root.is_dir() else args.root.parent)
-    crop = args.crop and Crop(args.crop, place, args.faces, args.detector or "packaged")
+    crop = args.crop and Crop(args.crop, place, args.faces, args.detector or "packaged", source.pictures)
     if crop:
-        crop.check()
+        crop.finder()
     elif args.faces or args.detector:
         raise ValueError("--faces and --detector say where the faces are that --crop cuts out: give --crop SIZE too")
     args.test = 0.1 if args.test is None else args.test
@@ -159,7 +159,8 @@ def prepare_source(args: argparse.Namespace) -> dict:
 
 def report(manifest: dict) -> None:
     """Print what was found, beside what a complete copy holds, and every warning."""
-    print(f"found: {manifest['arguments']['layout']} in {manifest['arguments']['root']}")
+    arguments = manifest["arguments"]
+    print(f"found: {arguments['layout']} in {arguments['root']}, data set {arguments['dataset']}")
     if manifest["known"]:
         shown = Table("", "complete copy", "found", title="Is the copy complete?")
         for column in shown.columns[1:]:
@@ -329,11 +330,16 @@ def add_sources(datasets) -> None:
         "table",
         "your own CSV or Parquet",
         table,
-        lambda args: table.open_table(args.root, args.format, args.images, args.image_column, args.subject_column),
+        lambda args: table.open_table(
+            args.root, args.format, args.images, args.image_column, args.subject_column, args.name
+        ),
         root="the table",
     )
     parser.add_argument("--format", choices=FORMATS, required=True, help="which AUs to take, and their scale")
     parser.add_argument("--image-column", default="image", metavar="NAME", help="holds paths (default: image)")
+    parser.add_argument(
+        "--name", help="of the data set (default: the table's, and eight digits that stand for where it lies)"
+    )
     parser.add_argument("--subject-column", default="subject", metavar="NAME", help="(default: subject)")
 
 

@@ -1,4 +1,4 @@
-r"""Names that are not UTF-8, as text: how they are written into tables, and how anything is printed anywhere.
+r"""What users' tables and names hold besides plain text, and how anything is printed on any console.
 
 A file's name is a string of bytes. Python holds those that are no UTF-8 as lone surrogates, which no table and no
 console takes. They are written as `\xe9`, which `unescaped` undoes.
@@ -7,6 +7,8 @@ console takes. They are written as `\xe9`, which `unescaped` undoes.
 import io
 import re
 import sys
+
+UNKNOWN = ("", "nan", "na", "n/a", "none", "null", "<na>", "#n/a")  # of a number, as R, pandas and spreadsheets say it
 
 _ESCAPED = re.compile(r"\\x(5c|[89a-f][0-9a-f])|\\u(d[89ab][0-9a-f]{2})")
 _TO_ESCAPE = re.compile(f"[\ud800-\udfff]|{_ESCAPED.pattern}")

@@ -26,6 +26,7 @@ from pyarrow import csv
 
 from ..action_units import FORMATS
 from ..folders_au import entries, files_below, subfolders
+from ..text_au import escaped
 from .records import Defects
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"}
@@ -60,9 +61,11 @@ class Picture:
     frame: Image.Image | None = None  # of the video
 
     def stored(self) -> dict:
-        """The image of a record: the path of a file, the JPEG of a video's frame."""
-        if self.frame is None:
+        """The image of a record: the path of a file, its bytes if that is no UTF-8, the JPEG of a video's frame."""
+        if self.frame is None and escaped(self.path) == self.path:
             return {"bytes": None, "path": self.path}
+        if self.frame is None:  # no table can hold this name
+            return {"bytes": Path(self.path).read_bytes(), "path": None}
         return {"bytes": jpeg(self.frame), "path": None}
 
     def open(self) -> Image.Image:
@@ -97,6 +100,7 @@ class Source:
         known: what a complete copy holds.
         defects: what was already found to be wrong.
         notes: what anyone who uses the records should know.
+        pictures: all image files, where they are known without reading a clip.
     """
 
     dataset: str
@@ -109,6 +113,7 @@ class Source:
     known: Known = field(default_factory=Known)
     defects: Defects = field(default_factory=Defects)
     notes: tuple[str, ...] = ()
+    pictures: tuple[str, ...] | None = None
 
     def fingerprint(self) -> str:
         """SHA-256 over the names of the clips and the names and sizes of their label files (of folders: the count)."""

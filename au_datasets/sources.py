@@ -12,9 +12,11 @@ from pathlib import Path
 from datasets import Value
 
 from ..action_units import FORMATS
-from ..faces_au import FacesTable, YuNet, crop_face
+from ..faces_au import FacesTable, NoRow, YuNet, crop_face
+from ..folders_au import files_below
+from ..text_au import escaped
 from .folds import assign_parts, kfold, protocol_split, split_parts
-from .reading import Clip, Known, Picture, Source, jpeg
+from .reading import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Clip, Known, Picture, Source, jpeg
 from .records import PARTS, Defects, finish_folder, record_features, shard_path, start_folder, write_shard
 
 
@@ -66,43 +68,50 @@ class Crop:
 
     Args:
         size: side of the crop in pixels.
-        base: the folder that a table's paths may begin at.
-        faces: a table as `FacesTable` reads it, its files absolute or below `base`, or the names of videos.
+        base: the folder of the pictures.
+        faces: a table as `FacesTable` reads it, matched with `pictures`.
         detector: finds the faces that no table gives: one of `DETECTORS`.
+        pictures: all that there are, images and videos; None: those below `base`.
     """
 
     size: int
     base: Path
     faces: Path | None = None
     detector: str = "packaged"
+    pictures: tuple[str, ...] | None = None
 
     def __call__(self, picture: Picture) -> dict | None:
-        """The image of a record, a JPEG; None where there is no face."""
-        image = picture.open()
-        finder = _finder(self.faces, self.detector)
+        """The image of a record, a JPEG; None where there is no face.
+
+        Raises:
+            NoRow: the table of faces does not have it.
+            ValueError: its eyes lie outside of the picture.
+            OSError: it is no whole image.
+        """
+        finder = self.finder()
         if self.faces is None:
+            image = picture.open()
             found = finder(image)
         else:
-            path = Path(picture.path)
-            names = [str(path), str(path.relative_to(self.base)) if path.is_relative_to(self.base) else ""]
-            names += [path.name] * (picture.frame is not None)  # images of different people share names, videos do not
-            names += [None]  # rows that hold for every file
-            found = next(
-                (finder.faces[name, picture.number] for name in names if (name, picture.number) in finder.faces), []
-            )
+            found = finder(Path(picture.path), None if picture.frame is None else picture.number)
+            image = picture.open() if found else None
         if not found:
             return None
         largest = max(found, key=lambda face: face.box[2] * face.box[3])
         return {"bytes": jpeg(crop_face(image, largest.eyes, self.size)), "path": None}
 
-    def check(self) -> None:
-        """Raise ValueError or OSError where the table or the detector cannot be used."""
-        _finder(self.faces, self.detector)
+    def finder(self) -> YuNet | FacesTable:
+        """Raises ValueError or OSError where the table or the detector cannot be used."""
+        return _finder(self.faces, self.detector, self.base, self.pictures)
 
 
 @lru_cache(maxsize=1)  # once per process
-def _finder(faces: Path | None, detector: str) -> YuNet | FacesTable:
-    return YuNet(detector) if faces is None else FacesTable(faces)
+def _finder(faces: Path | None, detector: str, base: Path, pictures: tuple[str, ...] | None) -> YuNet | FacesTable:
+    if faces is None:
+        return YuNet(detector)
+    table = FacesTable(faces)
+    table.match(files_below(base, IMAGE_SUFFIXES | VIDEO_SUFFIXES) if pictures is None else map(Path, pictures))
+    return table
 
 
 def prepare_shard(job: tuple) -> int:
@@ -120,11 +129,15 @@ def prepare_shard(job: tuple) -> int:
                         image = crop(picture) if crop else picture.stored()
                         if image is None:
                             defects.add("frames without a face, left out", where)
+                    except NoRow as error:
+                        image = None
+                        defects.add("frames without a row in the table of faces, left out", f"{where}: {error}")
                     except (OSError, ValueError) as error:  # no whole image; eyes outside of it
                         image = None
                         defects.add("frames that cannot be cropped, left out", f"{where}: {error}")
                 if image is not None:
-                    yield {**record, "image": image, "part": part}
+                    names = {name: escaped(record[name]) for name in ("subject", "clip")}
+                    yield {**record, **names, "image": image, "part": part}
 
     features = record_features({name: Value(dtype) for name, dtype in source.metadata.items()})
     write_shard(records(), features, path, defects)

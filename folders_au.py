@@ -73,7 +73,7 @@ def files_below(root: Path, suffixes: Collection[str] | None = None, left_out: C
                 inner.clear()
                 continue
             seen.add(os.path.realpath(folder))
-            counted[HIDDEN] += sum(name[0] == "." and not is_junk(name) for name in (*inner, *names))
+            counted.update(HIDDEN for name in (*inner, *names) if name[0] == "." and not is_junk(name))
             kept = sorted(name for name in inner if name[0] != "." and not is_junk(name))
             links = {name for name in kept if os.path.islink(os.path.join(folder, name))}
             inner[:] = [name for name in kept if name not in links]

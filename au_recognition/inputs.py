@@ -61,7 +61,7 @@ def find_files(paths: Sequence[str | Path], left_out: Counter | None = None) -> 
         if path == "-":
             listed = [line for line in _lines_of_input() if line.strip()]
             kept = [line for line in listed if not any(map(is_junk, Path(line).parts))]
-            left_out[JUNK] += len(listed) - len(kept)
+            left_out.update([JUNK] * (len(listed) - len(kept)))
             found += find_files(kept, left_out)
         elif Path(path).is_dir():
             below = files_below(Path(path), left_out=left_out)

@@ -46,6 +46,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
@@ -207,7 +208,7 @@ def main_score(arguments: argparse.Namespace):
     datasets.Dataset.from_list(predictions).to_parquet(arguments.out / "predictions.parquet")
     write_json(arguments.out / "results.json", results)
     shutil.rmtree(arguments.out / "unfinished")
-    Console().print(scores_table(scores, f"{name} on {' '.join(arguments.data)}, {arguments.part} part"))
+    Console().print(scores_table(scores, escape(f"{name} on {' '.join(arguments.data)}, {arguments.part} part")))
     Console().print(baselines_table(scores))
     print(f"Written: {arguments.out / 'results.json'} and {arguments.out / 'predictions.parquet'}")
     print(f"To look at them: python eval_au.py report {arguments.out}")
@@ -242,7 +243,7 @@ def main_calibrate(arguments: argparse.Namespace):
     unfinished = config_file.with_name("config.json.new")
     unfinished.write_text(json.dumps(config | stored, indent=2, sort_keys=True) + "\n")
     unfinished.replace(config_file)
-    Console().print(calibration_table(report, f"{name}, {part} part of {' '.join(arguments.calibrate)}"))
+    Console().print(calibration_table(report, escape(f"{name}, {part} part of {' '.join(arguments.calibrate)}")))
     print(f"Stored in {config_file}; report: {arguments.out / 'calibration.json'}, {arguments.out / 'reliability.png'}")
 
 
@@ -359,7 +360,7 @@ def main_compare(arguments: argparse.Namespace):
 def comparison_table(comparison: dict, first: str, second: str) -> Table:
     """Differences, first minus second: the mean over AUs, then the AUs where Holm's p is below 0.05."""
     caption = "95 % paired bootstrap over subjects; p of an AU corrected over the AUs (Holm); AUs with p < 0.05"
-    table = Table(title=f"{first} minus {second}", title_justify="left", caption=caption)
+    table = Table(title=escape(f"{first} minus {second}"), title_justify="left", caption=caption)
     for column in ("format", "AU", "metric", "difference", "interval", "p"):
         table.add_column(column, justify="left" if column in ("format", "AU", "metric") else "right")
 

@@ -48,7 +48,8 @@ def find_files(paths: Sequence[str | Path], left_out: Counter | None = None) -> 
 
     Args:
         paths: files; folders (everything inside, sorted); glob patterns (`**` reaches into folders); "-" for a list on
-            standard input, one path a line, in which what systems leave in folders is passed over.
+            standard input, one path a line. Of several, as a shell makes them of `*`, those that systems leave in
+            folders are passed over.
         left_out: counts what folders and patterns hold besides, by suffix, and what the list of paths is spared.
 
     Raises:
@@ -58,7 +59,9 @@ def find_files(paths: Sequence[str | Path], left_out: Counter | None = None) -> 
     left_out = Counter() if left_out is None else left_out
     found = []
     for path in map(str, paths):
-        if path == "-":
+        if len(paths) > 1 and is_junk(Path(path).name):
+            left_out[JUNK] += 1
+        elif path == "-":
             listed = [line for line in _lines_of_input() if line.strip()]
             kept = [line for line in listed if not any(map(is_junk, Path(line).parts))]
             left_out.update([JUNK] * (len(listed) - len(kept)))

@@ -41,6 +41,14 @@ def test_a_folder_that_is_named_is_read_whatever_it_is_called(tmp_path):
     assert find_files([tree(tmp_path / ".cache" / "#snapshot", "a.png")])
 
 
+def test_what_a_shell_makes_of_a_star(tmp_path):
+    """photos/* names what systems leave there too; one path that is given alone is meant."""
+    root, left_out = tree(tmp_path, "a.png", "@eaDir/b.png", "#recycle/c.png", "Thumbs.db"), Counter()
+    assert find_files(sorted(root.iterdir()), left_out) == [root / "a.png"]
+    assert left_out == {"left by systems": 3}
+    assert find_files([root / "#recycle"]) == [root / "#recycle" / "c.png"]
+
+
 def test_links_are_followed_once_and_end(tmp_path):
     """A link out of the tree, two that lead into each other's folders, one to the root, one above it, a dead one."""
     tree(tmp_path, "elsewhere/far.png", "root/a/1.png", "root/z/2.png", "beside.png")

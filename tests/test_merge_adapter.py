@@ -14,10 +14,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from test_train_sft import train
 from torch.testing import assert_close
-from transformers import AutoConfig, AutoProcessor, BitsAndBytesConfig
+from transformers import AutoProcessor, BitsAndBytesConfig
 
 from au_llava import eval_au
 from au_llava.au_evaluation.provenance import check_base, read_training_manifest
+from au_llava.configuration_au_llava import AuLlavaConfig
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 
 PROJECTIONS = r".*language_model.*\.(q_proj|v_proj|down_proj)"
@@ -167,7 +168,7 @@ def test_the_base_is_found_from_anywhere_and_is_the_one(tiny_checkpoint, rendere
     tool.merge(tmp_path / "adapter")
     tool.merge(tmp_path / "adapter", str(shutil.copytree(tmp_path / "base", tmp_path / "moved")))
 
-    other, _ = build_tiny("phrases", vision_config=AutoConfig.from_pretrained(tiny_checkpoint).vision_config, seed=1)
+    other, _ = build_tiny("phrases", vision_config=AuLlavaConfig.from_pretrained(tiny_checkpoint).vision_config, seed=1)
     other.save_pretrained(tmp_path / "base")
     wrong = r"is not the base that the adapters in .*adapter were trained on \(other model\.safetensors\)"
     for load in (

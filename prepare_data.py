@@ -160,7 +160,8 @@ def prepare_source(args: argparse.Namespace) -> dict:
 def report(manifest: dict) -> None:
     """Print what was found, beside what a complete copy holds, and every warning."""
     arguments = manifest["arguments"]
-    print(f"found: {arguments['layout']} in {arguments['root']}, data set {arguments['dataset']}")
+    print(f"found: {arguments['layout']} in {arguments['root']}")
+    print(f"data set: {arguments['dataset']}")
     if manifest["known"]:
         shown = Table("", "complete copy", "found", title="Is the copy complete?")
         for column in shown.columns[1:]:

@@ -83,7 +83,7 @@ def problems_of(journal: Journal, plan: Plan) -> dict[str, str]:
         found = [(frame["file"], frame["problem"]) for frame in line["frames"]] + [(str(source), line["problem"])]
         problems |= {file: problem for file, problem in found if problem and file not in problems}
         count.update(frame["file"] for frame in line["frames"] if frame["problem"])
-    problems |= {file: f"{problems[file]} So are {more - 1} frames more." for file, more in count.items() if more > 1}
+    problems |= {file: f"{problems[file]} ({frames} such frames)" for file, frames in count.items() if frames > 1}
     return problems | {
         file: f"{file} shows no face." for file in files if file not in with_face and file not in problems
     }
@@ -126,7 +126,8 @@ def check(arguments: argparse.Namespace, files: list[Path]) -> None:
 def check_outputs(arguments: argparse.Namespace, files: Sequence[Path]) -> None:
     """Refuse names that cannot be written, or that would write over what is read or written besides."""
     suffixes = {"out": SUFFIXES, "picture": DRAWN, "explain": PICTURES, "timeline": DRAWN, "video": FILMS}
-    taken = {file.resolve(): "is read" for file in files}
+    read = [*files, *(Path(each) for each in (arguments.faces, arguments.neutral) if each)]
+    taken = {file.resolve(): "is read" for file in read}
     for option, allowed in suffixes.items():
         path = getattr(arguments, option)
         if path is None:

@@ -135,7 +135,7 @@ def prepare_source(args: argparse.Namespace) -> dict:
     place = args.images or (args.root if args.root.is_dir() else args.root.parent)
     crop = args.crop and Crop(args.crop, place, args.faces, args.detector or "packaged", source.pictures)
     if crop:
-        crop.finder()
+        crop.check()
     elif args.faces or args.detector:
         raise ValueError("--faces and --detector say where the faces are that --crop cuts out: give --crop SIZE too")
     args.test = 0.1 if args.test is None else args.test

@@ -88,7 +88,7 @@ class Crop:
             ValueError: its eyes lie outside of the picture.
             OSError: it is no whole image.
         """
-        finder = self.finder()
+        finder = _finder(self.faces, self.detector, self.base, self.pictures)
         if self.faces is None:
             image = picture.open()
             found = finder(image)
@@ -100,9 +100,9 @@ class Crop:
         largest = max(found, key=lambda face: face.box[2] * face.box[3])
         return {"bytes": jpeg(crop_face(image, largest.eyes, self.size)), "path": None}
 
-    def finder(self) -> YuNet | FacesTable:
-        """Raises ValueError or OSError where the table or the detector cannot be used."""
-        return _finder(self.faces, self.detector, self.base, self.pictures)
+    def check(self) -> None:
+        """Raise ValueError or OSError where the table or the detector cannot be used."""
+        _finder(self.faces, self.detector, self.base, self.pictures)
 
 
 @lru_cache(maxsize=1)  # once per process

@@ -68,12 +68,14 @@ def weights_sha256(model: str, revision: str | None = None) -> dict[str, str]:
 
 
 def base_of(model: str) -> tuple[str, str | None] | None:
-    """The base that adapters name, a folder or a Hub id, and its revision; None of a whole checkpoint."""
+    """The base that adapters name, a folder or a Hub id, and its revision; None where they name none, as of a whole
+    checkpoint."""
     path = find_adapter_config_file(model)
     if path is None:
         return None
     settings = json.loads(Path(path).read_text(encoding="utf-8"))
-    return settings["base_model_name_or_path"], settings.get("revision")
+    named = settings.get("base_model_name_or_path")
+    return named and (named, settings.get("revision"))
 
 
 def check_base(model: str, base: str | None = None) -> dict[str, str]:

@@ -226,10 +226,10 @@ def report(
         raise ValueError(f"No face could be read in any of the {files} files.")
     Console().print(summary.table())
     counts = {"files": files, "faces": summary.faces, "frames_without_face": summary.frames_without}
-    counts |= {"left_out": dict(left_out)}
     if arguments.out:
         told_of = {escaped(file): escaped(problem) for file, problem in problems.items()}
         content = sidecar(identity, arguments.neutral, counts, told_of, str(model.device))
+        content["left_out"] = dict(left_out)
         arguments.out.with_name(f"{arguments.out.name}.provenance.json").write_text(
             json.dumps(content, indent=1) + "\n"
         )

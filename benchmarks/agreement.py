@@ -57,6 +57,7 @@ from au_llava.au_evaluation.unlabelled import (
     read_crops,
     shares,
 )
+from au_llava.folders_au import HOME, check_writable
 
 STRONG, NEAR_ZERO = 0.5, 0.1  # shares of the scale: from and up to which the teacher is taken to be clear
 ROTATION, SHIFT, ZOOM = 5.0, 0.03, 0.05  # degrees; shares of the crop's side
@@ -373,11 +374,14 @@ def main(words: list[str] | None = None) -> None:
     )
     parser.add_argument("--data", required=True, help="folder of records with the columns margin and weak")
     parser.add_argument("--part", choices=PARTS, default="validation", help="of the records (default: validation)")
-    parser.add_argument("--model", default=".", help="checkpoint: a folder or a Hub id (default: the shipped one)")
+    parser.add_argument(
+        "--model", default=str(HOME), help="checkpoint: a folder or a Hub id (default: the shipped one)"
+    )
     parser.add_argument("--groups", nargs="+", default=[], metavar="COLUMN", help="compare the groups of these columns")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args(words)
-    records = load_records(arguments.data, part=arguments.part)
+    check_writable(arguments.out)
+    records = load_records(arguments.data, part=arguments.part, labelled=False)
     absent = sorted(set(arguments.groups) - set(records.column_names))
     if absent:
         raise ValueError(
@@ -401,7 +405,6 @@ def main(words: list[str] | None = None) -> None:
         },
         **found,
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(jsonable(content), indent=1) + "\n")
     show(found)
     for file, problem in photographs.skipped.items():

@@ -28,6 +28,7 @@ from transformers.utils import logging
 from au_llava.action_units import FORMATS, MAIN_FORMATS, AUFormat, parse_answer
 from au_llava.au_datasets.records import group_by_image, load_records
 from au_llava.decoding_au_llava import DECODERS
+from au_llava.folders_au import HOME
 
 GUARANTEED = ("slots", "constrained")
 
@@ -258,7 +259,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--model", default=".", help="checkpoint folder or Hub id (default: this repository)")
+    parser.add_argument("--model", default=str(HOME), help="checkpoint folder or Hub id (default: this repository)")
     parser.add_argument("--faces", required=True, help="folder made by prepare_data.py; its images are the faces")
     parser.add_argument("--images", type=int, default=1000, help="how many, all kinds together (default: 1000)")
     parser.add_argument(

@@ -22,6 +22,7 @@ from au_llava.action_units import get_format
 from au_llava.au_datasets.records import group_by_image, load_records
 from au_llava.au_evaluation.prediction import predict, use_prior
 from au_llava.au_evaluation.scoring import by_format, score_arguments
+from au_llava.folders_au import HOME
 from au_llava.metrics_au import score
 from au_llava.quantisation_au_llava import loading_options
 
@@ -89,7 +90,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--model", default=".", help="checkpoint folder or Hub id (default: this repository)")
+    parser.add_argument("--model", default=str(HOME), help="checkpoint folder or Hub id (default: this repository)")
     parser.add_argument("--data", default="data/rendered-test", help="folder made by prepare_data.py")
     parser.add_argument("--images", type=int, help="read this many images (default: all of the test part)")
     add_write_option(parser)

@@ -419,7 +419,7 @@ def test_groups_must_be_columns(tmp_path):
     ],
 )
 def test_unfit_records_are_refused_in_one_sentence(tmp_path, change, problem):
-    records = load_records(write_photographs(tmp_path / "data", images=2, change=change))
+    records = load_records(write_photographs(tmp_path / "data", images=2, change=change), labelled=False)
     with pytest.raises(ValueError, match=problem):
         agreement.Photographs(records, 32)
 

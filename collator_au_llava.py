@@ -23,6 +23,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from .action_units import AUFormat, get_format, quantise, write_answer
 from .augmentation_au_llava import mirrored_values, varied_image
+from .image_processing_au_llava import load_face_image
 from .slot_tree_au_llava import compile_slots
 
 IGNORED = -100  # label id without loss, as in Transformers
@@ -167,7 +168,7 @@ class AUCollator:
             known = {get_format(fmt): values for fmt, values in zip(row["formats"], row["values"], strict=True)}
             image = row.get("image")
             if self.augment:
-                image = varied_image(image.convert("RGB"), rng)
+                image = varied_image(load_face_image(image), rng)
             if rng.random() < self.flip:
                 image = ImageOps.mirror(image)
                 known = {fmt: mirrored_values(values, fmt) for fmt, values in known.items()}

@@ -18,17 +18,16 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import av
 import numpy as np
 import pyarrow as pa
-from PIL import Image, ImageOps
+from PIL import Image
 from pyarrow import csv
 
 from ..action_units import FORMATS
+from ..image_processing_au_llava import load_face_image
+from ..media_au import IMAGE_SUFFIXES, DamagedVideo, every_frame
 from .records import Defects
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"}
-VIDEO_SUFFIXES = {".avi", ".mp4", ".mkv", ".mov", ".wmv"}
 ARCHIVE_SUFFIXES = {".zip", ".rar", ".7z", ".tar", ".gz"}
 LEFT_BY_SYSTEMS = {"__MACOSX", "Thumbs.db", "desktop.ini", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
 VIDEO_JPEG_QUALITY = 95
@@ -66,11 +65,8 @@ class Picture:
         return {"bytes": jpeg(self.frame), "path": None}
 
     def open(self) -> Image.Image:
-        """In RGB, turned as its EXIF data say. Raises OSError for a file that is no whole image."""
-        if self.frame is not None:
-            return self.frame
-        with Image.open(self.path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+        """As `load_face_image` gives it. Raises ValueError or OSError for a file that is no whole image."""
+        return load_face_image(self.path) if self.frame is None else self.frame
 
 
 @dataclass(frozen=True)
@@ -396,11 +392,10 @@ def video_frames(path: Path, wanted: Collection[int], where: str, defects: Defec
     """
     number = 0
     try:
-        with av.open(str(path)) as video:
-            video.streams.video[0].thread_type = "AUTO"
-            for number, frame in enumerate(video.decode(video=0), start=1):
-                yield number, Picture(str(path), number, frame.to_image() if number in wanted else None)
-    except (av.FFmpegError, IndexError) as error:  # IndexError: a file without a video stream
+        for frame in every_frame(path, lambda number, time: number in wanted, counted=True):
+            number = frame.number
+            yield number, Picture(str(path), number, frame.image)
+    except DamagedVideo as error:
         defects.add("videos that cannot be decoded to their end", f"{where}: stops after frame {number} ({error})")
 
 

@@ -7,8 +7,8 @@ import matplotlib
 import numpy as np
 
 from au_llava.action_units import AUFormat
+from au_llava.media_au import is_video
 
-from .inputs import is_video
 from .reading import Plan
 from .tables import heading, measure
 

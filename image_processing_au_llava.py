@@ -148,8 +148,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     grey = np.asarray(image, dtype=np.float64)
     lowest, highest = grey.min(), grey.max()
     tops = TOPS[2:] if "16" in image.mode else TOPS[1:] if image.mode == "I" else TOPS
-    top = next((top for top in tops if highest <= (1 + OVERSHOOT) * top and lowest >= -OVERSHOOT * top), None)
-    if top is None:
+    top = next((top for top in tops if highest <= (1 + OVERSHOOT) * top), None)
+    if top is None or lowest < -OVERSHOOT * top:
         raise ValueError(f"its grey values go from {lowest:g} to {highest:g}; expected 0 to 1, to 255 or to 65535")
     eight = Image.fromarray(np.round(grey.clip(0, top) / top * 255).astype(np.uint8))
     if "transparency" in image.info:

@@ -82,7 +82,7 @@ def count_frames(path: Path, every: int = 1, fps: float | None = None) -> int:
                 return -(-pictures_in(image) // every)
         with _opened(path) as (container, stream):
             seconds = _declared(container, stream) or (container.duration or 0) / 1e6
-            frames = stream.frames or round(seconds * float(stream.average_rate or 0))
+            frames = stream.frames or round(seconds * _rate(container, stream))
     except (DamagedVideo, OSError):
         return 0
     return min(frames, round(seconds * fps)) if fps else -(-frames // every)
@@ -150,7 +150,7 @@ def _video(path: Path, wanted: Callable, counted: bool) -> Iterator[Frame]:
     number, damaged, first, end = 0, 0, None, 0.0
     with _opened(path) as (container, stream):
         stream.thread_type = "AUTO"
-        rate, aspect = float(stream.average_rate or 25), stream.sample_aspect_ratio or 1
+        rate, aspect = _rate(container, stream), stream.sample_aspect_ratio or 1
         declared = _declared(container, stream)
         packets = container.demux(*[] if declared is None else [stream])
         while True:
@@ -158,7 +158,7 @@ def _video(path: Path, wanted: Callable, counted: bool) -> Iterator[Frame]:
                 packet = next(packets, None)
                 if packet is None:
                     break
-                if packet.stream_index != stream.index:
+                if packet.stream.index != stream.index:  # not its `stream_index`, which the last, empty packets lack
                     end = max(end, _end(packet))
                     continue
                 frames = packet.decode()
@@ -229,6 +229,11 @@ def _declared(container, stream) -> float | None:
             hours, minutes, seconds = map(float, time.groups())
             return 3600 * hours + 60 * minutes + seconds
     return None
+
+
+def _rate(container, stream) -> float:
+    """Frames a second; a raw stream's as its codec says, for FFmpeg reads each as if it had 25."""
+    return float((stream.guessed_rate if container.format.flags & NO_TIMESTAMPS else stream.average_rate) or 25)
 
 
 def _end(packet) -> float:

@@ -327,6 +327,30 @@ def test_matrix_range_and_depth_of_videos(tmp_path, pix_fmt, colours, reach):
         assert_alike(frame.image, quarters(), within=5)
 
 
+@pytest.mark.parametrize(
+    ("transfer", "code", "expected"),
+    [
+        # SMPTE ST 2084: 0.581 is 203 cd/m2, which BT.2408 calls white; 0.508 is 100 cd/m2: (100 / 203) ** (1 / 2.2)
+        (16, 0.581, 255),
+        (16, 0.508, 185),
+        (18, 0.75, 255),  # BT.2100's HLG: BT.2408 puts white at 75 %
+        (1, 0.75, 191),  # standard range is left as it is
+    ],
+)
+def test_high_dynamic_range_becomes_srgb(tmp_path, transfer, code, expected):
+    def tag(_, stream):
+        frame = av.VideoFrame(WIDTH, HEIGHT, "yuv420p10le")
+        for plane, level in zip(frame.planes, (round(64 + 876 * code), 512, 512), strict=True):
+            plane.update(np.full(plane.buffer_size // 2, level, np.uint16).tobytes())
+        for owner in (frame, stream.codec_context):
+            owner.color_trc, owner.color_primaries, owner.colorspace, owner.color_range = transfer, 9, 9, 1
+        return frame
+
+    path = write_video(tmp_path / "film.mkv", [quarters()] * 3, "libx264", "yuv420p10le", tag=tag)
+    for frame in video_frames(path):
+        np.testing.assert_allclose(frame.image.getpixel((WIDTH // 2, HEIGHT // 2)), expected, atol=4)
+
+
 def test_transparent_videos_are_laid_over_white(tmp_path):
     def clear(frame, stream):
         picture = quarters().convert("RGBA")

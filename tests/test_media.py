@@ -217,18 +217,22 @@ def test_hidden_colours_keep_their_profile(tmp_path):
 
 # Files of several pictures
 
-ANIMATION = [Image.new("RGB", (32, 32), colour) for colour in (RED, GREEN, BLUE)]
+
+def animation():
+    """Three pictures, new ones each time: Pillow keeps in a picture how it was last saved."""
+    return [Image.new("RGB", (32, 32), colour) for colour in (RED, GREEN, BLUE)]
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png", "avif"])
 def test_moving_pictures_are_videos(tmp_path, suffix):
     still, moving = tmp_path / f"still.{suffix}", tmp_path / f"moving.{suffix}"
-    ANIMATION[0].save(still)
-    ANIMATION[0].save(moving, save_all=True, append_images=ANIMATION[1:], duration=[200, 300, 100])
+    first, *others = animation()
+    first.save(still)
+    first.save(moving, save_all=True, append_images=others, duration=[200, 300, 100])
     assert (is_video(still), is_video(moving)) == (False, True)
     frames = list(video_frames(moving))
     assert [(frame.number, round(frame.time, 3)) for frame in frames] == [(1, 0.0), (2, 0.2), (3, 0.5)]
-    for frame, picture in zip(frames, ANIMATION, strict=True):
+    for frame, picture in zip(frames, animation(), strict=True):
         assert_alike(frame.image, picture, within=12)
     assert [frame.number for frame in video_frames(moving, every=2)] == [1, 3]
     assert count_frames(moving) == 3
@@ -248,11 +252,11 @@ def test_animations_are_laid_over_white_and_time_is_what_browsers_take(tmp_path)
 
 def test_a_stand_in_is_no_frame_of_an_apng(tmp_path):
     Image.new("RGB", (32, 32), GREY).save(
-        tmp_path / "a.png", save_all=True, append_images=ANIMATION, default_image=True, duration=100
+        tmp_path / "a.png", save_all=True, append_images=animation(), default_image=True, duration=100
     )
     frames = list(video_frames(tmp_path / "a.png"))
     assert len(frames) == 3
-    assert_alike(frames[0].image, ANIMATION[0])
+    assert_alike(frames[0].image, animation()[0])
 
 
 def test_animations_that_break_off(tmp_path):
@@ -265,12 +269,12 @@ def test_animations_that_break_off(tmp_path):
 
 
 def test_pages_and_views_are_told(tmp_path):
-    ANIMATION[0].save(tmp_path / "pages.tif", save_all=True, append_images=ANIMATION[1:])
-    ANIMATION[0].save(tmp_path / "views.mpo", save_all=True, append_images=ANIMATION[1:])
     for name in ("pages.tif", "views.mpo"):
+        first, *others = animation()
+        first.save(tmp_path / name, save_all=True, append_images=others)
         assert not is_video(tmp_path / name)
         with pytest.warns(UserWarning, match=rf"{name} holds 3 pictures; only the first is read"):
-            assert_alike(load_face_image(tmp_path / name), ANIMATION[0])
+            assert_alike(load_face_image(tmp_path / name), animation()[0])
 
 
 def test_requests_with_several_pictures_are_refused():
@@ -278,7 +282,8 @@ def test_requests_with_several_pictures_are_refused():
 
     for kind in ("GIF", "WEBP", "PNG", "TIFF"):
         content = io.BytesIO()
-        ANIMATION[0].save(content, kind, save_all=True, append_images=ANIMATION[1:])
+        first, *others = animation()
+        first.save(content, kind, save_all=True, append_images=others)
         with pytest.raises(ValueError, match="inputs holds 3 pictures, an animation or pages"):
             read_images({"inputs": content.getvalue()})
 

@@ -31,12 +31,12 @@ from au_llava.au_datasets.render import View
 from au_llava.au_datasets.rendered import picture, sample_subject
 from au_llava.au_evaluation.provenance import check_base
 from au_llava.au_recognition import markup
-from au_llava.au_recognition.inputs import Frame
 from au_llava.au_recognition.reading import Plan, read_frame, reading_of
 from au_llava.au_recognition.reasons import explain
 from au_llava.faces_au import YuNet
 from au_llava.folders_au import HOME
-from au_llava.image_processing_au_llava import load_face_image
+from au_llava.image_processing_au_llava import load_face_image, pictures_in
+from au_llava.media_au import Frame
 from au_llava.text_au import print_anything
 
 try:
@@ -113,9 +113,11 @@ class Reader:
         Raises:
             ValueError: it is no picture, too large, or shows no face.
         """
-        pixels = 0
+        pixels = pictures = 0
         with suppress(Exception), Image.open(path) as opened:  # what is wrong with it, `load_face_image` says
-            pixels = opened.width * opened.height
+            pixels, pictures = opened.width * opened.height, pictures_in(opened)
+        if pictures > 1:
+            gr.Warning(f"{name} holds {pictures} pictures; only the first is read.")
         if pixels > MOST_PIXELS:
             most = MOST_PIXELS // 1_000_000
             raise ValueError(f"{name} has {pixels / 1e6:.0f} million pixels, more than {most}: make it smaller.")

@@ -115,9 +115,12 @@ def read_images(contents: dict[str, object]) -> list[Image.Image]:
         raise ValueError(f"The images have {pixels:,} pixels; a request may have {MAX_PIXELS:,}: make them smaller.")
     for name, image in images.items():
         try:
+            pictures = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO: views of one scene
             image.load()
         except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
             raise ValueError(f"{name} cannot be read as an image: {error}") from error
+        if pictures > 1 and not isinstance(contents[name], Image.Image):
+            raise ValueError(f"{name} holds {pictures} pictures, an animation or pages: send each by itself.")
         image.filename = name  # what the pipeline's own messages call it
     return list(images.values())
 

@@ -41,7 +41,7 @@ from transformers.utils import logging
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS, get_format
 from au_llava.au_evaluation.provenance import check_base, sha256_of
-from au_llava.au_recognition.inputs import find_files, is_video
+from au_llava.au_recognition.inputs import find_files
 from au_llava.au_recognition.pictures import first_faces, save_evidence, save_faces, save_video
 from au_llava.au_recognition.provenance import checkpoint_identity, plan_identity, sidecar
 from au_llava.au_recognition.reading import Journal, Plan, face_ids, parts_of, read, read_picture
@@ -54,6 +54,7 @@ from au_llava.decoding_au_llava import DECODERS
 from au_llava.faces_au import DETECTORS, YUNET_SHA256, Face, FacesTable, YuNet, crop_face
 from au_llava.folders_au import HOME, check_writable, told
 from au_llava.image_processing_au_llava import load_face_image
+from au_llava.media_au import is_video
 from au_llava.quantisation_au_llava import QUANTISATIONS, loading_options
 from au_llava.text_au import escaped, print_anything
 

@@ -14,25 +14,22 @@ import hashlib
 import io
 import os
 import re
-import struct
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
-import av
 import numpy as np
 import pyarrow as pa
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from pyarrow import csv
 
 from ..action_units import FORMATS
 from ..folders_au import entries, files_below, subfolders
+from ..image_processing_au_llava import load_face_image, open_image
+from ..media_au import IMAGE_SUFFIXES, DamagedVideo, every_frame
 from ..text_au import escaped
 from .records import Defects
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"}
-VIDEO_SUFFIXES = {".avi", ".mp4", ".mkv", ".mov", ".wmv"}
 ARCHIVE_SUFFIXES = {".zip", ".rar", ".7z", ".tar", ".gz"}
 VIDEO_JPEG_QUALITY = 95
 
@@ -75,21 +72,10 @@ class Picture:
         return {"bytes": content, "path": self.path if content is None else None}
 
     def open(self) -> Image.Image:
-        """In RGB, turned as its EXIF data say. Raises OSError for a file that is no whole image."""
+        """As `load_face_image` gives it. Raises ValueError or OSError for a file that is no whole image."""
         if self.frame is not None:
             return self.frame
-        return open_image(self.path if self.content is None else io.BytesIO(self.content))
-
-
-def open_image(file: str | BinaryIO) -> Image.Image:
-    """In RGB, turned as its EXIF data say. Raises OSError for what is no whole image, or one too large to be meant."""
-    try:
-        with Image.open(file) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except UnidentifiedImageError as error:  # names the file, or where in memory it lies
-        raise OSError("it is no picture that Pillow reads") from error
-    except (SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:  # as broken files raise too
-        raise OSError(str(error)) from error
+        return load_face_image(self.path if self.content is None else open_image(io.BytesIO(self.content), self.path))
 
 
 @dataclass(frozen=True)
@@ -404,11 +390,10 @@ def video_frames(path: Path, wanted: Collection[int], where: str, defects: Defec
     """
     number = 0
     try:
-        with av.open(str(path)) as video:
-            video.streams.video[0].thread_type = "AUTO"
-            for number, frame in enumerate(video.decode(video=0), start=1):
-                yield number, Picture(str(path), number, frame.to_image() if number in wanted else None)
-    except (av.FFmpegError, IndexError) as error:  # IndexError: a file without a video stream
+        for frame in every_frame(path, lambda number, time: number in wanted, counted=True):
+            number = frame.number
+            yield number, Picture(str(path), number, frame.image)
+    except DamagedVideo as error:
         defects.add("videos that cannot be decoded to their end", f"{where}: stops after frame {number} ({error})")
 
 

@@ -14,9 +14,10 @@ from PIL import Image
 from ..action_units import FORMATS
 from ..faces_au import FacesTable, NoRow, Point, YuNet, crop_face
 from ..folders_au import files_below
+from ..media_au import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from ..text_au import escaped
 from .folds import assign_parts, kfold, protocol_split, split_parts
-from .reading import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Clip, Known, Picture, Source, jpeg
+from .reading import Clip, Known, Picture, Source, jpeg
 from .records import (
     NOT_ANNOTATED,
     PARTS,
@@ -96,8 +97,8 @@ class Crop:
 
         Raises:
             NoRow: the table of faces does not have it.
-            ValueError: its eyes lie outside of the picture.
-            OSError: it is no whole image.
+            ValueError: it is no whole image, or its eyes lie outside of it.
+            OSError: there is no such file.
         """
         image = picture.open()
         eyes = self.eyes(picture, image)

@@ -24,9 +24,9 @@ import numpy as np
 import pandas as pd
 
 from ..action_units import FORMATS, get_format
+from ..media_au import IMAGE_SUFFIXES
 from ..text_au import UNKNOWN
 from .reading import (
-    IMAGE_SUFFIXES,
     Clip,
     Known,
     Picture,

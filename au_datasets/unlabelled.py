@@ -29,19 +29,9 @@ from PIL import Image
 
 from ..action_units import FORMATS, MAIN_FORMATS
 from ..faces_au import NoRow, Point, crop_face
-from ..folders_au import told
-from .reading import (
-    IMAGE_SUFFIXES,
-    VIDEO_SUFFIXES,
-    Clip,
-    Picture,
-    Source,
-    check_root,
-    files_below,
-    local_name,
-    missing,
-    video_frames,
-)
+from ..folders_au import files_below, told
+from ..media_au import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_video
+from .reading import Clip, Picture, Source, check_root, local_name, missing, video_frames
 from .records import NO_CLIP, Defects
 from .sources import Crop
 
@@ -81,7 +71,7 @@ def open_unlabelled(
             defects.add("files that lie in no person's folder, left out", place.name)
             continue
         subject = place.parts[0] if subjects == "folders" else place.as_posix()
-        if path.suffix.lower() in VIDEO_SUFFIXES:
+        if is_video(path):
             clips.append(Clip(subject, place.as_posix(), labels=(path,), images=path))
         else:
             pictures[subject].append(path)
@@ -142,6 +132,10 @@ def find_face(picture: Picture, crop: Crop, where: str, defects: Defects) -> Fou
     """The largest face of a picture; None, counted, where there is none or the picture cannot be read."""
     try:
         image = picture.open()
+    except (OSError, ValueError) as error:
+        defects.add("pictures that cannot be read, left out", f"{where}: {error}")
+        return None
+    try:
         eyes = crop.eyes(picture, image)
         if eyes is None:
             defects.add("pictures without a face, left out", where)
@@ -149,8 +143,6 @@ def find_face(picture: Picture, crop: Crop, where: str, defects: Defects) -> Fou
         cut = crop.cut(image, eyes)
     except NoRow as error:
         defects.add("pictures without a row in the table of faces, left out", f"{where}: {error}")
-    except OSError as error:
-        defects.add("pictures that cannot be read, left out", f"{where}: {error}")
     except ValueError as error:
         defects.add("pictures with eyes that cannot be, left out", f"{where}: {error}")
     else:

@@ -1,7 +1,4 @@
-"""What is read: pictures and videos by path, folder, glob pattern or list, and the frames of a video.
-
-A frame is counted from 1, as OpenFace counts, and carries its own time: videos of variable frame rate keep theirs.
-"""
+"""Which files are read: pictures and videos by path, folder, glob pattern or list."""
 
 import fnmatch
 import glob
@@ -9,38 +6,10 @@ import io
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from au_llava.folders_au import DEAD_LINKS, FOLDERS, JUNK, NO_SUFFIX, files_below, is_junk, told
-
-with suppress(ImportError):  # photographs of iPhones, for those who have the plugin
-    from pillow_heif import register_heif_opener
-
-    register_heif_opener()
-
-# HEIC is looked for without its plugin too: such a photograph is reported, not passed over in silence.
-PICTURES = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN} | {".heic", ".heif"}
-VIDEOS = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".mts", ".m2ts", ".3gp"}
-PICTURES -= VIDEOS  # Pillow lists .mpg, but reads nothing of it
-SHORTFALL = 0.5  # seconds that a video may be shorter than it says before that counts as damage
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One picture: a file of its own, or a frame of a video."""
-
-    file: Path
-    number: int = 1
-    time: float = 0.0  # seconds from the first frame
-    image: Image.Image | None = None  # None: to be opened when it is its turn
-
-
-class DamagedVideo(ValueError):
-    """A video that cannot be read to its end. What was read before holds."""
+from au_llava.media_au import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 
 def find_files(paths: Sequence[str | Path], left_out: Counter | None = None) -> list[Path]:
@@ -112,7 +81,7 @@ def _media(paths: Iterable[Path], left_out: Counter, nothing: str) -> list[Path]
             continue
         if not path.is_file():
             left_out[FOLDERS if path.is_dir() else DEAD_LINKS] += 1
-        elif path.suffix.lower() in PICTURES | VIDEOS:
+        elif path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
             inside.append(path)
         else:
             left_out[path.suffix.lower() or NO_SUFFIX] += 1
@@ -120,95 +89,3 @@ def _media(paths: Iterable[Path], left_out: Counter, nothing: str) -> list[Path]
         besides = told(left_out - before)
         raise FileNotFoundError(nothing + (f": it holds {besides}." if besides else "."))
     return inside
-
-
-def is_video(path: Path) -> bool:
-    """By the name; a GIF by whether it moves."""
-    if path.suffix.lower() != ".gif":
-        return path.suffix.lower() in VIDEOS
-    try:
-        with Image.open(path) as image:
-            return getattr(image, "is_animated", False)
-    except OSError:
-        return False
-
-
-def count_frames(path: Path, every: int = 1, fps: float | None = None) -> int:
-    """About how many frames `video_frames` will give, from what the file says of itself; 0 where it says nothing."""
-    try:
-        with _opened(path) as container:
-            stream = container.streams.video[0]
-            seconds = _duration(container, stream) or 0
-            frames = stream.frames or round(seconds * float(stream.average_rate or 0))
-    except DamagedVideo:
-        return 0
-    return min(frames, round(seconds * fps)) if fps else -(-frames // every)
-
-
-def video_frames(path: Path, every: int = 1, fps: float | None = None) -> Iterator[Frame]:
-    """The frames of a video in the order they are shown, upright, as RGB.
-
-    Args:
-        every: take one frame of so many. fps: take so many a second, the first at or after each tick of that clock; a
-            video with fewer gives all it has.
-
-    Raises:
-        DamagedVideo: at its end, where some of it could not be read; at once, where none of it can.
-    """
-    from av.error import FFmpegError
-
-    number, first, damaged, due = 0, None, 0, 0
-    time = 0.0
-    with _opened(path) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        packets = container.demux(stream)
-        while True:
-            try:
-                packet = next(packets, None)
-                if packet is None:
-                    break
-                frames = packet.decode()
-            except FFmpegError:  # a damaged packet; where the file itself breaks off, no further one comes
-                damaged += 1
-                continue
-            for frame in frames:
-                number += 1
-                damaged += frame.is_corrupt
-                shown = frame.time if frame.time is not None else (number - 1) / float(stream.average_rate or 25)
-                first = shown if first is None else first
-                time = shown - first
-                wanted = time >= due / fps - 1e-6 if fps else (number - 1) % every == 0
-                if wanted:
-                    due = int(time * fps + 1e-6) + 1 if fps else 0
-                    image = frame.to_image()
-                    yield Frame(path, number, time, image.rotate(frame.rotation, expand=True))
-        declared = _duration(container, stream)
-    if number == 0:
-        raise DamagedVideo(f"{path} holds no frame that can be read.")
-    if damaged:
-        raise DamagedVideo(f"{path} is damaged ({damaged} times); {number} frames could be read.")
-    if declared is not None and time < declared - SHORTFALL - 1 / float(stream.average_rate or 25):
-        raise DamagedVideo(f"{path} breaks off after {time:.1f} of {declared:.1f} seconds ({number} frames).")
-
-
-def _opened(path: Path):
-    try:
-        import av
-    except ImportError as error:
-        raise ValueError("Reading videos needs PyAV: pip install 'au-llava[recognize]'.") from error
-    try:
-        container = av.open(str(path))
-    except (av.error.FFmpegError, OSError) as error:
-        raise DamagedVideo(f"{path} cannot be read as a video: {error}.") from error
-    if not container.streams.video:
-        container.close()
-        raise DamagedVideo(f"{path} holds no pictures.")
-    return container
-
-
-def _duration(container, stream) -> float | None:
-    """Seconds that the video says it lasts."""
-    if stream.duration is not None and stream.time_base is not None:
-        return float(stream.duration * stream.time_base)
-    return container.duration / 1e6 if container.duration is not None else None

@@ -18,10 +18,10 @@ from au_llava.action_units import AUFormat
 from au_llava.au_datasets.face_rig import SHAPES, expand_sides, load_rig
 from au_llava.faces_au import EYE_DISTANCE, EYE_HEIGHT, crop_face
 from au_llava.image_processing_au_llava import load_face_image
+from au_llava.media_au import DamagedVideo, is_video, video_frames
 from au_llava.text_au import escaped
 
 from .evidence import OUTLINE
-from .inputs import DamagedVideo, is_video, video_frames
 from .reading import Plan
 from .tables import measure
 

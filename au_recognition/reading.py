@@ -23,8 +23,7 @@ from rich.text import Text
 
 from au_llava.faces_au import Face, crop_face, follow, look_of
 from au_llava.image_processing_au_llava import load_face_image
-
-from .inputs import DamagedVideo, Frame, count_frames, is_video, video_frames
+from au_llava.media_au import DamagedVideo, Frame, count_frames, is_video, video_frames
 
 AHEAD = 2  # chunks whose faces are found while the model reads another
 WORKERS = 4  # threads that do it

@@ -8,9 +8,9 @@ import numpy as np
 
 from au_llava.action_units import AUFormat
 from au_llava.folders_au import short_names
+from au_llava.media_au import is_video
 from au_llava.text_au import escaped
 
-from .inputs import is_video
 from .reading import Plan
 from .tables import heading, measure
 

@@ -24,7 +24,6 @@ are. Intervals are 95 % bootstrap intervals over people.
 """
 
 import argparse
-import io
 import json
 import math
 import sys
@@ -43,6 +42,7 @@ from transformers.utils import logging
 from au_llava.action_units import get_format, mirrored_label
 from au_llava.au_datasets.conversion import sources
 from au_llava.au_datasets.folds import person_key
+from au_llava.au_datasets.reading import Picture
 from au_llava.au_datasets.records import PARTS, group_by_image, load_records
 from au_llava.au_evaluation.audits import FEWEST_SUBJECTS
 from au_llava.au_evaluation.provenance import check_unseen, content_hashes, people_of
@@ -152,9 +152,10 @@ class Photographs:
         kept, self.images, self.skipped = [], [], {}
         for group in groups:
             first = next(iter(group.values()))
+            image = stored[first]["image"]
             try:
-                self.images.append(decoded(stored[first]["image"]))
-            except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for damaged files
+                self.images.append(Picture(image["path"] or "the crop", content=image["bytes"]).open())
+            except (OSError, ValueError) as error:
                 self.skipped[person_key(columns["dataset"][first], columns["subject"][first])] = str(error)
             else:
                 kept.append(group)
@@ -185,12 +186,6 @@ class Photographs:
     def believed(self) -> list[int]:
         """The columns on which the teacher is believed in any image."""
         return np.flatnonzero(~np.isnan(self.weak).all(axis=0)).tolist()
-
-
-def decoded(stored: Mapping) -> Image.Image:
-    source = stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"])
-    with Image.open(source) as image:
-        return image.convert("RGB")
 
 
 def weak_class(weak: np.ndarray) -> np.ndarray:

@@ -29,6 +29,7 @@ from au_llava.action_units import FORMATS, MAIN_FORMATS, AUFormat, parse_answer
 from au_llava.au_datasets.records import group_by_image, load_records
 from au_llava.decoding_au_llava import DECODERS
 from au_llava.folders_au import HOME
+from au_llava.image_processing_au_llava import load_face_image
 
 GUARANTEED = ("slots", "constrained")
 
@@ -127,7 +128,7 @@ def load_faces(folder: str, count: int, seed: int) -> list[Image.Image]:
     records = load_records(folder)
     rows = [next(iter(group.values())) for group in group_by_image(records)]
     drawn = np.random.default_rng(seed).permutation(rows)[:count]
-    return [image.convert("RGB") for image in records.select(drawn)["image"]]
+    return [load_face_image(image) for image in records.select(drawn)["image"]]
 
 
 def image_mix(faces: Sequence[Image.Image], count: int, seed: int) -> list[tuple[str, Image.Image]]:

@@ -25,11 +25,12 @@ from au_llava import eval_au, recognize_au
 from au_llava.action_units import FORMATS, MAIN_FORMATS, AUFormat
 from au_llava.au_datasets.records import load_records
 from au_llava.au_datasets.rendered import render_face
-from au_llava.au_recognition import inputs, reading
-from au_llava.au_recognition.inputs import DamagedVideo, find_files, is_video, video_frames
+from au_llava.au_recognition import reading
+from au_llava.au_recognition.inputs import find_files
 from au_llava.au_recognition.pictures import au_regions
 from au_llava.au_recognition.tables import Neutral, au_columns, openface_label
 from au_llava.faces_au import EYE_DISTANCE, EYE_HEIGHT
+from au_llava.media_au import DamagedVideo, count_frames, is_video, video_frames
 from au_llava.recognize_au import main, make_parser, run
 from au_llava.text_au import escaped, unescaped
 
@@ -273,7 +274,7 @@ def test_sampling_of_a_video(film):
     assert [frame.number for frame in video_frames(film, fps=2)] == [1, 6, 11, 16, 21]
     assert [frame.number for frame in video_frames(film, fps=4)] == [1, 4, 6, 9, 11, 14, 16, 19, 21, 24]
     assert len(list(video_frames(film, fps=100))) == 24
-    assert (inputs.count_frames(film, every=7), inputs.count_frames(film, fps=2)) == (4, 5)
+    assert (count_frames(film, every=7), count_frames(film, fps=2)) == (4, 5)
 
 
 # The neutral face

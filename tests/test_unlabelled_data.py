@@ -185,6 +185,20 @@ def test_what_is_left_out_is_counted(shards, tmp_path, no_detector):
     assert any("carry no labels" in line for line in manifest(tmp_path / "out")["warnings"])
 
 
+def test_a_table_of_faces_for_photographs_in_parquet(tmp_path):
+    root = tmp_path / "fair"
+    for part, numbers in (("train", (1, 2)), ("val", (1,))):
+        rows = [row(number, file=f"{part}/{number}.jpg") for number in numbers]
+        write_table(root / f"{part}-00000-of-00001.parquet", rows)
+    numbers = ",".join(f"{number:g}" for point in EYES for number in point)
+    lines = [f"{name},{numbers}" for name in ("2.jpg", "train/1.jpg")]
+    write(tmp_path / "faces.csv", "\n".join([f"file,{','.join(FacesTable.EYES)}", *lines]))
+    out = tmp_path / "out"
+    assert run("fairface", root, out, "--validation", 0, "--faces", tmp_path / "faces.csv") == 0
+    assert subjects(out) == ["train/1.jpg", "train/2.jpg"]
+    assert defects(out) == {"pictures without a row in the table of faces, left out": 1}  # val/1.jpg
+
+
 def test_all_ages_on_request(shards, tmp_path, no_detector):
     assert run("fairface", shards, tmp_path / "out", "--all-ages") == 0
     assert {"train/2.jpg", "train/5.jpg", "train/8.jpg"} < set(subjects(tmp_path / "out"))
@@ -444,6 +458,18 @@ def test_linked_folders_are_read_and_names_of_other_bytes(tmp_path):
     out = tmp_path / "out"
     assert run("unlabelled", tmp_path / "in", out, "--validation", 0.5) == 0
     assert subjects(out) == [r"Jos\xe9.png", "linked/a.png"]
+
+
+def test_moving_pictures_are_videos(tmp_path):
+    frames = [photograph(face) for face in ("rest", "smile")]
+    (tmp_path / "in").mkdir()
+    frames[0].save(
+        tmp_path / "in" / "moving.webp", save_all=True, append_images=frames[1:], duration=100, lossless=True
+    )
+    frames[0].save(tmp_path / "in" / "still.webp", lossless=True)
+    assert run("unlabelled", tmp_path / "in", tmp_path / "out", "--validation", 0) == 0
+    shown = [("moving.webp", "moving.webp", 1), ("moving.webp", "moving.webp", 2), ("still.webp", "0", 1)]
+    assert sorted(keys(tmp_path / "out")) == sorted((*each, name) for each in shown for name in MAIN_FORMATS)
 
 
 def test_a_picture_without_a_row_in_the_table_of_faces(tmp_path):

@@ -92,6 +92,7 @@ from au_llava.au_evaluation.scoring import (
     scores_table,
 )
 from au_llava.au_evaluation.transfer import best_asked, transfer_scores
+from au_llava.cache_au import sentence_of
 from au_llava.calibration_au_llava import entries_for
 from au_llava.decoding_au_llava import DECODERS
 from au_llava.quantisation_au_llava import QUANTISATIONS, loading_options
@@ -549,5 +550,5 @@ if __name__ == "__main__":
     torch.set_grad_enabled(False)
     try:
         main()
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"eval_au.py: {error}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"eval_au.py: {sentence_of(error)}")

@@ -33,6 +33,7 @@ from transformers.models.llava.modeling_llava import (
     LlavaModel,
     LlavaPreTrainedModel,
 )
+from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from .card_au_llava import write_card
@@ -41,6 +42,8 @@ from .decoding_au_llava import recognize
 from .pipeline_au_llava import AURecognitionPipeline
 from .quantisation_au_llava import check_computable, check_savable, with_default_skips
 from .tree_attention_au_llava import TreeMask
+
+logger = logging.get_logger(__name__)
 
 # By what `from_pretrained` finds a file.
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
@@ -224,6 +227,25 @@ class AuLlavaForConditionalGeneration(AuLlavaPreTrainedModel, LlavaForConditiona
         self.post_init()
 
     recognize = recognize
+
+    # One rule for `config.calibration`: it describes the weights that it was fitted on, and what changes them drops it.
+    # More rows for more tokens change nothing that is read; in fewer bits they are the same weights, rounded.
+
+    def __setattr__(self, name, value):
+        if name == "peft_config":  # PEFT sets it on a model whose layers it adapts, whoever asked for that
+            self._drop_calibration("adapters were put into the model")
+        super().__setattr__(name, value)
+
+    def train(self, mode: bool = True):
+        """As in PyTorch. With `mode` the calibration is dropped: training changes the weights."""
+        if mode:
+            self._drop_calibration("the model is trained")
+        return super().train(mode)
+
+    def _drop_calibration(self, reason: str):
+        if self.config.calibration is not None:
+            self.config.calibration = None
+            logger.warning("The calibration was dropped, since %s: fit a new one with eval_au.py --calibrate.", reason)
 
     def forward(
         self,

@@ -46,6 +46,7 @@ from au_llava.au_recognition.reasons import add_reasons, explain
 from au_llava.au_recognition.summary import Summary
 from au_llava.au_recognition.tables import SUFFIXES, Neutral, faces_read, open_table
 from au_llava.au_recognition.timelines import save_timelines
+from au_llava.cache_au import sentence_of
 from au_llava.decoding_au_llava import DECODERS
 from au_llava.faces_au import DETECTORS, YUNET_SHA256, Face, FacesTable, YuNet, crop_face
 from au_llava.image_processing_au_llava import load_face_image
@@ -283,7 +284,7 @@ def run(words: list[str] | None = None) -> int:
     try:
         return main(arguments)
     except (ValueError, OSError) as error:
-        problem, status = str(error), 1
+        problem, status = sentence_of(error), 1
     except KeyboardInterrupt:
         problem, status = "stopped.", 130
     keep = parts_folder(arguments.out)

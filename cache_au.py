@@ -27,7 +27,7 @@ def sentence_of(error: BaseException) -> str:
 
 def _stops_caching(error: OSError) -> bool:
     """Whether a folder of the cache, or one that holds the cache, cannot be made or written."""
-    from transformers.utils import HF_MODULES_CACHE  # slow to import, and only needed once something went wrong
+    from transformers.dynamic_module_utils import HF_MODULES_CACHE  # slow to import, needed when something is wrong
 
     path = Path(error.filename).absolute()
     folders = [Path(each).absolute() for each in (constants.HF_HOME, constants.HF_HUB_CACHE, HF_MODULES_CACHE)]

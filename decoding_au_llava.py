@@ -241,13 +241,17 @@ def _decode_slots(model, processor, pixel_values, formats) -> list[list[AUAnswer
     return slot_answers(read_slots(model, processor, pixel_values, formats), formats, model.config.calibration)
 
 
-@lru_cache(maxsize=16)
 def compile_template(processor, fmt: AUFormat) -> list[tuple[tuple[int, ...], list[tuple[int, ...]]]]:
     """Per AU of a whole answer: the fixed tokens before its value, and the tokens of every value of the scale.
 
     Raises:
         ValueError: the tokenizer is not a fast one (no character offsets), or merges a value with the text around it.
     """
+    return _template(processor.tokenizer, fmt)
+
+
+@lru_cache(maxsize=16)
+def _template(tokenizer, fmt: AUFormat) -> list[tuple[tuple[int, ...], list[tuple[int, ...]]]]:
     spans, texts = [], []
     for value in fmt.value_strings:
         text, row = "", []
@@ -257,9 +261,9 @@ def compile_template(processor, fmt: AUFormat) -> list[tuple[tuple[int, ...], li
             text += value
         texts.append(text)
         spans.append(row)
-    if not processor.tokenizer.is_fast:
+    if not tokenizer.is_fast:
         raise ValueError("Constrained decoding needs a fast tokenizer (one that reports character offsets).")
-    encoded = processor.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
     segments = [(None, []) for _ in fmt.labels]
     for ids, offsets, row in zip(encoded["input_ids"], encoded["offset_mapping"], spans, strict=True):
         position = 0

@@ -1,6 +1,7 @@
 """The network: towers, folding, tying, attention backends, generation, training aids, quantisation, saving."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -497,8 +498,9 @@ def all_answers(model, processor):
         for answer in model.recognize(processor, random_faces(2), formats=["bp4d"], decoding=decoding)
         for reading in answer["bp4d"].values()
     ]
-    found = AURecognitionPipeline(model=model, processor=processor)(tuple(random_faces(2)), formats="bp4d")
-    return np.array([np.nan if number is None else number for number in read + [au["score"] for au in sum(found, [])]])
+    recognizer = AURecognitionPipeline(model=model, processor=processor)
+    read += [au["score"] for image in recognizer(tuple(random_faces(2)), formats="bp4d") for au in image]
+    return np.array([np.nan if number is None else number for number in read])
 
 
 @pytest.fixture(scope="module", params=["siglip", "resnet tied"])
@@ -613,11 +615,11 @@ def test_attention_of_a_tower_that_has_it(tiny, tmp_path):
     ],
 )
 def test_unknown_attention_is_refused(tiny_checkpoint, asked, message, load):
+    choose = AuLlavaForConditionalGeneration.from_pretrained(tiny_checkpoint).set_attn_implementation
+    if load:
+        choose = partial(AuLlavaForConditionalGeneration.from_pretrained, tiny_checkpoint)
     with pytest.raises(ValueError, match=message):
-        if load:
-            AuLlavaForConditionalGeneration.from_pretrained(tiny_checkpoint, attn_implementation=asked)
-        else:
-            AuLlavaForConditionalGeneration.from_pretrained(tiny_checkpoint).set_attn_implementation(asked)
+        choose(attn_implementation=asked)
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
@@ -699,5 +701,7 @@ def test_recognize_leaves_every_part_in_its_mode():
     model.model.vision_tower.eval()  # as a frozen tower is
     model.config.calibration = CALIBRATION
     model.recognize(processor, random_faces(1), formats=["bp4d"])
-    assert model.training and model.model.language_model.training and not model.model.vision_tower.training
+    assert model.training
+    assert model.model.language_model.training
+    assert not model.model.vision_tower.training
     assert model.config.calibration == CALIBRATION

@@ -121,7 +121,7 @@ class AuLlavaPreTrainedModel(LlavaPreTrainedModel):
         Such parameters are on no device, "meta", but for the time that their own module runs.
         """
         for module in self.modules():
-            hook = getattr(module, "_hf_hook", None)
+            hook = vars(module).get("_hf_hook")
             for each in getattr(hook, "hooks", [hook]):  # a sequence of hooks, or one
                 place = getattr(each, "execution_device", None)
                 if place is not None:

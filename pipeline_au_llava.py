@@ -35,10 +35,10 @@ class AURecognitionPipeline(Pipeline):
 
     def __init__(self, model, *args, device=None, **kwargs):
         """As in Transformers, for a model that accelerate has placed too, be it on disk."""
-        places = vars(model).pop("hf_device_map", None)
-        placed = places is not None or hasattr(model, "_hf_hook")
-        if placed and device is None:
-            device = model.device  # where it computes: Transformers takes the first place, and "disk" is no device
+        places = None
+        if device is None and (hasattr(model, "hf_device_map") or hasattr(model, "_hf_hook")):
+            # Where it computes: Transformers takes the first place of the map, and "disk" is no device.
+            device, places = model.device, vars(model).pop("hf_device_map", None)
         try:
             super().__init__(model, *args, device=device, **kwargs)
         finally:

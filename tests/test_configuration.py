@@ -1,7 +1,6 @@
 """The configuration: what it refuses, what it derives from a vision tower, and that it survives being saved."""
 
 import json
-import logging
 
 import pytest
 from conftest import TOWERS, build_tiny
@@ -38,9 +37,8 @@ def test_width_of_an_image_token(settings, width):
     assert AuLlavaConfig(vision_config=TOWERS["siglip"][0], **settings).projector_in_features == width
 
 
-def test_unknown_keys_are_kept_and_named_once(caplog, monkeypatch, tmp_path):
+def test_unknown_keys_are_kept_and_named_once(caplog, tmp_path):
     """As a newer Transformers, a quantiser or a training library write them."""
-    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     foreign = {"pixel_unshufle": 2, "rope_base_of_next_year": {"theta": 1e4}, "initializer_range": 0.02}
     config = AuLlavaConfig(vision_config=TOWERS["siglip"][0], **foreign)
     config.save_pretrained(tmp_path)
@@ -56,8 +54,7 @@ def test_unknown_keys_are_kept_and_named_once(caplog, monkeypatch, tmp_path):
     )
 
 
-def test_known_keys_are_not_named(caplog, monkeypatch, tmp_path):
-    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+def test_known_keys_are_not_named(caplog, tmp_path):
     model, _ = build_tiny()
     model.save_pretrained(tmp_path)
     AuLlavaConfig.from_pretrained(tmp_path, attn_implementation="eager", dtype="bfloat16", output_attentions=True)

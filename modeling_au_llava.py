@@ -92,7 +92,7 @@ def is_plain(layer: nn.Module) -> bool:
     Of one that is quantised, adapted, sharded, offloaded or hooked only the module itself knows what it computes.
     """
     weight = getattr(layer, "weight", None)
-    hooked = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
+    hooked = layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__
     return (
         type(layer) is nn.Linear
         and type(weight) is nn.Parameter

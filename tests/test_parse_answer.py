@@ -266,7 +266,7 @@ FRAGMENTS = st.sampled_from(("AU1", "AU2", "AU12L", "AU", *WORDS, *SIGNS))
 
 
 @given(st.one_of(st.text(), st.lists(FRAGMENTS, max_size=40).map("".join)), st.sampled_from(sorted(FORMATS)))
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 def test_any_text_gives_values_of_the_scale_and_a_status(text, name):
     fmt = FORMATS[name]
     parsed = parse_answer(text, fmt)

@@ -45,6 +45,7 @@ from au_llava.au_evaluation.scoring import jsonable
 from au_llava.au_recognition.evidence import BLUR, COPIES, NOISE, evidence_maps, peak
 from au_llava.au_recognition.pictures import LEAST_MOVEMENT
 from au_llava.au_recognition.provenance import checkpoint_identity
+from au_llava.cache_au import sentence_of
 from au_llava.metrics_au import mean_of_defined, sum_by_subject
 
 SEED, FIRST = 1, 100  # people of the test part and beyond; the method was chosen on those before
@@ -203,4 +204,4 @@ if __name__ == "__main__":
     try:
         main()
     except (ValueError, OSError) as error:
-        sys.exit(f"pointing.py: {error}")
+        sys.exit(f"pointing.py: {sentence_of(error)}")

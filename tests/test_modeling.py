@@ -608,9 +608,9 @@ def test_attention_of_a_tower_that_has_it(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ("spda", '"spda" is not supported'),
-        ({"text_config": "spda"}, '"spda" is not supported'),
-        ({"vision_config": "spda"}, '"spda" is not supported'),
+        ("spda", '"spda"` is not supported'),
+        ({"text_config": "spda"}, '"spda"` is not supported'),
+        ({"vision_config": "spda"}, '"spda"` is not supported'),
         ({"vision": "sdpa"}, "given for vision; the parts are vision_config, text_config"),
     ],
 )
@@ -649,8 +649,9 @@ CALIBRATION = {
 def calibrated(folder):
     model, _ = build_tiny(calibration=CALIBRATION)
     model.save_pretrained(folder / "base")
-    config = LoraConfig(r=2, target_modules=r".*language_model.*\.q_proj", base_model_name_or_path=str(folder / "base"))
-    get_peft_model(build_tiny()[0], config).save_pretrained(folder / "adapter")
+    config = LoraConfig(r=2, target_modules=r".*language_model.*\.q_proj")
+    adapted = get_peft_model(AuLlavaForConditionalGeneration.from_pretrained(folder / "base"), config)
+    adapted.save_pretrained(folder / "adapter")
     return AuLlavaForConditionalGeneration.from_pretrained(folder / "base"), config
 
 

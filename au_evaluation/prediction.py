@@ -130,6 +130,8 @@ def weights_fingerprint(model) -> str:
     """A hash of the shapes and the first 256 numbers of every parameter: tells checkpoints apart quickly."""
     content = hashlib.sha256()
     for name, parameter in model.named_parameters():
+        if name in model.all_tied_weights_keys:  # PyTorch leaves it out itself, unless offloading has parted the two
+            continue
         content.update(f"{name}{tuple(parameter.shape)}".encode())
         owner, _, own = name.rpartition(".")
         module = model.get_submodule(owner)

@@ -33,6 +33,7 @@ from au_llava.au_evaluation.provenance import check_base
 from au_llava.au_recognition import markup
 from au_llava.au_recognition.reading import Plan, read_frame, reading_of
 from au_llava.au_recognition.reasons import explain
+from au_llava.cache_au import sentence_of
 from au_llava.faces_au import YuNet
 from au_llava.folders_au import HOME
 from au_llava.image_processing_au_llava import load_face_image, pictures_in
@@ -371,7 +372,7 @@ def run(words: list[str] | None = None) -> int:
     try:
         main(arguments)
     except (ValueError, OSError) as error:
-        print(f"app.py: {error}", file=sys.stderr)
+        print(f"app.py: {sentence_of(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # while it starts; Gradio takes later ones
         return 130

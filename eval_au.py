@@ -100,6 +100,7 @@ from au_llava.au_evaluation.scoring import (
     scores_table,
 )
 from au_llava.au_evaluation.transfer import best_asked, transfer_scores
+from au_llava.cache_au import sentence_of
 from au_llava.calibration_au_llava import PRIORS, entries_for
 from au_llava.decoding_au_llava import DECODERS
 from au_llava.folders_au import HOME, check_writable
@@ -591,4 +592,4 @@ if __name__ == "__main__":
     try:
         main()
     except (ValueError, OSError) as error:
-        sys.exit(f"eval_au.py: {error}")
+        sys.exit(f"eval_au.py: {sentence_of(error)}")

@@ -41,6 +41,7 @@ from au_llava.au_datasets.records import (
 )
 from au_llava.au_datasets.rendered import RENDERED_METADATA, sample_records, subject_name
 from au_llava.au_datasets.sources import Crop, finish_source, parts_of, prepare_shard, start_source
+from au_llava.cache_au import sentence_of
 from au_llava.faces_au import DETECTORS
 from au_llava.text_au import print_anything
 
@@ -436,7 +437,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         manifest = args.prepare(args)
     except (ValueError, OSError) as error:
-        print(f"prepare_data.py: {error}", file=sys.stderr)
+        print(f"prepare_data.py: {sentence_of(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("prepare_data.py: stopped; the same command resumes", file=sys.stderr)

@@ -49,6 +49,7 @@ from au_llava.au_recognition.reasons import add_reasons, explain
 from au_llava.au_recognition.summary import Summary
 from au_llava.au_recognition.tables import SUFFIXES, Neutral, faces_read, open_table
 from au_llava.au_recognition.timelines import save_timelines
+from au_llava.cache_au import sentence_of
 from au_llava.calibration_au_llava import PRIORS, with_prior
 from au_llava.decoding_au_llava import DECODERS
 from au_llava.faces_au import DETECTORS, YUNET_SHA256, Face, FacesTable, YuNet, crop_face
@@ -326,7 +327,7 @@ def run(words: list[str] | None = None) -> int:
     try:
         return main(arguments)
     except (ValueError, OSError) as error:
-        problem, status = str(error), 1
+        problem, status = sentence_of(error), 1
         goes_on = isinstance(error, OSError) and error.errno is not None  # a full disk, not what would come again
     except KeyboardInterrupt:
         problem, status = "stopped.", 130

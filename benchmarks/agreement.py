@@ -57,6 +57,7 @@ from au_llava.au_evaluation.unlabelled import (
     read_crops,
     shares,
 )
+from au_llava.cache_au import sentence_of
 from au_llava.folders_au import HOME, check_writable
 
 STRONG, NEAR_ZERO = 0.5, 0.1  # shares of the scale: from and up to which the teacher is taken to be clear
@@ -414,4 +415,4 @@ if __name__ == "__main__":
     try:
         main()
     except (ValueError, OSError) as error:
-        sys.exit(f"agreement.py: {error}")
+        sys.exit(f"agreement.py: {sentence_of(error)}")

@@ -27,6 +27,7 @@ from transformers.utils import logging
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS, AUFormat, parse_answer
 from au_llava.au_datasets.records import group_by_image, load_records
+from au_llava.cache_au import sentence_of
 from au_llava.decoding_au_llava import DECODERS
 from au_llava.folders_au import HOME
 from au_llava.image_processing_au_llava import load_face_image
@@ -274,5 +275,5 @@ def make_parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     try:
         sys.exit(main(make_parser().parse_args()))
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"parsing.py: {error}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"parsing.py: {sentence_of(error)}")

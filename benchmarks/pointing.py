@@ -45,6 +45,7 @@ from au_llava.au_evaluation.scoring import jsonable
 from au_llava.au_recognition.evidence import BLUR, COPIES, NOISE, evidence_maps, peak
 from au_llava.au_recognition.pictures import LEAST_MOVEMENT
 from au_llava.au_recognition.provenance import checkpoint_identity
+from au_llava.cache_au import sentence_of
 from au_llava.calibration_au_llava import with_prior
 from au_llava.folders_au import HOME, check_writable
 from au_llava.metrics_au import mean_of_defined, sum_by_subject
@@ -208,4 +209,4 @@ if __name__ == "__main__":
     try:
         main()
     except (ValueError, OSError) as error:
-        sys.exit(f"pointing.py: {error}")
+        sys.exit(f"pointing.py: {sentence_of(error)}")

@@ -10,6 +10,7 @@ estimate over AUs and its mean absolute error.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from au_llava.au_evaluation.prediction import predict, use_prior
 from au_llava.au_evaluation.priors import estimate_prior
 from au_llava.au_evaluation.provenance import code_commit, content_hashes
 from au_llava.au_evaluation.scoring import by_format
+from au_llava.cache_au import sentence_of
 from au_llava.eval_au import load, write_json
 from au_llava.folders_au import HOME, check_writable
 
@@ -101,4 +103,7 @@ def main():
 
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"priors.py: {sentence_of(error)}")

@@ -22,6 +22,7 @@ from au_llava.action_units import get_format
 from au_llava.au_datasets.records import group_by_image, load_records
 from au_llava.au_evaluation.prediction import predict, use_prior
 from au_llava.au_evaluation.scoring import by_format, score_arguments
+from au_llava.cache_au import sentence_of
 from au_llava.folders_au import HOME
 from au_llava.metrics_au import score
 from au_llava.quantisation_au_llava import loading_options
@@ -101,4 +102,4 @@ if __name__ == "__main__":
     try:
         main(make_parser().parse_args())
     except (ValueError, OSError) as error:
-        sys.exit(f"quantisation.py: {error}")
+        sys.exit(f"quantisation.py: {sentence_of(error)}")

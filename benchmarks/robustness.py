@@ -30,6 +30,7 @@ from au_llava.au_datasets.render import View
 from au_llava.au_datasets.rendered import FORMAT_NAMES, jpeg_bytes, picture, sample_subject, subject_name
 from au_llava.au_evaluation.prediction import predict, use_prior
 from au_llava.au_evaluation.scoring import jsonable, score_predictions
+from au_llava.cache_au import sentence_of
 from au_llava.folders_au import HOME
 
 matplotlib.use("Agg")
@@ -204,4 +205,4 @@ if __name__ == "__main__":
     try:
         main()
     except (ValueError, OSError) as error:
-        sys.exit(f"robustness.py: {error}")
+        sys.exit(f"robustness.py: {sentence_of(error)}")

@@ -24,6 +24,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS
+from au_llava.cache_au import sentence_of
 from au_llava.calibration_au_llava import calibrate
 from au_llava.decoding_au_llava import read_slots
 from au_llava.export_au_llava import INPUT_NAME, export, save_onnx
@@ -93,4 +94,4 @@ if __name__ == "__main__":
     try:
         main(make_parser().parse_args())
     except (ValueError, OSError) as error:
-        sys.exit(f"serving.py: {error}")
+        sys.exit(f"serving.py: {sentence_of(error)}")

@@ -23,6 +23,7 @@ from transformers.utils import logging
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS
 from au_llava.au_evaluation.provenance import check_base
+from au_llava.cache_au import sentence_of
 from au_llava.decoding_au_llava import chosen_formats, read_slots, slot_answers
 from au_llava.export_au_llava import INPUT_NAME, save_onnx
 from au_llava.folders_au import HOME, check_writable
@@ -92,4 +93,4 @@ if __name__ == "__main__":
     try:
         main(make_parser().parse_args())
     except (ValueError, OSError) as error:
-        sys.exit(f"export.py: {error}")
+        sys.exit(f"export.py: {sentence_of(error)}")

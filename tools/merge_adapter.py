@@ -21,6 +21,7 @@ from peft import LoraConfig, PeftConfig, PeftModel
 from transformers.utils import logging
 
 from au_llava.au_evaluation.provenance import TRAINING_MANIFEST, check_base
+from au_llava.cache_au import sentence_of
 from au_llava.configuration_au_llava import AuLlavaConfig
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 from au_llava.processing_au_llava import AuLlavaProcessor
@@ -75,7 +76,6 @@ def merge(adapter: Path, base: str | None = None, dtype: str = "auto") -> AuLlav
     except RuntimeError as error:
         last = str(error).splitlines()[-1].strip()  # PyTorch names every tensor that does not fit on a line of its own
         raise ValueError(f"The adapters in {adapter} do not fit the base {base}: {last}") from None
-    model.config.calibration = None
     head, embeddings = model.lm_head.weight, model.get_input_embeddings().weight
     if model.config.tie_word_embeddings and not torch.equal(head, embeddings):  # one of them was trained in full
         model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = False
@@ -125,4 +125,4 @@ if __name__ == "__main__":
     try:
         main(make_parser().parse_args())
     except (ValueError, OSError) as error:
-        sys.exit(f"merge_adapter.py: {error}")
+        sys.exit(f"merge_adapter.py: {sentence_of(error)}")

@@ -33,6 +33,7 @@ from au_llava.au_evaluation.provenance import (
     write_training_manifest,
 )
 from au_llava.augmentation_au_llava import mirrored_values, varied_image
+from au_llava.cache_au import sentence_of
 from au_llava.image_processing_au_llava import load_face_image
 from au_llava.metrics_au import score
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
@@ -232,4 +233,4 @@ if __name__ == "__main__":
     try:
         main()
     except (ValueError, OSError) as error:
-        sys.exit(f"pretrain_tower.py: {error}")
+        sys.exit(f"pretrain_tower.py: {sentence_of(error)}")

@@ -111,7 +111,7 @@ def check_base(model: str, base: str | None = None) -> dict[str, str]:
         reason = str(error).splitlines()[0]
         raise ValueError(f"The base {name} of the adapters in {model} is not there ({reason}): {remedy}") from None
     if expected and weights != expected:
-        differing = ", ".join(sorted(file for file, _ in expected.items() ^ weights.items()))
+        differing = ", ".join(sorted({file for file, _ in expected.items() ^ weights.items()}))
         raise ValueError(
             f"{name} is not the base that the adapters in {model} were trained on (other {differing}): {remedy}"
         )

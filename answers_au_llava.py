@@ -77,13 +77,13 @@ class ParsedAnswer:
 
     `status` holds one word per AU: "read"; "missing" (never named); "unclear" (named, but without a value that is
     beyond doubt); "out of range"; "off grid" (a number between two values of the scale); "conflict" (given different
-    values). `values` is None for all but "read".
+    values); "too long" (the answer is: more than `LONGEST` characters). `values` is None for all but "read".
     """
 
     values: dict[str, float | None]
     status: dict[str, str]
     foreign: tuple[str, ...]  # AUs named in the text that are not in the format, in order of appearance
-    problems: list[str]  # one line per unread or foreign AU
+    problems: list[str]  # one line per unread or foreign AU, or one about the whole answer
 
     @property
     def ok(self) -> bool:
@@ -165,6 +165,7 @@ _NOTHING = re.compile(
     r"(?:(?:the|there are|i see|(?:active |present |facial )?(?:aus?|action units?)(?: present)?:|answer:) ?)*"
     rf"(?:none|no (?:(?:{_PRESENT}|facial) )?(?:aus?|action units?)(?: (?:are|is|were))?(?: (?:{_PRESENT}))?)[.! ]*"
 )
+LONGEST = 100_000  # characters of an answer: a hundred times what the longest format takes; what is longer is no answer
 _TAIL, _HEAD = 200, 120  # characters after and before an AU's name that can bear on it
 
 # Spelling without meaning: full-width forms, typographic signs and markup.
@@ -212,8 +213,13 @@ def parse_answer(text: str, fmt) -> ParsedAnswer:
     - An AU that is named twice has to agree with itself. A FACS number is enough to know an AU by ("AU29" is AD29),
       but a side is never dropped: AU12L does not answer AU12.
     - The continuous scale also takes percent (37%), a decimal comma (0,37) and more than two decimals.
+    - An answer of more than `LONGEST` characters is not read at all.
     """
-    folded = _fold(text)
+    answer = text.rpartition("</think>")[2].partition("<think>")[0]
+    if len(answer) > LONGEST:
+        problem = f"the answer has {len(answer):,} characters; none of more than {LONGEST:,} is read"
+        return ParsedAnswer(dict.fromkeys(fmt.labels), dict.fromkeys(fmt.labels, "too long"), (), [problem])
+    folded = _fold(answer)
     labels = {_key(label): label for label in fmt.labels}
     said: dict[str, set[float | str]] = {}  # label -> all that the text says of it
     foreign: dict[str, None] = {}
@@ -239,9 +245,8 @@ def parse_answer(text: str, fmt) -> ParsedAnswer:
     return ParsedAnswer(values, status, tuple(foreign), problems)
 
 
-def _fold(text: str) -> str:
-    """The answer in lower case and plain signs, with single blanks and no blank lines; drafts are removed."""
-    answer = text.rpartition("</think>")[2].partition("<think>")[0]
+def _fold(answer: str) -> str:
+    """The answer in lower case and plain signs, with single blanks and no blank lines."""
     answer = _QUOTE.sub(" ", answer.translate(_SPELLING).lower())
     return "\n".join(line for line in (" ".join(line.split()) for line in answer.splitlines()) if line)
 

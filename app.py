@@ -25,24 +25,26 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
-from au_llava import faces_au
 from au_llava.action_units import ACTION_UNITS, MAIN_FORMATS, get_format
 from au_llava.au_datasets.activations import NAMES, PARTS_LIPS, SIDED, label_values, sample_activations, strength_of
 from au_llava.au_datasets.render import View
 from au_llava.au_datasets.rendered import picture, sample_subject
+from au_llava.au_evaluation.provenance import check_base
 from au_llava.au_recognition import markup
-from au_llava.au_recognition.inputs import Frame
 from au_llava.au_recognition.reading import Plan, read_frame, reading_of
 from au_llava.au_recognition.reasons import explain
+from au_llava.cache_au import sentence_of
 from au_llava.faces_au import YuNet
-from au_llava.image_processing_au_llava import load_face_image
+from au_llava.folders_au import HOME
+from au_llava.image_processing_au_llava import load_face_image, pictures_in
+from au_llava.media_au import Frame
+from au_llava.text_au import print_anything
 
 try:
     import gradio as gr
 except ImportError as error:
     raise SystemExit("app.py needs Gradio: pip install 'au-llava[app]'.") from error
 
-HOME = Path(faces_au.__file__).parent  # the code's folder; in a clone and in a Space, the checkpoint lies there too
 EXAMPLES = HOME / "assets" / "faces"
 FORMATS = tuple(map(get_format, MAIN_FORMATS))
 MOST_BYTES, MOST_PIXELS = "20mb", 50_000_000  # of an upload; a phone's picture has 12 to 50 million pixels
@@ -93,6 +95,7 @@ class Reader:
     """
 
     def __init__(self, name: str | Path):
+        check_base(str(name))
         device, detector = PartialState().device, YuNet()
         self.model = AutoModelForImageTextToText.from_pretrained(name, trust_remote_code=True).eval().to(device)
         self.processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
@@ -111,9 +114,11 @@ class Reader:
         Raises:
             ValueError: it is no picture, too large, or shows no face.
         """
-        pixels = 0
+        pixels = pictures = 0
         with suppress(Exception), Image.open(path) as opened:  # what is wrong with it, `load_face_image` says
-            pixels = opened.width * opened.height
+            pixels, pictures = opened.width * opened.height, pictures_in(opened)
+        if pictures > 1:
+            gr.Warning(f"{name} holds {pictures} pictures; only the first is read.")
         if pixels > MOST_PIXELS:
             most = MOST_PIXELS // 1_000_000
             raise ValueError(f"{name} has {pixels / 1e6:.0f} million pixels, more than {most}: make it smaller.")
@@ -362,11 +367,12 @@ def main(arguments: argparse.Namespace) -> None:
 
 def run(words: list[str] | None = None) -> int:
     """The command, errors told in one sentence."""
+    print_anything()
     arguments = make_parser().parse_args(words)
     try:
         main(arguments)
     except (ValueError, OSError) as error:
-        print(f"app.py: {error}", file=sys.stderr)
+        print(f"app.py: {sentence_of(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # while it starts; Gradio takes later ones
         return 130

@@ -26,6 +26,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from .action_units import AUFormat, get_format, quantise, write_answer
 from .augmentation_au_llava import mirrored_values, plain_crop, strongly_varied_image, varied_image
+from .image_processing_au_llava import load_face_image
 from .slot_tree_au_llava import compile_slots
 
 IGNORED = -100  # label id without loss, as in Transformers
@@ -191,7 +192,7 @@ class AUCollator:
             known = {get_format(fmt): values for fmt, values in zip(row["formats"], row["values"], strict=True)}
             image = row.get("image")
             if self.augment:
-                image = varied_image(image.convert("RGB"), rng)
+                image = varied_image(load_face_image(image), rng)
             if rng.random() < self.flip:
                 image = ImageOps.mirror(image)
                 known = {fmt: mirrored_values(values, fmt) for fmt, values in known.items()}
@@ -200,7 +201,7 @@ class AUCollator:
         plain, weak = [], []
         for row in unlabelled:
             believed = {get_format(fmt): values for fmt, values in zip(row["formats"], row["values"], strict=True)}
-            image = row["image"].convert("RGB")
+            image = load_face_image(row["image"])
             views = [strongly_varied_image(image, rng, row["margin"]), plain_crop(image, row["margin"])]
             if rng.random() < self.flip:
                 views = list(map(ImageOps.mirror, views))

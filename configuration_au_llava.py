@@ -1,18 +1,23 @@
 """Configuration of AU-LLaVA: which vision tower, which language model, and how image features become tokens.
 
 Owns every architectural number that the network and the processor must agree on: the stride and the width of the vision
-features, the pixel-unshuffle factor, the id of the image token; and by which of its code files a checkpoint is loaded.
-Unlike most Transformers configurations it refuses keys that it does not know, so that a misspelt setting fails instead
-of being ignored.
+features, the pixel-unshuffle factor, the id of the image token; which of the two parts can take a setting; and by which
+of its code files a checkpoint is loaded. A key that it does not know is kept, since newer versions and other libraries
+write their own, and named once in a warning, since it may be a misspelt setting.
 """
 
 from copy import deepcopy
+from difflib import get_close_matches
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import logging
 
 from .calibration_au_llava import check_calibration
+
+logger = logging.get_logger(__name__)
 
 IMAGE_TOKEN = "<image>"
 
@@ -42,6 +47,10 @@ CONVOLUTIONAL_STRIDES = {
     "convnextv2": lambda config: config.patch_size * 2 ** (len(config.depths) - 1),
     "dinov3_convnext": lambda config: 4 * 2 ** (len(config.depths) - 1),
 }
+
+# What switches on a tower's pooled output (SigLIP, AIMv2): it is not used, would never learn, and PyTorch's attention,
+# which computes it, reads its weights past the hooks of offloading.
+UNUSED_HEADS = ("vision_use_head", "use_head")
 
 # What Transformers itself puts beside a model's own fields in config.json.
 _COMMON_KEYS = {
@@ -76,6 +85,43 @@ def add_image_token(tokenizer) -> int:
     return tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
 
 
+def takes_attention(config: PreTrainedConfig, implementation: str | None) -> bool:
+    """Whether the model of `config` can attend by `implementation`; a convolutional one attends by none.
+
+    True for an unknown implementation and for a model of unknown code: building the model tells.
+    """
+    if implementation not in ALL_ATTENTION_FUNCTIONS.valid_keys() or type(config) not in AutoModel._model_mapping:
+        return True
+    model = AutoModel._model_mapping[type(config)]
+    kind = next((kind for kind in ("sdpa", "flex_attn") if kind[:4] in implementation), "flash_attn")
+    return getattr(model, f"_supports_{kind}")
+
+
+def attention_of_parts(config: PreTrainedConfig, asked: str | dict | None) -> dict[str, str | None]:
+    """What an `attn_implementation` means for the whole ("") and each part of `config`.
+
+    The vision tower keeps what it has where it cannot take what is asked for.
+
+    Args:
+        asked: one for all, or a dict by part: "text_config", "vision_config", "" (the whole).
+
+    Raises:
+        ValueError: a part that there is not.
+    """
+    parts = ("", *config.sub_configs)
+    if not isinstance(asked, dict):
+        asked = dict.fromkeys(parts, asked)
+    unknown = sorted(set(asked) - set(parts))
+    if unknown:
+        raise ValueError(
+            f"attn_implementation is given for {', '.join(unknown)}; the parts are {', '.join(config.sub_configs)}."
+        )
+    vision = asked.get("vision_config")
+    if vision is not None and not takes_attention(config.vision_config, vision):
+        asked = {part: each for part, each in asked.items() if part != "vision_config"}
+    return asked
+
+
 @strict
 class AuLlavaConfig(PreTrainedConfig):
     """Configuration of `AuLlavaForConditionalGeneration`.
@@ -99,7 +145,7 @@ class AuLlavaConfig(PreTrainedConfig):
             named `mirror` could not be given to `from_pretrained`, which drops it.)
 
     Raises:
-        ValueError: unknown key, calibration of another shape, number below 1, or a stride or width that cannot be
+        ValueError: calibration of another shape, number below 1, or a stride or width that cannot be
             derived and was not given.
     """
 
@@ -137,13 +183,17 @@ class AuLlavaConfig(PreTrainedConfig):
         known = _COMMON_KEYS | set(PreTrainedConfig.__dataclass_fields__)
         unknown = sorted(key for key in kwargs if key not in known)
         if unknown:
-            own = ", ".join(AuLlavaConfig.__annotations__)
-            raise ValueError(f"AuLlavaConfig does not know {', '.join(unknown)}; its own keys are: {own}.")
+            meant = {key: get_close_matches(key, AuLlavaConfig.__annotations__, 1) for key in unknown}
+            named = (key + "".join(f" (did you mean {near}?)" for near in meant[key]) for key in unknown)
+            logger.warning_once(f"AuLlavaConfig keeps but does not use keys that it does not know: {', '.join(named)}.")
         super().__post_init__(**kwargs)
         if getattr(self, "auto_map", None) is None:
             self.auto_map = dict(AUTO_MAP)
         if getattr(self, "custom_pipelines", None) is None:
             self.custom_pipelines = deepcopy(CUSTOM_PIPELINES)  # `pipeline` writes classes into it
+        for switch in UNUSED_HEADS:
+            if getattr(self.vision_config, switch, False):
+                setattr(self.vision_config, switch, False)
         self.tie_word_embeddings = self.tie_word_embeddings or self.text_config.tie_word_embeddings
         check_calibration(self.calibration)
         if self.vision_feature_layer == []:
@@ -155,6 +205,14 @@ class AuLlavaConfig(PreTrainedConfig):
         for name in ("pixel_unshuffle", "vision_stride", "vision_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
+
+    @property
+    def _attn_implementation(self):
+        return self._attn_implementation_internal
+
+    @_attn_implementation.setter
+    def _attn_implementation(self, value: str | dict | None):
+        PreTrainedConfig._attn_implementation.fset(self, attention_of_parts(self, value))
 
     def _derived_stride(self) -> int:
         vision = self.vision_config

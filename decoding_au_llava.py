@@ -8,7 +8,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -33,6 +33,10 @@ class AUReading:
     present: bool | None  # whether the probability reaches the AU's decision threshold (0.5 unless calibrated)
     distribution: tuple[float, ...] | None  # probability of each of the format's value_numbers, sums to 1
 
+    def to_dict(self) -> dict[str, float | bool | list[float] | None]:
+        """The fields in JSON's types."""
+        return asdict(self) | {"distribution": None if self.distribution is None else list(self.distribution)}
+
 
 class AUAnswer(dict):
     """The answer in one format: a dict of label -> `AUReading`, in the format's order.
@@ -50,6 +54,10 @@ class AUAnswer(dict):
         self.text = text
         self.problems = tuple(problems)
 
+    def to_dict(self) -> dict[str, dict]:
+        """Label -> the fields of its `AUReading`, in JSON's types."""
+        return {label: reading.to_dict() for label, reading in self.items()}
+
 
 class AUResult(dict):
     """What was read off one image: a dict of format name -> `AUAnswer`, in the order asked for.
@@ -62,6 +70,10 @@ class AUResult(dict):
     def __init__(self, answers: dict[str, AUAnswer]):
         super().__init__(answers)
         self.contradictions: tuple[Contradiction, ...] = contradictions(answers)
+
+    def to_dict(self) -> dict[str, dict[str, dict]]:
+        """Format name -> label -> the fields of its `AUReading`, in JSON's types: for `json.dumps`."""
+        return {name: answer.to_dict() for name, answer in self.items()}
 
 
 def chosen_formats(formats: str | AUFormat | Sequence[str | AUFormat]) -> tuple[AUFormat, ...]:
@@ -119,7 +131,7 @@ def recognize(
     if not images:
         raise ValueError("There is no image to recognise: images is empty.")
     decode = {"slots": _decode_slots, "constrained": _decode_constrained, "free": _decode_free}[decoding]
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         results = []
@@ -130,7 +142,8 @@ def recognize(
                 results.append(AUResult({fmt.name: answer for fmt, answer in zip(formats, answers, strict=True)}))
         return results
     finally:
-        model.train(was_training)
+        for module, mode in modes.items():  # a part may have been in another mode than the whole
+            module.training = mode
 
 
 def _answer(fmt: AUFormat, found: Sequence[int], distributions=None, thresholds=None) -> AUAnswer:
@@ -239,13 +252,17 @@ def _decode_slots(model, processor, pixel_values, formats) -> list[list[AUAnswer
     return slot_answers(read_slots(model, processor, pixel_values, formats), formats, model.config.calibration)
 
 
-@lru_cache(maxsize=16)
 def compile_template(processor, fmt: AUFormat) -> list[tuple[tuple[int, ...], list[tuple[int, ...]]]]:
     """Per AU of a whole answer: the fixed tokens before its value, and the tokens of every value of the scale.
 
     Raises:
         ValueError: the tokenizer is not a fast one (no character offsets), or merges a value with the text around it.
     """
+    return _template(processor.tokenizer, fmt)
+
+
+@lru_cache(maxsize=16)
+def _template(tokenizer, fmt: AUFormat) -> list[tuple[tuple[int, ...], list[tuple[int, ...]]]]:
     spans, texts = [], []
     for value in fmt.value_strings:
         text, row = "", []
@@ -255,9 +272,9 @@ def compile_template(processor, fmt: AUFormat) -> list[tuple[tuple[int, ...], li
             text += value
         texts.append(text)
         spans.append(row)
-    if not processor.tokenizer.is_fast:
+    if not tokenizer.is_fast:
         raise ValueError("Constrained decoding needs a fast tokenizer (one that reports character offsets).")
-    encoded = processor.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
     segments = [(None, []) for _ in fmt.labels]
     for ids, offsets, row in zip(encoded["input_ids"], encoded["offset_mapping"], spans, strict=True):
         position = 0

@@ -50,6 +50,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
@@ -80,6 +81,7 @@ from au_llava.au_evaluation.protocols import (
     tested_records,
 )
 from au_llava.au_evaluation.provenance import (
+    check_base,
     check_unseen,
     code_commit,
     content_hashes,
@@ -98,16 +100,20 @@ from au_llava.au_evaluation.scoring import (
     scores_table,
 )
 from au_llava.au_evaluation.transfer import best_asked, transfer_scores
+from au_llava.cache_au import sentence_of
 from au_llava.calibration_au_llava import PRIORS, entries_for
 from au_llava.decoding_au_llava import DECODERS
+from au_llava.folders_au import HOME, check_writable
 from au_llava.quantisation_au_llava import QUANTISATIONS, loading_options
+from au_llava.text_au import print_anything
 
 SCHEMA_VERSION = 2
 COMPARED = ("f1", "roc_auc", "icc", "pcc", "mae")
 
 
 def load(name: str, quantise: str | None):
-    """Model, on this process's device, and processor of a checkpoint."""
+    """Model, on this process's device, and processor of a checkpoint. ValueError for adapters on another base."""
+    check_base(name)
     logging.disable_progress_bar()  # of loading weights
     model = AutoModelForImageTextToText.from_pretrained(name, trust_remote_code=True, **loading_options(quantise))
     processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
@@ -217,7 +223,7 @@ def main_score(arguments: argparse.Namespace):
     datasets.Dataset.from_list(predictions).to_parquet(arguments.out / "predictions.parquet")
     write_json(arguments.out / "results.json", results)
     shutil.rmtree(arguments.out / "unfinished")
-    Console().print(scores_table(scores, f"{name} on {' '.join(arguments.data)}, {arguments.part} part"))
+    Console().print(scores_table(scores, escape(f"{name} on {' '.join(arguments.data)}, {arguments.part} part")))
     Console().print(baselines_table(scores))
     print(f"Written: {arguments.out / 'results.json'} and {arguments.out / 'predictions.parquet'}")
     print(f"To look at them: python eval_au.py report {arguments.out}")
@@ -243,7 +249,6 @@ def main_calibrate(arguments: argparse.Namespace):
     )
     if not PartialState().is_main_process:
         return
-    arguments.out.mkdir(parents=True, exist_ok=True)
     report = calibration_report(fits, references)
     written = {"fitted_on": calibration["fitted_on"], "formats": report, **({"priors": priors} if priors else {})}
     write_json(arguments.out / "calibration.json", written)
@@ -257,9 +262,9 @@ def main_calibrate(arguments: argparse.Namespace):
     unfinished = config_file.with_name("config.json.new")
     unfinished.write_text(json.dumps(config | stored, indent=2, sort_keys=True) + "\n")
     unfinished.replace(config_file)
-    Console().print(calibration_table(report, f"{name}, {part} part of {' '.join(arguments.calibrate)}"))
+    Console().print(calibration_table(report, escape(f"{name}, {part} part of {' '.join(arguments.calibrate)}")))
     if priors:
-        Console().print(priors_table(priors, f"train part of {' '.join(arguments.unlabelled)}"))
+        Console().print(priors_table(priors, escape(f"train part of {' '.join(arguments.unlabelled)}")))
     print(f"Stored in {config_file}; report: {arguments.out / 'calibration.json'}, {arguments.out / 'reliability.png'}")
 
 
@@ -302,9 +307,9 @@ def main_protocol(arguments: argparse.Namespace):
     table = protocol_table(arguments.name, scores, protocol)
     metric = protocol.metrics[0]
     caption = f"{protocol.name}: {metric}{' in percent' if metric == 'f1' else ''}; parts: {protocol.source}"
-    (arguments.out / "table.md").write_text(f"{caption}\n\n{as_markdown(table)}")
-    (arguments.out / "table.tex").write_text(as_latex(table, caption))
-    (arguments.out / "table.csv").write_text(as_csv(table))
+    (arguments.out / "table.md").write_text(f"{caption}\n\n{as_markdown(table)}", encoding="utf-8")
+    (arguments.out / "table.tex").write_text(as_latex(table, caption), encoding="utf-8")
+    (arguments.out / "table.csv").write_text(as_csv(table), encoding="utf-8")
     print(as_markdown(table[:3]))
     compared = {protocol.name: {**scores["mean_of_folds"], "baselines": baselines}}
     Console().print(baselines_table(compared))
@@ -338,6 +343,8 @@ def read_evaluation(folder: Path) -> dict[str, dict[tuple, dict]]:
 
 
 def main_compare(arguments: argparse.Namespace):
+    if arguments.out:
+        check_writable(arguments.out)
     first, second = read_evaluation(arguments.first), read_evaluation(arguments.second)
     shared = [name for name in first if name in second]
     if not shared:
@@ -373,7 +380,7 @@ def main_compare(arguments: argparse.Namespace):
 def comparison_table(comparison: dict, first: str, second: str) -> Table:
     """Differences, first minus second: the mean over AUs, then the AUs where Holm's p is below 0.05."""
     caption = "95 % paired bootstrap over subjects; p of an AU corrected over the AUs (Holm); AUs with p < 0.05"
-    table = Table(title=f"{first} minus {second}", title_justify="left", caption=caption)
+    table = Table(title=escape(f"{first} minus {second}"), title_justify="left", caption=caption)
     for column in ("format", "AU", "metric", "difference", "interval", "p"):
         table.add_column(column, justify="left" if column in ("format", "AU", "metric") else "right")
 
@@ -394,6 +401,7 @@ def comparison_table(comparison: dict, first: str, second: str) -> Table:
 
 
 def main_matrix(arguments: argparse.Namespace):
+    check_writable(arguments.out / "matrix.json")
     cells, arguments.part = {}, arguments.part or "test"
     for name in arguments.model:
         manifest = read_training_manifest(name)
@@ -425,7 +433,6 @@ def main_matrix(arguments: argparse.Namespace):
                 cells.setdefault(name, {})[f"{path}:{known_name}"] = cell
     if not PartialState().is_main_process:
         return
-    arguments.out.mkdir(parents=True, exist_ok=True)
     write_json(
         arguments.out / "matrix.json", {"schema_version": SCHEMA_VERSION, "part": arguments.part, "cells": cells}
     )
@@ -439,7 +446,8 @@ def main_matrix(arguments: argparse.Namespace):
     text = as_markdown([row[:-1] for row in rows])
     (arguments.out / "matrix.md").write_text(
         "F1 of presence, mean over the shared AUs, 95 % interval over people; each format by its own threshold of "
-        f"presence (matrix.json names them).\n\n{text}"
+        f"presence (matrix.json names them).\n\n{text}",
+        encoding="utf-8",
     )
     print(text)
     print(f"Written: {arguments.out / 'matrix.json'}, {arguments.out / 'matrix.md'}")
@@ -458,6 +466,8 @@ def main_report(arguments: argparse.Namespace):
     image_of = None
     if arguments.data or origin.get("data"):
         try:
+            if not arguments.data and content_hashes(origin["data"]) != origin["data"]:
+                raise FileNotFoundError(f"{', '.join(origin['data'])} is not here as it was evaluated: say --data")
             records = load_records(arguments.data or list(origin["data"]), part=origin["part"])
         except FileNotFoundError as error:
             print(f"Without thumbnails: {error}", file=sys.stderr)
@@ -487,7 +497,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model",
         nargs="+",
-        default=["."],
+        default=[str(HOME)],
         help="checkpoint folder or Hub id (default: this repository); with --protocol PART=CHECKPOINT for each part",
     )
     source = parser.add_mutually_exclusive_group(required=True)
@@ -571,13 +581,15 @@ def main(words: list[str] | None = None):
         raise ValueError(" ".join(f"{option} has no effect without {needed[option]}." for option in given))
     if arguments.uncalibrated and arguments.prior:
         raise ValueError("--prior has no effect with --uncalibrated.")
+    check_writable(arguments.out / "results.json")
     run = {"--calibrate": main_calibrate, "--protocol": main_protocol, None: main_score}[mode]
     return run(arguments)
 
 
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
+    print_anything()
     try:
         main()
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"eval_au.py: {error}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"eval_au.py: {sentence_of(error)}")

@@ -31,10 +31,15 @@ class SlotsGraph(nn.Module):
         model: `AuLlavaForConditionalGeneration`, in evaluation mode.
         processor: its `AuLlavaProcessor`.
         formats: what is asked for, in this order.
+
+    Raises:
+        ValueError: some of the weights are not in memory.
     """
 
     def __init__(self, model, processor, formats: tuple[AUFormat, ...]):
         super().__init__()
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise ValueError("A graph needs all weights, and some are offloaded: load the model without device_map.")
         self.formats = formats
         self.mirror = model.config.mirror_images
         self.image_layer = model.config.vision_feature_layer
@@ -47,7 +52,8 @@ class SlotsGraph(nn.Module):
         self.register_buffer("before", embeddings[None, : places[0]])  # the image's tokens follow each other: one path
         self.register_buffer("after", embeddings[None, places[-1] + 1 :])
         self.register_buffer("hidden", hidden[None, None])
-        self.register_buffer("head", model.lm_head.weight[self.tree.logit_tokens].detach())
+        basis = torch.eye(model.config.text_config.hidden_size, dtype=model.dtype)
+        self.register_buffer("head", model.token_logits(basis, self.tree.logit_tokens).T.detach())
         self.calibrations = nn.ModuleList(Calibration(fmt, model.config.calibration) for fmt in formats)
 
     def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -18,7 +18,7 @@ from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
-from transformers import pipeline
+from transformers import dynamic_module_utils, pipeline
 
 # What one request may hold in all: enough for a photograph of 24 megapixels, or for 32 face crops of 800 x 800.
 MAX_IMAGES = 32
@@ -37,11 +37,24 @@ class EndpointHandler:
 
     Args:
         path: folder of the checkpoint; by default the one that this file is in.
+
+    Raises:
+        OSError: the checkpoint cannot be loaded, or its code cannot be kept.
     """
 
     def __init__(self, path: str = ""):
         folder = path or Path(__file__).parent
-        self.recognize = pipeline("au-recognition", model=str(folder), trust_remote_code=True, batch_size=BATCH_SIZE)
+        options = {"trust_remote_code": True, "batch_size": BATCH_SIZE}
+        try:
+            self.recognize = pipeline("au-recognition", model=str(folder), **options)
+        except OSError as error:
+            place, kept = Path(error.filename or ""), Path(dynamic_module_utils.HF_MODULES_CACHE)
+            if error.filename is None or not (place.is_relative_to(kept) or kept.is_relative_to(place)):
+                raise
+            raise OSError(
+                f"{place} cannot be written ({error.strerror}), where Transformers keeps the code of checkpoints: set "
+                "HF_HOME to a folder that can be."
+            ) from error
 
     def __call__(self, data: dict) -> list[dict] | list[list[dict]]:
         """Read the action units of the images of one request.
@@ -115,9 +128,12 @@ def read_images(contents: dict[str, object]) -> list[Image.Image]:
         raise ValueError(f"The images have {pixels:,} pixels; a request may have {MAX_PIXELS:,}: make them smaller.")
     for name, image in images.items():
         try:
+            pictures = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO: views of one scene
             image.load()
         except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
             raise ValueError(f"{name} cannot be read as an image: {error}") from error
+        if pictures > 1 and not isinstance(contents[name], Image.Image):
+            raise ValueError(f"{name} holds {pictures} pictures, an animation or pages: send each by itself.")
         image.filename = name  # what the pipeline's own messages call it
     return list(images.values())
 

@@ -1,30 +1,44 @@
 """From whatever a user has (a path, a PIL image, an array, a tensor) to normalised pixels of one face.
 
-Owns how image files are opened and made 8-bit RGB, and the image processor. The processor works on Pillow everywhere,
-so that a checkpoint gives the same numbers with and without torchvision installed.
+Owns how pictures are opened and made 8-bit sRGB, everywhere in this project, and the image processor. The processor
+works on Pillow everywhere, so that a checkpoint gives the same numbers with and without torchvision installed.
 """
 
 import io
 import os
 import urllib.request
+import warnings
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from transformers.image_processing_backends import PilBackend
 
+try:  # photographs of iPhones, for those who have the plugin
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
+except ImportError:
+    pass
+
+GROUND = "white"  # what transparent pictures and videos are laid over
+TOPS = (1.0, 255.0, 65535.0)  # white in pictures of more than 8 bits: of floats, of either, of 16 bits
+OVERSHOOT = 0.05  # share of white by which floats may leave their range, as sharpening and resizing make them
 MIN_SIDE = 16  # pixels; below this no action unit can be seen
 MAX_DOWNLOAD = 50 * 2**20  # bytes that a URL may send
 
 
 def load_face_image(image, allow_urls: bool = False) -> Image.Image:
-    """Open `image` and return it upright, as 8-bit RGB.
+    """Open `image` and return it upright, as 8-bit sRGB.
+
+    Whatever way the file stores it: any of EXIF's eight orientations, transparency (laid over white), a palette, CMYK,
+    an embedded colour profile (converted to sRGB), grey of 16 or 32 bits. Of a file that holds several pictures the
+    first is read, with a warning.
 
     Args:
-        image: a path; a PIL image of any mode (an EXIF rotation is applied, transparency is laid over white, 16-bit
-            grey and CMYK are converted); a NumPy array or tensor of (height, width), (height, width, 1, 3 or 4) or
-            (3, height, width), holding integers 0 to 255 (uint16: 0 to 65535) or floats 0 to 1; or, with `allow_urls`,
-            an http(s) URL.
+        image: a path; a PIL image of any mode; a NumPy array or tensor of (height, width), (height, width, 1, 3 or 4),
+            or (3, height, width), holding integers 0 to 255 (uint16: 0 to 65535) or floats 0 to 1; or, with
+            `allow_urls`, an http(s) URL.
         allow_urls: whether a URL may be fetched. Off by default: nothing is loaded from the network unasked.
 
     Raises:
@@ -35,7 +49,7 @@ def load_face_image(image, allow_urls: bool = False) -> Image.Image:
     name = getattr(image, "filename", "") or "The image"  # a PIL image knows the file it was opened from
     if isinstance(image, (str, os.PathLike)):
         name = os.fsdecode(image)
-        image = _open(name, allow_urls)
+        image = open_image(_file(name, allow_urls), name)
     elif isinstance(image, (np.ndarray, torch.Tensor)):
         image = _from_array(image)
     elif not isinstance(image, Image.Image):
@@ -52,7 +66,8 @@ def load_face_image(image, allow_urls: bool = False) -> Image.Image:
         raise ValueError(f"{name} cannot be read as an image: {error}") from error
 
 
-def _open(name: str, allow_urls: bool) -> Image.Image:
+def _file(name: str, allow_urls: bool) -> str | io.BytesIO:
+    """What a path or URL leads to, for Pillow to open."""
     is_url = name.lower().startswith(("http://", "https://"))
     if is_url and not allow_urls:
         raise ValueError(
@@ -63,21 +78,46 @@ def _open(name: str, allow_urls: bool) -> Image.Image:
         raise ValueError(f"{name} is a folder, not an image file.")
     if not is_url and not os.path.isfile(name):
         raise FileNotFoundError(f"There is no image file {name[:200]!r}.")
+    if not is_url:
+        return name
     try:
-        if is_url:
-            with urllib.request.urlopen(name, timeout=30) as response:
-                content = response.read(MAX_DOWNLOAD + 1)
-            if len(content) > MAX_DOWNLOAD:
-                raise ValueError(f"more than {MAX_DOWNLOAD // 2**20} MiB; download it and make it smaller")
-            image = Image.open(io.BytesIO(content))
-        else:
-            image = Image.open(name)
+        with urllib.request.urlopen(name, timeout=30) as response:
+            content = response.read(MAX_DOWNLOAD + 1)
+        if len(content) > MAX_DOWNLOAD:
+            raise ValueError(f"more than {MAX_DOWNLOAD // 2**20} MiB; download it and make it smaller")
+    except Exception as error:  # of the network, in many ways
+        raise ValueError(f"{name} cannot be read as an image: {error}") from error
+    return io.BytesIO(content)
+
+
+def open_image(file: str | io.BytesIO, name: str) -> Image.Image:
+    """The first picture in a file or the bytes of one, as it is stored; `load_face_image` sets it upright.
+
+    Args:
+        name: what errors call it.
+
+    Raises:
+        ValueError: no whole picture.
+    """
+    try:
+        image = Image.open(file)
         if image.format == "EPS":
             raise ValueError("EPS is a program, which Pillow would run; convert it to PNG")
+        pictures = pictures_in(image)
         image.load()
     except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
-        raise ValueError(f"{name} cannot be read as an image: {error}") from error
+        unknown = isinstance(error, UnidentifiedImageError) and file is not name  # tells where in memory it lies
+        problem = "it is of no kind that Pillow knows" if unknown else error
+        raise ValueError(f"{name} cannot be read as an image: {problem}") from error
+    image.filename = name
+    if pictures > 1:
+        warnings.warn(f"{name} holds {pictures} pictures; only the first is read.", stacklevel=3)
     return image
+
+
+def pictures_in(image: Image.Image) -> int:
+    """How many pictures an opened file holds: frames of an animation, pages, views. Layers (PSD) are one picture."""
+    return 1 if image.format == "PSD" else getattr(image, "n_frames", 1)
 
 
 def _from_array(array) -> Image.Image:
@@ -104,14 +144,55 @@ def _from_array(array) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    profile = image.info.get("icc_profile")
     if image.mode.startswith(("I", "F")):  # 16 or 32 bits of grey
-        grey = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if "16" in image.mode or grey.max() > 255 else 255.0
-        return Image.fromarray(np.round(grey.clip(0, top) / top * 255).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+        image = _eight_bits(image)
+    alpha = None
+    if image.mode == "LA":
+        image, alpha = image.split()
+    elif image.has_transparency_data:
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
+        alpha = image.getchannel("A")
+        image = image.convert("RGB")
+    image = (_to_srgb(image, profile) if profile else image).convert("RGB")
+    if alpha is None:
+        return image
+    image.putalpha(alpha)
+    return Image.alpha_composite(Image.new("RGBA", image.size, GROUND), image).convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey integers or floats as mode L; LA where a value stands for transparency, as in 16-bit PNG."""
+    grey = np.asarray(image, dtype=np.float64)
+    lowest, highest = grey.min(), grey.max()
+    tops = TOPS[2:] if "16" in image.mode else TOPS[1:] if image.mode == "I" else TOPS
+    top = next((top for top in tops if highest <= (1 + OVERSHOOT) * top), None)
+    if top is None or lowest < -OVERSHOOT * top:
+        raise ValueError(f"its grey values go from {lowest:g} to {highest:g}; expected 0 to 1, to 255 or to 65535")
+    eight = Image.fromarray(np.round(grey.clip(0, top) / top * 255).astype(np.uint8))
+    if "transparency" in image.info:
+        eight.putalpha(Image.fromarray(np.where(grey == image.info["transparency"], 0, 255).astype(np.uint8)))
+    return eight
+
+
+def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """Colours as the ICC profile means them; unchanged where it is damaged or made for pixels of another kind."""
+    kind = "GRAY" if image.mode in ("1", "L") else "CMYK" if image.mode == "CMYK" else "RGB"
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        space = source.profile.xcolor_space.strip()
+        if space != kind and (kind, space) != ("GRAY", "RGB"):  # grey is often saved with the profile of colours
+            return image
+        return ImageCms.profileToProfile(
+            image.convert({"GRAY": "L"}.get(space, space)),
+            source,
+            ImageCms.createProfile("sRGB"),
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            "RGB",
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+    except (ImageCms.PyCMSError, OSError):
+        return image
 
 
 class AuLlavaImageProcessor(PilBackend):
@@ -175,4 +256,4 @@ class AuLlavaImageProcessor(PilBackend):
 
 AuLlavaImageProcessor.register_for_auto_class("AutoImageProcessor")
 
-__all__ = ["AuLlavaImageProcessor", "load_face_image"]
+__all__ = ["AuLlavaImageProcessor", "load_face_image", "open_image", "pictures_in"]

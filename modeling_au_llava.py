@@ -11,10 +11,19 @@ inherited), with these differences:
   logits can be asked for at some tokens only; the slots decoder and its training do both (see slot_tree_au_llava.py).
 """
 
+import copy
+
 import torch
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedConfig,
+)
 from transformers.cache_utils import Cache
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -24,14 +33,20 @@ from transformers.models.llava.modeling_llava import (
     LlavaModel,
     LlavaPreTrainedModel,
 )
+from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from .card_au_llava import write_card
-from .configuration_au_llava import AuLlavaConfig, add_image_token
+from .configuration_au_llava import UNUSED_HEADS, AuLlavaConfig, add_image_token, attention_of_parts
 from .decoding_au_llava import recognize
 from .pipeline_au_llava import AURecognitionPipeline
 from .quantisation_au_llava import check_computable, check_savable, with_default_skips
 from .tree_attention_au_llava import TreeMask
+
+logger = logging.get_logger(__name__)
+
+# By what `from_pretrained` finds a file.
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 MAX_EXTRA_TOKENS = 32  # class token and registers of a ViT: 5 in DINOv3; more means that the stride is wrong
 
@@ -71,11 +86,47 @@ def features_to_tokens(features: torch.Tensor, grid: tuple[int, int], fold: int)
     return folded.flatten(2).transpose(1, 2)
 
 
+def is_plain(layer: nn.Module) -> bool:
+    """Whether `layer` is a linear layer whose weight lies there, whole, and is all that it computes with.
+
+    Of one that is quantised, adapted, sharded, offloaded or hooked only the module itself knows what it computes.
+    """
+    weight = getattr(layer, "weight", None)
+    hooked = layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__
+    return (
+        type(layer) is nn.Linear
+        and type(weight) is nn.Parameter
+        and tuple(weight.shape) == (layer.out_features, layer.in_features)
+        and weight.device.type != "meta"
+        and not hooked
+    )
+
+
 class AuLlavaPreTrainedModel(LlavaPreTrainedModel):
     """Weight initialisation and the flags of what is supported: those of LLaVA."""
 
     config_class = AuLlavaConfig
     config: AuLlavaConfig
+    _keys_to_ignore_on_load_unexpected = [r"vision_tower\.head\."]  # noqa: RUF012 - see UNUSED_HEADS of the configuration
+
+    def set_attn_implementation(self, attn_implementation: str | dict, allow_all_kernels: bool = False):
+        """As in Transformers; a part that cannot take what is asked for keeps what it has."""
+        parts = attention_of_parts(self.config, attn_implementation)
+        super().set_attn_implementation(parts, allow_all_kernels)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes, also while accelerate keeps its parameters elsewhere (`device_map`, `cpu_offload`).
+
+        Such parameters are on no device, "meta", but for the time that their own module runs.
+        """
+        for module in self.modules():
+            hook = vars(module).get("_hf_hook")
+            for each in getattr(hook, "hooks", [hook]):  # a sequence of hooks, or one
+                place = getattr(each, "execution_device", None)
+                if place is not None:
+                    return torch.device(place)
+        return super().device
 
 
 class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
@@ -149,13 +200,14 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
                 "or 'free'."
             )
         if backend == "sdpa":
-            return TreeMask.of(mask, self.dtype) if mask.device.type == "cpu" else mask
+            return TreeMask.of(mask, self.language_model.dtype) if mask.device.type == "cpu" else mask
         if backend == "flex_attention":
             batch, _, queries, keys = mask.shape
             allowed = lambda b, h, q, k: mask[b, 0, q, k]
             return create_block_mask(allowed, batch, None, queries, keys, device=mask.device)
-        additive = torch.zeros(mask.shape, dtype=self.dtype, device=mask.device)
-        return additive.masked_fill(~mask, torch.finfo(self.dtype).min)
+        dtype = self.language_model.dtype
+        additive = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+        return additive.masked_fill(~mask, torch.finfo(dtype).min)
 
 
 class AuLlavaForConditionalGeneration(AuLlavaPreTrainedModel, LlavaForConditionalGeneration):
@@ -175,6 +227,25 @@ class AuLlavaForConditionalGeneration(AuLlavaPreTrainedModel, LlavaForConditiona
         self.post_init()
 
     recognize = recognize
+
+    # One rule for `config.calibration`: it describes the weights that it was fitted on, and what changes them drops it.
+    # More rows for more tokens change nothing that is read; in fewer bits they are the same weights, rounded.
+
+    def __setattr__(self, name, value):
+        if name == "peft_config":  # PEFT sets it on a model whose layers it adapts, whoever asked for that
+            self._drop_calibration("adapters were put into the model")
+        super().__setattr__(name, value)
+
+    def train(self, mode: bool = True):
+        """As in PyTorch. With `mode` the calibration is dropped: training changes the weights."""
+        if mode:
+            self._drop_calibration("the model is trained")
+        return super().train(mode)
+
+    def _drop_calibration(self, reason: str):
+        if self.config.calibration is not None:
+            self.config.calibration = None
+            logger.warning("The calibration was dropped, since %s: fit a new one with eval_au.py --calibrate.", reason)
 
     def forward(
         self,
@@ -213,27 +284,52 @@ class AuLlavaForConditionalGeneration(AuLlavaPreTrainedModel, LlavaForConditiona
         if logit_tokens is None:
             return super().forward(labels=labels, logits_to_keep=logits_to_keep, **inputs)
         outputs = self.model(**inputs)
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        hidden = outputs.last_hidden_state[:, kept]
-        weight = self.lm_head.weight if isinstance(self.lm_head, nn.Linear) else None
-        if type(weight) is nn.Parameter and weight.numel():
-            logits = nn.functional.linear(hidden, weight.index_select(0, logit_tokens))
-        else:  # quantised, adapted or sharded: only the module itself knows its weights
-            logits = self.lm_head(hidden).index_select(-1, logit_tokens)
+        hidden = outputs.last_hidden_state
+        last = isinstance(logits_to_keep, int)
+        kept = slice(-logits_to_keep, None) if last else logits_to_keep.to(hidden.device)
+        logits = self.token_logits(hidden[:, kept], logit_tokens)
         return LlavaCausalLMOutputWithPast(logits=logits, past_key_values=outputs.past_key_values)
+
+    def token_logits(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """The head's logits (..., K) of the tokens (K,) after hidden states (..., hidden size)."""
+        if is_plain(self.lm_head):
+            weight = self.lm_head.weight
+            return nn.functional.linear(hidden, weight.index_select(0, tokens.to(weight.device)))
+        logits = self.lm_head(hidden)
+        return logits.index_select(-1, tokens.to(logits.device))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, quantization_config=None, **kwargs):
-        """As in Transformers; in 8 or 4 bits only the language model's layers are quantised by default.
+        """As in Transformers; in 8 or 4 bits only the language model's layers are quantised by default, and a head that
+        shares its weights with the embeddings lies where they do, whatever `device_map` says of it.
 
         Raises:
             ValueError: a layer in 4 bits has a size in which this CPU cannot compute.
         """
         quantization = with_default_skips(quantization_config)
         given = {} if quantization is None else {"quantization_config": quantization}
+        if isinstance(kwargs.get("device_map"), dict):
+            kwargs["device_map"] = cls._with_tied_head(kwargs["device_map"], pretrained_model_name_or_path, kwargs)
         model = super().from_pretrained(pretrained_model_name_or_path, *model_args, **given, **kwargs)
         check_computable(model[0] if isinstance(model, tuple) else model)  # with output_loading_info, a pair
         return model
+
+    @classmethod
+    def _with_tied_head(cls, device_map: dict, name: str, options: dict) -> dict:
+        """`device_map` with the head where the embeddings are, if they share their weights: it has none of its own."""
+        config = options.get("config")
+        if not isinstance(config, PreTrainedConfig):
+            hub = {key: options[key] for key in HUB_OPTIONS if key in options}
+            config = cls.config_class.from_pretrained(config or name, **hub)
+        if not config.tie_word_embeddings:
+            return device_map
+        with torch.device("meta"):
+            embeddings = cls(copy.deepcopy(config))._tied_weights_keys["lm_head.weight"]
+        over = [key for key in device_map if not key or f"{embeddings}.".startswith(f"{key}.")]
+        if not over:
+            return device_map
+        rest = {key: place for key, place in device_map.items() if key.split(".")[0] != "lm_head"}
+        return {**rest, "lm_head": device_map[max(over, key=len)]}
 
     def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs):
         """As in Transformers; the folder also gets the pipeline's code and, unless it has one, a model card.
@@ -321,8 +417,9 @@ def _load_part(source: str, part: str, **kwargs):
         return language_model
     if part == "vision_tower":
         vision_config = config.vision_config if whole else config
-        if getattr(vision_config, "vision_use_head", False):
-            vision_config.vision_use_head = False  # SigLIP's pooled output, which is not used: it would never learn
+        for switch in UNUSED_HEADS:
+            if getattr(vision_config, switch, False):
+                setattr(vision_config, switch, False)
         tower, found = AutoModel.from_pretrained(source, config=vision_config, output_loading_info=True, **kwargs)
         missing = sorted(name for name in found["missing_keys"] if not name.startswith("pooler."))
         if missing:

@@ -33,8 +33,17 @@ class AURecognitionPipeline(Pipeline):
     _load_feature_extractor = False
     _load_tokenizer = False
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, model, *args, device=None, **kwargs):
+        """As in Transformers, for a model that accelerate has placed too, be it on disk."""
+        places = None
+        if device is None and (hasattr(model, "hf_device_map") or hasattr(model, "_hf_hook")):
+            # Where it computes: Transformers takes the first place of the map, and "disk" is no device.
+            device, places = model.device, vars(model).pop("hf_device_map", None)
+        try:
+            super().__init__(model, *args, device=device, **kwargs)
+        finally:
+            if places is not None:
+                model.hf_device_map = places
         if self.processor is None:
             raise ValueError("There is no processor: pass the model's, processor=AutoProcessor.from_pretrained(...).")
 
@@ -43,7 +52,7 @@ class AURecognitionPipeline(Pipeline):
 
         Args:
             inputs: an image (a path, an http(s) URL, a PIL image or anything else that `load_face_image` opens), each
-                showing one aligned face; or a list, a generator or a `Dataset` of images.
+                showing one aligned face; or a list, a tuple, a generator or a `Dataset` of images.
             formats: a format or a sequence of formats, by name, as `AUFormat` or as its dict. By default one of every
                 scale: bp4d, disfa and feafa.
             top_k: at most so many AUs an image, those of the highest scores; by default all.
@@ -52,9 +61,9 @@ class AURecognitionPipeline(Pipeline):
             batch_size: images per forward pass, 1 by default. Answers do not depend on it.
 
         Returns:
-            for one image a list of dicts, the highest score first; a list of such lists for a list of images, and such
-            lists one by one for a generator or a `Dataset`. An AU that several of the formats have appears once for
-            each. The dicts hold
+            for one image a list of dicts, the highest score first; a list of such lists for a list or a tuple of
+            images, and such lists one by one for a generator or a `Dataset`. An AU that several of the formats have
+            appears once for each. The dicts hold
 
             - `label`: of the AU, such as "AU12" or "AU43L"; `name`: what it is called, such as "lip corner puller".
             - `score`: the probability, 0 to 1, that the AU is present, as its format understands presence.
@@ -68,7 +77,9 @@ class AURecognitionPipeline(Pipeline):
             ValueError: no image, one that cannot be read, an unknown format, `top_k` below 1, or `threshold` outside
                 0 to 1.
         """
-        if isinstance(inputs, (list, tuple)) and not inputs:
+        if isinstance(inputs, tuple):  # Transformers takes lists only for several inputs
+            inputs = list(inputs)
+        if isinstance(inputs, list) and not inputs:
             raise ValueError("There is no image to recognise: an empty list arrived.")
         return super().__call__(inputs, **kwargs)
 

@@ -41,7 +41,9 @@ from au_llava.au_datasets.records import (
 )
 from au_llava.au_datasets.rendered import RENDERED_METADATA, sample_records, subject_name
 from au_llava.au_datasets.sources import Crop, finish_source, parts_of, prepare_shard, start_source
+from au_llava.cache_au import sentence_of
 from au_llava.faces_au import DETECTORS
+from au_llava.text_au import print_anything
 
 IMAGES_PER_SHARD = 240
 RENDERED_FEATURES = record_features(RENDERED_METADATA)
@@ -133,7 +135,7 @@ def prepare_source(args: argparse.Namespace) -> dict:
         raise ValueError(f"nothing can be read in {args.root}: {'; '.join(source.defects.lines()) or 'it is empty'}")
     if args.test is not None and (args.tested or any(clip.part for clip in source.clips)):
         raise ValueError("--test draws whom to test, but --tested or the dataset itself says so already")
-    crop = None if source.crops else _crop(args)
+    crop = None if source.crops else _crop(args, source.pictures)
     if crop:
         crop.check()
     elif not source.crops and (args.faces or args.detector):
@@ -157,14 +159,17 @@ def prepare_source(args: argparse.Namespace) -> dict:
     return manifest
 
 
-def _crop(args: argparse.Namespace) -> Crop | None:
+def _crop(args: argparse.Namespace, pictures: tuple[str, ...] | None = None) -> Crop | None:
     place = args.images or (args.root if args.root.is_dir() else args.root.parent)
-    return args.crop and Crop(args.crop, place, args.faces, args.detector or "packaged", getattr(args, "margin", 0.0))
+    margin = getattr(args, "margin", 0.0)
+    return args.crop and Crop(args.crop, place, args.faces, args.detector or "packaged", margin, pictures)
 
 
 def report(manifest: dict) -> None:
     """Print what was found, beside what a complete copy holds, and every warning."""
-    print(f"found: {manifest['arguments']['layout']} in {manifest['arguments']['root']}")
+    arguments = manifest["arguments"]
+    print(f"found: {arguments['layout']} in {arguments['root']}")
+    print(f"data set: {arguments['dataset']}")
     if manifest["known"]:
         shown = Table("", "complete copy", "found", title="Is the copy complete?")
         for column in shown.columns[1:]:
@@ -357,11 +362,16 @@ def add_sources(datasets) -> None:
         "table",
         "your own CSV or Parquet",
         table,
-        lambda args: table.open_table(args.root, args.format, args.images, args.image_column, args.subject_column),
+        lambda args: table.open_table(
+            args.root, args.format, args.images, args.image_column, args.subject_column, args.name
+        ),
         root="the table",
     )
     parser.add_argument("--format", choices=FORMATS, required=True, help="which AUs to take, and their scale")
     parser.add_argument("--image-column", default="image", metavar="NAME", help="holds paths (default: image)")
+    parser.add_argument(
+        "--name", help="of the data set (default: the table's, and eight digits that stand for where it lies)"
+    )
     parser.add_argument("--subject-column", default="subject", metavar="NAME", help="(default: subject)")
     parser = add(
         "fairface",
@@ -391,7 +401,10 @@ def add_sources(datasets) -> None:
     parser.add_argument(
         "--subjects", choices=unlabelled.SUBJECTS, default="files", help="what is one person (default: files)"
     )
-    parser.add_argument("--name", help="the records' dataset (default: unlabelled- and the folder's name)")
+    parser.add_argument(
+        "--name",
+        help="of the data set (default: unlabelled-, the folder's name, and eight digits that stand for where it lies)",
+    )
 
 
 def add_moved(datasets) -> None:
@@ -419,11 +432,12 @@ def add_moved(datasets) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    print_anything()
     args = make_parser().parse_args(argv)
     try:
         manifest = args.prepare(args)
     except (ValueError, OSError) as error:
-        print(f"prepare_data.py: {error}", file=sys.stderr)
+        print(f"prepare_data.py: {sentence_of(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("prepare_data.py: stopped; the same command resumes", file=sys.stderr)

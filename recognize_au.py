@@ -27,38 +27,48 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 from accelerate import PartialState
+from matplotlib.backend_bases import FigureCanvasBase
 from rich.console import Console
 from rich.progress import track
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS, get_format
-from au_llava.au_recognition.inputs import find_files, is_video
+from au_llava.au_evaluation.provenance import check_base, sha256_of
+from au_llava.au_recognition.inputs import find_files
 from au_llava.au_recognition.pictures import first_faces, save_evidence, save_faces, save_video
-from au_llava.au_recognition.provenance import checkpoint_identity, plan_identity, sha256_of, sidecar
+from au_llava.au_recognition.provenance import checkpoint_identity, plan_identity, sidecar
 from au_llava.au_recognition.reading import Journal, Plan, face_ids, parts_of, read, read_picture
 from au_llava.au_recognition.reasons import add_reasons, explain
 from au_llava.au_recognition.summary import Summary
 from au_llava.au_recognition.tables import SUFFIXES, Neutral, faces_read, open_table
 from au_llava.au_recognition.timelines import save_timelines
+from au_llava.cache_au import sentence_of
 from au_llava.calibration_au_llava import PRIORS, with_prior
 from au_llava.decoding_au_llava import DECODERS
 from au_llava.faces_au import DETECTORS, YUNET_SHA256, Face, FacesTable, YuNet, crop_face
+from au_llava.folders_au import HOME, check_writable, told
 from au_llava.image_processing_au_llava import load_face_image
+from au_llava.media_au import is_video
 from au_llava.quantisation_au_llava import QUANTISATIONS, loading_options
+from au_llava.text_au import escaped, print_anything
 
 PICTURES = (".png", ".pdf", ".svg")
+DRAWN = tuple(f".{name}" for name in FigureCanvasBase.filetypes)  # what Matplotlib draws
+FILMS = (".mp4", ".mkv", ".mov")
 
 
-def face_finder(arguments: argparse.Namespace) -> tuple[Callable, dict]:
+def face_finder(arguments: argparse.Namespace, files: Sequence[Path]) -> tuple[Callable, dict]:
     """How faces are found, (picture, file, frame) -> faces, and what that is, for the record."""
     if arguments.faces:
         table = FacesTable(arguments.faces)
+        table.match(files)
         return lambda image, file, frame: table(file, frame), {"name": "table", "sha256": sha256_of(arguments.faces)}
     if arguments.no_detect or arguments.detector == "none":
         return lambda image, file, frame: [Face(None, (0, 0, *image.size), None)], {"name": "none"}
@@ -67,14 +77,16 @@ def face_finder(arguments: argparse.Namespace) -> tuple[Callable, dict]:
 
 
 def problems_of(journal: Journal, plan: Plan) -> dict[str, str]:
-    """File -> what is wrong with it: damaged, or without a face."""
-    problems, with_face, files = {}, set(), []
+    """File -> what is wrong with it: damaged, without a face, or not in the table of faces."""
+    problems, with_face, files, count = {}, set(), [], Counter()
     for line in journal:
         source = plan.parts[line["part"]]
         files += [str(source)] if isinstance(source, Path) else [frame["file"] for frame in line["frames"]]
         with_face |= {frame["file"] for frame in line["frames"] if frame["faces"]}
         found = [(frame["file"], frame["problem"]) for frame in line["frames"]] + [(str(source), line["problem"])]
         problems |= {file: problem for file, problem in found if problem and file not in problems}
+        count.update(frame["file"] for frame in line["frames"] if frame["problem"])
+    problems |= {file: f"{problems[file]} ({frames} such frames)" for file, frames in count.items() if frames > 1}
     return problems | {
         file: f"{file} shows no face." for file in files if file not in with_face and file not in problems
     }
@@ -86,14 +98,12 @@ def parts_folder(out: Path | None) -> Path | None:
 
 
 def check(arguments: argparse.Namespace, files: list[Path]) -> None:
-    """Refuse what cannot work before anything is computed."""
+    """Refuse what cannot work before anything is computed; make the folders of what is written."""
     counts = (arguments.batch_size, arguments.every, arguments.picture_faces)
     if min(counts) < 1 or (arguments.fps is not None and arguments.fps <= 0):
         raise ValueError("--batch_size, --every, --fps and --picture_faces must be positive.")
     if arguments.out is None and PartialState().num_processes > 1:
         raise ValueError("Several processes meet in a file: say --out.")
-    if arguments.out is not None and arguments.out.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"--out {arguments.out}: the name must end in {', '.join(SUFFIXES)}.")
     videos = [file for file in files if is_video(file)]
     if arguments.picture and len(videos) == len(files):
         raise ValueError("--picture shows pictures, and there are only videos: say --timeline or --video.")
@@ -101,8 +111,6 @@ def check(arguments: argparse.Namespace, files: list[Path]) -> None:
         raise ValueError(
             "--explain is for pictures, and there are only videos: save the frame in question as a picture."
         )
-    if arguments.explain and arguments.explain.suffix.lower() not in PICTURES:
-        raise ValueError(f"--explain {arguments.explain}: the name must end in {', '.join(PICTURES)}.")
     if arguments.explain and arguments.decoding != "slots":
         raise ValueError(f"--explain is for the slots decoder: leave out --decoding {arguments.decoding}.")
     labels = {label for name in arguments.formats for label in get_format(name).labels}
@@ -115,15 +123,37 @@ def check(arguments: argparse.Namespace, files: list[Path]) -> None:
         raise ValueError(f"--video shows one video, and there are {len(videos)}.")
     if arguments.neutral is not None and not videos and not Path(arguments.neutral).is_file():
         raise ValueError(f"--neutral {arguments.neutral} is for videos: for pictures, name a neutral picture.")
+    check_outputs(arguments, files)
+
+
+def check_outputs(arguments: argparse.Namespace, files: Sequence[Path]) -> None:
+    """Refuse names that cannot be written, or that would write over what is read or written besides."""
+    suffixes = {"out": SUFFIXES, "picture": DRAWN, "explain": PICTURES, "timeline": DRAWN, "video": FILMS}
+    read = [*files, *(Path(each) for each in (arguments.faces, arguments.neutral) if each)]
+    taken = {file.resolve(): "is read" for file in read}
+    for option, allowed in suffixes.items():
+        path = getattr(arguments, option)
+        if path is None:
+            continue
+        if path.suffix.lower() not in allowed:
+            raise ValueError(f"--{option} {path}: the name must end in {', '.join(allowed)}.")
+        if path.resolve() in taken:
+            raise ValueError(f"--{option} {path}: the same file {taken[path.resolve()]}; choose another name.")
+        taken[path.resolve()] = f"is written by --{option}"
+        check_writable(path)
 
 
 def main(arguments: argparse.Namespace) -> int:
     logging.disable_progress_bar()  # of loading weights
-    files = find_files(arguments.paths)
+    left_out = Counter()
+    files = find_files(arguments.paths, left_out)
     formats = tuple(get_format(name) for name in arguments.formats)
     check(arguments, files)
-    find, detector = face_finder(arguments)
+    find, detector = face_finder(arguments, files)
     state = PartialState()
+    if left_out.total() and state.is_main_process:
+        print(f"left out, as neither pictures nor videos: {told(left_out)}", file=sys.stderr)
+    base = check_base(arguments.model)
     options = {"trust_remote_code": True, **loading_options(arguments.quantise)}
     model = AutoModelForImageTextToText.from_pretrained(arguments.model, **options).eval().to(state.device)
     if arguments.prior is not None:
@@ -143,7 +173,7 @@ def main(arguments: argparse.Namespace) -> int:
     neutral = arguments.neutral
     if neutral not in (None, "median"):
         neutral = int(neutral) if neutral.isdecimal() else read_picture(model, processor, plan, Path(neutral))
-    checkpoint = checkpoint_identity(arguments.model, model) | {"quantised": arguments.quantise}
+    checkpoint = checkpoint_identity(arguments.model, model) | {"base_sha256": base, "quantised": arguments.quantise}
     identity = plan_identity(plan, checkpoint, detector)
     with tempfile.TemporaryDirectory() as scratch:
         keep = parts_folder(arguments.out) or Path(scratch)
@@ -154,7 +184,7 @@ def main(arguments: argparse.Namespace) -> int:
         unfinished = sum(not journal.is_complete(part) for part in range(len(plan.parts)))
         if unfinished:
             raise ValueError(f"{unfinished} parts are not in {keep}: all machines must share the folder of --out.")
-        status = report(arguments, model, processor, plan, journal, identity, neutral)
+        status = report(arguments, model, processor, plan, journal, identity, neutral, left_out)
         if arguments.out:
             shutil.rmtree(keep)
         return status
@@ -170,12 +200,14 @@ def explain_faces(model, processor, plan: Plan, faces: Iterable[dict]) -> list[t
     return explained
 
 
-def report(arguments, model, processor, plan: Plan, journal: Journal, identity: Mapping, neutral) -> int:
+def report(
+    arguments, model, processor, plan: Plan, journal: Journal, identity: Mapping, neutral, left_out: Mapping
+) -> int:
     """Write and show what was read; returns the exit status."""
     files = sum(1 if isinstance(part, Path) else len(part) for part in plan.parts)
     problems = problems_of(journal, plan)
     for problem in problems.values():
-        print(f"skipped: {problem}", file=sys.stderr)
+        print(f"skipped: {escaped(problem)}", file=sys.stderr)
     ids = face_ids(journal, plan)
     if neutral is not None:
         neutral = Neutral(faces_read(journal, plan, ids), plan.formats, neutral)
@@ -200,7 +232,9 @@ def report(arguments, model, processor, plan: Plan, journal: Journal, identity: 
     Console().print(summary.table())
     counts = {"files": files, "faces": summary.faces, "frames_without_face": summary.frames_without}
     if arguments.out:
-        content = sidecar(identity, arguments.neutral, counts, problems, str(model.device))
+        told_of = {escaped(file): escaped(problem) for file, problem in problems.items()}
+        content = sidecar(identity, arguments.neutral, counts, told_of, str(model.device))
+        content["left_out"] = dict(left_out)
         arguments.out.with_name(f"{arguments.out.name}.provenance.json").write_text(
             json.dumps(content, indent=1) + "\n"
         )
@@ -233,7 +267,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="pictures, videos, folders, patterns, or - for a list on standard input",
     )
-    add("--model", default=".", help="checkpoint folder or Hub id (default: this repository)")
+    add("--model", default=str(HOME), help="checkpoint folder or Hub id (default: this repository)")
     add(
         "--formats",
         nargs="+",
@@ -287,16 +321,20 @@ def make_parser() -> argparse.ArgumentParser:
 
 def run(words: list[str] | None = None) -> int:
     """The command, errors told in one sentence; what was read before is kept."""
+    print_anything()
     arguments = make_parser().parse_args(words)
+    goes_on = True  # when the command is repeated
     try:
         return main(arguments)
     except (ValueError, OSError) as error:
-        problem, status = str(error), 1
+        problem, status = sentence_of(error), 1
+        goes_on = isinstance(error, OSError) and error.errno is not None  # a full disk, not what would come again
     except KeyboardInterrupt:
         problem, status = "stopped.", 130
     keep = parts_folder(arguments.out)
-    kept = f" What was read is kept in {keep}: repeat the command to go on." if keep and keep.exists() else ""
-    print(f"recognize_au.py: {problem}{kept}", file=sys.stderr)
+    kept = f" What was read is kept in {keep}" if keep and any(keep.glob("*.jsonl")) else ""
+    again = (": repeat the command to go on." if goes_on else ".") if kept else ""
+    print(f"recognize_au.py: {escaped(problem)}{kept}{again}", file=sys.stderr)
     return status
 
 

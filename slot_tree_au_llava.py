@@ -173,9 +173,13 @@ class SlotTree:
         return split
 
 
-@lru_cache(maxsize=16)
 def compile_slots(processor, formats: tuple[AUFormat, ...], image_tokens: int) -> SlotTree:
     """The `SlotTree` of `formats` for this processor's tokenizer; kept, since it is the same for every image."""
+    return _compiled(processor, processor.chat_template, processor.tokenizer, formats, image_tokens)
+
+
+@lru_cache(maxsize=16)
+def _compiled(processor, _template, _tokenizer, formats, image_tokens) -> SlotTree:
     prompts = [processor.prompt_ids(fmt, image_tokens) for fmt in formats]
     answers = []
     for fmt in formats:

@@ -39,6 +39,7 @@ from au_llava.au_training.options import AUArguments, AUTrainingConfig, recipe_o
 from au_llava.au_training.recovery import ending_with_a_sentence
 from au_llava.au_training.start import (
     LORA_TARGETS,
+    base_weights,
     check_start,
     freeze_parts,
     keep_statistics,
@@ -50,6 +51,7 @@ from au_llava.au_training.unlabelled import UnlabelledFaces
 from au_llava.collator_au_llava import AUCollator
 from au_llava.processing_au_llava import AuLlavaProcessor
 from au_llava.publishing_au import check_target, gather, upload
+from au_llava.text_au import print_anything
 
 logger = logging.getLogger("au_llava.train")
 
@@ -119,6 +121,8 @@ def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: Mo
         unlabelled=[] if unlabelled is None else people_of(unlabelled),
         unlabelled_data=list(dict.fromkeys(table.path for table in faces)),
     )
+    if model_args.use_peft and training_args.process_index == 0:
+        manifest["base_weights"] = base_weights(model_args)
     model = load_model(model_args, training_args)
     model.config.calibration = None  # of the weights that training is about to change
     freeze_parts(model, arguments.freeze)
@@ -188,5 +192,6 @@ def make_parser() -> TrlParser:
 
 
 if __name__ == "__main__":
+    print_anything()
     with ending_with_a_sentence("train_sft.py"):
         main(*make_parser().parse_args_and_config(fail_with_unknown_args=True))

@@ -31,8 +31,8 @@ from pathlib import Path
 import numpy as np
 
 from ..action_units import FORMATS
+from ..media_au import VIDEO_SUFFIXES
 from .reading import (
-    VIDEO_SUFFIXES,
     Clip,
     Known,
     Picture,

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..action_units import FORMATS
+from ..media_au import IMAGE_SUFFIXES
 from .reading import (
-    IMAGE_SUFFIXES,
     UNREADABLE,
     Clip,
     Known,

@@ -23,8 +23,8 @@ import numpy as np
 from datasets import Value
 
 from ..action_units import FORMATS
+from ..media_au import VIDEO_SUFFIXES
 from .reading import (
-    VIDEO_SUFFIXES,
     Clip,
     Known,
     Source,

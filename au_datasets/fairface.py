@@ -20,6 +20,7 @@ somebody is.
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -29,8 +30,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Value
 
+from ..folders_au import subfolders
+from ..media_au import IMAGE_SUFFIXES
 from .reading import (
-    IMAGE_SUFFIXES,
     Clip,
     Known,
     Picture,
@@ -42,7 +44,6 @@ from .reading import (
     find_folders,
     has_images,
     missing,
-    subfolders,
 )
 from .records import NO_CLIP, Defects
 from .sources import Crop
@@ -95,14 +96,17 @@ def open_fairface(root: Path, crop: Crop, teacher: str = "none", all_ages: bool 
         raise missing(f"neither fairface_label_train.csv nor train-00000-of-00004.parquet in {root}", root)
     parts = [name[1].lower() for name, _ in tables]
     divided = set(parts) != {"train"}  # else everybody is divided by drawing
-    defects, clips, detects, measures = Defects(), [], False, False
+    defects, clips, files, detects, measures = Defects(), [], [], bool(crop.faces), False
     for part, (_, path) in zip(parts, tables, strict=True):
         rows = read_rows(path, ("file", "age", *_EYES))
         pictures = None if shards else _pictures(root, part)
         detects |= not all(_eyes(row) for row in rows)
         measures |= teacher != "none" and blendshape_order(path) is None
         own = ("train" if part == "train" else "test") if divided else None
+        files += [row["file"] for row in rows]
         clips += _clips(path, rows, pictures, own, all_ages, defects)
+    if crop.faces and shards:  # no folder holds the pictures that its rows are matched with
+        crop = replace(crop, pictures=tuple(files))
     if detects:
         crop.check()
     check_teacher(teacher, measures)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from ..action_units import FORMATS
+from ..text_au import escaped
 
 
 def assign_parts(subjects: Iterable[str], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
@@ -56,7 +57,7 @@ def kfold(names: Iterable[str], folds: int, seed: int) -> dict[str, tuple[str, .
 
 def _drawn(names: Iterable[str], seed: int) -> list[str]:
     """The distinct names in an order that the seed decides."""
-    return sorted(set(names), key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+    return sorted(set(names), key=lambda name: hashlib.sha256(escaped(f"{seed}:{name}").encode()).digest())
 
 
 @dataclass(frozen=True)

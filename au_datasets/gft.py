@@ -13,8 +13,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..media_au import VIDEO_SUFFIXES
 from .reading import (
-    VIDEO_SUFFIXES,
     Clip,
     Known,
     Source,

@@ -7,13 +7,14 @@ A dataset is named by its folder, or by a mapping (in a recipe; as a flag, the s
     {path: data/bp4d, weight: 0.5, protocol: bp4d-3fold, tested: P1, formats: [bp4d], convert_to: [gft], frames: 10}
 
 Labels of the same picture in several formats become one row, across folders too: the same picture is the same dataset,
-subject, clip and frame, or the same file; FEAFA's part B is DISFA's frames (`shown_picture`). A folder given twice has
-nothing to add to its own rows: they stay apart.
+subject, clip and frame, or the same file; FEAFA's part B is DISFA's frames (`shown_picture`). Outside of `NUMBERED`
+datasets two folders may name different pictures alike: there the pictures themselves must be the same too. A folder
+given twice has nothing to add to its own rows: they stay apart.
 """
 
 import math
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -24,7 +25,7 @@ import yaml
 from ..action_units import get_format
 from .conversion import convert_values, convertible
 from .folds import check_disjoint, get_protocol, protocol_split
-from .records import KEY, group_by_image, load_records
+from .records import KEY, NUMBERED, content_of, group_by_image, keys_of, load_records
 
 VALIDATION_SEED = 0  # a protocol's parts do not change between runs, validation people included
 
@@ -257,24 +258,31 @@ def training_rows(
         ValueError: an entry that cannot be read, or nothing left to train on.
     """
     images, chosen, labels, seen, offset = [], [], [], {}, 0
-    for table in map(TrainingData.read, tables):
-        records = table.load(part, formats, labelled=not unlabelled)
-        if unlabelled:
-            records = _without_labels(table, records)
+    tables = list(map(TrainingData.read, tables))
+    loaded = [table.load(part, formats, labelled=not unlabelled) for table in tables]
+    if unlabelled:
+        loaded = [_without_labels(table, records) for table, records in zip(tables, loaded, strict=True)]
+    several = Counter(key for records in loaded for key in set(keys_of(records)))
+    for table, records in zip(tables, loaded, strict=True):
         groups = group_by_image(records)
         of_table = _labels(table, records, groups)
         first = [min(group.values()) for group in groups]
-        columns = records.select_columns(list(KEY))[:]
-        keys = [tuple(columns[name][row] for name in KEY) for row in first]
-        paths = records.select_columns(["image"]).cast_column("image", datasets.Image(decode=False)).flatten()
-        paths = paths.select_columns(["image.path"])["image.path"][:]
+        keys = keys_of(records.select(first))
+        stored = records.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+        paths = stored.flatten().select_columns(["image.path"])["image.path"][:]
         files = [os.path.abspath(paths[row]) if paths[row] and os.sep in paths[row] else None for row in first]
+        shown = [
+            (*key, content_of(stored[row]["image"]))
+            if key[0] not in NUMBERED and several[key] > 1
+            else shown_picture(*key)
+            for key, row in zip(keys, first, strict=True)
+        ]
         kept = np.array(kept_frames(keys, [repr(each) for each in of_table], table.frames), int)
         rest = np.random.default_rng(seed).permutation(len(kept))[: round((table.weight % 1) * len(kept))]
         whole = int(table.weight)
         turns = [(turn, image) for turn in range(whole) for image in kept] + [(whole, image) for image in kept[rest]]
         for turn, image in turns:
-            names = [(turn, name) for name in (shown_picture(*keys[image]), files[image]) if name]
+            names = [(turn, name) for name in (shown[image], files[image]) if name]
             row = next((seen[name] for name in names if name in seen), None)
             if row is None or labels[row].keys() & of_table[image].keys():
                 row = len(labels)
@@ -286,7 +294,7 @@ def training_rows(
         offset += len(records)
     if not labels:
         raise ValueError(
-            f"No record of part {part!r} is left in {', '.join(map(str, tables))}: check part and formats."
+            f"No record of part {part!r} is left in {', '.join(each.path for each in tables)}: check part and formats."
         )
     rows = datasets.concatenate_datasets(images).select(chosen)
     added = datasets.Dataset.from_dict(  # not add_column: it pickles every number for its fingerprint

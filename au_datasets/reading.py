@@ -14,25 +14,23 @@ import hashlib
 import io
 import os
 import re
-import struct
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
-import av
 import numpy as np
 import pyarrow as pa
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from pyarrow import csv
 
 from ..action_units import FORMATS
+from ..folders_au import entries, files_below, subfolders
+from ..image_processing_au_llava import load_face_image, open_image
+from ..media_au import IMAGE_SUFFIXES, DamagedVideo, every_frame
+from ..text_au import escaped
 from .records import Defects
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"}
-VIDEO_SUFFIXES = {".avi", ".mp4", ".mkv", ".mov", ".wmv"}
 ARCHIVE_SUFFIXES = {".zip", ".rar", ".7z", ".tar", ".gz"}
-LEFT_BY_SYSTEMS = {"__MACOSX", "Thumbs.db", "desktop.ini", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
 VIDEO_JPEG_QUALITY = 95
 
 
@@ -64,27 +62,20 @@ class Picture:
     eyes: tuple | None = None  # as `crop_face` takes them, where the dataset gives them
 
     def stored(self) -> dict:
-        """The image of a record: the path of a file, its bytes from a table, the JPEG of a video's frame."""
-        if self.frame is None:
-            return {"bytes": self.content, "path": self.path if self.content is None else None}
-        return {"bytes": jpeg(self.frame), "path": None}
+        """The image of a record: the path of a file, its bytes from a table or if its name is no UTF-8, the JPEG of a
+        video's frame."""
+        if self.frame is not None:
+            return {"bytes": jpeg(self.frame), "path": None}
+        content = self.content
+        if content is None and escaped(self.path) != self.path:  # no table can hold this name
+            content = Path(self.path).read_bytes()
+        return {"bytes": content, "path": self.path if content is None else None}
 
     def open(self) -> Image.Image:
-        """In RGB, turned as its EXIF data say. Raises OSError for a file that is no whole image."""
+        """As `load_face_image` gives it. Raises ValueError or OSError for a file that is no whole image."""
         if self.frame is not None:
             return self.frame
-        return open_image(self.path if self.content is None else io.BytesIO(self.content))
-
-
-def open_image(file: str | BinaryIO) -> Image.Image:
-    """In RGB, turned as its EXIF data say. Raises OSError for what is no whole image, or one too large to be meant."""
-    try:
-        with Image.open(file) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except UnidentifiedImageError as error:  # names the file, or where in memory it lies
-        raise OSError("it is no picture that Pillow reads") from error
-    except (SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:  # as broken files raise too
-        raise OSError(str(error)) from error
+        return load_face_image(self.path if self.content is None else open_image(io.BytesIO(self.content), self.path))
 
 
 @dataclass(frozen=True)
@@ -112,6 +103,7 @@ class Source:
         defects: what was already found to be wrong.
         notes: what anyone who uses the records should know.
         crops: `read` gives crops of faces, so there is nothing left to crop.
+        pictures: all image files, where they are known without reading a clip.
     """
 
     dataset: str
@@ -125,6 +117,7 @@ class Source:
     defects: Defects = field(default_factory=Defects)
     notes: tuple[str, ...] = ()
     crops: bool = False
+    pictures: tuple[str, ...] | None = None
 
     def fingerprint(self) -> str:
         """SHA-256 over the names of the clips and the names and sizes of their label files (of folders: the count)."""
@@ -139,6 +132,11 @@ class Source:
         return content.hexdigest()
 
 
+def local_name(name: str, path: Path) -> str:
+    """Of a data set of one's own: `name` and eight digits of the hash of where it lies, such as "labels-3f2a91c0"."""
+    return f"{escaped(name)}-{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:8]}"
+
+
 # ---- Finding files --------------------------------------------------------------------------------------------
 def check_root(root: Path) -> None:
     """Raise FileNotFoundError where `root` is no folder."""
@@ -146,41 +144,29 @@ def check_root(root: Path) -> None:
         raise FileNotFoundError(f"there is no folder {root}")
 
 
-def entries(folder: Path) -> list[os.DirEntry]:
-    """What a folder holds, in no order, without what is hidden and what operating systems leave there."""
-    with os.scandir(folder) as found:
-        return [entry for entry in found if entry.name[0] != "." and entry.name not in LEFT_BY_SYSTEMS]
-
-
 def file_names(folder: Path) -> list[str]:
     """Of the files in a folder, in order. A link that leads nowhere is no file."""
     return sorted(entry.name for entry in entries(folder) if entry.is_file())
-
-
-def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder, in order, but for links that lead back to where they are."""
-    inner = sorted((entry.name, entry.is_symlink()) for entry in entries(folder) if entry.is_dir())
-    back = lambda path: folder.resolve().is_relative_to(path.resolve())
-    return [folder / name for name, is_link in inner if not (is_link and back(folder / name))]
 
 
 def find_folders(root: Path, pattern: str, depth: int = 5) -> Iterator[tuple[re.Match, Path]]:
     """`root` and the folders below it, in order, whose path ends in `pattern` (whole names, any case), and the match.
 
     The path that leads to `root` counts, so that a root one level too low is found too. A folder below `root` that
-    matches is not entered. No deeper than `depth` levels.
+    matches is not entered. No deeper than `depth` levels, and not where links lead in a circle.
     """
     ending = re.compile(rf"(?:^|/){pattern}$", re.IGNORECASE)
 
-    def search(folder: Path, depth: int):
+    def search(folder: Path, depth: int, above: frozenset):
         found = ending.search(folder.as_posix())
         if found:
             yield found, folder
         if depth and (not found or folder == root):
             for inner in subfolders(folder):
-                yield from search(inner, depth - 1)
+                if inner.resolve() not in above:
+                    yield from search(inner, depth - 1, above | {inner.resolve()})
 
-    return search(root, depth)
+    return search(root, depth, frozenset({root.resolve()}))
 
 
 def find_files(folder: Path, pattern: str) -> Iterator[tuple[re.Match, Path]]:
@@ -192,14 +178,6 @@ def find_files(folder: Path, pattern: str) -> Iterator[tuple[re.Match, Path]]:
         found = re.fullmatch(pattern, name, re.IGNORECASE)
         if found:
             yield found, folder / name
-
-
-def files_below(root: Path, suffixes: Collection[str]) -> Iterator[Path]:
-    """Files of these suffixes (lower case) in `root` and any folder below it, in order."""
-    found = (entry for entry in entries(root) if os.path.splitext(entry.name)[1].lower() in suffixes)
-    yield from (root / name for name in sorted(entry.name for entry in found if entry.is_file()))
-    for folder in subfolders(root):
-        yield from files_below(folder, suffixes)
 
 
 def needed_folder(root: Path, pattern: str, name: str) -> Path:
@@ -412,11 +390,10 @@ def video_frames(path: Path, wanted: Collection[int], where: str, defects: Defec
     """
     number = 0
     try:
-        with av.open(str(path)) as video:
-            video.streams.video[0].thread_type = "AUTO"
-            for number, frame in enumerate(video.decode(video=0), start=1):
-                yield number, Picture(str(path), number, frame.to_image() if number in wanted else None)
-    except (av.FFmpegError, IndexError) as error:  # IndexError: a file without a video stream
+        for frame in every_frame(path, lambda number, time: number in wanted, counted=True):
+            number = frame.number
+            yield number, Picture(str(path), number, frame.image)
+    except DamagedVideo as error:
         defects.add("videos that cannot be decoded to their end", f"{where}: stops after frame {number} ({error})")
 
 

@@ -36,6 +36,8 @@ from ..action_units import FORMATS
 SCHEMA_VERSION = 1
 PARTS = ("train", "validation", "test")
 KEY = ("dataset", "subject", "clip", "frame")  # what identifies an image
+# Datasets whose own numbers say which picture a record shows, in every copy of them and however it is cropped.
+NUMBERED = {"bp4d", "bp4d-plus", "disfa", "feafa", "gft", "aff-wild2", "ck-plus", "emotionet"}
 NO_CLIP = "0"  # value of `clip` of images that are no recording
 MANIFEST = "manifest.json"
 NOT_ANNOTATED = "not annotated"  # the key of NaN among the manifest's counts of values
@@ -253,11 +255,12 @@ def load_records(
 
     Raises:
         FileNotFoundError: for a folder without records.
-        ValueError: for a folder that is unfinished, does not follow the schema or has no labels, and where nothing is
-            left.
+        ValueError: for a folder that is unfinished, does not follow the schema or has no labels, for folders that name
+            different pictures alike, and where nothing is left.
     """
     folders = [Path(path)] if isinstance(path, str | Path) else [Path(each) for each in path]
     tables = [_load_folder(folder, labelled) for folder in folders]
+    _check_names(folders, tables)
     records = tables[0] if len(tables) == 1 else concatenate_datasets(tables)
     kept = np.ones(len(records), bool)
     if part is not None:
@@ -301,6 +304,40 @@ def _load_folder(folder: Path, labelled: bool) -> Dataset:
 def _has_labels(manifest: Mapping) -> bool:
     counts = (values for labels in manifest["values"].values() for values in labels.values())
     return any(values.keys() - {NOT_ANNOTATED} for values in counts)
+
+
+def content_of(image: Mapping) -> str:
+    """A hash of a stored image, as `datasets` has it undecoded; of a file that cannot be read, its path."""
+    try:
+        content = image["bytes"] or Path(image["path"]).read_bytes()
+    except OSError:
+        return image["path"]
+    return hashlib.sha256(content).hexdigest()
+
+
+def keys_of(records: Dataset) -> list[tuple]:
+    """What identifies the picture of each record in its folder."""
+    columns = records.select_columns(list(KEY))[:]
+    return list(zip(*(columns[name] for name in KEY), strict=True))
+
+
+def _check_names(folders: Sequence[Path], tables: Sequence[Dataset]) -> None:
+    """Raise ValueError where two folders give different pictures one name."""
+    if len(tables) == 1:
+        return
+    stored = [table.select_columns("image").cast_column("image", Image(decode=False)) for table in tables]
+    seen: dict[tuple, tuple[int, int]] = {}
+    for number, table in enumerate(tables):
+        for row, key in enumerate(keys_of(table)):
+            before, first = seen.setdefault(key, (number, row))
+            if before == number or key[0] in NUMBERED:
+                continue
+            if content_of(stored[before][first]["image"]) != content_of(stored[number][row]["image"]):
+                named = " ".join(f"{name} {part}" for name, part in zip(KEY, key, strict=True))
+                raise ValueError(
+                    f"{named} is one picture in {folders[before]} and another in {folders[number]}: prepare one of "
+                    "the two with a --name of its own"
+                )
 
 
 def group_by_image(records: Dataset) -> list[dict[str, int]]:

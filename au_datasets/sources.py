@@ -12,7 +12,10 @@ from pathlib import Path
 from PIL import Image
 
 from ..action_units import FORMATS
-from ..faces_au import FacesTable, Point, YuNet, crop_face
+from ..faces_au import FacesTable, NoRow, Point, YuNet, crop_face
+from ..folders_au import files_below
+from ..media_au import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from ..text_au import escaped
 from .folds import assign_parts, kfold, protocol_split, split_parts
 from .reading import Clip, Known, Picture, Source, jpeg
 from .records import (
@@ -75,10 +78,11 @@ class Crop:
 
     Args:
         size: side of the crop in pixels.
-        base: the folder that a table's paths may begin at.
-        faces: a table as `FacesTable` reads it, its files absolute or below `base`, or the names of videos.
+        base: the folder of the pictures.
+        faces: a table as `FacesTable` reads it, matched with `pictures`.
         detector: finds the faces that no table gives: one of `DETECTORS`.
         margin: as in `crop_face`.
+        pictures: all that there are, images and videos; None: those below `base`.
     """
 
     size: int
@@ -86,9 +90,16 @@ class Crop:
     faces: Path | None = None
     detector: str = "packaged"
     margin: float = 0.0
+    pictures: tuple[str, ...] | None = None
 
     def __call__(self, picture: Picture) -> dict | None:
-        """The image of a record, a JPEG; None where there is no face."""
+        """The image of a record, a JPEG; None where there is no face.
+
+        Raises:
+            NoRow: the table of faces does not have it.
+            ValueError: it is no whole image, or its eyes lie outside of it.
+            OSError: there is no such file.
+        """
         image = picture.open()
         eyes = self.eyes(picture, image)
         return None if eyes is None else {"bytes": jpeg(self.cut(image, eyes)), "path": None}
@@ -98,32 +109,33 @@ class Crop:
         return crop_face(image, eyes, self.size, self.margin)
 
     def eyes(self, picture: Picture, image: Image.Image) -> tuple[Point, Point] | None:
-        """Those that the dataset gives, or of the largest face of a picture and its opened image; None without one."""
+        """Those that the dataset gives, or of the largest face of a picture and its opened image; None without one.
+
+        Raises NoRow where the table of faces does not have it.
+        """
         if self.faces is None and picture.eyes is not None:
             return picture.eyes
-        finder = _finder(self.faces, self.detector)
+        finder = _finder(self.faces, self.detector, self.base, self.pictures)
         if self.faces is None:
             found = finder(image)
         else:
-            path = Path(picture.path)
-            names = [str(path), str(path.relative_to(self.base)) if path.is_relative_to(self.base) else ""]
-            names += [path.name] * (picture.frame is not None)  # images of different people share names, videos do not
-            names += [None]  # rows that hold for every file
-            found = next(
-                (finder.faces[name, picture.number] for name in names if (name, picture.number) in finder.faces), []
-            )
+            found = finder(Path(picture.path), None if picture.frame is None else picture.number)
         if not found:
             return None
         return max(found, key=lambda face: face.box[2] * face.box[3]).eyes
 
     def check(self) -> None:
         """Raise ValueError or OSError where the table or the detector cannot be used."""
-        _finder(self.faces, self.detector)
+        _finder(self.faces, self.detector, self.base, self.pictures)
 
 
 @lru_cache(maxsize=1)  # once per process
-def _finder(faces: Path | None, detector: str) -> YuNet | FacesTable:
-    return YuNet(detector) if faces is None else FacesTable(faces)
+def _finder(faces: Path | None, detector: str, base: Path, pictures: tuple[str, ...] | None) -> YuNet | FacesTable:
+    if faces is None:
+        return YuNet(detector)
+    table = FacesTable(faces)
+    table.match(files_below(base, IMAGE_SUFFIXES | VIDEO_SUFFIXES) if pictures is None else map(Path, pictures))
+    return table
 
 
 def prepare_shard(job: tuple) -> int:
@@ -141,11 +153,15 @@ def prepare_shard(job: tuple) -> int:
                         image = crop(picture) if crop else picture.stored()
                         if image is None:
                             defects.add("frames without a face, left out", where)
+                    except NoRow as error:
+                        image = None
+                        defects.add("frames without a row in the table of faces, left out", f"{where}: {error}")
                     except (OSError, ValueError) as error:  # no whole image; eyes outside of it
                         image = None
                         defects.add("frames that cannot be cropped, left out", f"{where}: {error}")
                 if image is not None:
-                    yield {**record, "image": image, "part": part}
+                    names = {name: escaped(record[name]) for name in ("subject", "clip")}
+                    yield {**record, **names, "image": image, "part": part}
 
     features = record_features(source.metadata)
     write_shard(records(), features, path, defects)

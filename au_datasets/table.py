@@ -2,8 +2,11 @@
 
 An AU column is named as the format's label, in any case, with leading zeros, spaces or quotes: AU12, au_12, 'AU 1'.
 Columns "clip" and "frame", in any case, are taken if they are there; a frame is otherwise the number of the row. A
-label is NaN where the table lacks the column, the cell is empty, or it holds what the scale does not have (counted). An
-image is a path, absolute or below `images`, and has one row. Subjects and clips are text: 001 and 1 are two people.
+label is NaN where the table lacks the column, the cell is empty or says so (NA, NaN, None), or it holds what the scale
+does not have (counted); True and False are 1 and 0. A column of which nothing is on the scale is refused. An image is a
+path, absolute or below `images`, and has one row. Subjects and clips are text: 001 and 1 are two people, and NA is one.
+
+The data set is named by --name, else after the table and its place: subject 1 of one table is not that of another.
 
 EmotioNet: ROOT/EmotioNet_FACS_aws_2020_24600.csv, columns URL, URL orig, 'AU 1' …; 999 is unknown; an image is named as
 its URL ends (N_0000000001_00002.jpg) and lies in any folder below IMAGES. An .xlsx has to be saved as .csv first.
@@ -21,7 +24,20 @@ import numpy as np
 import pandas as pd
 
 from ..action_units import FORMATS, get_format
-from .reading import IMAGE_SUFFIXES, Clip, Known, Picture, Source, check_root, files_below, join, missing, on_scale
+from ..media_au import IMAGE_SUFFIXES
+from ..text_au import UNKNOWN
+from .reading import (
+    Clip,
+    Known,
+    Picture,
+    Source,
+    check_root,
+    files_below,
+    join,
+    local_name,
+    missing,
+    on_scale,
+)
 from .records import NO_CLIP, Defects
 
 _KNOWN_EMOTIONET = Known({"images": 24600})  # the number in the file's name
@@ -39,13 +55,19 @@ class Rows:
 
 
 def open_table(
-    path: Path, name: str, images: Path | None = None, image_column: str = "image", subject_column: str = "subject"
+    path: Path,
+    name: str,
+    images: Path | None = None,
+    image_column: str = "image",
+    subject_column: str = "subject",
+    dataset: str | None = None,
 ) -> Source:
-    """The table in `path`, whose stem becomes the records' `dataset`.
+    """The table in `path`.
 
     Args:
         name: the format, in `FORMATS`: which AUs, and on which scale. Further AUs of the table are left out.
         images: the folder that the image column's paths begin at; the table's own by default.
+        dataset: the records' `dataset`; by default the table's `local_name`.
 
     Raises:
         FileNotFoundError: where there is no such table.
@@ -56,7 +78,7 @@ def open_table(
         raise FileNotFoundError(f"there is no table {path}")
     folder = images or path.parent
     load = partial(_load_table, path, get_format(name).name, folder, image_column, subject_column)
-    return _source(path.stem, path, folder, name, load, ())
+    return _source(dataset or local_name(path.stem, path), path, folder, name, load, ())
 
 
 def open_emotionet(root: Path, images: Path | None = None) -> Source:
@@ -88,6 +110,7 @@ def _source(
         clips_per_shard=5000,
         known=known or Known(),
         defects=rows.defects,
+        pictures=tuple(filter(None, rows.images)),
     )
 
 
@@ -116,7 +139,8 @@ def _read(path: Path, needed: Collection[str]) -> pd.DataFrame:
         if path.suffix.lower() == ".parquet":
             table = pd.read_parquet(path)
         else:
-            table = pd.read_csv(path, dtype=str, encoding="utf-8-sig", skipinitialspace=True)
+            text = {"dtype": str, "keep_default_na": False, "na_values": [""]}  # a person may be called NA
+            table = pd.read_csv(path, encoding="utf-8-sig", skipinitialspace=True, **text)
     except (ValueError, OSError) as error:
         raise ValueError(f"{path} cannot be read as a table: {str(error).strip().splitlines()[0]}") from error
     plain = [str(column).strip().strip("'\"").strip() for column in table.columns]
@@ -128,8 +152,29 @@ def _read(path: Path, needed: Collection[str]) -> pd.DataFrame:
     return table
 
 
-def _labels(path: Path, table: pd.DataFrame, name: str, defects: Defects) -> np.ndarray:
-    """(rows, labels of format `name`) float64, as `Rows.values` has them. ValueError where no column can be taken."""
+def _text(cells: pd.Series) -> pd.Series:
+    """Cells as text without blanks at their ends; NaN where nothing is left."""
+    text = cells.astype(str).str.strip()
+    return text.mask(cells.isna() | (text == ""))
+
+
+def _numbers(cells: pd.Series) -> np.ndarray:
+    """(rows,) float64 of a column: True is 1 and False 0, NaN an empty cell, infinity one that is no number."""
+    if pd.api.types.is_numeric_dtype(cells):  # booleans too
+        return cells.to_numpy(np.float64, na_value=np.nan)
+    words = _text(cells).str.lower()
+    words = words.mask(words.isin(UNKNOWN)).replace({"true": "1", "false": "0"})
+    numbers = pd.to_numeric(words, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    return np.where(np.isnan(numbers) & words.notna(), np.inf, numbers)
+
+
+def _labels(
+    path: Path, table: pd.DataFrame, name: str, defects: Defects, unknown: Collection[float] = ()
+) -> np.ndarray:
+    """(rows, labels of format `name`) float64, as `Rows.values` has them.
+
+    Raises ValueError where no column can be taken, and for one without a value of the scale among its cells.
+    """
     columns: dict[str, str] = {}
     for column in table.columns:
         label = re.sub(r"^(A[UD])[\s_]*0*(?=\d)", r"\1", column.upper())
@@ -140,8 +185,13 @@ def _labels(path: Path, table: pd.DataFrame, name: str, defects: Defects) -> np.
     for index, label in enumerate(labels):
         if label in columns:
             cells = table[columns[label]]
-            numbers = pd.to_numeric(cells, errors="coerce").to_numpy(np.float64, na_value=np.nan)
-            values[:, index] = np.where(np.isnan(numbers) & cells.notna(), np.inf, numbers)
+            values[:, index] = _numbers(cells)
+            given = ~np.isnan(values[:, index]) & ~np.isin(values[:, index], list(unknown))
+            if given.any() and np.isnan(on_scale(values[given, index], name, "", Defects())).all():
+                raise ValueError(
+                    f"column {columns[label]!r} of {path} holds nothing of the {FORMATS[name].scale} scale of {name}, "
+                    f"{_scale(name)}: row {given.argmax() + 1} says {cells[given].iloc[0]!r}"
+                )
         else:
             defects.add("AUs of the format without a column, not annotated", label)
     if not columns.keys() & set(labels):
@@ -150,6 +200,12 @@ def _labels(path: Path, table: pd.DataFrame, name: str, defects: Defects) -> np.
         if re.fullmatch(r"A[UD]\d+[LRTB]?", label):
             defects.add("AU columns that the format does not have, left out", columns[label])
     return values
+
+
+def _scale(name: str) -> str:
+    """The values of a format in words: "0 to 5", "0 or 1"."""
+    numbers = FORMATS[name].value_numbers
+    return f"{numbers[0]:g} {'or' if len(numbers) == 2 else 'to'} {numbers[-1]:g}"
 
 
 def _rows_of_clip(
@@ -168,8 +224,8 @@ def _rows_of_clip(
 def _load_table(path: Path, name: str, folder: Path, image_column: str, subject_column: str) -> Rows:
     table = _read(path, (image_column, subject_column))
     for column in (image_column, subject_column, "clip"):
-        if column in table and table[column].isna().any():
-            raise ValueError(f"column {column!r} of {path} has empty cells")
+        if column in table and (empty := _text(table[column]).isna()).any():
+            raise ValueError(f"column {column!r} of {path} has empty cells, such as in row {empty.argmax() + 1}")
     defects = Defects()
     values = _labels(path, table, name, defects)
     if not table[image_column].map(lambda cell: isinstance(cell, str)).all():
@@ -178,8 +234,9 @@ def _load_table(path: Path, name: str, folder: Path, image_column: str, subject_
     frames = np.arange(len(table))
     if "frame" in table:
         numbers = pd.to_numeric(table["frame"], errors="coerce").to_numpy(np.float64, na_value=np.nan)
-        if not (numbers == np.floor(numbers)).all():
-            raise ValueError(f"column 'frame' of {path} must hold whole numbers")
+        if (odd := ~(numbers == np.floor(numbers))).any():
+            told = f"row {odd.argmax() + 1} says {table['frame'].iloc[odd.argmax()]!r}"
+            raise ValueError(f"column 'frame' of {path} must hold whole numbers: {told}")
         frames = numbers.astype(np.int64)
     clips = pd.Series(NO_CLIP, index=table.index)
     if "clip" in table:
@@ -201,7 +258,7 @@ def _load_emotionet(path: Path, images: Path) -> Rows:
     if empty := int(table["URL"].isna().sum()):
         defects.add("rows without a URL, left out", path.name, empty)
         table = table.dropna(subset="URL", ignore_index=True)
-    values = _labels(path, table, "emotionet", defects)
+    values = _labels(path, table, "emotionet", defects, (999,))
     found = {path.name.lower(): str(path) for path in files_below(images, IMAGE_SUFFIXES)}
     names = table["URL"].str.strip(" '\"").str.rpartition("/")[2]
     stems = names.str.rpartition(".")[0]

@@ -5,7 +5,8 @@ value is NaN. Pictures without a face, and files that cannot be read, are left o
 beyond the picture, the picture's border is repeated.
 
 Who is one person: by default each file shows somebody else. With --subjects folders, all files below a folder of ROOT
-show one person, so that nobody gets into two parts.
+show one person, so that nobody gets into two parts. The data set is named by --name, else after the folder and its
+place: face.png of one folder is not that of another.
 
 A record holds, beside the fixed columns, `margin`, the share of the crop's side that was kept beyond it on every side,
 and `weak`, what a weak teacher believes: shares of the scale from 0 to 1 in the order of the format's labels, NaN where
@@ -15,7 +16,7 @@ training alone: never score against them.
 
 import math
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -27,18 +28,10 @@ from datasets import List, Value
 from PIL import Image
 
 from ..action_units import FORMATS, MAIN_FORMATS
-from ..faces_au import Point, crop_face
-from .reading import (
-    IMAGE_SUFFIXES,
-    VIDEO_SUFFIXES,
-    Clip,
-    Picture,
-    Source,
-    check_root,
-    files_below,
-    missing,
-    video_frames,
-)
+from ..faces_au import NoRow, Point, crop_face
+from ..folders_au import files_below, told
+from ..media_au import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_video
+from .reading import Clip, Picture, Source, check_root, local_name, missing, video_frames
 from .records import NO_CLIP, Defects
 from .sources import Crop
 
@@ -62,7 +55,7 @@ def open_unlabelled(
         teacher: one of `TEACHERS`.
         every: take each k-th frame of a video, from the first.
         subjects: one of `SUBJECTS`: what shows one person, a file or a folder in `root` with all that is below it.
-        name: the records' `dataset`.
+        name: the records' `dataset`; by default the folder's `local_name`.
 
     Raises:
         FileNotFoundError: `root` is no folder, or holds neither pictures nor videos.
@@ -71,22 +64,23 @@ def open_unlabelled(
     check_root(root)
     crop.check()
     check_teacher(teacher)
-    pictures, clips, defects = defaultdict(list), [], Defects()
-    for path in files_below(root, IMAGE_SUFFIXES | VIDEO_SUFFIXES):
+    pictures, clips, defects, left_out = defaultdict(list), [], Defects(), Counter()
+    for path in files_below(root, IMAGE_SUFFIXES | VIDEO_SUFFIXES, left_out):
         place = path.relative_to(root)
         if subjects == "folders" and len(place.parts) == 1:
             defects.add("files that lie in no person's folder, left out", place.name)
             continue
         subject = place.parts[0] if subjects == "folders" else place.as_posix()
-        if path.suffix.lower() in VIDEO_SUFFIXES:
+        if is_video(path):
             clips.append(Clip(subject, place.as_posix(), labels=(path,), images=path))
         else:
             pictures[subject].append(path)
     videos = bool(clips)
     clips += [Clip(subject, NO_CLIP, labels=tuple(paths)) for subject, paths in pictures.items()]
     if not clips and not defects.found:
-        raise missing(f"no picture and no video below {root}", root)
-    dataset = name or f"unlabelled-{root.resolve().name}"
+        besides = f": it holds {told(left_out)}" if left_out else ""
+        raise missing(f"no picture and no video below {root}{besides}", root)
+    dataset = name or local_name(f"unlabelled-{root.resolve().name}", root)
     return Source(
         dataset=dataset,
         root=root,
@@ -96,7 +90,7 @@ def open_unlabelled(
         clips_per_shard=20 if videos else 500,
         metadata=UNLABELLED_METADATA,
         defects=defects,
-        notes=(NOTE,),
+        notes=(NOTE, *([f"left out below {root}: {told(left_out)}"] if left_out else [])),
         crops=True,
     )
 
@@ -138,13 +132,17 @@ def find_face(picture: Picture, crop: Crop, where: str, defects: Defects) -> Fou
     """The largest face of a picture; None, counted, where there is none or the picture cannot be read."""
     try:
         image = picture.open()
+    except (OSError, ValueError) as error:
+        defects.add("pictures that cannot be read, left out", f"{where}: {error}")
+        return None
+    try:
         eyes = crop.eyes(picture, image)
         if eyes is None:
             defects.add("pictures without a face, left out", where)
             return None
         cut = crop.cut(image, eyes)
-    except OSError as error:
-        defects.add("pictures that cannot be read, left out", f"{where}: {error}")
+    except NoRow as error:
+        defects.add("pictures without a row in the table of faces, left out", f"{where}: {error}")
     except ValueError as error:
         defects.add("pictures with eyes that cannot be, left out", f"{where}: {error}")
     else:

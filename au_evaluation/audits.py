@@ -99,6 +99,8 @@ def parse_audit(rows: Sequence[Mapping], fmt) -> dict:
 
 def _denied_in_words(text: str, answer: ParsedAnswer, fmt) -> list[bool]:
     """Which AUs are read as 0, but not any more once the words of denial are taken out of the text."""
+    if 0 not in answer.values.values():  # also where the answer is too long to be read
+        return [False] * len(fmt.labels)
     without = _DENIALS.sub("", text)
     again = answer if without == text else parse_answer(without, fmt)
     return [answer.values[label] == 0 and again.values[label] != 0 for label in fmt.labels]

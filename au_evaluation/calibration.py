@@ -228,7 +228,7 @@ def unlabelled_records(tables: Sequence[str]) -> datasets.Dataset:
     Raises:
         ValueError: fewer than `FEWEST_UNLABELLED` images; and as `load_records`.
     """
-    records = load_records(tables, part=UNLABELLED_PART)
+    records = load_records(tables, part=UNLABELLED_PART, labelled=False)
     rows = [next(iter(group.values())) for group in group_by_image(records)]
     if len(rows) < FEWEST_UNLABELLED:
         where = ", ".join(map(str, tables))

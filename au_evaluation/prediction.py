@@ -12,12 +12,13 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import datasets
 import numpy as np
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import align_module_device, gather_object
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
@@ -145,8 +146,14 @@ def weights_fingerprint(model) -> str:
     """A hash of the shapes and the first 256 numbers of every parameter: tells checkpoints apart quickly."""
     content = hashlib.sha256()
     for name, parameter in model.named_parameters():
+        if name in model.all_tied_weights_keys:  # PyTorch leaves it out itself, unless offloading has parted the two
+            continue
         content.update(f"{name}{tuple(parameter.shape)}".encode())
-        start = parameter.detach().flatten()[:256].clone()  # numpy would pin the storage, which FSDP gives up after use
+        owner, _, own = name.rpartition(".")
+        module = model.get_submodule(owner)
+        with align_module_device(module) if parameter.is_meta else nullcontext():  # brings back what is offloaded
+            # A copy: numpy would pin the storage, which FSDP gives up after use.
+            start = getattr(module, own).detach().flatten()[:256].clone()
         content.update(start.float().cpu().numpy().tobytes())
     return content.hexdigest()
 

@@ -13,9 +13,11 @@ weights have been trained or chosen on, so that an evaluation can refuse to test
 names only people whom later manifests do not name in that role: many trainings on the same people stay small.
 `labels` says how the training labels are distributed (`balance.label_statistics`); older manifests lack it.
 `unlabelled` are people and folders that were trained on without labels; older manifests lack it.
+`base_weights`, of adapters, is the content hash of each weight file of their base (`weights_sha256`).
 `unreadable`, where there is one, lists images that could not be read in training and were skipped.
 """
 
+import hashlib
 import json
 import os
 import subprocess
@@ -23,8 +25,9 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from au_llava.au_datasets.folds import person_key
 
@@ -52,6 +55,67 @@ def content_hashes(tables: Iterable[str]) -> dict[str, str | None]:
         path: json.loads(manifest.read_text())["content_sha256"] if manifest.is_file() else None
         for path, manifest in manifests.items()
     }
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_sha256(model: str, revision: str | None = None) -> dict[str, str]:
+    """Weight file -> content hash of a checkpoint, a folder or a Hub id; none where it has no safetensors."""
+    folder = Path(model)
+    if not folder.is_dir():
+        folder = Path(snapshot_download(model, revision=revision, allow_patterns="*.safetensors"))
+    return {path.name: sha256_of(path) for path in sorted(folder.glob("*.safetensors"))}
+
+
+def base_of(model: str) -> tuple[str, str | None] | None:
+    """The base that adapters name, a folder or a Hub id, and its revision; None where they name none, as of a whole
+    checkpoint."""
+    path = find_adapter_config_file(model)
+    if path is None:
+        return None
+    settings = json.loads(Path(path).read_text(encoding="utf-8"))
+    named = settings.get("base_model_name_or_path")
+    return named and (named, settings.get("revision"))
+
+
+def check_base(model: str, base: str | None = None) -> dict[str, str]:
+    """Refuse adapters whose base is not the one that they were trained on; returns the base's `weights_sha256`.
+
+    Nothing is checked of a whole checkpoint, which has no base and gives {}.
+
+    Args:
+        model: folder or Hub id. base: what is taken in place of what the adapters name.
+
+    Raises:
+        ValueError: the base is not there, is another one, or is named by where its training was started.
+    """
+    found = base_of(model)
+    if found is None:
+        return {}
+    named, revision = found
+    name, revision = (base, None) if base else (named, revision)
+    remedy = f"merge the two with tools/merge_adapter.py {model} --base FOLDER."
+    expected = (read_training_manifest(model) or {}).get("base_weights")
+    if os.path.isabs(name) and not Path(name).is_dir():
+        raise ValueError(f"The base {name} of the adapters in {model} is not there: {remedy}")
+    if base is None and Path(name).is_dir() and not os.path.isabs(name) and not expected:
+        raise ValueError(
+            f"The adapters in {model} name their base {name!r}, which may mean another folder here: {remedy}"
+        )
+    try:
+        weights = weights_sha256(name, revision)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"The base {name} of the adapters in {model} is not there ({reason}): {remedy}") from None
+    if expected and weights != expected:
+        differing = ", ".join(sorted({file for file, _ in expected.items() ^ weights.items()}))
+        raise ValueError(
+            f"{name} is not the base that the adapters in {model} were trained on (other {differing}): {remedy}"
+        )
+    return weights
 
 
 def people_of(records) -> list[str]:

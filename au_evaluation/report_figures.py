@@ -11,6 +11,7 @@ from PIL import Image
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from au_llava.au_evaluation.report_data import METRICS, UNDEFINED, Readings, shown, worst_errors
+from au_llava.image_processing_au_llava import load_face_image
 from au_llava.metrics_au import confusion, presence, reliability_curve, risk_coverage
 
 THUMBNAIL = 96  # pixels of the longer side
@@ -161,7 +162,7 @@ def faces(readings: Readings, image_of: Callable) -> Faces:
     items = []
     for row, column in worst_errors(readings):
         record, label = readings.rows[row], readings.fmt.labels[column]
-        image = image_of(record).convert("RGB")
+        image = load_face_image(image_of(record))
         image.thumbnail((THUMBNAIL, THUMBNAIL))
         decision = "present" if readings.present[row, column] else "absent"
         probability, reference = readings.probability[row, column], readings.references[row, column]

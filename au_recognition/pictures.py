@@ -18,9 +18,10 @@ from au_llava.action_units import AUFormat
 from au_llava.au_datasets.face_rig import SHAPES, expand_sides, load_rig
 from au_llava.faces_au import EYE_DISTANCE, EYE_HEIGHT, crop_face
 from au_llava.image_processing_au_llava import load_face_image
+from au_llava.media_au import DamagedVideo, is_video, video_frames
+from au_llava.text_au import escaped
 
 from .evidence import OUTLINE
-from .inputs import DamagedVideo, is_video, video_frames
 from .reading import Plan
 from .tables import measure
 
@@ -65,13 +66,14 @@ def draw_faces(faces: Sequence[dict], formats: Sequence[AUFormat]):
     )
     for row, face in zip(axes, faces, strict=True):
         image = load_face_image(face["file"])
-        name = f"{Path(face['file']).name}, face {face['face_id']}" if located else Path(face["file"]).name
+        file = escaped(Path(face["file"]).name)
+        name = f"{file}, face {face['face_id']}" if located else file
         if located:
             _show_place(row[0], image, face)
-            row[0].set_title(name, fontsize=7)
+            row[0].set_title(name, fontsize=7, parse_math=False)
         crop = image.resize((SHOWN_SIDE,) * 2) if face["eyes"] is None else crop_face(image, face["eyes"], SHOWN_SIDE)
         _show_movement(row[located], crop, face, formats)
-        row[located].set_title("where it moves" if located else name, fontsize=7)
+        row[located].set_title("where it moves" if located else name, fontsize=7, parse_math=False)
         for axis, fmt in zip(row[1 + located :], formats, strict=True):
             _show_bars(axis, fmt, face["answers"][fmt.name])
     return figure
@@ -128,7 +130,7 @@ def save_evidence(path: Path, faces: Iterable[tuple[dict, Image.Image, Sequence]
     """
     panels = []
     for face, crop, explanations in faces:
-        name = f"{Path(face['file']).name}, face {face['face_id']}"
+        name = f"{escaped(Path(face['file']).name)}, face {face['face_id']}"
         row = [(name if explanations else f"{name}: no AU read as present", crop, None)]
         row += [(f"{each.format.name}: {each.label}", crop, each) for each in explanations]
         panels += row + [None] * (-len(row) % COLUMNS)
@@ -146,7 +148,7 @@ def save_evidence(path: Path, faces: Iterable[tuple[dict, Image.Image, Sequence]
 
 def _show_evidence(axis, title: str, crop: Image.Image, explanation) -> None:
     """One panel; without an explanation, the crop alone."""
-    axis.set_title(title, fontsize=7)
+    axis.set_title(title, fontsize=7, parse_math=False)
     crop = ImageOps.fit(crop, (SHOWN_SIDE, SHOWN_SIDE))  # what the image processor takes of it
     if explanation is None:
         axis.imshow(crop)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from au_llava.au_evaluation.provenance import code_commit
+from au_llava.au_evaluation.provenance import code_commit, weights_sha256
 from au_llava.faces_au import EYE_DISTANCE, EYE_HEIGHT
 
 from .reading import BAND, Plan
@@ -19,20 +19,13 @@ PACKAGES = ("au-llava", "torch", "transformers", "pillow", "numpy", "opencv-pyth
 
 def checkpoint_identity(name: str, model) -> dict:
     """What the weights are: the Hub's commit, or the content hashes of a folder's weight files."""
-    folder = Path(name)
-    weights = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     return {
         "name": name,
         "commit": getattr(model.config, "_commit_hash", None),
-        "weights_sha256": {path.name: sha256_of(path) for path in weights},
+        "weights_sha256": weights_sha256(name) if Path(name).is_dir() else {},
         "calibration": model.config.calibration,
         "mirror_images": model.config.mirror_images,
     }
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def plan_identity(plan: Plan, checkpoint: Mapping, detector: Mapping) -> dict:

@@ -23,8 +23,7 @@ from rich.text import Text
 
 from au_llava.faces_au import Face, crop_face, follow, look_of
 from au_llava.image_processing_au_llava import load_face_image
-
-from .inputs import DamagedVideo, Frame, count_frames, is_video, video_frames
+from au_llava.media_au import DamagedVideo, Frame, count_frames, is_video, video_frames
 
 AHEAD = 2  # chunks whose faces are found while the model reads another
 WORKERS = 4  # threads that do it
@@ -37,12 +36,12 @@ class Plan:
 
     Attributes:
         parts: lists of pictures, one batch each, and videos, in the order of the output.
-        find: (image, file, frame number) -> faces, see faces_au.py.
+        find: (image, file, number of the video's frame or None) -> faces, see faces_au.py.
         size: side of a face crop in pixels. formats: names or `AUFormat`s. distributions: whether to keep them whole.
     """
 
     parts: tuple[tuple[Path, ...] | Path, ...]
-    find: Callable[[Image.Image, Path, int], list[Face]]
+    find: Callable[[Image.Image, Path, int | None], list[Face]]
     size: int
     formats: tuple
     decoding: str
@@ -150,7 +149,7 @@ def _faces_of(plan: Plan, frame: Frame) -> dict:
     kept = {"file": str(frame.file), "frame": frame.number, "time": round(frame.time, 4), "faces": [], "problem": None}
     try:
         image = load_face_image(frame.file) if frame.image is None else frame.image
-        for face in plan.find(image, frame.file, frame.number):
+        for face in plan.find(image, frame.file, None if frame.image is None else frame.number):
             crop = image if face.eyes is None else crop_face(image, face.eyes, plan.size)
             kept["faces"].append(
                 {

@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from au_llava.action_units import AUFormat
+from au_llava.folders_au import short_names
+from au_llava.text_au import escaped
 
 from .tables import measure
 
@@ -41,12 +44,13 @@ class Summary:
         table.add_column("face")
         for fmt in self.formats:
             table.add_column(f"{fmt.name} ({fmt.scale})")
+        names = short_names([Path(file) for file, _ in self.people])
         several = {file for file, number in self.people if number > 0}
         for (file, number), person in list(self.people.items())[:MOST_ROWS]:
-            name = Path(file).name + (f" #{number}" if file in several else "")
+            name = escaped(str(names[Path(file)])) + (f" #{number}" if file in several else "")
             frames = person["frames"]
             cells = [self._cell(fmt, person, frames) for fmt in self.formats]
-            table.add_row(name + (f"\n{frames} frames" if frames > 1 else ""), *cells)
+            table.add_row(Text(name + (f"\n{frames} frames" if frames > 1 else "")), *cells)
         if len(self.people) > MOST_ROWS:
             table.add_row(f"… {len(self.people) - MOST_ROWS} more", *[""] * len(self.formats))
         return table

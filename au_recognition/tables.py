@@ -2,6 +2,7 @@
 
 Columns carry OpenFace's names where OpenFace has them (`frame`, `face_id`, `timestamp`, `confidence`, `success`,
 `AU12_c`, `AU12_r`) and py-feat's for the box of the face, whose readers find them under these names.
+A file's name that is no UTF-8 is escaped (text_au.py).
 """
 
 import csv
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from au_llava.action_units import AUFormat
+from au_llava.text_au import escaped
 
 from .reading import Journal, Plan
 
@@ -156,7 +158,7 @@ def open_table(path: Path, formats: Sequence[AUFormat], change: bool = False):
 
 def _row(face: Mapping, columns: Mapping[str, tuple[str, int, str]]) -> dict:
     """The cells of a face; None where nothing is known."""
-    row = {"file": face["file"], "frame": face["frame"], "face_id": face["face_id"], "timestamp": face["time"]}
+    row = {"file": escaped(face["file"]), "frame": face["frame"], "face_id": face["face_id"], "timestamp": face["time"]}
     if face["face_id"] is None:
         return {**dict.fromkeys((*FACE_COLUMNS, *columns)), **row, "success": 0, "confidence": 0.0}
     eyes = (None,) * 4 if face["eyes"] is None else [number for eye in face["eyes"] for number in eye]

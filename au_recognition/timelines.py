@@ -1,14 +1,16 @@
 """The action units of a video over time: a heat map of all, and curves of some with the band that holds 80 %."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 
 from au_llava.action_units import AUFormat
+from au_llava.folders_au import short_names
+from au_llava.media_au import is_video
+from au_llava.text_au import escaped
 
-from .inputs import is_video
 from .reading import Plan
 from .tables import heading, measure
 
@@ -44,6 +46,8 @@ class Track:
 def save_timelines(path: Path, faces: Iterable[dict], plan: Plan, curves: Sequence[str] | None) -> list[Path]:
     """A picture per person and video: `path` itself if there is one, else `NAME-VIDEO-faceID` beside it.
 
+    Videos of one name are told apart by their suffixes, and by the folders before them.
+
     Args:
         curves: labels of the AUs drawn as curves; by default the `CURVES` that move most.
 
@@ -57,14 +61,25 @@ def save_timelines(path: Path, faces: Iterable[dict], plan: Plan, curves: Sequen
             if face["face_id"] is not None:
                 tracks.setdefault((face["file"], face["face_id"]), Track()).add(face, plan.formats)
     written = []
+    names = short_names([Path(file) for file, _ in tracks])
     for (file, number), track in tracks.items():
-        name = path if len(tracks) == 1 else path.with_stem(f"{path.stem}-{Path(file).stem}-face{number}")
-        title = f"{Path(file).name}, face {number}"
+        shown = names[Path(file)]
+        name = path if len(tracks) == 1 else path.with_stem(f"{path.stem}-{_plain(shown, names)}-face{number}")
+        while name in written:  # a/b.mp4 beside a-b.mp4
+            name = name.with_stem(f"{name.stem}-{shown.suffix[1:]}")
+        title = f"{escaped(str(shown))}, face {number}"
         figure = draw_timeline(track, np.array(sorted(times[file])), plan.formats, curves, title)
         figure.savefig(name, dpi=DPI)
         plt.close(figure)
         written.append(name)
     return written
+
+
+def _plain(shown: Path, names: Mapping[Path, Path]) -> str:
+    """The name of a video as a part of another file's name: without its suffix, where that tells it apart."""
+    stems = [name.with_suffix("") for name in names.values()]
+    shown = shown.with_suffix("") if stems.count(shown.with_suffix("")) == 1 else shown
+    return "-".join(part for part in shown.parts if part != shown.anchor)
 
 
 def draw_timeline(track: Track, times: np.ndarray, formats: Sequence[AUFormat], curves, title: str):
@@ -106,7 +121,7 @@ def draw_timeline(track: Track, times: np.ndarray, formats: Sequence[AUFormat], 
     axes[-1].set_xlabel("seconds", fontsize=8)
     axes[-1].tick_params(axis="x", labelsize=7)
     unseen = "; grey: not seen" if len(track.times) < len(times) else ""
-    figure.suptitle(title + unseen, fontsize=9)
+    figure.suptitle(title + unseen, fontsize=9, parse_math=False)
     return figure
 
 

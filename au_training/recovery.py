@@ -25,6 +25,7 @@ from transformers import TrainerCallback
 
 from ..action_units import get_format
 from ..au_datasets.records import KEY
+from ..cache_au import sentence_of
 
 logger = logging.getLogger("au_llava.train")
 
@@ -192,7 +193,7 @@ def ending_with_a_sentence(command: str) -> Iterator[None]:
     except TrainingEnded as end:
         sentence, code = str(end), end.code
     except (ValueError, OSError) as error:
-        sentence, code = str(error), 1
+        sentence, code = sentence_of(error), 1
     except KeyboardInterrupt:
         sentence, code = f"interrupted; {RESUME}.", 130
     except (MemoryError, RuntimeError) as error:

@@ -11,6 +11,8 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_layers import GradientCheckpointingLayer
 from trl import ModelConfig, SFTConfig, get_quantization_config
 
+from ..au_evaluation.provenance import weights_sha256
+from ..configuration_au_llava import AuLlavaConfig
 from ..modeling_au_llava import AuLlavaForConditionalGeneration
 from ..processing_au_llava import AuLlavaProcessor
 from .options import AUArguments, AUTrainingConfig
@@ -31,14 +33,16 @@ def check_start(arguments: AUArguments, model_args: ModelConfig) -> None:
 def starting_point(arguments: AUArguments, training_args: AUTrainingConfig, model_args: ModelConfig) -> str:
     """The checkpoint to start from: the one that is named, or OUTPUT_DIR/base, put together where it is not there yet.
 
+    A Hub id or an absolute path: adapters store it, and are loaded from anywhere.
     On disk, since sharded and quantised models and LoRA's adapters need a folder that they can be loaded from.
     """
     if model_args.model_name_or_path:
-        return model_args.model_name_or_path
+        return from_anywhere(model_args.model_name_or_path)
     parts = arguments.vision, arguments.text
     base = Path(training_args.output_dir) / "base"
     options = {"pixel_unshuffle": arguments.pixel_unshuffle, "trust_remote_code": training_args.trust_remote_code}
     layer = {"vision_feature_layer": arguments.vision_feature_layer, "dtype": model_args.dtype}
+    parts = tuple(map(from_anywhere, parts))
     made_of = {"vision": parts[0], "text": parts[1], **options, **layer}
     with training_args.main_process_first(local=training_args.save_on_each_node, desc="building the base"):
         if not base.is_dir():
@@ -52,7 +56,21 @@ def starting_point(arguments: AUArguments, training_args: AUTrainingConfig, mode
     found = json.loads((base / PARTS_FILE).read_text())
     if found != made_of:
         raise ValueError(f"{base} was made of {found}, not of {made_of}: delete it or choose another output_dir.")
-    return str(base)
+    return from_anywhere(str(base))
+
+
+def from_anywhere(name: str) -> str:
+    """The absolute path of a folder; a Hub id as it is."""
+    return os.path.abspath(name) if os.path.isdir(name) else name
+
+
+def base_weights(model_args: ModelConfig) -> dict[str, str] | None:
+    """The content of the base that adapters are trained on, by weight file; None of one that is stored quantised, in
+    whose place tools/merge_adapter.py takes the one that it was made from."""
+    name, revision = model_args.model_name_or_path, model_args.model_revision
+    if hasattr(AuLlavaConfig.from_pretrained(name, revision=revision), "quantization_config"):
+        return None
+    return weights_sha256(name, revision)
 
 
 def load_model(model_args: ModelConfig, training_args: SFTConfig):

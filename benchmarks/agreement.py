@@ -24,7 +24,6 @@ are. Intervals are 95 % bootstrap intervals over people.
 """
 
 import argparse
-import io
 import json
 import math
 import sys
@@ -43,6 +42,7 @@ from transformers.utils import logging
 from au_llava.action_units import get_format, mirrored_label
 from au_llava.au_datasets.conversion import sources
 from au_llava.au_datasets.folds import person_key
+from au_llava.au_datasets.reading import Picture
 from au_llava.au_datasets.records import PARTS, group_by_image, load_records
 from au_llava.au_evaluation.audits import FEWEST_SUBJECTS
 from au_llava.au_evaluation.provenance import check_unseen, content_hashes, people_of
@@ -57,6 +57,8 @@ from au_llava.au_evaluation.unlabelled import (
     read_crops,
     shares,
 )
+from au_llava.cache_au import sentence_of
+from au_llava.folders_au import HOME, check_writable
 
 STRONG, NEAR_ZERO = 0.5, 0.1  # shares of the scale: from and up to which the teacher is taken to be clear
 ROTATION, SHIFT, ZOOM = 5.0, 0.03, 0.05  # degrees; shares of the crop's side
@@ -151,9 +153,10 @@ class Photographs:
         kept, self.images, self.skipped = [], [], {}
         for group in groups:
             first = next(iter(group.values()))
+            image = stored[first]["image"]
             try:
-                self.images.append(decoded(stored[first]["image"]))
-            except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for damaged files
+                self.images.append(Picture(image["path"] or "the crop", content=image["bytes"]).open())
+            except (OSError, ValueError) as error:
                 self.skipped[person_key(columns["dataset"][first], columns["subject"][first])] = str(error)
             else:
                 kept.append(group)
@@ -184,12 +187,6 @@ class Photographs:
     def believed(self) -> list[int]:
         """The columns on which the teacher is believed in any image."""
         return np.flatnonzero(~np.isnan(self.weak).all(axis=0)).tolist()
-
-
-def decoded(stored: Mapping) -> Image.Image:
-    source = stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"])
-    with Image.open(source) as image:
-        return image.convert("RGB")
 
 
 def weak_class(weak: np.ndarray) -> np.ndarray:
@@ -373,10 +370,13 @@ def main(words: list[str] | None = None) -> None:
     )
     parser.add_argument("--data", required=True, help="folder of records with the columns margin and weak")
     parser.add_argument("--part", choices=PARTS, default="validation", help="of the records (default: validation)")
-    parser.add_argument("--model", default=".", help="checkpoint: a folder or a Hub id (default: the shipped one)")
+    parser.add_argument(
+        "--model", default=str(HOME), help="checkpoint: a folder or a Hub id (default: the shipped one)"
+    )
     parser.add_argument("--groups", nargs="+", default=[], metavar="COLUMN", help="compare the groups of these columns")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args(words)
+    check_writable(arguments.out)
     records = load_records(arguments.data, part=arguments.part, labelled=False)
     absent = sorted(set(arguments.groups) - set(records.column_names))
     if absent:
@@ -401,7 +401,6 @@ def main(words: list[str] | None = None) -> None:
         },
         **found,
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(jsonable(content), indent=1) + "\n")
     show(found)
     for file, problem in photographs.skipped.items():
@@ -416,4 +415,4 @@ if __name__ == "__main__":
     try:
         main()
     except (ValueError, OSError) as error:
-        sys.exit(f"agreement.py: {error}")
+        sys.exit(f"agreement.py: {sentence_of(error)}")

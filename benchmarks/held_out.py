@@ -22,6 +22,7 @@ from au_llava.au_datasets.records import load_records
 from au_llava.au_evaluation.intervals import paired_difference
 from au_llava.au_evaluation.prediction import KEYS
 from au_llava.au_evaluation.scoring import jsonable, score_arguments
+from au_llava.folders_au import check_writable
 from au_llava.metrics_au import score
 
 HEADLINE = {"bp4d": ("f1", "roc_auc"), "disfa": ("icc", "roc_auc"), "feafa": ("pcc", "roc_auc")}
@@ -77,6 +78,7 @@ def main():
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
     try:
+        check_writable(arguments.out)
         columns = load_records(arguments.data, part="test").select_columns([*KEYS, "held_out"])[:]
         family_of = dict(zip(zip(*(columns[key] for key in KEYS), strict=True), columns["held_out"], strict=True))
         found = compare(predictions_of(arguments.usual), predictions_of(arguments.held_out), family_of)

@@ -19,6 +19,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from au_llava.text_au import print_anything
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"
 
@@ -96,6 +98,7 @@ def show(tables: list[Table], section: str | None = None, notes: str = "", page:
     Raises:
         ValueError: if the page has no such section.
     """
+    print_anything()
     console = Console()
     for table in tables:
         console.print(table)

@@ -27,7 +27,10 @@ from transformers.utils import logging
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS, AUFormat, parse_answer
 from au_llava.au_datasets.records import group_by_image, load_records
+from au_llava.cache_au import sentence_of
 from au_llava.decoding_au_llava import DECODERS
+from au_llava.folders_au import HOME
+from au_llava.image_processing_au_llava import load_face_image
 
 GUARANTEED = ("slots", "constrained")
 
@@ -126,7 +129,7 @@ def load_faces(folder: str, count: int, seed: int) -> list[Image.Image]:
     records = load_records(folder)
     rows = [next(iter(group.values())) for group in group_by_image(records)]
     drawn = np.random.default_rng(seed).permutation(rows)[:count]
-    return [image.convert("RGB") for image in records.select(drawn)["image"]]
+    return [load_face_image(image) for image in records.select(drawn)["image"]]
 
 
 def image_mix(faces: Sequence[Image.Image], count: int, seed: int) -> list[tuple[str, Image.Image]]:
@@ -258,7 +261,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--model", default=".", help="checkpoint folder or Hub id (default: this repository)")
+    parser.add_argument("--model", default=str(HOME), help="checkpoint folder or Hub id (default: this repository)")
     parser.add_argument("--faces", required=True, help="folder made by prepare_data.py; its images are the faces")
     parser.add_argument("--images", type=int, default=1000, help="how many, all kinds together (default: 1000)")
     parser.add_argument(
@@ -272,5 +275,5 @@ def make_parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     try:
         sys.exit(main(make_parser().parse_args()))
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"parsing.py: {error}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"parsing.py: {sentence_of(error)}")

@@ -34,7 +34,9 @@ from au_llava.action_units import MAIN_FORMATS, get_format
 from au_llava.au_datasets.conversion import sources
 from au_llava.au_evaluation.scoring import jsonable
 from au_llava.au_evaluation.unlabelled import Readings, rank_auc, read_crops, shares
+from au_llava.cache_au import sentence_of
 from au_llava.faces_au import YUNET_SHA256, YuNet, crop_face
+from au_llava.folders_au import HOME, check_writable
 from au_llava.image_processing_au_llava import load_face_image
 
 PEOPLE = 102  # of the whole set
@@ -242,10 +244,13 @@ def main(words: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--root", type=Path, required=True, help="folder with NNN_03.jpg and NNN_08.jpg")
-    parser.add_argument("--model", default=".", help="checkpoint: a folder or a Hub id (default: the shipped one)")
+    parser.add_argument(
+        "--model", default=str(HOME), help="checkpoint: a folder or a Hub id (default: the shipped one)"
+    )
     parser.add_argument("--mediapipe", action="store_true", help="also measure MediaPipe's blendshapes")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args(words)
+    check_writable(arguments.out)
     find_pictures(arguments.root)  # before anything is loaded
     logging.disable_progress_bar()  # of loading weights
     model = AutoModelForImageTextToText.from_pretrained(arguments.model, trust_remote_code=True, dtype="float32").eval()
@@ -253,7 +258,6 @@ def main(words: list[str] | None = None) -> None:
     found = measure(model, processor, arguments.root, arguments.mediapipe)
     packages = ("opencv-python-headless", *(["mediapipe"] if arguments.mediapipe else []))
     content = {"schema_version": 1, "provenance": origin(arguments.model, model, *packages), **found}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(jsonable(content), indent=1) + "\n")
     show(found)
     say_what_is_missing(found["faces"])
@@ -264,4 +268,4 @@ if __name__ == "__main__":
     try:
         main()
     except (ValueError, OSError) as error:
-        sys.exit(f"photographs.py: {error}")
+        sys.exit(f"photographs.py: {sentence_of(error)}")

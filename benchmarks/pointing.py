@@ -45,7 +45,9 @@ from au_llava.au_evaluation.scoring import jsonable
 from au_llava.au_recognition.evidence import BLUR, COPIES, NOISE, evidence_maps, peak
 from au_llava.au_recognition.pictures import LEAST_MOVEMENT
 from au_llava.au_recognition.provenance import checkpoint_identity
+from au_llava.cache_au import sentence_of
 from au_llava.calibration_au_llava import with_prior
+from au_llava.folders_au import HOME, check_writable
 from au_llava.metrics_au import mean_of_defined, sum_by_subject
 
 SEED, FIRST = 1, 100  # people of the test part and beyond; the method was chosen on those before
@@ -164,11 +166,14 @@ def main(words: list[str] | None = None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--model", default=".", help="checkpoint: a folder or a Hub id (default: the shipped one)")
+    parser.add_argument(
+        "--model", default=str(HOME), help="checkpoint: a folder or a Hub id (default: the shipped one)"
+    )
     parser.add_argument("--people", type=int, default=200, help="people drawn (default: 200)")
     parser.add_argument("--images", type=int, default=1, help="faces of each (default: 1)")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args(words)
+    check_writable(arguments.out)
     model = AutoModelForImageTextToText.from_pretrained(arguments.model, trust_remote_code=True, dtype="float32").eval()
     model.config.calibration = with_prior(model.config.calibration, "rendered")
     processor = AutoProcessor.from_pretrained(arguments.model, trust_remote_code=True)
@@ -196,7 +201,6 @@ def main(words: list[str] | None = None):
         "formats": jsonable(found),
     }
     Console().print(table_of(found))
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(content, indent=1) + "\n")
     print(f"Written: {arguments.out}")
 
@@ -205,4 +209,4 @@ if __name__ == "__main__":
     try:
         main()
     except (ValueError, OSError) as error:
-        sys.exit(f"pointing.py: {error}")
+        sys.exit(f"pointing.py: {sentence_of(error)}")

@@ -10,6 +10,7 @@ estimate over AUs and its mean absolute error.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,9 @@ from au_llava.au_evaluation.prediction import predict, use_prior
 from au_llava.au_evaluation.priors import estimate_prior
 from au_llava.au_evaluation.provenance import code_commit, content_hashes
 from au_llava.au_evaluation.scoring import by_format
+from au_llava.cache_au import sentence_of
 from au_llava.eval_au import load, write_json
+from au_llava.folders_au import HOME, check_writable
 
 SHARES = (0.03, 0.1, 0.3)
 READINGS = {"as read": (0, 1), "a unit higher": (1, 1), "a unit lower": (-1, 1), "halved": (0, 0.5), "doubled": (0, 2)}
@@ -77,19 +80,21 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--model", default=".", help="checkpoint: a folder or a Hub id (default: the shipped one)")
+    parser.add_argument(
+        "--model", default=str(HOME), help="checkpoint: a folder or a Hub id (default: the shipped one)"
+    )
     parser.add_argument("--data", nargs="+", required=True, metavar="DIR", help="folders of rendered people")
     parser.add_argument("--part", default="test", help="of these folders (default: test)")
     parser.add_argument("--faces", type=int, default=2000, help="drawn for each share (default: 2000)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     arguments = parser.parse_args()
+    check_writable(arguments.out / "priors.json")
     records = load_records(arguments.data, part=arguments.part)
     model, processor = load(arguments.model, None)
     use_prior(model, records, "rendered")
     rng = np.random.default_rng(0)
     predictions = predict(model, processor, records, batch_size=32, progress=True)
     found = {name: estimates(rows, arguments.faces, rng) for name, rows in by_format(predictions).items()}
-    arguments.out.mkdir(parents=True, exist_ok=True)
     setting = {"model": arguments.model, "data": content_hashes(arguments.data), "part": arguments.part}
     setting |= {"faces": arguments.faces, "shares": SHARES, "commit": code_commit()}
     write_json(arguments.out / "priors.json", {"schema_version": 1, "setting": setting, "estimates": found})
@@ -98,4 +103,7 @@ def main():
 
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"priors.py: {sentence_of(error)}")

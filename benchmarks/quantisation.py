@@ -22,6 +22,8 @@ from au_llava.action_units import get_format
 from au_llava.au_datasets.records import group_by_image, load_records
 from au_llava.au_evaluation.prediction import predict, use_prior
 from au_llava.au_evaluation.scoring import by_format, score_arguments
+from au_llava.cache_au import sentence_of
+from au_llava.folders_au import HOME
 from au_llava.metrics_au import score
 from au_llava.quantisation_au_llava import loading_options
 
@@ -89,7 +91,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--model", default=".", help="checkpoint folder or Hub id (default: this repository)")
+    parser.add_argument("--model", default=str(HOME), help="checkpoint folder or Hub id (default: this repository)")
     parser.add_argument("--data", default="data/rendered-test", help="folder made by prepare_data.py")
     parser.add_argument("--images", type=int, help="read this many images (default: all of the test part)")
     add_write_option(parser)
@@ -100,4 +102,4 @@ if __name__ == "__main__":
     try:
         main(make_parser().parse_args())
     except (ValueError, OSError) as error:
-        sys.exit(f"quantisation.py: {error}")
+        sys.exit(f"quantisation.py: {sentence_of(error)}")

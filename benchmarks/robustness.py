@@ -30,6 +30,8 @@ from au_llava.au_datasets.render import View
 from au_llava.au_datasets.rendered import FORMAT_NAMES, jpeg_bytes, picture, sample_subject, subject_name
 from au_llava.au_evaluation.prediction import predict, use_prior
 from au_llava.au_evaluation.scoring import jsonable, score_predictions
+from au_llava.cache_au import sentence_of
+from au_llava.folders_au import HOME
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -172,7 +174,9 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--model", default=".", help="checkpoint: a folder or a Hub id (default: the shipped one)")
+    parser.add_argument(
+        "--model", default=str(HOME), help="checkpoint: a folder or a Hub id (default: the shipped one)"
+    )
     parser.add_argument("--people", type=int, default=100, help="people drawn (default: 100)")
     parser.add_argument("--images", type=int, default=2, help="faces of each (default: 2)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
@@ -201,4 +205,4 @@ if __name__ == "__main__":
     try:
         main()
     except (ValueError, OSError) as error:
-        sys.exit(f"robustness.py: {error}")
+        sys.exit(f"robustness.py: {sentence_of(error)}")

@@ -24,9 +24,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS
+from au_llava.cache_au import sentence_of
 from au_llava.calibration_au_llava import calibrate
 from au_llava.decoding_au_llava import read_slots
 from au_llava.export_au_llava import INPUT_NAME, export, save_onnx
+from au_llava.folders_au import HOME
 
 ALL = tuple(FORMATS[name] for name in MAIN_FORMATS)
 
@@ -81,7 +83,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--model", default=".", help="checkpoint folder or Hub id (default: this repository)")
+    parser.add_argument("--model", default=str(HOME), help="checkpoint folder or Hub id (default: this repository)")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 16], help="images a pass (default: 1 16)")
     parser.add_argument("--repeats", type=int, default=30, help="turns, of which the best counts (default: 30)")
     add_write_option(parser)
@@ -92,4 +94,4 @@ if __name__ == "__main__":
     try:
         main(make_parser().parse_args())
     except (ValueError, OSError) as error:
-        sys.exit(f"serving.py: {error}")
+        sys.exit(f"serving.py: {sentence_of(error)}")

@@ -37,11 +37,36 @@ def test_width_of_an_image_token(settings, width):
     assert AuLlavaConfig(vision_config=TOWERS["siglip"][0], **settings).projector_in_features == width
 
 
-def test_unknown_keys_are_refused_in_one_sentence():
-    with pytest.raises(
-        ValueError, match=r"does not know pixel_unshufle, vision_stryde; its own keys are: .*vision_stride"
-    ):
-        AuLlavaConfig(pixel_unshufle=2, vision_stryde=14)
+def test_unknown_keys_are_kept_and_named_once(caplog, tmp_path):
+    """As a newer Transformers, a quantiser or a training library write them."""
+    foreign = {"pixel_unshufle": 2, "rope_base_of_next_year": {"theta": 1e4}, "initializer_range": 0.02}
+    config = AuLlavaConfig(vision_config=TOWERS["siglip"][0], **foreign)
+    config.save_pretrained(tmp_path)
+    loaded = AuLlavaConfig.from_pretrained(tmp_path)
+    AuLlavaConfig.from_pretrained(tmp_path)
+    for each in (config, loaded):
+        assert {key: getattr(each, key) for key in foreign} == foreign
+        assert each.pixel_unshuffle == 1
+    assert {key: loaded.to_dict()[key] for key in foreign} == foreign
+    [message] = [record.message for record in caplog.records if "does not know" in record.message]
+    assert message.endswith(
+        "does not know: initializer_range, pixel_unshufle (did you mean pixel_unshuffle?), rope_base_of_next_year."
+    )
+
+
+def test_known_keys_are_not_named(caplog, tmp_path):
+    model, _ = build_tiny()
+    model.save_pretrained(tmp_path)
+    AuLlavaConfig.from_pretrained(tmp_path, attn_implementation="eager", dtype="bfloat16", output_attentions=True)
+    assert not [record for record in caplog.records if "does not know" in record.message]
+
+
+def test_normalisation_keys_can_be_set_as_transformers_own_tests_do():
+    config = AuLlavaConfig(vision_config=TOWERS["siglip"][0])
+    for key in ("initializer_range", "layer_norm_eps", "rms_norm_eps", "initializer_factor"):
+        setattr(config, key, 1e-10)
+    again = type(config)(**config.to_dict())
+    assert again.layer_norm_eps == 1e-10
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The three decoders: slots against a brute-force loop, constrained against greedy generation, free against text."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -348,3 +350,32 @@ def test_slots_are_compiled_once(tiny):
     _, processor = tiny
     formats = (FORMATS["bp4d"],)
     assert compile_slots(processor, formats, 16) is compile_slots(processor, formats, 16)
+
+
+def test_a_changed_processor_asks_anew(tiny):
+    """A tree belongs to the template and the tokenizer that it was made of."""
+    _, processor = build_tiny()
+    formats = (FORMATS["disfa"],)
+    before, template = compile_slots(processor, formats, 16), compile_template(processor, formats[0])
+    processor.chat_template = processor.chat_template.replace("assistant", "reader")
+    assert compile_slots(processor, formats, 16).input_ids.tolist() != before.input_ids.tolist()
+    processor.tokenizer = build_tiny("single digits")[1].tokenizer
+    expected = compile_slots(build_tiny("single digits")[1], formats, 16)
+    assert compile_slots(processor, formats, 16).logit_tokens.tolist() == expected.logit_tokens.tolist()
+    assert compile_template(processor, formats[0]) != template
+
+
+@pytest.mark.parametrize("decoding", ["slots", "constrained", "free"])
+def test_results_in_json(tiny, faces, decoding):
+    model, processor = tiny
+    [result] = model.recognize(processor, tuple(faces[:1]), formats=["disfa", "feafa"], decoding=decoding)
+    content = result.to_dict()
+    assert json.loads(json.dumps(content, allow_nan=False)) == content
+    assert list(content) == ["disfa", "feafa"]
+    for name, answer in result.items():
+        assert content[name] == answer.to_dict()
+        assert list(content[name]) == list(answer)
+        for label, reading in answer.items():
+            for field, value in content[name][label].items():
+                expected = getattr(reading, field)
+                assert value == (list(expected) if isinstance(expected, tuple) else expected)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from au_llava.au_datasets import render
 from au_llava.au_datasets.rendered import render_face
-from au_llava.faces_au import EYE_DISTANCE, EYE_HEIGHT, FacesTable, YuNet, crop_face, follow, look_of
+from au_llava.faces_au import EYE_DISTANCE, EYE_HEIGHT, FacesTable, NoRow, YuNet, crop_face, follow, look_of
 
 SIDE = 128
 
@@ -62,7 +62,7 @@ def test_the_middle_of_a_crop_with_margin_is_the_plain_crop(angle, zoom, size):
     assert wide.size == (round(1.5 * size),) * 2
     beyond = size // 4
     middle = wide.crop((beyond, beyond, beyond + size, beyond + size))
-    assert np.abs(np.asarray(middle, int) - np.asarray(plain, int)).mean() < 2
+    assert np.abs(np.asarray(middle, int) - np.asarray(plain, int)).mean() < 2.5
     shifted = wide.crop((beyond + 1, beyond, beyond + 1 + size, beyond + size))
     assert np.abs(np.asarray(shifted, int) - np.asarray(plain, int)).mean() > 5  # it would be seen
 
@@ -187,7 +187,10 @@ def test_faces_of_the_user(tmp_path):
     assert face.box == pytest.approx((27 - 50, 20 - 35, 100, 100))  # 34 pixels between the eyes: a crop of 100
     assert (face.face_id, face.confidence) == (3, 0.5)
     assert [each.eyes[0] for each in faces(tmp_path / "film.mp4", 2)] == [(1, 2), (5, 6)]
-    assert faces(tmp_path / "film.mp4", 3) == faces(tmp_path / "other.mp4", 1) == []
+    assert faces(tmp_path / "film.mp4", 3) == []
+    for file, frame in (("film.mp4", 4), ("other.mp4", 1)):
+        with pytest.raises(NoRow, match=f"{file} has no row"):
+            faces(tmp_path / file, frame)
 
 
 def test_landmarks_of_openface_and_boxes_of_pyfeat(tmp_path):
@@ -205,9 +208,100 @@ def test_landmarks_of_openface_and_boxes_of_pyfeat(tmp_path):
     np.testing.assert_allclose(face.eyes, [(112, 221), (138, 221)])
 
 
+def boxes(tmp_path, header, *rows):
+    """A table of boxes 50 wide and 60 high; each row names its left edge first."""
+    path = tmp_path / "boxes.csv"
+    lines = [f"FaceRectX,FaceRectY,FaceRectWidth,FaceRectHeight,{header}"]
+    lines += [f"{left},10,50,60,{rest}" for left, rest in (row.split(",", 1) for row in rows)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return FacesTable(path)
+
+
+def lefts(table, files, frame=None):
+    """Left edge of the one face of each file, None where the table has no row of its own for it."""
+    table.match(files)
+    found = []
+    for file in files:
+        try:
+            (face,) = table(file, frame)
+        except NoRow:
+            found.append(None)
+        else:
+            found.append(face.box[0])
+    return found
+
+
+def test_pyfeat_counts_frames_from_0(tmp_path):
+    table = boxes(tmp_path, "input,frame", "1,/s/film.mp4,0", "2,/s/film.mp4,1", "4,/s/film.mp4,3")
+    film = tmp_path / "film.mp4"
+    assert [lefts(table, [film], frame) for frame in (1, 2, 3, 4)] == [[1], [2], [None], [4]]
+    late = boxes(tmp_path, "input,frame", "9,/s/film.mp4,8", "nan,/s/film.mp4,9")  # no face before, nor after
+    assert lefts(late, [film], 9) == [9]
+    assert late(film, 10) == []
+
+
+def test_any_table_with_a_frame_0_counts_from_0(tmp_path):
+    assert lefts(boxes(tmp_path, "file,frame", "1,film.mp4,0", "2,film.mp4,1"), [tmp_path / "film.mp4"], 2) == [2]
+    assert lefts(boxes(tmp_path, "file,frame", "1,film.mp4,1", "2,film.mp4,2"), [tmp_path / "film.mp4"], 2) == [2]
+
+
+def test_pyfeats_pictures_are_counted_by_their_place_in_the_list(tmp_path):
+    rows = ("1,/study/pics/rest.png,0", "2,/study/pics/smile.png,1", "3,/study/pics/surprise.png,2")
+    table = boxes(tmp_path, "input,frame", *rows, "2,/study/pics/smile.png,3")  # listed twice: still one face
+    files = [tmp_path / "pics" / name for name in ("surprise.png", "rest.png", "smile.png", "new.png")]
+    assert lefts(table, files) == [3, 1, 2, None]
+
+
+def test_rows_and_pictures_are_matched_by_the_ends_of_their_paths(tmp_path):
+    rows = ("1,/s/a/0.png", "2,/s/b/0.png", "3,C:\\s\\c\\0.png", "4,/s/d/only.png")
+    table = boxes(tmp_path, "input", *rows)
+    files = [tmp_path / name for name in ("c/0.png", "a/0.png", "b/0.png", "x/only.png", "e/0.png")]
+    assert lefts(table, files) == [3, 1, 2, 4, None]  # e/0.png fits none of the rows that are left
+
+
+def test_what_fits_two_belongs_to_neither(tmp_path):
+    table = boxes(tmp_path, "file", "1,0.png")
+    files = [tmp_path / "a" / "0.png", tmp_path / "b" / "0.png"]
+    assert lefts(table, files) == [None, None]
+    with pytest.raises(NoRow, match=r"a/0\.png has no row of its own in .*: 0\.png fits it and .*b/0\.png alike"):
+        table(files[0], None)
+    assert lefts(boxes(tmp_path, "file", "1,/p/a/0.png", "2,/q/a/0.png"), files[:1]) == [None]
+    assert lefts(boxes(tmp_path, "file", "1,/p/a/0.png", "2,/q/a/0.png"), [Path("/q/a/0.png")]) == [2]
+
+
+def test_names_are_one_however_they_are_spelled(tmp_path):
+    """Accents apart, as macOS writes them; bytes that are no UTF-8, as recognize_au.py writes them."""
+    table = boxes(tmp_path, "file", "1,Jose\u0301.png", "2,Jos\\xe9.png")
+    assert lefts(table, [tmp_path / "Jos\u00e9.png", tmp_path / "Jos\udce9.png"]) == [1, 2]
+
+
+def test_frames_without_a_file_are_of_one_video(tmp_path):
+    """As OpenFace writes a video, and a folder of images as if it were one."""
+    table = boxes(tmp_path, "frame", "1,1", "2,2")
+    assert lefts(table, [tmp_path / "a.mp4"], 2) == [2]
+    assert lefts(table, [tmp_path / "a.png"]) == [None]
+    with pytest.raises(ValueError, match="names no file and holds 2 frames: it is of one video, and there are 2 files"):
+        table.match([tmp_path / "a.png", tmp_path / "b.png"])
+
+
+def test_cells_that_other_programs_write(tmp_path):
+    """R's NA and FALSE, pandas' nan and False."""
+    header = "file,face_id,confidence,success"
+    rows = ("1,a.png,NA,NA,TRUE", "2,b.png,nan,0.5,False", "3,c.png,2.0,0.5,True", "NA,d.png,NA,0.5,TRUE")
+    table = boxes(tmp_path, header, *rows)
+    (face,) = table(Path("a.png"), None)
+    assert (face.face_id, face.confidence) == (None, None)
+    assert table(Path("c.png"), None)[0].face_id == 2
+    assert table(Path("b.png"), None) == table(Path("d.png"), None) == []
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("file,x\na,1\n", "neither eye_right_x"), ("eye_right_x,eye_right_y,eye_left_x,eye_left_y\n1,2,x,4\n", "line 2")],
+    [
+        ("file,x\na,1\n", "neither eye_right_x"),
+        ("eye_right_x,eye_right_y,eye_left_x,eye_left_y\n1,2,x,4\n", "line 2"),
+        ("frame,eye_right_x,eye_right_y,eye_left_x,eye_left_y\n1.5,1,2,3,4\n", "line 2: frame 1.5 is no whole number"),
+    ],
 )
 def test_bad_tables_are_named(tmp_path, text, message):
     (tmp_path / "faces.csv").write_text(text)

@@ -1,5 +1,6 @@
 """tools/merge_adapter.py: the merged checkpoint reads what base and adapters read, alone, in a fresh process."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -7,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, load_tool, random_faces
+from conftest import ROOT, build_tiny, load_tool, random_faces
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file
@@ -15,7 +16,9 @@ from test_train_sft import train
 from torch.testing import assert_close
 from transformers import AutoProcessor, BitsAndBytesConfig
 
-from au_llava.au_evaluation.provenance import read_training_manifest
+from au_llava import eval_au
+from au_llava.au_evaluation.provenance import check_base, read_training_manifest
+from au_llava.configuration_au_llava import AuLlavaConfig
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 
 PROJECTIONS = r".*language_model.*\.(q_proj|v_proj|down_proj)"
@@ -148,6 +151,47 @@ def test_adapters_of_a_quantised_base_are_merged_into_the_full_one(tiny_checkpoi
     assert not hasattr(merged.config, "quantization_config")
     tolerance = {"float32": 1e-5, "bfloat16": 5e-2}[dtype]
     assert_close(distributions(merged, tiny_checkpoint), expected, atol=tolerance, rtol=0)
+
+
+def test_the_base_is_found_from_anywhere_and_is_the_one(tiny_checkpoint, rendered_records, tmp_path, monkeypatch):
+    """Trained from ".", merged elsewhere; another base under the same name is refused, by every command that loads."""
+    shutil.copytree(tiny_checkpoint, tmp_path / "base")
+    monkeypatch.chdir(tmp_path / "base")
+    train(".", rendered_records, tmp_path / "adapter", "--use_peft", "true", "--lora_r", 2, "--max_steps", 1)
+    monkeypatch.chdir(tmp_path)
+    config = tmp_path / "adapter" / "adapter_config.json"
+    assert json.loads(config.read_text())["base_model_name_or_path"] == str(tmp_path / "base")
+    weights = hashlib.sha256((tmp_path / "base" / "model.safetensors").read_bytes()).hexdigest()
+    known = read_training_manifest(str(tmp_path / "adapter"))["base_weights"]
+    assert known == check_base(str(tmp_path / "adapter")) == {"model.safetensors": weights}
+    tool = load_tool("merge_adapter")
+    tool.merge(tmp_path / "adapter")
+    tool.merge(tmp_path / "adapter", str(shutil.copytree(tmp_path / "base", tmp_path / "moved")))
+
+    other, _ = build_tiny("phrases", vision_config=AuLlavaConfig.from_pretrained(tiny_checkpoint).vision_config, seed=1)
+    other.save_pretrained(tmp_path / "base")
+    wrong = r"is not the base that the adapters in .*adapter were trained on \(other model\.safetensors\)"
+    for load in (
+        lambda: tool.merge(tmp_path / "adapter"),
+        lambda: tool.merge(tmp_path / "adapter", str(tmp_path / "base")),
+        lambda: eval_au.load(str(tmp_path / "adapter"), None),
+    ):
+        with pytest.raises(ValueError, match=wrong):
+            load()
+    shutil.move(tmp_path / "base", tmp_path / "gone")
+    with pytest.raises(ValueError, match=r"The base .*base of the adapters in .* is not there: merge the two with"):
+        check_base(str(tmp_path / "adapter"))
+
+
+def test_adapters_of_old_name_their_base_by_where_one_stood(tiny_checkpoint, tmp_path, monkeypatch):
+    adapt(AuLlavaForConditionalGeneration.from_pretrained(tiny_checkpoint), tmp_path / "adapter")
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": "."}))
+    monkeypatch.chdir(tiny_checkpoint)
+    with pytest.raises(ValueError, match=r"name their base '\.', which may mean another folder here: .* --base FOLDER"):
+        check_base(str(tmp_path / "adapter"))
+    load_tool("merge_adapter").merge(tmp_path / "adapter", str(tiny_checkpoint))
+    assert check_base(str(tiny_checkpoint)) == {}  # no adapters
 
 
 def test_what_cannot_be_merged_is_told_in_a_sentence(trained, tiny_checkpoint, tmp_path):

@@ -7,7 +7,14 @@ from PIL import Image
 
 from au_llava.action_units import FORMATS
 from au_llava.au_datasets.mixing import TrainingData, check_people, kept_frames, training_rows, validating
-from au_llava.au_datasets.records import finish_folder, record_features, shard_path, start_folder, write_shard
+from au_llava.au_datasets.records import (
+    finish_folder,
+    load_records,
+    record_features,
+    shard_path,
+    start_folder,
+    write_shard,
+)
 
 NAN = math.nan
 
@@ -90,6 +97,26 @@ def test_the_same_picture_in_two_folders_is_one_row(folder):
     assert rows["formats"][:] == [["disfa", "feafa"], ["disfa"]]
     other = folder("other", ("disfa", "SN001", "left", 1, "disfa", 3.0, "train"))
     assert training_rows([one, other], "train", None)["formats"][:] == [["disfa"], ["disfa"]]  # labelled twice
+
+
+def test_pictures_that_differ_are_never_one_row(tmp_path, folder):
+    """Two labs that name their table, people and frames alike: the pictures decide, not the names."""
+    one = folder("a", ("labels", "1", "0", 0, "disfa", 3.0, "train"), ("labels", "2", "0", 1, "disfa", 3.0, "train"))
+    other = folder("b", ("labels", "1", "0", 0, "bp4d", 0.0, "train"), ("labels", "2", "0", 1, "bp4d", 0.0, "train"))
+    rows = training_rows([one, other], "train", None)
+    assert rows["formats"][:] == [["disfa", "bp4d"]] * 2  # the same picture, grey, lies at both places
+    for number in range(2):
+        Image.new("RGB", (8, 8), "red").save(tmp_path / f"b-{number + 1}-0-{number}.png")
+    rows = training_rows([one, other], "train", None)
+    assert rows["formats"][:] == [["disfa"], ["disfa"], ["bp4d"], ["bp4d"]]
+    assert training_rows([one, {"path": one, "weight": 1}], "train", None)["formats"][:] == [["disfa"]] * 4
+    with pytest.raises(ValueError, match=r"dataset labels subject 1 clip 0 frame 0 is one picture in .*a and another"):
+        load_records([one, other])
+    numbered = [
+        folder(name, ("disfa", "SN001", "left", 1, fmt, 1.0, "train")) for name, fmt in (("c", "disfa"), ("d", "bp4d"))
+    ]
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "d-SN001-left-1.png")  # cropped otherwise
+    assert training_rows(numbered, "train", None)["formats"][:] == [["disfa", "bp4d"]]
 
 
 def test_frames_of_feafas_part_b_are_those_of_disfa(folder):

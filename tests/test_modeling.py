@@ -1,16 +1,31 @@
 """The network: towers, folding, tying, attention backends, generation, training aids, quantisation, saving."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload, disk_offload
 from conftest import TOKENIZERS, TOWERS, build_tiny, random_faces
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import BitsAndBytesConfig, DynamicCache, GPT2Config, LlamaConfig, Qwen3Config, SiglipVisionConfig
+from transformers import (
+    AutoModelForImageTextToText,
+    BitsAndBytesConfig,
+    DynamicCache,
+    GPT2Config,
+    LlamaConfig,
+    Qwen3Config,
+    SiglipVisionConfig,
+)
 
-from au_llava.configuration_au_llava import add_image_token
+from au_llava.action_units import get_format
+from au_llava.au_evaluation.prediction import weights_fingerprint
+from au_llava.au_recognition.evidence import evidence_maps
+from au_llava.configuration_au_llava import AuLlavaConfig, add_image_token
+from au_llava.export_au_llava import SlotsGraph
 from au_llava.modeling_au_llava import MAX_EXTRA_TOKENS, AuLlavaForConditionalGeneration, features_to_tokens
+from au_llava.pipeline_au_llava import AURecognitionPipeline
 
 
 def inputs_for(processor, count: int = 2, fmt: str = "bp4d"):
@@ -468,3 +483,226 @@ def test_parts_are_found_where_tools_look_for_them(tiny):
     assert model.base_model is model.model
     assert model.get_output_embeddings() is model.lm_head
     assert copy.deepcopy(model).config.to_dict() == model.config.to_dict()
+
+
+# Where weights lie.
+
+PARTS = ("model.vision_tower", "model.multi_modal_projector", "model.language_model", "lm_head")
+
+
+def all_answers(model, processor):
+    """Every number that each decoder and the pipeline read."""
+    read = [
+        reading.value if decoding == "free" else reading.expected
+        for decoding in ("slots", "constrained", "free")
+        for answer in model.recognize(processor, random_faces(2), formats=["bp4d"], decoding=decoding)
+        for reading in answer["bp4d"].values()
+    ]
+    recognizer = AURecognitionPipeline(model=model, processor=processor)
+    read += [au["score"] for image in recognizer(tuple(random_faces(2)), formats="bp4d") for au in image]
+    return np.array([np.nan if number is None else number for number in read])
+
+
+@pytest.fixture(scope="module", params=["siglip", "resnet tied"])
+def stored(request, tmp_path_factory):
+    """(folder, processor, answers) of a saved model; SigLIP's was built with the pooling head that is not used."""
+    tower, *tied = request.param.split()
+    text = text_config("llama", tie_word_embeddings=bool(tied))
+    model, processor = build_tiny("phrases", vision_config=TOWERS[tower][0])
+    text.vocab_size = model.config.text_config.vocab_size
+    model, processor = build_tiny("phrases", vision_config=TOWERS[tower][0], text_config=text, mirror_images=True)
+    folder = tmp_path_factory.mktemp("stored")
+    model.save_pretrained(folder)
+    return folder, processor, all_answers(model, processor)
+
+
+@pytest.mark.parametrize("on_disk", [*((part,) for part in PARTS), PARTS], ids=lambda parts: parts[-1])
+def test_a_part_on_disk_answers_alike(stored, on_disk, tmp_path):
+    folder, processor, expected = stored
+    places = {part: "disk" if part in on_disk else "cpu" for part in PARTS}
+    loaded = AuLlavaForConditionalGeneration.from_pretrained(folder, device_map=places, offload_folder=tmp_path)
+    assert any(parameter.is_meta for parameter in loaded.parameters()) or on_disk == ("lm_head",)
+    assert loaded.device == torch.device("cpu")
+    np.testing.assert_allclose(all_answers(loaded, processor), expected, atol=1e-5)
+    assert getattr(loaded, "hf_device_map", places)["model.vision_tower"] == places["model.vision_tower"]
+    whole = AuLlavaForConditionalGeneration.from_pretrained(folder)
+    assert weights_fingerprint(loaded) == weights_fingerprint(whole)
+
+
+@pytest.mark.parametrize("offload", [cpu_offload, disk_offload, "auto"])
+def test_an_offloaded_model_answers_alike(stored, offload, tmp_path):
+    folder, processor, expected = stored
+    if offload == "auto":
+        memory = {"device_map": "auto", "max_memory": {"cpu": "150KB"}, "offload_folder": tmp_path}
+        model = AuLlavaForConditionalGeneration.from_pretrained(folder, **memory)
+        assert "disk" in model.hf_device_map.values()
+    else:
+        model = AuLlavaForConditionalGeneration.from_pretrained(folder)
+        options = {"offload_dir": tmp_path} if offload is disk_offload else {}
+        model = offload(model, execution_device=torch.device("cpu"), **options)
+    assert any(parameter.is_meta for parameter in model.parameters())
+    np.testing.assert_allclose(all_answers(model, processor), expected, atol=1e-5)
+    with pytest.raises(ValueError, match="some are offloaded: load the model without device_map"):
+        SlotsGraph(model, processor, (get_format("bp4d"),))
+
+
+def test_evidence_of_an_offloaded_model_is_the_same(tiny, tmp_path):
+    model, processor = tiny
+    labels = {get_format("bp4d"): ("AU12",)}
+    expected = evidence_maps(model, processor, random_faces(1)[0], labels)["bp4d"]
+    model.save_pretrained(tmp_path)
+    offloaded = cpu_offload(AuLlavaForConditionalGeneration.from_pretrained(tmp_path), torch.device("cpu"))
+    found = evidence_maps(offloaded, processor, random_faces(1)[0], labels)["bp4d"]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_a_head_that_is_more_than_its_weight_is_asked_itself():
+    """Adapters, hooks, wrappers: the slots decoder sees what the head's own forward gives."""
+    model, processor = build_tiny()
+    before = model.recognize(processor, random_faces(1), formats=["disfa"])[0]["disfa"]["AU12"].distribution
+    hook = model.lm_head.register_forward_hook(lambda module, inputs, logits: logits * 0)
+    flat = model.recognize(processor, random_faces(1), formats=["disfa"])[0]["disfa"]["AU12"].distribution
+    np.testing.assert_allclose(flat, [1 / 6] * 6, atol=1e-6)
+    hook.remove()
+    after = model.recognize(processor, random_faces(1), formats=["disfa"])[0]["disfa"]["AU12"].distribution
+    assert after == before
+
+
+# Settings of parts.
+
+
+@pytest.mark.parametrize(
+    ("asked", "vision", "text"),
+    [
+        ("sdpa", "eager", "sdpa"),
+        ("eager", "eager", "eager"),
+        ("flex_attention", "eager", "flex_attention"),
+        ({"text_config": "eager", "vision_config": "sdpa"}, "eager", "eager"),
+        ({"vision_config": "sdpa"}, "eager", "sdpa"),
+    ],
+)
+def test_attention_goes_to_the_parts_that_have_it(tiny_checkpoint, asked, vision, text):
+    """The tower of this checkpoint is convolutional."""
+    chosen = AuLlavaForConditionalGeneration.from_pretrained(tiny_checkpoint)
+    chosen.set_attn_implementation(asked)
+    config = AuLlavaConfig.from_pretrained(tiny_checkpoint)
+    for model in (
+        AuLlavaForConditionalGeneration.from_pretrained(tiny_checkpoint, attn_implementation=asked),
+        AutoModelForImageTextToText.from_pretrained(tiny_checkpoint, attn_implementation=asked, trust_remote_code=True),
+        AuLlavaForConditionalGeneration._from_config(config, attn_implementation=asked),
+        chosen,
+    ):
+        assert model.model.vision_tower.config._attn_implementation == vision
+        assert model.model.language_model.config._attn_implementation == text
+
+
+def test_attention_of_a_tower_that_has_it(tiny, tmp_path):
+    tiny[0].save_pretrained(tmp_path)
+    asked = {"text_config": "sdpa", "vision_config": "eager"}
+    loaded = AuLlavaForConditionalGeneration.from_pretrained(tmp_path, attn_implementation=asked)
+    assert loaded.model.vision_tower.config._attn_implementation == "eager"
+    assert loaded.model.language_model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("load", [True, False])
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("spda", '"spda"` is not supported'),
+        ({"text_config": "spda"}, '"spda"` is not supported'),
+        ({"vision_config": "spda"}, '"spda"` is not supported'),
+        ({"vision": "sdpa"}, "given for vision; the parts are vision_config, text_config"),
+    ],
+)
+def test_unknown_attention_is_refused(tiny_checkpoint, asked, message, load):
+    choose = AuLlavaForConditionalGeneration.from_pretrained(tiny_checkpoint).set_attn_implementation
+    if load:
+        choose = partial(AuLlavaForConditionalGeneration.from_pretrained, tiny_checkpoint)
+    with pytest.raises(ValueError, match=message):
+        choose(attn_implementation=asked)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+def test_parts_of_two_precisions(backend, tmp_path):
+    """dtype={...}: the mask of the slots pass has the language model's."""
+    model, processor = build_tiny()
+    model.set_attn_implementation(backend)
+    model.model.language_model.bfloat16()
+    model.lm_head.bfloat16()
+    model.model.multi_modal_projector.float()
+    assert model.recognize(processor, random_faces(1))  # three formats: a tree of several blocks
+
+
+# What a calibration describes.
+
+CALIBRATION = {
+    "formats": {
+        "bp4d": {
+            "scale": "occurrence",
+            "presence_threshold": 1.0,
+            "aus": {"AU12": {"method": "none", "threshold": 0.99}},
+        }
+    }
+}
+
+
+def calibrated(folder):
+    model, _ = build_tiny(calibration=CALIBRATION)
+    model.save_pretrained(folder / "base")
+    config = LoraConfig(r=2, target_modules=r".*language_model.*\.q_proj")
+    adapted = get_peft_model(AuLlavaForConditionalGeneration.from_pretrained(folder / "base"), config)
+    adapted.save_pretrained(folder / "adapter")
+    return AuLlavaForConditionalGeneration.from_pretrained(folder / "base"), config
+
+
+def test_what_changes_weights_drops_the_calibration(tmp_path):
+    model, config = calibrated(tmp_path)
+    changes = {
+        "load_adapter": lambda: model.load_adapter(tmp_path / "adapter"),
+        "add_adapter": lambda: model.add_adapter(config),
+        "PEFT": lambda: PeftModel.from_pretrained(model, tmp_path / "adapter"),
+        "new adapters": lambda: get_peft_model(model, config),
+        "merged": lambda: PeftModel.from_pretrained(model, tmp_path / "adapter").merge_and_unload(),
+        "trained": lambda: model.train(),
+    }
+    for name, change in changes.items():
+        model, config = calibrated(tmp_path)
+        assert model.config.calibration == CALIBRATION
+        change()
+        assert model.config.calibration is None, name
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "adapter", trust_remote_code=True)
+    assert loaded.config.calibration is None
+
+
+def test_what_keeps_the_weights_keeps_the_calibration(tmp_path):
+    model, _ = calibrated(tmp_path)
+    _, processor = build_tiny()
+    model.recognize(processor, random_faces(1), formats=["bp4d"])
+    model.eval()
+    model.resize_token_embeddings(900)
+    model.bfloat16()
+    model.save_pretrained(tmp_path / "again")
+    again = AuLlavaForConditionalGeneration.from_pretrained(tmp_path / "again")
+    assert model.config.calibration == again.config.calibration == CALIBRATION
+
+
+def test_a_calibration_fitted_with_the_adapters_stays(tmp_path):
+    model, _ = calibrated(tmp_path)
+    model.load_adapter(tmp_path / "adapter")
+    model.config.calibration = CALIBRATION
+    _, processor = build_tiny()
+    reading = model.recognize(processor, random_faces(1), formats=["bp4d"])[0]["bp4d"]["AU12"]
+    assert reading.present is (reading.probability >= 0.99)
+    assert model.config.calibration == CALIBRATION
+
+
+def test_recognize_leaves_every_part_in_its_mode():
+    model, processor = build_tiny(calibration=CALIBRATION)
+    model.train()
+    model.model.vision_tower.eval()  # as a frozen tower is
+    model.config.calibration = CALIBRATION
+    model.recognize(processor, random_faces(1), formats=["bp4d"])
+    assert model.training
+    assert model.model.language_model.training
+    assert not model.model.vision_tower.training
+    assert model.config.calibration == CALIBRATION

@@ -229,7 +229,7 @@ def test_files_that_cannot_be_read_end_in_one_sentence(recognizer, tmp_path, inp
         recognizer([str(tmp_path / inputs)], batch_size=2)
 
 
-@pytest.mark.parametrize(("inputs", "message"), [([], "an empty list arrived"), (7, "a int arrived")])
+@pytest.mark.parametrize(("inputs", "message"), [([], "an empty list"), ((), "an empty list"), (7, "a int arrived")])
 def test_what_is_no_image_ends_in_one_sentence(recognizer, inputs, message):
     with pytest.raises(ValueError, match=message):
         recognizer(inputs)

@@ -279,7 +279,7 @@ def test_labels_of_unlabelled_faces_and_margins_are_not_looked_at(tiny_checkpoin
     """A stored margin is not read, whatever is in it."""
     model, processor = eval_au.load(str(tiny_checkpoint), None)
     of_photographs, of_rendered = (
-        predict(model, processor, load_records(folder, part="train"), batch_size=32)
+        predict(model, processor, load_records(folder, part="train", labelled=False), batch_size=32)
         for folder in (photographs, rendered_records)
     )
     for one, other in zip(of_photographs, of_rendered, strict=True):

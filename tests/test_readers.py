@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from dataset_trees import (
     BP4D_HEADER,
@@ -36,10 +38,10 @@ from au_llava.au_datasets.disfa import BAD_FRAMES, open_disfa
 from au_llava.au_datasets.feafa import open_feafa
 from au_llava.au_datasets.folds import PROTOCOLS
 from au_llava.au_datasets.gft import open_gft
-from au_llava.au_datasets.reading import Known, Picture
+from au_llava.au_datasets.reading import Clip, Known, Picture, Source
 from au_llava.au_datasets.reading import jpeg as encode_jpeg
 from au_llava.au_datasets.records import Defects, load_records
-from au_llava.au_datasets.sources import Crop, compare, parts_of
+from au_llava.au_datasets.sources import Crop, compare, parts_of, prepare_shard
 from au_llava.au_datasets.table import open_emotionet, open_table
 from au_llava.faces_au import crop_face
 from au_llava.prepare_data import main
@@ -522,7 +524,7 @@ def test_table(tmp_path, suffix):
         table.to_csv(path, index=False, encoding="utf-8-sig", lineterminator="\r\n")
     else:
         table.to_parquet(path)
-    records, defects = read(open_table(path, "disfa"))
+    records, defects = read(open_table(path, "disfa", dataset="mine"))
     assert keys(records) == [("1", "x", 1, "disfa"), ("1", "y", 1, "disfa"), ("2", "x", 5, "disfa")]
     known = [{label: value for label, value in values(record).items() if not np.isnan(value)} for record in records]
     assert known == [{"AU1": 1}, {"AU1": 5}, {"AU1": 0, "AU12": 3}]
@@ -551,11 +553,20 @@ def test_table_keeps_names_as_text_and_clips_as_recordings(tmp_path):
     ("text", "message"),
     [
         ("picture,subject,AU1\na.jpg,1,0\n", "no column 'image'; it has picture, subject, AU1"),
-        ("image,subject,AU1\na.jpg,,0\n", "column 'subject' of .* has empty cells"),
+        ("image,subject,AU1\na.jpg,1,0\na.jpg,,0\n", "column 'subject' of .* has empty cells, such as in row 2"),
+        (
+            "image,subject,AU1\na.jpg,'  ',0\na.jpg,\"  \",0\n",
+            "column 'subject' of .* has empty cells, such as in row 2",
+        ),
+        (
+            'image,subject,AU1,AU2\na.jpg,1,0,\nb.jpg,1,0,"0,5"\n',
+            "column 'AU2' of .* intensity .* 0 to 5: row 2 says '0,5'",
+        ),
+        ("image,subject,AU1\na.jpg,1,absent\n", "column 'AU1' of .* row 1 says 'absent'"),
         ("image,subject,AU99\na.jpg,1,0\n", "no column for any AU of disfa"),
         ("image;subject;AU1\na.jpg;1;0\n", "no column 'image'; it has image;subject;AU1"),
         ("image,subject,clip,AU1\na.jpg,1,,0\n", "column 'clip' of .* has empty cells"),
-        ("image,subject,frame,AU1\na.jpg,1,1.5,0\n", "column 'frame' of .* must hold whole numbers"),
+        ("image,subject,frame,AU1\na.jpg,1,1.5,0\n", "column 'frame' of .* must hold whole numbers: row 1 says '1.5'"),
         ("image,subject,frame,AU1\na.jpg,1,,0\n", "column 'frame' of .* must hold whole numbers"),
         ("image,subject,AU1,AU01\na.jpg,1,0,1\n", "two columns for AU1: AU1 and AU01"),
         ("image,subject,AU1\na.jpg,1,0,7\nb.jpg,1,0\n,,,,,\n", "t.csv cannot be read as a table: Error tokenizing"),
@@ -567,6 +578,54 @@ def test_table_errors(tmp_path, text, message):
     with pytest.raises(ValueError, match=message) as error:
         open_table(write(tmp_path / "t.csv", text), "disfa")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize("cells", [["TRUE", "FALSE", "NA"], ["True", "False", ""], [True, False, None]])
+def test_table_true_and_false_are_1_and_0(tmp_path, suffix, cells):
+    """As R, pandas and Parquet write them."""
+    write_images(tmp_path, ["a.jpg", "b.jpg", "c.jpg"])
+    table = pd.DataFrame(
+        {"image": ["a.jpg", "b.jpg", "c.jpg"], "subject": "1", "AU6": cells, "AU12": [True, False, True]}
+    )
+    path = tmp_path / f"mine.{suffix}"
+    table.to_csv(path, index=False) if suffix == "csv" else table.to_parquet(path)
+    records, defects = read(open_table(path, "bp4d"))
+    assert [values(record)["AU12"] for record in records] == [1, 0, 1]
+    assert [values(record)["AU6"] for record in records[:2]] == [1, 0]
+    assert np.isnan(values(records[2])["AU6"])
+    assert set(defects) == {"AUs of the format without a column, not annotated"}
+
+
+@pytest.mark.parametrize("name", ["NA", "None", "nan", "null", "N/A", "NaN", "<NA>"])
+def test_table_only_an_empty_cell_is_empty(tmp_path, name):
+    """Of people and recordings; of a label, these words mean that it is not annotated."""
+    write_images(tmp_path, ["a.jpg", "b.jpg"])
+    rows = {"image": ["a.jpg", "b.jpg"], "subject": [name, "B"], "clip": ["x", name], "AU1": [1, 0], "AU2": [name, 3]}
+    table = pd.DataFrame(rows)
+    table.to_csv(tmp_path / "t.csv", index=False)
+    table.astype({"AU2": str}).to_parquet(tmp_path / "t.parquet")
+    for path in (tmp_path / "t.csv", tmp_path / "t.parquet"):
+        records, defects = read(open_table(path, "disfa"))
+        found = {(r["subject"], r["clip"]): (values(r)["AU1"], str(values(r)["AU2"])) for r in records}
+        assert found == {("B", name): (0, "3.0"), (name, "x"): (1, "nan")}
+        assert set(defects) == {"AUs of the format without a column, not annotated"}
+
+
+def test_tables_are_data_sets_of_their_own(tmp_path):
+    """By where they lie; wherever one stands, and by whichever link."""
+    text = "image,subject,AU1\na.jpg,1,0\n"
+    one, other = (write(tmp_path / lab / "data" / "labels.csv", text) for lab in "ab")
+    names = {open_table(path, "disfa").dataset for path in (one, other)}
+    assert len(names) == 2
+    assert all(re.fullmatch(r"labels-[0-9a-f]{8}", name) for name in names)
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    assert open_table(tmp_path / "link" / "data" / "labels.csv", "bp4d").dataset == open_table(one, "disfa").dataset
+    write_images(tmp_path / "a" / "data", ["b.jpg"])
+    write(one, text.replace("a.jpg", "b.jpg"))
+    words = ["table", "--root", one, "--format", "bp4d", "--out", tmp_path / "out", "--name", "smiles", "--workers", 1]
+    assert main([*map(str, words), "--validation", "0", "--test", "0"]) == 0
+    assert load_records(tmp_path / "out")["dataset"][:] == ["smiles"]
 
 
 def test_table_of_pictures_in_cells_is_refused(tmp_path):
@@ -878,7 +937,7 @@ def test_jobs_can_go_to_other_processes(three_people, tmp_path):
 
 
 def test_crops_are_those_of_recognition(tmp_path):
-    """Faces from a table of eyes: the crop is `crop_face`'s; a frame without a face is left out and counted."""
+    """Faces from a table of eyes: the crop is `crop_face`'s; a frame without a row is left out and counted."""
     disfa_labels(tmp_path / "disfa", "SN001", range(1, 4))
     rng = np.random.default_rng(0)
     for number in (1, 2, 3):
@@ -887,7 +946,7 @@ def test_crops_are_those_of_recognition(tmp_path):
             tmp_path / "frames" / "SN001" / f"{number}.png"
         )
     columns = "file,eye_right_x,eye_right_y,eye_left_x,eye_left_y\n"
-    rows = f"SN001/1.png,20,15,40,15\n{tmp_path}/frames/SN001/2.png,22,15,40,18\n3.png,20,15,40,15\n"
+    rows = f"SN001/1.png,20,15,40,15\n{tmp_path}/frames/SN001/2.png,22,15,40,18\nSN001/4.png,20,15,40,15\n"
     faces = write(tmp_path / "eyes.csv", columns + rows)
     words = disfa_words(tmp_path, "out", "--workers", "1", "--validation", "0", "--test", "0")
     assert main([*words, "--crop", "24", "--faces", str(faces)]) == 0
@@ -897,7 +956,8 @@ def test_crops_are_those_of_recognition(tmp_path):
     stored = Image.open(io.BytesIO(encode_jpeg(expected)))
     assert np.array_equal(np.asarray(records[1]["image"]), np.asarray(stored))
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert "frames without a face, left out: 1 (SN001/left 3)" in manifest["warnings"]
+    missing = f"SN001/left 3: {tmp_path}/frames/SN001/3.png has no row in {faces}."
+    assert f"frames without a row in the table of faces, left out: 1 ({missing})" in manifest["warnings"]
     faces = write(tmp_path / "all.csv", columns.removeprefix("file,") + "22,15,40,18\n")  # the same in every file
     words = disfa_words(tmp_path, "all", "--workers", "1", "--validation", "0", "--test", "0")
     assert main([*words, "--crop", "24", "--faces", str(faces)]) == 0
@@ -945,6 +1005,69 @@ def test_crops_of_a_table_leave_broken_images_out(tmp_path):
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     (line,) = (line for line in manifest["warnings"] if "cropped" in line)
     assert line.startswith("frames that cannot be cropped, left out: 3 (2/0 2: ")
+
+
+def test_crops_by_a_table_of_pyfeats(tmp_path):
+    """Numbered by their place in the list, and lying where it ran; equal names are told apart by their folders."""
+    rng = np.random.default_rng(0)
+    names = ("p1/0.png", "p2/0.png", "p2/1.png", "p3/0.png")
+    for name in names:
+        write(tmp_path / "faces" / name, b"")
+        Image.fromarray(rng.integers(0, 256, (80, 90, 3), dtype=np.uint8)).save(tmp_path / "faces" / name)
+    rows = "".join(f"faces/{name},{name[:2]},1\n" for name in names)
+    table = write(tmp_path / "mine.csv", f"image,subject,AU1\n{rows}")
+    lines = ["FaceRectX,FaceRectY,FaceRectWidth,FaceRectHeight,input,frame"]
+    lines += [f"{10 * place},12,40,50,/study/{name},{place}" for place, name in enumerate(names[:3])]
+    lines += ["nan,nan,nan,nan,/study/p2/1.png,4"]
+    faces = write(tmp_path / "fex.csv", "\n".join(lines) + "\n")
+    words = ["table", "--root", table, "--format", "bp4d", "--out", tmp_path / "out", "--crop", 24, "--faces", faces]
+    assert main([*map(str, words), "--validation", "0", "--test", "0", "--workers", "1"]) == 0
+    records = load_records(tmp_path / "out")
+    assert [(record["subject"], record["frame"]) for record in records] == [("p1", 0), ("p2", 1), ("p2", 2)]
+    for place, record in enumerate(records):
+        eyes = [(10 * place + 0.24 * 40, 12 + 0.35 * 50), (10 * place + 0.76 * 40, 12 + 0.35 * 50)]
+        expected = crop_face(Image.open(tmp_path / "faces" / names[place]).convert("RGB"), eyes, 24)
+        stored = Image.open(io.BytesIO(encode_jpeg(expected)))
+        assert np.array_equal(np.asarray(record["image"]), np.asarray(stored))
+    warnings = json.loads((tmp_path / "out" / "manifest.json").read_text())["warnings"]
+    assert any(line.startswith("frames without a row in the table of faces, left out: 1 (p3/0 3") for line in warnings)
+
+
+def read_odd(clip, defects):
+    yield {
+        **{
+            "image": Picture(str(clip.images)),
+            "dataset": "odd",
+            "subject": clip.subject,
+            "clip": clip.name,
+            "frame": 1,
+        },
+        **{"format": "disfa", "values": [0.0] * 12},
+    }
+
+
+def test_names_that_are_no_utf8_are_kept(tmp_path):
+    """The picture's bytes are stored where its path cannot be; people's names are escaped."""
+    name = os.fsdecode(b"Jos\xe9")
+    picture = write(tmp_path / f"{name}.jpg", jpeg())
+    clip = Clip(name, "1", (), picture)
+    source = Source("odd", tmp_path, "by hand", [clip], read_odd, 1)
+    assert prepare_shard((source, None, tmp_path / "data-train-00000-of-00001.parquet", "train", [clip])) == 1
+    (record,) = pq.read_table(tmp_path / "data-train-00000-of-00001.parquet").to_pylist()
+    assert record["image"] == {"bytes": jpeg(), "path": None}
+    assert record["subject"] == r"Jos\xe9"
+
+
+def test_links_in_circles_do_not_multiply_clips(tmp_path):
+    """Two folders that link to each other, as no check of one link alone finds out."""
+    read_copy = gft_of_two(tmp_path)
+    clean, expected = read(read_copy())
+    for one, other in (("x", "y"), ("y", "x")):
+        (tmp_path / one).mkdir(exist_ok=True)
+        (tmp_path / one / f"to {other}").symlink_to(tmp_path / other)
+    records, defects = read(read_copy())
+    assert keys(records) == keys(clean)
+    assert defects == expected
 
 
 def test_faces_need_crop(three_people, capsys):

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from fractions import Fraction
 
 import av
@@ -20,16 +21,18 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from au_llava import recognize_au
+from au_llava import eval_au, recognize_au
 from au_llava.action_units import FORMATS, MAIN_FORMATS, AUFormat
 from au_llava.au_datasets.records import load_records
 from au_llava.au_datasets.rendered import render_face
-from au_llava.au_recognition import inputs, reading
-from au_llava.au_recognition.inputs import DamagedVideo, find_files, is_video, video_frames
+from au_llava.au_recognition import reading
+from au_llava.au_recognition.inputs import find_files
 from au_llava.au_recognition.pictures import au_regions
 from au_llava.au_recognition.tables import Neutral, au_columns, openface_label
 from au_llava.faces_au import EYE_DISTANCE, EYE_HEIGHT
+from au_llava.media_au import DamagedVideo, count_frames, is_video, video_frames
 from au_llava.recognize_au import main, make_parser, run
+from au_llava.text_au import escaped, unescaped
 
 FACE = 96
 
@@ -200,6 +203,33 @@ def test_own_table_of_faces_gives_the_same(tiny_checkpoint, film, tmp_path):
     pandas.testing.assert_frame_equal(found.drop(columns=["success"]), given.drop(columns=["success"]), atol=0.02)
 
 
+def pyfeat_table(path, *rows):
+    """Boxes as py-feat writes them: (left edge, file, frame) of each."""
+    lines = ["FaceRectX,FaceRectY,FaceRectWidth,FaceRectHeight,FaceScore,input,frame"]
+    path.write_text("\n".join([*lines, *(f"{left},1,20,22,0.99,{file},{frame}" for left, file, frame in rows)]) + "\n")
+    return path
+
+
+def test_pyfeats_pictures_get_their_own_faces(tiny_checkpoint, pictures, tmp_path, capsys):
+    """It numbers them by their place in the list; what it does not list is no picture without a face."""
+    faces = pyfeat_table(tmp_path / "fex.csv", *((5 - n, f"/study/face{n}.png", 1 - n) for n in range(2)))
+    assert recognize(tiny_checkpoint, pictures, "--faces", faces, "--out", tmp_path / "aus.csv") == 1
+    rows = read_csv(tmp_path / "aus.csv")
+    found = [(os.path.basename(row["file"]), row["FaceRectX"]) for row in rows]
+    assert found == [("face0.png", "5.0"), ("face1.png", "4.0")]
+    errors = capsys.readouterr().err
+    assert f"face2.png has no row in {faces}" in errors
+    assert "shows no face" not in errors.splitlines()[0]
+
+
+def test_pyfeats_videos_count_from_0(tiny_checkpoint, film, tmp_path, capsys):
+    faces = pyfeat_table(tmp_path / "fex.csv", *((n, "/study/film.mp4", n) for n in range(20)))
+    assert recognize(tiny_checkpoint, film, "--faces", faces, "--every", 3, "--out", tmp_path / "aus.csv") == 1
+    rows = [row for row in read_csv(tmp_path / "aus.csv") if row["success"] == "1"]
+    assert [(int(row["frame"]), float(row["FaceRectX"])) for row in rows] == [(n, n - 1) for n in range(1, 20, 3)]
+    assert f"{film} has no row for frame 22 in {faces}." in capsys.readouterr().err
+
+
 def test_video_keeps_time_and_people(tiny_checkpoint, film, tmp_path):
     assert recognize(tiny_checkpoint, film, "--out", tmp_path / "aus.csv") == 0
     table = pandas.read_csv(tmp_path / "aus.csv")
@@ -244,7 +274,7 @@ def test_sampling_of_a_video(film):
     assert [frame.number for frame in video_frames(film, fps=2)] == [1, 6, 11, 16, 21]
     assert [frame.number for frame in video_frames(film, fps=4)] == [1, 4, 6, 9, 11, 14, 16, 19, 21, 24]
     assert len(list(video_frames(film, fps=100))) == 24
-    assert (inputs.count_frames(film, every=7), inputs.count_frames(film, fps=2)) == (4, 5)
+    assert (count_frames(film, every=7), count_frames(film, fps=2)) == (4, 5)
 
 
 # The neutral face
@@ -378,6 +408,70 @@ def test_unreadable_files_are_named_counted_and_skipped(tiny_checkpoint, mixed, 
     assert len(json.loads((tmp_path / "aus.csv.provenance.json").read_text())["problems"]) == len(said)
 
 
+@pytest.fixture
+def odd_names(pictures, tmp_path):
+    """Faces with a name that is no UTF-8, one that rich takes for markup and Matplotlib for a formula, a plain one."""
+    names = [os.fsdecode(b"Jos\xe9.png"), "[b] $x_{$.png", "z.png"]
+    (tmp_path / "odd").mkdir()
+    for number, name in enumerate(names):
+        shutil.copy(pictures / f"face{number}.png", tmp_path / "odd" / name)
+    return tmp_path / "odd", names
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
+def test_any_name_can_be_written_and_read_again(tiny_checkpoint, odd_names, tmp_path, capsys, suffix):
+    folder, names = odd_names
+    out = tmp_path / f"aus{suffix}"
+    options = ["--no-detect", "--formats", "disfa", "--out", out, "--picture", tmp_path / "aus.png"]
+    assert run([*map(str, [folder, *options]), "--model", str(tiny_checkpoint)]) == 0
+    read_json = lambda path: pandas.read_json(path, lines=True)
+    read = {".csv": pandas.read_csv, ".parquet": pandas.read_parquet, ".jsonl": read_json}
+    files = list(read[suffix](out)["file"])
+    assert set(files) == {escaped(str(folder / name)) for name in names}
+    assert set(map(unescaped, files)) == {str(folder / name) for name in names}
+    shown = capsys.readouterr().out
+    assert r"Jos\xe9.png" in shown
+    assert "[b]" in shown
+    assert not (tmp_path / f"aus{suffix}.parts").exists()
+
+
+def test_a_list_of_any_names(odd_names, monkeypatch):
+    folder, names = odd_names
+    (folder / "._z.png").touch()
+    listed = "".join(f"{folder / name}\n" for name in [*names, "._z.png"])
+    stdin = io.TextIOWrapper(io.BytesIO(os.fsencode(listed)), encoding="ascii")
+    monkeypatch.setattr(sys, "stdin", stdin)
+    left_out = Counter()
+    assert find_files(["-"], left_out) == [folder / name for name in names]
+    assert left_out == {"left by systems": 1}
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_no_console_ends_a_run(tiny_checkpoint, odd_names, tmp_path, monkeypatch, encoding):
+    folder, _ = odd_names
+    (folder / "wall …é.png").write_bytes(b"no picture")
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    words = [folder, "--no-detect", "--formats", "disfa", "--model", tiny_checkpoint, "--out", tmp_path / "aus.csv"]
+    assert run(list(map(str, words))) == 1  # for the wall
+    sys.stderr.flush()
+    assert b"1 of 4 files could not be read" in sys.stderr.buffer.getvalue()
+    assert len(read_csv(tmp_path / "aus.csv")) == 3
+
+
+def test_what_a_folder_holds_besides_is_told(tiny_checkpoint, pictures, tmp_path, capsys):
+    folder = shutil.copytree(pictures, tmp_path / "mixed")
+    for name in ("notes.txt", "raw.CR2", ".DS_Store", "._face0.png"):
+        (folder / name).touch()
+    (folder / "linked").symlink_to(pictures)
+    assert recognize(tiny_checkpoint, folder, "--no-detect", "--formats", "bp4d", "--out", tmp_path / "aus.csv") == 0
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("left out, as neither"))
+    assert set(line.partition(": ")[2].split(", ")) == {"1 .txt", "1 .cr2"}
+    assert len(read_csv(tmp_path / "aus.csv")) == 6  # the linked folder's too
+    content = json.loads((tmp_path / "aus.csv.provenance.json").read_text())
+    assert content["left_out"] == {".txt": 1, ".cr2": 1}
+
+
 def test_pictures_without_a_face(tiny_checkpoint, crowd, tmp_path, capsys):
     Image.new("RGB", (300, 200), "grey").save(tmp_path / "wall.png")
     assert recognize(tiny_checkpoint, crowd, tmp_path / "wall.png", "--out", tmp_path / "aus.csv") == 1
@@ -476,6 +570,63 @@ def test_work_of_another_run_is_refused(tiny_checkpoint, film, tmp_path, monkeyp
         assert run([*words, "--batch_size", "4"]) == 130
     with pytest.raises(ValueError, match=r"another run has read \(other batch_size\)"):
         main(make_parser().parse_args([*words, "--batch_size", "8"]))
+
+
+def test_repeating_is_advised_where_it_helps(tiny_checkpoint, film, pictures, tmp_path, monkeypatch, capsys):
+    words = [str(film), "--model", str(tiny_checkpoint), "--out", str(tmp_path / "aus.csv")]
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1, KeyboardInterrupt)
+        assert run([*words, "--batch_size", "4"]) == 130
+    assert "repeat the command to go on" in capsys.readouterr().err
+    for again in ([*words, "--batch_size", "8"], ["nowhere.png", *words], [*words, "--curves", "AU99"]):
+        assert run(again) == 1  # and always would
+        error = capsys.readouterr().err
+        assert "What was read is kept in" in error
+        assert "repeat the command to go on" not in error
+
+
+def test_outputs_are_refused_before_the_work(tiny_checkpoint, film, pictures, tmp_path, monkeypatch):
+    film = shutil.copy(film, tmp_path)
+    load = lambda *_, **__: pytest.fail("the work has begun")
+    monkeypatch.setattr(recognize_au.AutoModelForImageTextToText, "from_pretrained", load)
+    (tmp_path / "folder.csv").mkdir()
+    for words, message in (
+        (["--out", tmp_path / "folder.csv"], "is a folder: name a file"),
+        (["--timeline", tmp_path / "x.doc"], "the name must end in"),
+        (["--video", tmp_path / "x.gif"], "the name must end in .mp4, .mkv, .mov"),
+        (["--video", film], "the same file is read"),
+        (["--timeline", tmp_path / "x.png", "--picture", tmp_path / "x.png"], "is written by --picture"),
+        (["--out", tmp_path / "film.mp4" / "aus.csv"], "film.mp4"),
+    ):
+        with pytest.raises((ValueError, OSError), match=message):
+            recognize(tiny_checkpoint, film, pictures, *words)
+
+
+def test_folders_of_outputs_are_made(tiny_checkpoint, pictures, tmp_path):
+    out, picture = tmp_path / "a" / "aus.csv", tmp_path / "b" / "c" / "x.png"
+    words = ["--no-detect", "--formats", "disfa", "--out", out, "--picture", picture]
+    assert recognize(tiny_checkpoint, pictures / "face0.png", *words) == 0
+    assert picture.is_file()
+
+
+def test_videos_of_one_name_have_timelines_of_their_own(tiny_checkpoint, film, tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(film, tmp_path / folder)
+    shutil.copy(film, tmp_path / "film.mov")
+    words = ["--every", 8, "--formats", "disfa", "--timeline", tmp_path / "aus.png"]
+    assert recognize(tiny_checkpoint, tmp_path / "a", tmp_path / "b", tmp_path / "film.mov", *words) == 0
+    names = {f"aus-{video}-face{face}.png" for video in ("a-film", "b-film", "film") for face in (0, 1)}
+    assert {path.name for path in tmp_path.glob("*.png")} == names
+
+
+def test_the_default_model_lies_where_the_program_does(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    recognized = make_parser().parse_args(["me.png"]).model
+    (evaluated,) = eval_au.make_parser().parse_args(["--data", "d", "--out", "o"]).model
+    assert recognized == evaluated
+    assert os.path.isabs(recognized)
+    assert os.path.samefile(os.path.join(recognized, "config.json"), ROOT / "config.json")
 
 
 def test_full_disk(tiny_checkpoint, film, tmp_path, capsys):

@@ -20,6 +20,7 @@ from au_llava.au_datasets.mixing import training_rows
 from au_llava.au_datasets.records import load_records
 from au_llava.au_evaluation.provenance import people_of, read_training_manifest, seen_people
 from au_llava.au_training.options import AUTrainingConfig
+from au_llava.au_training.start import load_model
 from au_llava.au_training.trainer import AUTrainer
 from au_llava.collator_au_llava import AUCollator
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
@@ -264,6 +265,16 @@ def test_backends_have_the_same_loss(tiny_checkpoint, rendered_records, tmp_path
         with torch.no_grad():
             losses.append(trainer.compute_loss(trainer.model.eval(), dict(batch)).item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+def test_attention_is_chosen_for_a_tower_without_any(tiny_checkpoint, tmp_path, backend):
+    flags = f"--model_name_or_path {tiny_checkpoint} --data x --output_dir {tmp_path} --use_cpu true --bf16 false"
+    command = [*flags.split(), "--attn_implementation", backend]
+    _, training_args, model_args = make_parser().parse_args_and_config(command, fail_with_unknown_args=True)
+    model = load_model(model_args, training_args)
+    assert model.model.language_model.config._attn_implementation == backend
+    assert model.model.vision_tower.config._attn_implementation == "eager"
 
 
 def test_flash_attention_is_refused_in_training(tiny_checkpoint, rendered_records, tmp_path, monkeypatch):

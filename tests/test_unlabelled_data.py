@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 import types
 from pathlib import Path
@@ -18,9 +19,11 @@ from au_llava import eval_au
 from au_llava.action_units import FORMATS, MAIN_FORMATS
 from au_llava.au_datasets import fairface, sources, unlabelled
 from au_llava.au_datasets.fairface import lowest_age
-from au_llava.au_datasets.mixing import TrainingData, training_rows, validating
+from au_llava.au_datasets.mixing import TrainingData, training_rows, unlabelled_rows, validating
+from au_llava.au_datasets.reading import local_name
 from au_llava.au_datasets.records import finish_folder, load_records, record_features, shard_path, write_shard
-from au_llava.faces_au import EYE_DISTANCE, EYE_HEIGHT, crop_face
+from au_llava.au_evaluation import calibration
+from au_llava.faces_au import EYE_DISTANCE, EYE_HEIGHT, FacesTable, crop_face
 from au_llava.prepare_data import main
 
 FACES = Path(__file__).resolve().parents[1] / "assets" / "faces"
@@ -180,6 +183,20 @@ def test_what_is_left_out_is_counted(shards, tmp_path, no_detector):
         "clips that are there twice, left out": 1,
     }
     assert any("carry no labels" in line for line in manifest(tmp_path / "out")["warnings"])
+
+
+def test_a_table_of_faces_for_photographs_in_parquet(tmp_path):
+    root = tmp_path / "fair"
+    for part, numbers in (("train", (1, 2)), ("val", (1,))):
+        rows = [row(number, file=f"{part}/{number}.jpg") for number in numbers]
+        write_table(root / f"{part}-00000-of-00001.parquet", rows)
+    numbers = ",".join(f"{number:g}" for point in EYES for number in point)
+    lines = [f"{name},{numbers}" for name in ("2.jpg", "train/1.jpg")]
+    write(tmp_path / "faces.csv", "\n".join([f"file,{','.join(FacesTable.EYES)}", *lines]))
+    out = tmp_path / "out"
+    assert run("fairface", root, out, "--validation", 0, "--faces", tmp_path / "faces.csv") == 0
+    assert subjects(out) == ["train/1.jpg", "train/2.jpg"]
+    assert defects(out) == {"pictures without a row in the table of faces, left out": 1}  # val/1.jpg
 
 
 def test_all_ages_on_request(shards, tmp_path, no_detector):
@@ -408,7 +425,7 @@ def test_every_file_is_somebody(pictures, tmp_path):
         *((name, "0", 1) for name in ("ann/2.png", "ann/beach/1.JPG", "loose.jpg")),
     ]
     assert sorted(keys(out)) == sorted((*each, name) for each in shown for name in MAIN_FORMATS)
-    assert set(load_records(out, labelled=False)["dataset"][:]) == {"unlabelled-holidays"}
+    assert set(load_records(out, labelled=False)["dataset"][:]) == {local_name("unlabelled-holidays", pictures)}
     assert defects(out) == {
         "pictures without a face, left out": 2,  # wall.jpg, frame 3
         "pictures that cannot be read, left out": 2,
@@ -416,6 +433,55 @@ def test_every_file_is_somebody(pictures, tmp_path):
     told = " ".join(manifest(out)["warnings"])
     assert "bob/clip.mp4 frame 3" in told
     assert "videos that cannot be decoded to their end: 1 (bob/off.avi" in told
+    assert f"left out below {pictures}: 1 .txt" in told
+
+
+def test_folders_of_one_name_are_two_data_sets(tmp_path):
+    """Their face.png are two pictures, and two people."""
+    folders = [tmp_path / lab / "faces" for lab in ("a", "b")]
+    for folder, face in zip(folders, ("smile", "frown"), strict=True):
+        write(folder / "face.png", encoded(photograph(face), "PNG"))
+        assert run("unlabelled", folder, folder.parent / "out", "--validation", 0) == 0
+    outs = [folder.parent / "out" for folder in folders]
+    assert len(set(load_records(outs, labelled=False)["dataset"][:])) == 2
+    assert len(unlabelled_rows(list(map(str, outs)), "train", ["disfa"])) == 2
+
+
+def test_linked_folders_are_read_and_names_of_other_bytes(tmp_path):
+    write(tmp_path / "disk" / "a.png", encoded(kind="PNG"))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "disk", target_is_directory=True)
+    (tmp_path / "in" / "again").symlink_to(tmp_path / "in", target_is_directory=True)
+    with open(os.fsencode(tmp_path / "in") + b"/Jos\xe9.png", "wb") as file:
+        file.write(encoded(kind="PNG"))
+    write(tmp_path / "in" / "@eaDir" / "a.png", encoded(kind="PNG"))
+    out = tmp_path / "out"
+    assert run("unlabelled", tmp_path / "in", out, "--validation", 0.5) == 0
+    assert subjects(out) == [r"Jos\xe9.png", "linked/a.png"]
+
+
+def test_moving_pictures_are_videos(tmp_path):
+    frames = [photograph(face) for face in ("rest", "smile")]
+    (tmp_path / "in").mkdir()
+    frames[0].save(
+        tmp_path / "in" / "moving.webp", save_all=True, append_images=frames[1:], duration=100, lossless=True
+    )
+    frames[0].save(tmp_path / "in" / "still.webp", lossless=True)
+    assert run("unlabelled", tmp_path / "in", tmp_path / "out", "--validation", 0) == 0
+    shown = [("moving.webp", "moving.webp", 1), ("moving.webp", "moving.webp", 2), ("still.webp", "0", 1)]
+    assert sorted(keys(tmp_path / "out")) == sorted((*each, name) for each in shown for name in MAIN_FORMATS)
+
+
+def test_a_picture_without_a_row_in_the_table_of_faces(tmp_path):
+    for name in ("a.png", "b.png"):
+        write(tmp_path / "in" / name, encoded(kind="PNG"))
+    numbers = ",".join(f"{number:g}" for point in EYES for number in point)
+    table = f"file,{','.join(FacesTable.EYES)}\nelsewhere/b.png,{numbers}\n"
+    write(tmp_path / "faces.csv", table)
+    out = tmp_path / "out"
+    assert run("unlabelled", tmp_path / "in", out, "--validation", 0, "--faces", tmp_path / "faces.csv") == 0
+    assert subjects(out) == ["b.png"]
+    assert defects(out) == {"pictures without a row in the table of faces, left out": 1}
 
 
 def test_every_folder_is_somebody(pictures, tmp_path):
@@ -510,6 +576,11 @@ def test_readers_of_labels_refuse_it(read, faces):
         read(faces)
 
 
+def test_priors_are_estimated_on_them(faces, monkeypatch):
+    monkeypatch.setattr(calibration, "FEWEST_UNLABELLED", 1)
+    assert len(calibration.unlabelled_records([str(faces)])) == 1
+
+
 def test_their_people_can_be_tested_and_so_not_trained_on(faces):
     assert TrainingData(str(faces)).tested_people() == set()
     table = TrainingData(str(faces))
@@ -520,7 +591,7 @@ def test_their_people_can_be_tested_and_so_not_trained_on(faces):
         record_features(unlabelled.UNLABELLED_METADATA),
         shard_path(faces, "train", 0, 1),
     )
-    assert table.tested_people() == {("unlabelled-in", rows[0]["subject"])}
+    assert table.tested_people() == {(rows[0]["dataset"], rows[0]["subject"])}
 
 
 def test_one_label_is_enough(faces):

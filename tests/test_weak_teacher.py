@@ -274,7 +274,7 @@ def stand_in(folder):
 
 def write_photographs(path, count, names=BLENDSHAPES):
     buffer = io.BytesIO()
-    Image.new("RGB", (8, 8), (200, 100, 50)).save(buffer, "PNG")
+    Image.new("RGB", (16, 16), (200, 100, 50)).save(buffer, "PNG")
     rows = np.random.default_rng(0).random((count, 52))
     table = pa.table(
         {

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from au_llava.au_datasets.render import View
 from au_llava.au_datasets.rendered import render_face
+from au_llava.folders_au import check_writable
 
 SUBJECTS = (9, 3, 2, 12, 17)
 COLUMNS: tuple[dict[str, float], ...] = (
@@ -62,6 +63,7 @@ if __name__ == "__main__":
     parser.add_argument("--size", type=int, default=112, help="side of one face (default: %(default)s)")
     parser.add_argument("--per-band", type=int, default=11, help="columns side by side (default: %(default)s)")
     args = parser.parse_args()
+    check_writable(args.out)
     sheet = draw_sheet(args.size, args.per_band)
     # Levels in steps of 5 compress to a third and look the same.
     sheet.point(lambda level: min(255, 5 * round(level / 5))).save(args.out, optimize=True)

@@ -22,8 +22,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS
+from au_llava.au_evaluation.provenance import check_base
+from au_llava.cache_au import sentence_of
 from au_llava.decoding_au_llava import chosen_formats, read_slots, slot_answers
 from au_llava.export_au_llava import INPUT_NAME, save_onnx
+from au_llava.folders_au import HOME, check_writable
+from au_llava.text_au import print_anything
 
 TOLERANCE = 1e-4  # of a probability
 
@@ -52,6 +56,8 @@ def main(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--out {arguments.out}: the name must end in .onnx.")
     if arguments.out.exists():
         raise ValueError(f"{arguments.out} exists: choose another --out.")
+    check_writable(arguments.out)
+    check_base(arguments.model)
     model = AutoModelForImageTextToText.from_pretrained(arguments.model, trust_remote_code=True, dtype="float32").eval()
     processor = AutoProcessor.from_pretrained(arguments.model, trust_remote_code=True)
     with tempfile.TemporaryDirectory(dir=arguments.out.parent) as folder:
@@ -71,7 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--model", default=".", help="checkpoint folder or Hub id (default: this repository)")
+    parser.add_argument("--model", default=str(HOME), help="checkpoint folder or Hub id (default: this repository)")
     parser.add_argument(
         "--formats",
         nargs="+",
@@ -83,7 +89,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    print_anything()
     try:
         main(make_parser().parse_args())
     except (ValueError, OSError) as error:
-        sys.exit(f"export.py: {error}")
+        sys.exit(f"export.py: {sentence_of(error)}")

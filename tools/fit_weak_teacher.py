@@ -14,7 +14,6 @@ in the schema's metadata `blendshape_names`); 1,000 of them, by a hash of `file`
 
 import argparse
 import hashlib
-import io
 import json
 import sys
 from collections.abc import Sequence
@@ -34,6 +33,7 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import roc_auc_score
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS
+from au_llava.au_datasets.reading import Picture
 from au_llava.au_datasets.records import MANIFEST, group_by_image, load_records
 from au_llava.au_datasets.weak_teacher import BLENDSHAPES, CERTAIN, LANDMARKER_SHA256, Landmarker, Rule, WeakTeacher
 
@@ -118,7 +118,7 @@ def measure(folder: Path, landmarker: Landmarker) -> tuple[np.ndarray, dict[str,
     blendshapes, rows, missed = [], [], 0
     for group in track(group_by_image(records), "Measuring rendered faces"):
         row = next(iter(group.values()))
-        measured = landmarker(Image.open(io.BytesIO(images[row]["image"]["bytes"])).convert("RGB"))
+        measured = landmarker(Picture(f"row {row} of {folder}", content=images[row]["image"]["bytes"]).open())
         if measured is None:
             missed += 1
         else:
@@ -201,7 +201,7 @@ def draw_sheet(places: Sequence[tuple[Path, int]], path: Path) -> None:
     for number, (file, row) in enumerate(places):
         content = read_images(file)[row].as_py()["bytes"]
         corner = (number % COLUMNS * FACE, number // COLUMNS * FACE)
-        sheet.paste(Image.open(io.BytesIO(content)).convert("RGB").resize((FACE, FACE)), corner)
+        sheet.paste(Picture(str(file), content=content).open().resize((FACE, FACE)), corner)
         pen.text(corner, str(number + 1), fill="white", stroke_width=2, stroke_fill="black")
     sheet.save(path)
 

@@ -20,10 +20,12 @@ from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftConfig, PeftModel
 from transformers.utils import logging
 
-from au_llava.au_evaluation.provenance import TRAINING_MANIFEST
+from au_llava.au_evaluation.provenance import TRAINING_MANIFEST, check_base
+from au_llava.cache_au import sentence_of
 from au_llava.configuration_au_llava import AuLlavaConfig
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 from au_llava.processing_au_llava import AuLlavaProcessor
+from au_llava.text_au import print_anything
 
 DTYPES = ("auto", "float32", "bfloat16")
 
@@ -62,17 +64,18 @@ def merge(adapter: Path, base: str | None = None, dtype: str = "auto") -> AuLlav
         dtype: one of `DTYPES`; "auto" is the base's.
 
     Raises:
-        ValueError: no LoRA adapters, no base, or adapters that do not fit the base.
+        ValueError: no LoRA adapters, no base, another base than the one that they were trained on, or adapters that do
+            not fit it.
     """
     config = read_adapter(adapter)
-    base = base or config.base_model_name_or_path
+    named, base = base, base or config.base_model_name_or_path
     model = load_base(base, dtype)
+    check_base(str(adapter), named)
     try:
         model = PeftModel.from_pretrained(model, adapter).merge_and_unload().to(model.dtype)
     except RuntimeError as error:
         last = str(error).splitlines()[-1].strip()  # PyTorch names every tensor that does not fit on a line of its own
         raise ValueError(f"The adapters in {adapter} do not fit the base {base}: {last}") from None
-    model.config.calibration = None
     head, embeddings = model.lm_head.weight, model.get_input_embeddings().weight
     if model.config.tie_word_embeddings and not torch.equal(head, embeddings):  # one of them was trained in full
         model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = False
@@ -118,7 +121,8 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    print_anything()
     try:
         main(make_parser().parse_args())
     except (ValueError, OSError) as error:
-        sys.exit(f"merge_adapter.py: {error}")
+        sys.exit(f"merge_adapter.py: {sentence_of(error)}")

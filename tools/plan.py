@@ -55,6 +55,7 @@ from au_llava.action_units import FORMATS, MAIN_FORMATS, AUFormat, get_format, p
 from au_llava.au_datasets.mixing import TrainingData, training_rows
 from au_llava.au_training.options import AUArguments, AUTrainingConfig
 from au_llava.au_training.start import LORA_TARGETS, check_start, freeze_parts
+from au_llava.cache_au import sentence_of
 from au_llava.configuration_au_llava import AuLlavaConfig, add_image_token
 from au_llava.image_processing_au_llava import AuLlavaImageProcessor
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
@@ -194,8 +195,6 @@ def configuration(arguments: AUArguments, model_args: ModelConfig) -> tuple[AuLl
         arguments = dataclasses.replace(arguments, **made_by_recipe(start))
     vision, text = shape_of(arguments.vision), shape_of(arguments.text)
     vision = vision.vision_config if "vision_config" in vision.sub_configs else vision
-    if vision.model_type == "siglip_vision_model":
-        vision.vision_use_head = False  # as from_vision_text_pretrained does
     config = AuLlavaConfig(
         vision_config=vision,
         text_config=text,
@@ -438,5 +437,5 @@ if __name__ == "__main__":
     datasets.disable_progress_bars()
     try:
         print(main(sys.argv[1:]))
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"plan.py: {error}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"plan.py: {sentence_of(error)}")

@@ -33,6 +33,8 @@ from au_llava.au_evaluation.provenance import (
     write_training_manifest,
 )
 from au_llava.augmentation_au_llava import mirrored_values, varied_image
+from au_llava.cache_au import sentence_of
+from au_llava.image_processing_au_llava import load_face_image
 from au_llava.metrics_au import score
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 
@@ -98,7 +100,7 @@ class SharesCollator:
         for row in rows:
             values = dict(zip(row["formats"], row["values"], strict=True))
             flip = self.training and rng.random() < 0.5
-            image = varied_image(row["image"].convert("RGB"), rng) if self.training else row["image"]
+            image = varied_image(load_face_image(row["image"]), rng) if self.training else row["image"]
             images.append(ImageOps.mirror(image) if flip else image)
             line = []
             for name, fmt in zip(self.formats, map(get_format, self.formats), strict=True):
@@ -231,4 +233,4 @@ if __name__ == "__main__":
     try:
         main()
     except (ValueError, OSError) as error:
-        sys.exit(f"pretrain_tower.py: {error}")
+        sys.exit(f"pretrain_tower.py: {sentence_of(error)}")

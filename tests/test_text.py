@@ -1,0 +1,41 @@
+"""Names that are not UTF-8 as text, and consoles that lack characters."""
+
+import io
+import os
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from au_llava.text_au import escaped, print_anything, unescaped
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (os.fsdecode(b"Jos\xe9.png"), r"Jos\xe9.png"),
+        ("José.png", "José.png"),
+        (r"C:\study\smile.png", r"C:\study\smile.png"),
+        (r"Jos\xe9.png", r"Jos\x5cxe9.png"),  # not the first one
+        ("half \ud83d.png", r"half \ud83d.png"),  # as Windows allows
+        ("50 %.png", "50 %.png"),
+    ],
+)
+def test_names_are_escaped_where_they_must(name, text):
+    assert escaped(name) == text
+    assert unescaped(text) == name
+
+
+@given(st.text(st.sampled_from(["\\", "x", "u", "d", "8", "9", "5", "c", "e", "\udce9", "\udc80", "\ud812", "é"])))
+def test_every_name_comes_back(name):
+    escaped(name).encode()
+    assert unescaped(escaped(name)) == name
+
+
+def test_any_console_prints_anything(monkeypatch):
+    console = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", console)
+    print_anything()
+    print("José … \udce9", flush=True)
+    assert console.buffer.getvalue() == b"Jos\\xe9 \\u2026 \\udce9\n"

@@ -67,7 +67,8 @@ WELCOME = f"""
 <p>Facial action units (AUs), the movements of a face, read off a picture in three formats at once: whether each is
 there (bp4d), how strong from 0 to 5 (disfa), how strong from 0 to 1 (feafa).</p>
 <ul class="au-notice">
-<li>The shipped checkpoint <b>has only ever seen rendered faces</b>; nothing measures how well it reads photographs.
+<li>The shipped checkpoint <b>learned AUs from rendered faces</b> and got used to photographs that nobody
+coded: how accurate it is on them is not known.
 <li>AUs are <b>movements, not emotions</b>, intentions or truthfulness.
 <li><b>Pictures are not kept</b>: yours is deleted within {KEPT // 60} minutes and used for nothing but the answer.
 </ul></div>

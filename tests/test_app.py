@@ -405,7 +405,7 @@ def test_released_folder_holds_a_card_and_the_requirements_of_the_page(tmp_path,
     card = RepoCard.load(tmp_path / "space" / "README.md")
     assert (card.data.sdk, card.data.to_dict()["app_file"]) == ("gradio", "app.py")
     assert f"gradio=={card.data.to_dict()['sdk_version']}\n" in (ROOT / "constraints.txt").read_text()
-    assert "only ever seen rendered faces" in card.content
+    assert "learned AUs from rendered faces" in card.content
     lines = (tmp_path / "space" / "requirements.txt").read_text().splitlines()
     assert "gradio>=6.31,<7" in lines
     assert "torch>=2.6" in lines

@@ -30,7 +30,8 @@ CARD = """\
 A page that reads facial action units (AUs) off pictures in three formats at once, shows what each reading rests on, and
 draws faces for the model to read back.
 
-- The checkpoint **has only ever seen rendered faces**; nothing measures how well it reads photographs.
+- The checkpoint **learned AUs from rendered faces** and got used to photographs that nobody coded: how accurate
+  it is on them is not known.
 - AUs are movements of the face. They are not emotions, intentions or truthfulness, and must not be used to infer those,
   nor for surveillance.
 - Pictures are not kept: they are deleted within ten minutes and used for nothing but the answer.

@@ -223,7 +223,7 @@ def test_nobody_is_named_twice_over_several_trainings_and_nobody_forgotten():
     first = training_manifest(["d:1", "d:2"], ["d:9"], [], ["bp4d"], {"seed": 1})
     second = training_manifest(["d:2", "d:3"], ["d:9"], [], ["bp4d"], {"seed": 2}, base=first)
     third = training_manifest(["d:3", "d:9"], ["d:8"], [], ["bp4d"], {"seed": 3}, base=second)
-    empty = {"calibration": []}
+    empty = {"unlabelled": [], "calibration": []}
     assert third["people"] == {"train": ["d:3", "d:9"], "validation": ["d:8"], **empty}
     assert third["base"]["people"] == {"train": ["d:2"], "validation": ["d:9"], **empty}
     assert third["base"]["base"]["people"] == {"train": ["d:1"], "validation": [], **empty}

@@ -5,6 +5,7 @@
     python tools/write_scores.py held-out=runs/held-out.json robustness=runs/robustness/robustness.json
     python tools/write_scores.py comparison=runs/comparison/comparison.json
     python tools/write_scores.py photographs=runs/photographs.json agreement=runs/agreement.json
+    python tools/write_scores.py priors=runs/calibration/calibration.json
 
 assets/evaluation/DECODER.json are the results.json files that eval_au.py wrote for each decoder on the same images, the
 others what benchmarks/held_out.py, robustness.py, comparison.py, photographs.py and agreement.py wrote; the other
@@ -235,6 +236,27 @@ def neutral_table() -> str:
     return "\n".join(lines)
 
 
+SHOWN_PRIORS = {
+    "bp4d": ("AU1", "AU4", "AU6", "AU12", "AU17"),
+    "disfa": ("AU5", "AU25", "AU26"),
+    "feafa": ("AU43L", "AU16"),
+}
+
+
+def priors_table() -> str:
+    """How frequent some AUs are among rendered people and on photographs, in per cent; how many shifts are bounded."""
+    found = evaluation("priors")["priors"]
+    lines = ["| | rendered | estimated | used |", "|---|---:|---:|---:|"]
+    for name, labels in SHOWN_PRIORS.items():
+        for label in labels:
+            rates = (f"{100 * found[name][label][key]:.1f}" for key in ("labelled", "estimated", "used"))
+            lines.append(f"| {name} {label} | {' | '.join(rates)} |")
+    each = [of_au for of_format in found.values() for of_au in of_format.values()]
+    least = sum(of_au["shift"] == min(other["shift"] for other in each) for of_au in each)
+    still = sum(of_au["shift"] == 0 for of_au in each)
+    return "\n".join([*lines, "", f"{least} of the {len(each)} shifts are at the lower bound, {still} at 0."])
+
+
 AGREEMENT = {
     "pearson": "agreement: Pearson's correlation",
     "spearman": "agreement: Spearman's correlation",
@@ -312,6 +334,7 @@ TABLES = {
     "agreement": agreement_table,
     "agreement-per-au": agreement_per_au_table,
     "photograph-groups": photograph_groups_table,
+    "priors": priors_table,
 }
 
 

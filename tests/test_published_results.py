@@ -202,8 +202,3 @@ def test_tables_of_agreement_and_groups(tool):
     assert lines[2] == f"| AU12 | race | a | 20 | {now} | {now} | {now} |"
     assert lines[-3] == "| AU12 | race | a: 0.500 | b: 0.500 | 0.250 (0.125 to 0.375) | 0.031 |"
     assert lines[-1] == "Too few clear faces to compare: AU12, age: 70 and more."
-
-
-def test_what_is_not_measured_says_so(tool):
-    text = "<!-- agreement -->\n<!-- /agreement -->"
-    assert tool.filled(text) == "<!-- agreement -->\nNot measured yet (agreement-before.json).\n<!-- /agreement -->"

@@ -17,7 +17,6 @@ checks that they are what this script writes: no number is typed by hand.
 import json
 import re
 import sys
-from collections.abc import Callable
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -342,16 +341,8 @@ def filled(text: str) -> str:
     """`text` with the tables between its markers."""
     for marker, table in TABLES.items():
         pattern = re.compile(rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)", re.DOTALL)
-        text = pattern.sub(lambda found, table=table: f"{found[1]}{told(table)}\n{found[2]}", text)
+        text = pattern.sub(lambda found, table=table: f"{found[1]}{table()}\n{found[2]}", text)
     return text
-
-
-def told(table: Callable[[], str]) -> str:
-    """The table, or that nobody has measured it yet."""
-    try:
-        return table()
-    except FileNotFoundError as missing:
-        return f"Not measured yet ({Path(missing.filename).name})."
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python eval_au.py --data data/demo --out runs/demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow

@@ -9,7 +9,7 @@ photographs read a little higher than neutral rendered faces, likelihood knows n
 present AUs read less surely, none but that nobody shows them: the prior would rise, or fall to 0. So
 
 - it never rises: correction is for rendered people showing more than people do, not for what readings are off by;
-- the odds fall tenfold at most (`LEAST_ODDS`, a judgement): what reads 0.91 among rendered people is still found.
+- the odds fall threefold at most (`LEAST_ODDS`, a judgement): what reads 0.75 among rendered people is still found.
 
 An AU is present on a photograph from one half on ("more likely than not"), or from the threshold of rendered people
 if that is higher. Thresholds with the highest F1 lie below one half where AUs are rare (Lipton, Elkan and Naryanaswamy,
@@ -27,7 +27,7 @@ from scipy.special import expit, logit
 from au_llava.action_units import AUFormat, get_format
 from au_llava.calibration_au_llava import DEFAULT_THRESHOLD, calibrate
 
-LEAST_ODDS = 0.1  # of the unlabelled faces, as a share of the labelled ones'
+LEAST_ODDS = 1 / 3  # of the unlabelled faces, as a share of the labelled ones'
 FEWEST_UNLABELLED = 100  # unlabelled faces; a rate of 1 in 10 is then known to 0.06 (two standard errors)
 ENOUGH = 4000  # unlabelled faces: known to 0.01; more only take time
 ALIKE = 1e-6  # probabilities that differ by less say nothing

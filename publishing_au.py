@@ -61,6 +61,7 @@ METRICS = {"f1": "F1", "roc_auc": "ROC AUC", "ece": "ECE", "icc": "ICC(3,1)", "p
 # Dataset of a training manifest -> its name and who hands it out on which terms (docs/data.md). None: no terms.
 DATASETS = {
     "rendered": None,
+    "fairface": None,  # CC BY 4.0: its pictures are not in the weights; the card credits it
     "bp4d": ("BP4D", "Binghamton University, under a signed agreement"),
     "bp4d-plus": ("BP4D+", "Binghamton University, under a signed agreement"),
     "disfa": ("DISFA", "its authors, under a signed agreement"),

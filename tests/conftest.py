@@ -55,6 +55,12 @@ def pytest_sessionfinish():
     shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
 
 
+@pytest.fixture
+def any_size_in_4_bits(monkeypatch):
+    """bitsandbytes computes as on CPUs without AVX512-BF16: slower, in layers of any size."""
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
+
+
 def load_tool(name: str):
     """A script of tools/ or benchmarks/ as a module (they are no package)."""
     path = next(ROOT.glob(f"*/{name}.py"))

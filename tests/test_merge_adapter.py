@@ -132,6 +132,7 @@ def test_a_head_that_was_trained_is_no_longer_tied(tiny_checkpoint, tmp_path):
     assert_close(distributions(again, tiny_checkpoint), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.usefixtures("any_size_in_4_bits")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_adapters_of_a_quantised_base_are_merged_into_the_full_one(tiny_checkpoint, tmp_path, dtype):
     quantised = AuLlavaForConditionalGeneration.from_pretrained(

@@ -153,6 +153,7 @@ def test_sizes_that_this_cpu_cannot_compute_are_named(tmp_path, monkeypatch):
     assert quantised(loaded) == LANGUAGE_LAYERS
 
 
+@pytest.mark.usefixtures("any_size_in_4_bits")
 @pytest.mark.parametrize("count", [8, 4])
 def test_adapters_are_trained_on_a_quantised_base(tiny_checkpoint, rendered_records, tmp_path, count):
     """QLoRA through train_sft.py: the projector in full and adapters move, quantised weights do not."""

@@ -270,7 +270,7 @@ def test_labels_of_unlabelled_folders_are_left_out(rendered_records, unlabelled_
     assert all(math.isnan(value) for values in rows["values"][:] for value in values[0])
     assert set(rows["margin"][:]) == {0}
     rows = unlabelled_rows([str(unlabelled_records)], "train", None)
-    weak = load_records(unlabelled_records, formats=["feafa"])["weak"][:]
+    weak = load_records(unlabelled_records, formats=["feafa"], labelled=False)["weak"][:]
     np.testing.assert_array_equal(np.array(rows["values"][5][2]), np.array(weak[5]))
     assert rows["formats"][5] == list(MAIN_FORMATS)
     assert rows["margin"][5] == 0.25
@@ -426,7 +426,7 @@ def test_damaged_faces_are_skipped_and_counted(tiny_checkpoint, rendered_records
 def test_checkpoints_say_who_was_met_unlabelled(tiny_checkpoint, rendered_records, unlabelled_records, tmp_path):
     train(tiny_checkpoint, rendered_records, tmp_path / "one", "--unlabelled", unlabelled_records, "--max_steps", 1)
     manifest = read_training_manifest(str(tmp_path / "one"))
-    people = people_of(load_records(unlabelled_records))
+    people = people_of(load_records(unlabelled_records, labelled=False))
     assert manifest["people"]["unlabelled"] == people
     assert not set(people) & set(manifest["people"]["train"])
     content = json.loads((unlabelled_records / "manifest.json").read_text())["content_sha256"]
@@ -462,7 +462,7 @@ def test_nobody_is_unlabelled_and_tested(unlabelled_records):
         (["--unlabelled", "nowhere"], "nowhere"),
         (["--unlabelled", "{path: FACES, convert_to: [gft]}"], "convert_to derives labels"),
         (["--unlabelled", "{path: FACES, formats: [bp4d]}", "FACES"], "records of the same formats"),
-        (["--data", "FACES"], "has a label"),
+        (["--data", "FACES"], "holds no labels; give it as --unlabelled"),
     ],
 )
 def test_bad_input_is_named(tiny_checkpoint, rendered_records, unlabelled_records, tmp_path, flags, message):

@@ -3,7 +3,7 @@
 An AU column is named as the format's label, in any case, with leading zeros, spaces or quotes: AU12, au_12, 'AU 1'.
 Columns "clip" and "frame", in any case, are taken if they are there; a frame is otherwise the number of the row. A
 label is NaN where the table lacks the column, the cell is empty or says so (NA, NaN, None), or it holds what the scale
-does not have (counted); True and False are 1 and 0. A column of which nothing is on the scale is refused. An image is a
+does not have (counted); True and False are 1 and 0. A column with nothing on the scale is refused. An image is a
 path, absolute or below `images`, and has one row. Subjects and clips are text: 001 and 1 are two people, and NA is one.
 
 The data set is named by --name, else after the table and its place: subject 1 of one table is not that of another.
@@ -159,7 +159,7 @@ def _text(cells: pd.Series) -> pd.Series:
 
 
 def _numbers(cells: pd.Series) -> np.ndarray:
-    """(rows,) float64 of a column: True is 1 and False 0, NaN an empty cell, infinity one that is no number."""
+    """(rows,) float64 of a column: True is 1 and False 0, NaN an empty cell, infinity for a cell without a number."""
     if pd.api.types.is_numeric_dtype(cells):  # booleans too
         return cells.to_numpy(np.float64, na_value=np.nan)
     words = _text(cells).str.lower()

@@ -41,7 +41,7 @@ def estimate_prior(probabilities: np.ndarray, prior: float) -> float:
     maximisation would climb, step by step.
 
     Args:
-        probabilities: (faces,) of presence, above 0 and below 1, right among faces of which the share `prior` shows
+        probabilities: (faces,) of presence, above 0 and below 1, right among faces where the share `prior` shows
             the AU. prior: above 0 and below 1.
 
     Returns:

@@ -93,7 +93,7 @@ def crop_faces(images: dict[Path, Image.Image], size: int) -> tuple[dict[Path, I
 
 
 def incomplete(paths: Sequence[Path]) -> list[str]:
-    """The people of whom one of the two pictures is not among `paths`."""
+    """The people with one of the two pictures missing from `paths`."""
     names = [{person_of(path) for path in paths if smiles(path) == smiling} for smiling in SUFFIXES.values()]
     return sorted(names[0] ^ names[1])
 

@@ -1,4 +1,4 @@
-"""What the estimated priors of unlabelled faces are worth: rendered people of whom only few show each AU.
+"""What the estimated priors of unlabelled faces are worth: rendered people, few of them with each AU.
 
     python benchmarks/priors.py --model . --data data/rendered-test --part test --out runs/priors
 
@@ -35,7 +35,7 @@ FEWEST = 20  # faces with and without an AU, to draw from
 
 
 def drawn(truth: np.ndarray, share: float, faces: int, rng: np.random.Generator) -> np.ndarray:
-    """`faces` indices into (images,) booleans, of which `share` are of True."""
+    """`faces` indices into (images,) booleans; the share `share` of them points to True."""
     present, absent = np.flatnonzero(truth), np.flatnonzero(~truth)
     count = round(share * faces)
     return np.concatenate([rng.choice(present, count), rng.choice(absent, faces - count)])

@@ -26,7 +26,7 @@ def test_one_sentence_names_hf_home(number, tmp_path, monkeypatch):
     for place in (tmp_path, tmp_path / "home", tmp_path / "home" / "modules" / "transformers_modules"):
         sentence = sentence_of(OSError(number, "no way", str(place)))
         assert sentence.startswith(f"{place} cannot be written (no way), ")
-        assert sentence.endswith("set HF_HOME to a folder that can be, such as HF_HOME=/tmp/huggingface.")
+        assert sentence.endswith("set HF_HOME to a folder that can be, such as HF_HOME=./huggingface.")
     wrapped = OSError("We could not cache it")
     wrapped.__cause__ = PermissionError(number, "no way", str(tmp_path / "home" / "hub"))
     assert "set HF_HOME" in sentence_of(wrapped)

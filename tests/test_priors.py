@@ -37,7 +37,7 @@ def calibration(fmt, prior="photographs", **aus):
 
 
 def readings(rate, faces, seed=0, prior=0.4, offset=0.0):
-    """Probabilities of presence, right where the prior is `prior`, of faces of which a share `rate` shows the AU: log
+    """Probabilities of presence, right where the prior is `prior`, of faces where a share `rate` shows the AU: log
     odds are normal, 2 on either side of 0, with variance 4 (so that the density ratio is the odds)."""
     rng = np.random.default_rng(seed)
     present = rng.random(faces) < rate

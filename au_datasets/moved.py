@@ -93,7 +93,7 @@ def open_moved(root: Path, per_face: int = 2, seed: int = 0) -> Source:
     clips = []
     for number, shard in enumerate(sorted(root.glob("data-train-*.parquet"))):
         subjects = pq.read_table(shard, columns=["subject"])["subject"].to_pylist()
-        clips += [Clip(subject, f"moved-{number}", (shard,)) for subject in dict.fromkeys(subjects)]
+        clips += [Clip(subject, f"moved-{seed}-{number}", (shard,)) for subject in dict.fromkeys(subjects)]
     [dataset] = records.unique("dataset")
     return Source(
         dataset=dataset,

@@ -89,16 +89,18 @@ def features_to_tokens(features: torch.Tensor, grid: tuple[int, int], fold: int)
 def is_plain(layer: nn.Module) -> bool:
     """Whether `layer` is a linear layer whose weight lies there, whole, and is all that it computes with.
 
-    Of one that is quantised, adapted, sharded, offloaded or hooked only the module itself knows what it computes.
+    Of one that is quantised, adapted, sharded, offloaded or hooked only the module itself knows what it computes. What
+    FSDP has gathered is plain: its hooks do nothing else, and processes that do not all call it would wait forever.
     """
     weight = getattr(layer, "weight", None)
+    gathered = any(kind.__name__ == "FSDPModule" for kind in type(layer).__mro__)
     hooked = layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__
     return (
-        type(layer) is nn.Linear
+        isinstance(layer, nn.Linear)
+        and (gathered or (type(layer) is nn.Linear and not hooked))
         and type(weight) is nn.Parameter
         and tuple(weight.shape) == (layer.out_features, layer.in_features)
         and weight.device.type != "meta"
-        and not hooked
     )
 
 

@@ -11,7 +11,7 @@ assets/evaluation/DECODER.json are the results.json files that eval_au.py wrote 
 others what benchmarks/held_out.py, robustness.py, comparison.py, photographs.py and agreement.py wrote; the other
 commands take over new ones (without the scores per subject). photographs-before and agreement-before are those of the
 last checkpoint that was trained on rendered faces only (commit 4957c54). The tables stand between markers, and a test
-checks that they are what this script writes: no number is typed by hand.
+checks that they are what this script writes: nobody types a number by hand.
 """
 
 import json

@@ -26,19 +26,19 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 from au_llava.action_units import ACTION_UNITS, MAIN_FORMATS, get_format
-from au_llava.au_datasets.activations import NAMES, PARTS_LIPS, SIDED, label_values, sample_activations, strength_of
-from au_llava.au_datasets.render import View
-from au_llava.au_datasets.rendered import picture, sample_subject
-from au_llava.au_evaluation.provenance import check_base
+from au_llava.au_faces.faces import YuNet
+from au_llava.au_faces.media import Frame
 from au_llava.au_recognition import markup
-from au_llava.au_recognition.reading import Plan, read_frame, reading_of
 from au_llava.au_recognition.reasons import explain
-from au_llava.cache_au import sentence_of
-from au_llava.faces_au import YuNet
-from au_llava.folders_au import HOME
+from au_llava.au_recognition.runner import Plan, read_frame, reading_of
+from au_llava.au_rendering.activations import NAMES, PARTS_LIPS, SIDED, label_values, sample_activations, strength_of
+from au_llava.au_rendering.people import picture, sample_subject
+from au_llava.au_rendering.render import View
+from au_llava.au_runs.cache import sentence_of
+from au_llava.au_runs.folders import HOME
+from au_llava.au_runs.provenance import check_base
+from au_llava.au_runs.text import print_anything
 from au_llava.image_processing_au_llava import load_face_image, pictures_in
-from au_llava.media_au import Frame
-from au_llava.text_au import print_anything
 
 try:
     import gradio as gr

@@ -69,7 +69,7 @@ from au_llava.au_evaluation.calibration import (
     unlabelled_records,
 )
 from au_llava.au_evaluation.intervals import paired_difference
-from au_llava.au_evaluation.prediction import KEYS, predict, use_prior
+from au_llava.au_evaluation.predictions import KEYS, predict, use_prior
 from au_llava.au_evaluation.priors import priors_table
 from au_llava.au_evaluation.protocols import (
     as_csv,
@@ -79,16 +79,6 @@ from au_llava.au_evaluation.protocols import (
     protocol_scores,
     protocol_table,
     tested_records,
-)
-from au_llava.au_evaluation.provenance import (
-    check_base,
-    check_unseen,
-    code_commit,
-    content_hashes,
-    people_of,
-    read_training_manifest,
-    training_manifest,
-    write_training_manifest,
 )
 from au_llava.au_evaluation.report import write_report
 from au_llava.au_evaluation.scoring import (
@@ -100,12 +90,22 @@ from au_llava.au_evaluation.scoring import (
     scores_table,
 )
 from au_llava.au_evaluation.transfer import best_asked, transfer_scores
-from au_llava.cache_au import sentence_of
+from au_llava.au_runs.cache import sentence_of
+from au_llava.au_runs.folders import HOME, check_writable
+from au_llava.au_runs.provenance import (
+    check_base,
+    check_unseen,
+    code_commit,
+    content_hashes,
+    people_of,
+    read_training_manifest,
+    training_manifest,
+    write_training_manifest,
+)
+from au_llava.au_runs.text import print_anything
 from au_llava.calibration_au_llava import PRIORS, entries_for
 from au_llava.decoding_au_llava import DECODERS
-from au_llava.folders_au import HOME, check_writable
-from au_llava.quantisation_au_llava import QUANTISATIONS, loading_options
-from au_llava.text_au import print_anything
+from au_llava.quantization_au_llava import QUANTISATIONS, loading_options
 
 SCHEMA_VERSION = 2
 COMPARED = ("f1", "roc_auc", "icc", "pcc", "mae")

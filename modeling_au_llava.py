@@ -40,7 +40,7 @@ from .card_au_llava import write_card
 from .configuration_au_llava import UNUSED_HEADS, AuLlavaConfig, add_image_token, attention_of_parts
 from .decoding_au_llava import recognize
 from .pipeline_au_llava import AURecognitionPipeline
-from .quantisation_au_llava import check_computable, check_savable, with_default_skips
+from .quantization_au_llava import check_computable, check_savable, with_default_skips
 from .tree_attention_au_llava import TreeMask
 
 logger = logging.get_logger(__name__)

@@ -40,24 +40,24 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS, get_format
-from au_llava.au_evaluation.provenance import check_base, sha256_of
+from au_llava.au_faces.faces import DETECTORS, YUNET_SHA256, Face, FacesTable, YuNet, crop_face
+from au_llava.au_faces.media import is_video
 from au_llava.au_recognition.inputs import find_files
 from au_llava.au_recognition.pictures import first_faces, save_evidence, save_faces, save_video
-from au_llava.au_recognition.provenance import checkpoint_identity, plan_identity, sidecar
-from au_llava.au_recognition.reading import Journal, Plan, face_ids, parts_of, read, read_picture
 from au_llava.au_recognition.reasons import add_reasons, explain
+from au_llava.au_recognition.runner import Journal, Plan, face_ids, parts_of, read, read_picture
+from au_llava.au_recognition.sidecar import checkpoint_identity, plan_identity, sidecar
 from au_llava.au_recognition.summary import Summary
 from au_llava.au_recognition.tables import SUFFIXES, Neutral, faces_read, open_table
 from au_llava.au_recognition.timelines import save_timelines
-from au_llava.cache_au import sentence_of
+from au_llava.au_runs.cache import sentence_of
+from au_llava.au_runs.folders import HOME, check_writable, told
+from au_llava.au_runs.provenance import check_base, sha256_of
+from au_llava.au_runs.text import escaped, print_anything
 from au_llava.calibration_au_llava import PRIORS, with_prior
 from au_llava.decoding_au_llava import DECODERS
-from au_llava.faces_au import DETECTORS, YUNET_SHA256, Face, FacesTable, YuNet, crop_face
-from au_llava.folders_au import HOME, check_writable, told
 from au_llava.image_processing_au_llava import load_face_image
-from au_llava.media_au import is_video
-from au_llava.quantisation_au_llava import QUANTISATIONS, loading_options
-from au_llava.text_au import escaped, print_anything
+from au_llava.quantization_au_llava import QUANTISATIONS, loading_options
 
 PICTURES = (".png", ".pdf", ".svg")
 DRAWN = tuple(f".{name}" for name in FigureCanvasBase.filetypes)  # what Matplotlib draws

@@ -33,8 +33,12 @@ from au_llava.au_datasets.balance import label_statistics, loss_weights, row_wei
 from au_llava.au_datasets.folds import person_key
 from au_llava.au_datasets.mixing import TrainingData, check_people, training_rows, unlabelled_rows, validating
 from au_llava.au_datasets.records import group_by_image, record_features
-from au_llava.au_evaluation.provenance import people_of, read_training_manifest, training_manifest
+from au_llava.au_publishing.hub import check_target, gather, upload
+from au_llava.au_runs.provenance import people_of, read_training_manifest, training_manifest
+from au_llava.au_runs.text import print_anything
+from au_llava.au_training.collator import AUCollator
 from au_llava.au_training.features import use_cached_features
+from au_llava.au_training.mean_teacher import UnlabelledFaces
 from au_llava.au_training.options import AUArguments, AUTrainingConfig, recipe_of
 from au_llava.au_training.recovery import ending_with_a_sentence
 from au_llava.au_training.start import (
@@ -47,11 +51,7 @@ from au_llava.au_training.start import (
     starting_point,
 )
 from au_llava.au_training.trainer import AUTrainer
-from au_llava.au_training.unlabelled import UnlabelledFaces
-from au_llava.collator_au_llava import AUCollator
 from au_llava.processing_au_llava import AuLlavaProcessor
-from au_llava.publishing_au import check_target, gather, upload
-from au_llava.text_au import print_anything
 
 logger = logging.getLogger("au_llava.train")
 

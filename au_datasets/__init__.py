@@ -1,1 +1,1 @@
-"""Readers that turn AU datasets (and the face renderer) into one record table."""
+"""Records of labelled faces: storage, folds, mixing for training, conversion between formats."""

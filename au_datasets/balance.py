@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 import torch
 
-from ..action_units import get_format
+from au_llava.action_units import get_format
 
 LEAST_RATE = 0.02  # an AU that is rarer weighs as much as one of this rate: of few labels, a weight is noise
 

@@ -12,7 +12,7 @@ unknown (NaN); whatever does not follow stays unknown.
 
 import numpy as np
 
-from ..action_units import ACTION_UNITS, AUFormat
+from au_llava.action_units import ACTION_UNITS, AUFormat
 
 
 def sides_of(label: str) -> tuple[str, ...]:

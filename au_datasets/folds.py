@@ -16,8 +16,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
-from ..action_units import FORMATS
-from ..text_au import escaped
+from au_llava.action_units import FORMATS
+from au_llava.au_runs.text import escaped
 
 
 def assign_parts(subjects: Iterable[str], fractions: Mapping[str, float], seed: int) -> dict[str, str]:

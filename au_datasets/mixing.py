@@ -22,10 +22,10 @@ import datasets
 import numpy as np
 import yaml
 
-from ..action_units import get_format
-from .conversion import convert_values, convertible
-from .folds import check_disjoint, get_protocol, protocol_split
-from .records import KEY, NUMBERED, content_of, group_by_image, keys_of, load_records
+from au_llava.action_units import get_format
+from au_llava.au_datasets.conversion import convert_values, convertible
+from au_llava.au_datasets.folds import check_disjoint, get_protocol, protocol_split
+from au_llava.au_datasets.records import KEY, NUMBERED, content_of, group_by_image, keys_of, load_records
 
 VALIDATION_SEED = 0  # a protocol's parts do not change between runs, validation people included
 

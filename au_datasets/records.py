@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
 
-from ..action_units import FORMATS
+from au_llava.action_units import FORMATS
 
 SCHEMA_VERSION = 1
 PARTS = ("train", "validation", "test")

@@ -1,9 +1,9 @@
 """A weak teacher for photographs without labels: MediaPipe's blendshapes, and the action units they vouch for.
 
 Blendshapes are not action units (AUs). For each AU the asset `assets/weak_teacher.json` (made by
-`tools/fit_weak_teacher.py`) names the blendshapes of the same muscles, below which bound a face shows no such AU, above
-which bound it does and how strongly; between them, and where the rest of the face misleads, nothing is believed. Weak
-values are for training alone: never score against them.
+`maintenance/fit_weak_teacher.py`) names the blendshapes of the same muscles, the bound below which a face shows no such
+AU, and the bound above which it does, with its strength. Between them, and where the rest of the face misleads, nothing
+is believed. Weak values are for training alone: never score against them.
 
 The landmarker's model is MediaPipe's `face_landmarker.task` (Apache-2.0, 3.7 MB, float16, version 1; Grishchenko et
 al., "Blendshapes GHUM: Real-time Monocular Facial Blendshape Prediction", 2023), pinned by content as the face detector
@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..action_units import ACTION_UNITS, FORMATS, get_format
+from au_llava.action_units import ACTION_UNITS, FORMATS, get_format
 
 ASSET = Path(__file__).parent.parent / "assets" / "weak_teacher.json"
 # The share of the scale that stands for a certain AU: a value at the presence threshold is as likely absent as present.
@@ -233,7 +233,7 @@ class WeakTeacher:
             }
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{path} is no weak teacher ({error!r}): make it with tools/fit_weak_teacher.py"
+                f"{path} is no weak teacher ({error!r}): make it with maintenance/fit_weak_teacher.py"
             ) from error
         return cls(rules)
 

@@ -24,10 +24,10 @@ from au_llava.action_units import AUFormat, get_format, quantise
 from au_llava.au_datasets.folds import kfold, person_key
 from au_llava.au_datasets.records import KEY, group_by_image, load_records
 from au_llava.au_evaluation.audits import abstention
-from au_llava.au_evaluation.prediction import predict
+from au_llava.au_evaluation.predictions import predict
 from au_llava.au_evaluation.priors import ENOUGH, FEWEST_UNLABELLED, fit_photographs
-from au_llava.au_evaluation.provenance import content_hashes, people_of
 from au_llava.au_evaluation.scoring import by_format
+from au_llava.au_runs.provenance import content_hashes, people_of
 from au_llava.calibration_au_llava import DEFAULT_THRESHOLD, METHODS, apply_isotonic, apply_temperature, calibrate
 from au_llava.metrics_au import presence, reliability_curve
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from au_llava.action_units import AUFormat, get_format
 from au_llava.au_datasets.folds import person_key
 from au_llava.au_evaluation.intervals import intervals
-from au_llava.au_evaluation.prediction import KEYS
+from au_llava.au_evaluation.predictions import KEYS
 from au_llava.metrics_au import score
 
 

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from au_llava.folders_au import DEAD_LINKS, FOLDERS, JUNK, NO_SUFFIX, files_below, is_junk, told
-from au_llava.media_au import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from au_llava.au_faces.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from au_llava.au_runs.folders import DEAD_LINKS, FOLDERS, JUNK, NO_SUFFIX, files_below, is_junk, told
 
 
 def find_files(paths: Sequence[str | Path], left_out: Counter | None = None) -> list[Path]:

@@ -15,15 +15,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from au_llava.action_units import AUFormat
-from au_llava.au_datasets.face_rig import SHAPES, expand_sides, load_rig
-from au_llava.faces_au import EYE_DISTANCE, EYE_HEIGHT, crop_face
+from au_llava.au_faces.faces import EYE_DISTANCE, EYE_HEIGHT, crop_face
+from au_llava.au_faces.media import DamagedVideo, is_video, video_frames
+from au_llava.au_recognition.evidence import OUTLINE
+from au_llava.au_recognition.runner import Plan
+from au_llava.au_recognition.tables import measure
+from au_llava.au_rendering.rig import SHAPES, expand_sides, load_rig
+from au_llava.au_runs.text import escaped
 from au_llava.image_processing_au_llava import load_face_image
-from au_llava.media_au import DamagedVideo, is_video, video_frames
-from au_llava.text_au import escaped
-
-from .evidence import OUTLINE
-from .reading import Plan
-from .tables import measure
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

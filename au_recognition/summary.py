@@ -7,10 +7,9 @@ from rich.table import Table
 from rich.text import Text
 
 from au_llava.action_units import AUFormat
-from au_llava.folders_au import short_names
-from au_llava.text_au import escaped
-
-from .tables import measure
+from au_llava.au_recognition.tables import measure
+from au_llava.au_runs.folders import short_names
+from au_llava.au_runs.text import escaped
 
 MOST_ROWS = 30
 

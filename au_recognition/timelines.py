@@ -7,12 +7,11 @@ import matplotlib
 import numpy as np
 
 from au_llava.action_units import AUFormat
-from au_llava.folders_au import short_names
-from au_llava.media_au import is_video
-from au_llava.text_au import escaped
-
-from .reading import Plan
-from .tables import heading, measure
+from au_llava.au_faces.media import is_video
+from au_llava.au_recognition.runner import Plan
+from au_llava.au_recognition.tables import heading, measure
+from au_llava.au_runs.folders import short_names
+from au_llava.au_runs.text import escaped
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

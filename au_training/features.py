@@ -28,9 +28,9 @@ from tqdm.auto import tqdm
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ..modeling_au_llava import AuLlavaModel
-from .recovery import BLANK, name_images
-from .trainer import AUTrainer
+from au_llava.au_training.recovery import BLANK, name_images
+from au_llava.au_training.trainer import AUTrainer
+from au_llava.modeling_au_llava import AuLlavaModel
 
 logger = logging.getLogger("au_llava.train")
 

@@ -23,9 +23,9 @@ from PIL import Image
 from safetensors import SafetensorError
 from transformers import TrainerCallback
 
-from ..action_units import get_format
-from ..au_datasets.records import KEY
-from ..cache_au import sentence_of
+from au_llava.action_units import get_format
+from au_llava.au_datasets.records import KEY
+from au_llava.au_runs.cache import sentence_of
 
 logger = logging.getLogger("au_llava.train")
 

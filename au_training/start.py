@@ -11,11 +11,11 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_layers import GradientCheckpointingLayer
 from trl import ModelConfig, SFTConfig, get_quantization_config
 
-from ..au_evaluation.provenance import weights_sha256
-from ..configuration_au_llava import AuLlavaConfig
-from ..modeling_au_llava import AuLlavaForConditionalGeneration
-from ..processing_au_llava import AuLlavaProcessor
-from .options import AUArguments, AUTrainingConfig
+from au_llava.au_runs.provenance import weights_sha256
+from au_llava.au_training.options import AUArguments, AUTrainingConfig
+from au_llava.configuration_au_llava import AuLlavaConfig
+from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
+from au_llava.processing_au_llava import AuLlavaProcessor
 
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 PARTS_FILE = "parts.json"  # in OUTPUT_DIR/base: what it was put together of

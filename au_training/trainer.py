@@ -14,15 +14,15 @@ from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 from trl.models import unwrap_model_for_generation
 
-from ..au_datasets.balance import WeightedSampler
-from ..au_evaluation.prediction import predict
-from ..au_evaluation.provenance import write_training_manifest
-from ..au_evaluation.scoring import score_predictions
-from ..card_au_llava import write_card
-from ..collator_au_llava import IGNORED, GroupedSampler, slot_lengths, slot_loss
-from ..publishing_au import base_models
-from .averaging import TRAINED, AveragedWeights
-from .recovery import (
+from au_llava.au_datasets.balance import WeightedSampler
+from au_llava.au_evaluation.predictions import predict
+from au_llava.au_evaluation.scoring import score_predictions
+from au_llava.au_publishing.hub import base_models
+from au_llava.au_runs.provenance import write_training_manifest
+from au_llava.au_training.averaging import TRAINED, AveragedWeights
+from au_llava.au_training.collator import IGNORED, GroupedSampler, slot_lengths, slot_loss
+from au_llava.au_training.mean_teacher import UnlabelledFaces, items
+from au_llava.au_training.recovery import (
     EndIfComplete,
     ReadableRows,
     StopOnSIGTERM,
@@ -31,7 +31,7 @@ from .recovery import (
     name_images,
     replacing,
 )
-from .unlabelled import UnlabelledFaces, items
+from au_llava.card_au_llava import write_card
 
 logger = logging.getLogger("au_llava.train")
 

@@ -42,12 +42,9 @@ from transformers.utils import logging
 from au_llava.action_units import get_format, mirrored_label
 from au_llava.au_datasets.conversion import sources
 from au_llava.au_datasets.folds import person_key
-from au_llava.au_datasets.reading import Picture
 from au_llava.au_datasets.records import PARTS, group_by_image, load_records
 from au_llava.au_evaluation.audits import FEWEST_SUBJECTS
-from au_llava.au_evaluation.provenance import check_unseen, content_hashes, people_of
-from au_llava.au_evaluation.scoring import jsonable
-from au_llava.au_evaluation.unlabelled import (
+from au_llava.au_evaluation.photographs import (
     Readings,
     columns_of,
     correlation,
@@ -57,8 +54,11 @@ from au_llava.au_evaluation.unlabelled import (
     read_crops,
     shares,
 )
-from au_llava.cache_au import sentence_of
-from au_llava.folders_au import HOME, check_writable
+from au_llava.au_evaluation.scoring import jsonable
+from au_llava.au_readers.files import Picture
+from au_llava.au_runs.cache import sentence_of
+from au_llava.au_runs.folders import HOME, check_writable
+from au_llava.au_runs.provenance import check_unseen, content_hashes, people_of
 
 STRONG, NEAR_ZERO = 0.5, 0.1  # shares of the scale: from and up to which the teacher is taken to be clear
 ROTATION, SHIFT, ZOOM = 5.0, 0.03, 0.05  # degrees; shares of the crop's side

@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from au_llava.text_au import print_anything
+from au_llava.au_runs.text import print_anything
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"
@@ -58,8 +58,8 @@ def origin(name: str, model, *packages: str) -> dict:
         name: of the checkpoint, a folder or a Hub id, that `model` was loaded from. packages: further ones whose
             version matters.
     """
-    from au_llava.au_evaluation.provenance import code_commit  # here, as torch above
-    from au_llava.au_recognition.provenance import checkpoint_identity
+    from au_llava.au_recognition.sidecar import checkpoint_identity
+    from au_llava.au_runs.provenance import code_commit  # here, as torch above
 
     checkpoint = checkpoint_identity(name, model)
     kept = ("name", "commit", "weights_sha256", "mirror_images")

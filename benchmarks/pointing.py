@@ -28,26 +28,19 @@ from rich.table import Table
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from au_llava.action_units import FORMATS, AUFormat
-from au_llava.au_datasets.activations import label_values, sample_activations
-from au_llava.au_datasets.face_rig import SHAPES
-from au_llava.au_datasets.render import View, draw_values
-from au_llava.au_datasets.rendered import (
-    FORMAT_NAMES,
-    Subject,
-    jpeg_bytes,
-    picture,
-    sample_subject,
-    sample_view,
-)
 from au_llava.au_evaluation.intervals import bounds, draw_subjects
-from au_llava.au_evaluation.provenance import code_commit
 from au_llava.au_evaluation.scoring import jsonable
 from au_llava.au_recognition.evidence import BLUR, COPIES, NOISE, evidence_maps, peak
 from au_llava.au_recognition.pictures import LEAST_MOVEMENT
-from au_llava.au_recognition.provenance import checkpoint_identity
-from au_llava.cache_au import sentence_of
+from au_llava.au_recognition.sidecar import checkpoint_identity
+from au_llava.au_rendering.activations import label_values, sample_activations
+from au_llava.au_rendering.people import FORMAT_NAMES, Subject, jpeg_bytes, picture, sample_subject, sample_view
+from au_llava.au_rendering.render import View, draw_values
+from au_llava.au_rendering.rig import SHAPES
+from au_llava.au_runs.cache import sentence_of
+from au_llava.au_runs.folders import HOME, check_writable
+from au_llava.au_runs.provenance import code_commit
 from au_llava.calibration_au_llava import with_prior
-from au_llava.folders_au import HOME, check_writable
 from au_llava.metrics_au import mean_of_defined, sum_by_subject
 
 SEED, FIRST = 1, 100  # people of the test part and beyond; the method was chosen on those before

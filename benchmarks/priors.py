@@ -21,13 +21,13 @@ from scipy.special import expit, logit
 
 from au_llava.action_units import get_format
 from au_llava.au_datasets.records import load_records
-from au_llava.au_evaluation.prediction import predict, use_prior
+from au_llava.au_evaluation.predictions import predict, use_prior
 from au_llava.au_evaluation.priors import estimate_prior
-from au_llava.au_evaluation.provenance import code_commit, content_hashes
 from au_llava.au_evaluation.scoring import by_format
-from au_llava.cache_au import sentence_of
+from au_llava.au_runs.cache import sentence_of
+from au_llava.au_runs.folders import HOME, check_writable
+from au_llava.au_runs.provenance import code_commit, content_hashes
 from au_llava.eval_au import load, write_json
-from au_llava.folders_au import HOME, check_writable
 
 SHARES = (0.03, 0.1, 0.3)
 READINGS = {"as read": (0, 1), "a unit higher": (1, 1), "a unit lower": (-1, 1), "halved": (0, 0.5), "doubled": (0, 2)}

@@ -20,8 +20,8 @@ import numpy as np
 from page import add_write_option, show
 from rich.table import Table
 
-from au_llava.au_datasets.bp4d import open_bp4d
 from au_llava.au_datasets.records import Defects
+from au_llava.au_readers.bp4d import open_bp4d
 
 PEOPLE = [*(f"F{number:03d}" for number in range(1, 24)), *(f"M{number:03d}" for number in range(1, 19))]
 TASKS = 8

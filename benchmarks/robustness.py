@@ -24,14 +24,14 @@ from rich.progress import track
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from au_llava.action_units import get_format
-from au_llava.au_datasets.activations import label_values, sample_activations
 from au_llava.au_datasets.records import record_features
-from au_llava.au_datasets.render import View
-from au_llava.au_datasets.rendered import FORMAT_NAMES, jpeg_bytes, picture, sample_subject, subject_name
-from au_llava.au_evaluation.prediction import predict, use_prior
+from au_llava.au_evaluation.predictions import predict, use_prior
 from au_llava.au_evaluation.scoring import jsonable, score_predictions
-from au_llava.cache_au import sentence_of
-from au_llava.folders_au import HOME
+from au_llava.au_rendering.activations import label_values, sample_activations
+from au_llava.au_rendering.people import FORMAT_NAMES, jpeg_bytes, picture, sample_subject, subject_name
+from au_llava.au_rendering.render import View
+from au_llava.au_runs.cache import sentence_of
+from au_llava.au_runs.folders import HOME
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

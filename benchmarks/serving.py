@@ -24,11 +24,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS
-from au_llava.cache_au import sentence_of
+from au_llava.au_publishing.export import INPUT_NAME, export, save_onnx
+from au_llava.au_runs.cache import sentence_of
+from au_llava.au_runs.folders import HOME
 from au_llava.calibration_au_llava import calibrate
 from au_llava.decoding_au_llava import read_slots
-from au_llava.export_au_llava import INPUT_NAME, export, save_onnx
-from au_llava.folders_au import HOME
 
 ALL = tuple(FORMATS[name] for name in MAIN_FORMATS)
 

@@ -31,11 +31,11 @@ from trl import SFTConfig, SFTTrainer
 
 from au_llava.action_units import get_format, write_answer
 from au_llava.au_datasets.mixing import training_rows
+from au_llava.au_training.collator import AUCollator
 from au_llava.au_training.features import use_cached_features
 from au_llava.au_training.options import AUTrainingConfig
 from au_llava.au_training.start import freeze_parts
 from au_llava.au_training.trainer import AUTrainer
-from au_llava.collator_au_llava import AUCollator
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 from au_llava.prepare_data import main as prepare_data
 

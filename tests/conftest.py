@@ -61,9 +61,12 @@ def any_size_in_4_bits(monkeypatch):
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
 
 
+SCRIPTS = ("tools", "maintenance", "benchmarks")
+
+
 def load_tool(name: str):
-    """A script of tools/ or benchmarks/ as a module (they are no package)."""
-    path = next(ROOT.glob(f"*/{name}.py"))
+    """A script of tools/, maintenance/ or benchmarks/ as a module (they are no packages)."""
+    [path] = (ROOT / folder / f"{name}.py" for folder in SCRIPTS if (ROOT / folder / f"{name}.py").exists())
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -25,11 +25,11 @@ from gradio_client import Client, handle_file
 
 from au_llava import app, recognize_au
 from au_llava.action_units import FORMATS, MAIN_FORMATS
-from au_llava.au_datasets.activations import NAMES
-from au_llava.au_datasets.rendered import render_face
 from au_llava.au_recognition import markup
-from au_llava.au_recognition.reading import reading_of
 from au_llava.au_recognition.reasons import Explanation
+from au_llava.au_recognition.runner import reading_of
+from au_llava.au_rendering.activations import NAMES
+from au_llava.au_rendering.people import render_face
 
 EXAMPLES = ROOT / "assets" / "faces"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)

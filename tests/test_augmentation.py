@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from au_llava import augmentation_au_llava as augmentation
-from au_llava.augmentation_au_llava import (
+from au_llava.au_training import augmentation as augmentation
+from au_llava.au_training.augmentation import (
     SHIFT,
     SQUARE_SIDES,
     STRONG_SHIFT,

@@ -14,9 +14,9 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from au_llava.action_units import FORMATS, AUFormat
+from au_llava.au_publishing.export import INPUT_NAME, METADATA_KEY, Calibration, SlotsGraph, export
 from au_llava.calibration_au_llava import calibrate
 from au_llava.decoding_au_llava import read_slots
-from au_llava.export_au_llava import INPUT_NAME, METADATA_KEY, Calibration, SlotsGraph, export
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 
 FMTS = (FORMATS["disfa"], FORMATS["bp4d"])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from au_llava.au_datasets import render
-from au_llava.au_datasets.rendered import render_face
-from au_llava.faces_au import EYE_DISTANCE, EYE_HEIGHT, FacesTable, NoRow, YuNet, crop_face, follow, look_of
+from au_llava.au_faces.faces import EYE_DISTANCE, EYE_HEIGHT, FacesTable, NoRow, YuNet, crop_face, follow, look_of
+from au_llava.au_rendering import render
+from au_llava.au_rendering.people import render_face
 
 SIDE = 128
 

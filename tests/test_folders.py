@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from au_llava.au_recognition.inputs import find_files
-from au_llava.folders_au import HOME, check_writable, files_below, short_names, told
+from au_llava.au_runs.folders import HOME, check_writable, files_below, short_names, told
 
 JUNK = (
     *("._a.png", ".DS_Store", "Thumbs.db", "thumbs.db", "desktop.ini", "Desktop.ini", ".AppleDouble/a.png"),
@@ -108,7 +108,7 @@ def test_a_folder_that_cannot_be_opened_is_counted(tmp_path):
 def test_suffixes_and_order():
     found = [str(path) for path in files_below(HOME / "au_datasets", {".py"})]
     assert found == sorted(found)
-    assert str(HOME / "au_datasets" / "table.py") in found
+    assert str(HOME / "au_datasets" / "records.py") in found
 
 
 def test_short_names_tell_apart():

@@ -10,8 +10,8 @@ from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageCms
 
+from au_llava.au_faces.media import DamagedVideo, count_frames, every_frame, is_video, video_frames
 from au_llava.image_processing_au_llava import load_face_image
-from au_llava.media_au import DamagedVideo, count_frames, every_frame, is_video, video_frames
 
 RED, GREEN, BLUE, GREY = (220, 30, 40), (20, 180, 60), (40, 60, 200), (200, 200, 200)
 WIDTH, HEIGHT = 96, 64
@@ -521,9 +521,9 @@ def test_counted_reading_ends_where_frames_are_lost(tmp_path):
 
 
 def test_preparation_reads_as_recognition_does(tmp_path):
-    from au_llava.au_datasets.reading import Picture
-    from au_llava.au_datasets.reading import video_frames as labelled_frames
     from au_llava.au_datasets.records import Defects
+    from au_llava.au_readers.files import Picture
+    from au_llava.au_readers.files import video_frames as labelled_frames
 
     clear = quarters().convert("RGBA")
     clear.putalpha(120)

@@ -19,8 +19,7 @@ from au_llava.action_units import FORMATS, MAIN_FORMATS
 from au_llava.au_datasets.records import finish_folder, load_records, record_features, shard_path, start_folder
 from au_llava.au_datasets.records import write_shard as write_records
 from au_llava.au_evaluation.intervals import mean_with_interval
-from au_llava.au_evaluation.provenance import training_manifest, write_training_manifest
-from au_llava.au_evaluation.unlabelled import (
+from au_llava.au_evaluation.photographs import (
     Readings,
     columns_of,
     correlation,
@@ -29,6 +28,7 @@ from au_llava.au_evaluation.unlabelled import (
     rank_correlation,
     read_crops,
 )
+from au_llava.au_runs.provenance import training_manifest, write_training_manifest
 
 photographs = load_tool("photographs")
 agreement = load_tool("agreement")
@@ -44,7 +44,7 @@ def readings_of(images: int, **numbers) -> Readings:
     return Readings(COLUMNS, expected, expected, (expected >= 0.4).astype(float))
 
 
-# ---- au_evaluation/unlabelled.py --------------------------------------------------------------------------------
+# ---- au_evaluation/photographs.py --------------------------------------------------------------------------------
 def test_means_and_their_intervals_equal_a_bootstrap_by_loop():
     rng = np.random.default_rng(0)
     values = rng.random((30, 3))

@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, LlamaC
 from au_llava import eval_au, recognize_au
 from au_llava.au_datasets.records import load_records
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
-from au_llava.quantisation_au_llava import UNQUANTISED, loading_options, with_default_skips
+from au_llava.quantization_au_llava import UNQUANTISED, loading_options, with_default_skips
 
 KINDS = {8: "Linear8bitLt", 4: "Linear4bit"}
 VISION = SiglipVisionConfig(
@@ -196,7 +196,7 @@ def test_commands_read_in_bits(checkpoint, rendered_records, tmp_path):
 
 def test_bits_without_bitsandbytes_are_told_in_a_sentence(monkeypatch):
     assert loading_options(None) == {}
-    monkeypatch.setattr("au_llava.quantisation_au_llava.is_bitsandbytes_available", lambda: False)
+    monkeypatch.setattr("au_llava.quantization_au_llava.is_bitsandbytes_available", lambda: False)
     with pytest.raises(ValueError, match="needs bitsandbytes: pip install bitsandbytes"):
         loading_options("4bit")
 

@@ -31,19 +31,19 @@ from datasets import load_dataset
 from PIL import Image
 
 from au_llava.action_units import FORMATS
-from au_llava.au_datasets.aff_wild2 import open_aff_wild2
-from au_llava.au_datasets.bp4d import BP4D_PLUS_ORDER, occurrence_columns, open_bp4d
-from au_llava.au_datasets.ck_plus import open_ck_plus
-from au_llava.au_datasets.disfa import BAD_FRAMES, open_disfa
-from au_llava.au_datasets.feafa import open_feafa
 from au_llava.au_datasets.folds import PROTOCOLS
-from au_llava.au_datasets.gft import open_gft
-from au_llava.au_datasets.reading import Clip, Known, Picture, Source
-from au_llava.au_datasets.reading import jpeg as encode_jpeg
 from au_llava.au_datasets.records import Defects, load_records
-from au_llava.au_datasets.sources import Crop, compare, parts_of, prepare_shard
-from au_llava.au_datasets.table import open_emotionet, open_table
-from au_llava.faces_au import crop_face
+from au_llava.au_faces.faces import crop_face
+from au_llava.au_readers.aff_wild2 import open_aff_wild2
+from au_llava.au_readers.bp4d import BP4D_PLUS_ORDER, occurrence_columns, open_bp4d
+from au_llava.au_readers.ck_plus import open_ck_plus
+from au_llava.au_readers.disfa import BAD_FRAMES, open_disfa
+from au_llava.au_readers.feafa import open_feafa
+from au_llava.au_readers.files import Clip, Known, Picture, Source
+from au_llava.au_readers.files import jpeg as encode_jpeg
+from au_llava.au_readers.gft import open_gft
+from au_llava.au_readers.prepare import Crop, compare, parts_of, prepare_shard
+from au_llava.au_readers.table import open_emotionet, open_table
 from au_llava.prepare_data import main
 
 NAN = float("nan")

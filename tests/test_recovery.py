@@ -16,8 +16,9 @@ from conftest import build_tiny
 from safetensors.torch import load_file
 
 from au_llava.au_datasets.mixing import training_rows
-from au_llava.au_evaluation.provenance import read_training_manifest
+from au_llava.au_runs.provenance import read_training_manifest
 from au_llava.au_training.averaging import TRAINED
+from au_llava.au_training.collator import AUCollator
 from au_llava.au_training.recovery import (
     UNFINISHED,
     ReadableRows,
@@ -26,7 +27,6 @@ from au_llava.au_training.recovery import (
     name_images,
     replacing,
 )
-from au_llava.collator_au_llava import AUCollator
 
 STEPS = 12
 SAVED = 4  # every so many steps

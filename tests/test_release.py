@@ -16,8 +16,8 @@ from conftest import ROOT, build_tiny, load_tool, random_faces
 from huggingface_hub import EvalResultEntry, ModelCard, constants, parse_eval_result_entries
 from PIL import Image
 
-from au_llava.au_evaluation.provenance import training_manifest, write_training_manifest
-from au_llava.publishing_au import base_models, gather, licence_notes, upload
+from au_llava.au_publishing.hub import base_models, gather, licence_notes, upload
+from au_llava.au_runs.provenance import training_manifest, write_training_manifest
 from au_llava.train_sft import main as train
 from au_llava.train_sft import make_parser
 
@@ -192,7 +192,7 @@ def test_the_shipped_checkpoint_can_be_published():
     made = gather(ROOT, "someone/au-llava-tiny", [ROOT / "assets" / "evaluation" / "slots.json"])
     code = {name for name in made.files if name.endswith(".py")}
     assert {"modeling_au_llava.py", "processing_au_llava.py", "action_units.py"} <= code
-    assert not code & {"train_sft.py", "eval_au.py", "publishing_au.py"}
+    assert not code & {"train_sft.py", "eval_au.py", "au_publishing/hub.py"}
     assert {"model.safetensors", "LICENSE", "NOTICE", "handler.py", "training_manifest.json"} <= made.files.keys()
     card = ModelCard(made.files["README.md"].decode())
     assert card.data.license == "apache-2.0"

@@ -24,7 +24,7 @@ CODE = {
     "modeling_au_llava.py",
     "pipeline_au_llava.py",
     "processing_au_llava.py",
-    "quantisation_au_llava.py",
+    "quantization_au_llava.py",
 }
 MODEL_FILES = {"README.md", "config.json", "generation_config.json", "model.safetensors"}
 PROCESSOR_FILES = {"chat_template.jinja", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
@@ -131,7 +131,7 @@ def test_exactly_these_files_travel(tiny, tmp_path):
         "decoding_au_llava.py",
         "modeling_au_llava.py",
         "pipeline_au_llava.py",
-        "quantisation_au_llava.py",
+        "quantization_au_llava.py",
         "slot_tree_au_llava.py",
         "tree_attention_au_llava.py",
     }

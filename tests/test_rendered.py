@@ -6,18 +6,11 @@ import numpy as np
 import pytest
 
 from au_llava.action_units import FORMATS
-from au_llava.au_datasets.activations import EXCLUDES, NAMES, label_values, sample_activations
-from au_llava.au_datasets.face_rig import SHAPES, expand_sides, load_rig
-from au_llava.au_datasets.paint import RestLines, wrinkles
-from au_llava.au_datasets.render import View, head_rotation
-from au_llava.au_datasets.rendered import (
-    HELD_OUT,
-    picture,
-    render_face,
-    sample_records,
-    sample_subject,
-    sample_view,
-)
+from au_llava.au_rendering.activations import EXCLUDES, NAMES, label_values, sample_activations
+from au_llava.au_rendering.paint import RestLines, wrinkles
+from au_llava.au_rendering.people import HELD_OUT, picture, render_face, sample_records, sample_subject, sample_view
+from au_llava.au_rendering.render import View, head_rotation
+from au_llava.au_rendering.rig import SHAPES, expand_sides, load_rig
 
 RIG = load_rig()
 SMOOTH = RestLines(forehead=0, frown=0, eyes=0, bags=0, nose=0, mouth=0, spacing=8, phase=0)

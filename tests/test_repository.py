@@ -14,7 +14,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from au_llava.action_units import FORMATS, parse_answer
-from au_llava.au_evaluation.provenance import read_training_manifest, seen_people
+from au_llava.au_runs.provenance import read_training_manifest, seen_people
 
 TOP_LEVEL = (
     "pyproject.toml README.md model_card.md modeling_au_llava.py configuration_au_llava.py processing_au_llava.py "
@@ -60,7 +60,7 @@ def test_shipped_checkpoint_has_not_seen_whom_others_draw():
     [demo] = re.findall(r"prepare_data.py rendered .*--seed (\d+)", (ROOT / "Makefile").read_text())
     elsewhere = {
         path: int(re.search(r"^SEED\b.*?= (\d+)", (ROOT / path).read_text(), re.MULTILINE)[1])
-        for path in ("app.py", "tools/sample_faces.py", "benchmarks/robustness.py", "benchmarks/pointing.py")
+        for path in ("app.py", "maintenance/sample_faces.py", "benchmarks/robustness.py", "benchmarks/pointing.py")
     }
     seen = seen_people(read_training_manifest(str(ROOT)))
     met = {subject_seed(name) for people in seen.values() for name in people if name.startswith("rendered:")}
@@ -83,7 +83,7 @@ def test_shipped_checkpoint_answers_in_every_format(shipped, decoding):
 
 
 def test_shipped_checkpoint_sees_the_plain_cases(shipped):
-    """The sample faces show what their names say (tools/sample_faces.py): the strongest AUs must be found."""
+    """The sample faces show what their names say (maintenance/sample_faces.py): the strongest AUs must be found."""
     model, processor = shipped
 
     def probability(face, label, name="feafa"):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from au_llava.text_au import escaped, print_anything, unescaped
+from au_llava.au_runs.text import escaped, print_anything, unescaped
 
 
 @pytest.mark.parametrize(

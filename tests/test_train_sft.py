@@ -18,11 +18,11 @@ from trl import SFTConfig, SFTTrainer
 from au_llava.action_units import FORMATS
 from au_llava.au_datasets.mixing import training_rows
 from au_llava.au_datasets.records import load_records
-from au_llava.au_evaluation.provenance import people_of, read_training_manifest, seen_people
+from au_llava.au_runs.provenance import people_of, read_training_manifest, seen_people
+from au_llava.au_training.collator import AUCollator
 from au_llava.au_training.options import AUTrainingConfig
 from au_llava.au_training.start import load_model
 from au_llava.au_training.trainer import AUTrainer
-from au_llava.collator_au_llava import AUCollator
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 from au_llava.train_sft import main, make_parser
 

@@ -18,14 +18,14 @@ from test_recovery import damage
 from au_llava.action_units import FORMATS, MAIN_FORMATS, mirrored_label
 from au_llava.au_datasets.mixing import check_people, training_rows, unlabelled_rows
 from au_llava.au_datasets.records import load_records
-from au_llava.au_evaluation.provenance import check_unseen, people_of, read_training_manifest, seen_people
+from au_llava.au_runs.provenance import check_unseen, people_of, read_training_manifest, seen_people
 from au_llava.au_training import trainer as trainer_module
 from au_llava.au_training.averaging import TRAINED, AveragedWeights
+from au_llava.au_training.collator import AUCollator
+from au_llava.au_training.mean_teacher import UnlabelledFaces
 from au_llava.au_training.options import AUTrainingConfig
 from au_llava.au_training.recovery import ReadableRows, TrainingEnded
 from au_llava.au_training.trainer import AUTrainer
-from au_llava.au_training.unlabelled import UnlabelledFaces
-from au_llava.collator_au_llava import AUCollator
 from au_llava.decoding_au_llava import read_slots
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 from au_llava.train_sft import main, make_parser

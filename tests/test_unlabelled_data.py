@@ -17,13 +17,14 @@ from PIL import Image
 
 from au_llava import eval_au
 from au_llava.action_units import FORMATS, MAIN_FORMATS
-from au_llava.au_datasets import fairface, sources, unlabelled
-from au_llava.au_datasets.fairface import lowest_age
 from au_llava.au_datasets.mixing import TrainingData, training_rows, unlabelled_rows, validating
-from au_llava.au_datasets.reading import local_name
 from au_llava.au_datasets.records import finish_folder, load_records, record_features, shard_path, write_shard
 from au_llava.au_evaluation import calibration
-from au_llava.faces_au import EYE_DISTANCE, EYE_HEIGHT, FacesTable, crop_face
+from au_llava.au_faces.faces import EYE_DISTANCE, EYE_HEIGHT, FacesTable, crop_face
+from au_llava.au_readers import fairface, unlabelled
+from au_llava.au_readers import prepare as sources
+from au_llava.au_readers.fairface import lowest_age
+from au_llava.au_readers.files import local_name
 from au_llava.prepare_data import main
 
 FACES = Path(__file__).resolve().parents[1] / "assets" / "faces"

@@ -22,12 +22,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS
-from au_llava.au_evaluation.provenance import check_base
-from au_llava.cache_au import sentence_of
+from au_llava.au_publishing.export import INPUT_NAME, save_onnx
+from au_llava.au_runs.cache import sentence_of
+from au_llava.au_runs.folders import HOME, check_writable
+from au_llava.au_runs.provenance import check_base
+from au_llava.au_runs.text import print_anything
 from au_llava.decoding_au_llava import chosen_formats, read_slots, slot_answers
-from au_llava.export_au_llava import INPUT_NAME, save_onnx
-from au_llava.folders_au import HOME, check_writable
-from au_llava.text_au import print_anything
 
 TOLERANCE = 1e-4  # of a probability
 

@@ -20,12 +20,12 @@ from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftConfig, PeftModel
 from transformers.utils import logging
 
-from au_llava.au_evaluation.provenance import TRAINING_MANIFEST, check_base
-from au_llava.cache_au import sentence_of
+from au_llava.au_runs.cache import sentence_of
+from au_llava.au_runs.provenance import TRAINING_MANIFEST, check_base
+from au_llava.au_runs.text import print_anything
 from au_llava.configuration_au_llava import AuLlavaConfig
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 from au_llava.processing_au_llava import AuLlavaProcessor
-from au_llava.text_au import print_anything
 
 DTYPES = ("auto", "float32", "bfloat16")
 

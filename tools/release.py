@@ -10,7 +10,7 @@ The repository is private unless --public says otherwise. docs/publishing.md: wh
 import argparse
 import sys
 
-from au_llava.publishing_au import Release, gather, upload
+from au_llava.au_publishing.hub import Release, gather, upload
 
 
 def describe(release: Release) -> str:

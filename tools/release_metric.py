@@ -23,7 +23,7 @@ from packaging.requirements import Requirement
 
 from au_llava.action_units import FORMATS, write_answer
 from au_llava.au_metric import CITATION, DESCRIPTION, USAGE
-from au_llava.publishing_au import upload
+from au_llava.au_publishing.hub import upload
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = "au_metric.py"

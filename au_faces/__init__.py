@@ -1,0 +1,1 @@
+"""Faces in pictures and videos: decode, detect, level the eyes, crop, follow."""

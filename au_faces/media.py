@@ -1,0 +1,276 @@
+"""Videos and moving pictures, frame by frame: upright, with square pixels, as 8-bit RGB, each with its time.
+
+Owns which files are pictures and which are videos, and how videos are opened, everywhere in this project; single
+pictures are `load_face_image`'s (image_processing_au_llava.py). Unusual choices
+- A frame is counted from 1, as OpenFace counts, and carries its own time: videos of variable frame rate keep theirs.
+- Whether a recording is whole is told by its video track alone: sound that goes on is no damage.
+- Moving GIF, PNG, WebP and AVIF are read by Pillow, which knows their transparency; everything else by FFmpeg (PyAV).
+"""
+
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageSequence
+
+from au_llava.image_processing_au_llava import load_face_image, pictures_in
+
+VIDEO_SUFFIXES = {
+    *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".avi", ".divx", ".mkv", ".webm", ".ogv", ".wmv", ".asf", ".flv"),
+    *(".f4v", ".mpg", ".mpeg", ".m2v", ".vob", ".ts", ".mts", ".m2ts", ".mxf", ".dv", ".mjpeg", ".h264", ".264"),
+    *(".h265", ".265", ".hevc", ".ivf", ".y4m"),
+}
+NO_PICTURES = {"BUFR", "GRIB", "HDF5", "MPEG"}  # formats that Pillow lists, but reads nothing of
+# HEIC is looked for without its plugin too: such a photograph is reported, not passed over in silence.
+IMAGE_SUFFIXES = {".heic", ".heif"} | {
+    suffix
+    for suffix, name in Image.registered_extensions().items()
+    if name in Image.OPEN and name not in NO_PICTURES and suffix not in VIDEO_SUFFIXES
+}
+MOVING = {".gif", ".png", ".apng", ".webp", ".avif", ".avifs"}  # suffixes of pictures that may be animations
+UNTIMED = 0.1  # seconds that an animation's frame of up to 10 ms is shown, in browsers and in FFmpeg
+
+SHORTFALL = 0.5  # seconds that a video may lack at its end before that counts as damage;
+SHORT_SHARE = 0.25  # of a short one, this share
+NO_TIMESTAMPS = 0x80  # AVFMT_NOTIMESTAMPS: what a raw stream says of its length is guessed
+
+TURNS = {  # (a, b, c, d) of a display matrix: x' = a x + c y, y' = b x + d y (FFmpeg, libavutil/display.h)
+    (1, 0, 0, 1): None,
+    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
+    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
+    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
+    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
+    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
+    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
+    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture: a file of its own, or a frame of a video."""
+
+    file: Path
+    number: int = 1
+    time: float = 0.0  # seconds from the first frame
+    image: Image.Image | None = None  # None: of a file, to be opened when it is its turn; of a video, not asked for
+
+
+class DamagedVideo(ValueError):
+    """A video that cannot be read to its end. What was read before holds."""
+
+
+def is_video(path: Path) -> bool:
+    """By the name; a picture that may move by whether it does."""
+    suffix = path.suffix.lower()
+    if suffix in MOVING:
+        with suppress(Exception), Image.open(path) as image:  # what is wrong with it, who reads it says
+            return getattr(image, "is_animated", False)
+    return suffix in VIDEO_SUFFIXES
+
+
+def count_frames(path: Path, every: int = 1, fps: float | None = None) -> int:
+    """About how many frames `video_frames` will give, from what the file says of itself; 0 where it says nothing."""
+    try:
+        if path.suffix.lower() in MOVING:
+            with Image.open(path) as image:
+                return -(-pictures_in(image) // every)
+        with _opened(path) as (container, stream):
+            seconds = _declared(container, stream) or (container.duration or 0) / 1e6
+            frames = stream.frames or round(seconds * _rate(container, stream))
+    except (DamagedVideo, OSError):
+        return 0
+    return min(frames, round(seconds * fps)) if fps else -(-frames // every)
+
+
+def video_frames(path: Path, every: int = 1, fps: float | None = None) -> Iterator[Frame]:
+    """The frames of a video or animation in the order they are shown.
+
+    Args:
+        every: take one frame of so many. fps: take so many a second, the first at or after each tick of that clock; a
+            video with fewer gives all it has.
+
+    Raises:
+        DamagedVideo: see `every_frame`.
+    """
+    due = 0
+
+    def wanted(number: int, time: float) -> bool:
+        nonlocal due
+        if fps is None:
+            return (number - 1) % every == 0
+        if time < due / fps - 1e-6:
+            return False
+        due = int(time * fps + 1e-6) + 1
+        return True
+
+    return (frame for frame in every_frame(path, wanted) if frame.image is not None)
+
+
+def every_frame(path: Path, wanted: Callable[[int, float], bool], counted: bool = False) -> Iterator[Frame]:
+    """All frames of a video or animation in the order they are shown, decoded from the start.
+
+    Args:
+        wanted: (number, time) -> whether the frame comes with its image; asked once for each, in order.
+        counted: whether the frames' numbers matter. If so, reading ends where one can no longer be decoded: how many
+            are lost there, nobody knows.
+
+    Raises:
+        DamagedVideo: at its end, where some of it could not be read; at once, where none of it can.
+    """
+    return (_animation if path.suffix.lower() in MOVING else _video)(path, wanted, counted)
+
+
+# ---- Animations -----------------------------------------------------------------------------------------------
+def _animation(path: Path, wanted: Callable, counted: bool) -> Iterator[Frame]:
+    number, time = 0, 0.0
+    try:
+        with Image.open(path) as image:
+            first = int(image.info.get("default_image", False))  # an APNG's stand-in for who cannot show the animation
+            for picture in islice(ImageSequence.Iterator(image), first, None):
+                picture.load()
+                number += 1
+                shown = load_face_image(picture.copy()) if wanted(number, time) else None
+                yield Frame(path, number, time, shown)
+                seconds = picture.info.get("duration", 0) / 1000
+                time += seconds if seconds > 0.01 else UNTIMED
+    except (OSError, EOFError, SyntaxError, ValueError) as error:  # what Pillow's readers stumble over
+        raise DamagedVideo(f"{path} is damaged ({error}); {number} frames could be read.") from error
+
+
+# ---- Videos ---------------------------------------------------------------------------------------------------
+def _video(path: Path, wanted: Callable, counted: bool) -> Iterator[Frame]:
+    from av.error import FFmpegError
+
+    number, damaged, first, end = 0, 0, None, 0.0
+    with _opened(path) as (container, stream):
+        stream.thread_type = "AUTO"
+        rate, aspect = _rate(container, stream), stream.sample_aspect_ratio or 1
+        declared = _declared(container, stream)
+        packets = container.demux(*[] if declared is None else [stream])
+        while True:
+            try:
+                packet = next(packets, None)
+                if packet is None:
+                    break
+                if packet.stream.index != stream.index:  # not its `stream_index`, which the last, empty packets lack
+                    end = max(end, _end(packet))
+                    continue
+                frames = packet.decode()
+            except FFmpegError:  # a damaged packet; where the file itself breaks off, no further one comes
+                damaged += 1
+                if counted:
+                    break
+                continue
+            for frame in frames:
+                number += 1
+                damaged += frame.is_corrupt
+                shown = frame.time if frame.time is not None else (number - 1) / rate
+                first = shown if first is None else first
+                end = max(end, shown + (float(frame.duration * frame.time_base) if frame.duration else 1 / rate))
+                time = shown - first
+                yield Frame(path, number, time, _upright(frame, aspect) if wanted(number, time) else None)
+        if declared is None and not container.format.flags & NO_TIMESTAMPS and container.duration is not None:
+            declared = container.duration / 1e6  # of the longest track, and `end` is where the last one ended
+    if number == 0:
+        raise DamagedVideo(f"{path} holds no frame that can be read.")
+    if damaged:
+        raise DamagedVideo(f"{path} is damaged ({damaged} times); {number} frames could be read.")
+    reached = end - min(first, 0)
+    if declared is not None and reached < declared - min(SHORTFALL, SHORT_SHARE * declared):
+        raise DamagedVideo(f"{path} breaks off after {reached:.1f} of {declared:.1f} seconds ({number} frames).")
+
+
+@contextmanager
+def _opened(path: Path):
+    """(container, the stream of its pictures) of a video."""
+    try:
+        import av
+    except ImportError as error:
+        raise ValueError("Reading videos needs PyAV: pip install 'au-llava[recognize]'.") from error
+    try:
+        container = av.open(str(path))
+    except (av.error.FFmpegError, OSError) as error:
+        raise DamagedVideo(f"{path} cannot be read as a video: {error}.") from error
+    with container:
+        yield container, _stream(path, container)
+
+
+def _stream(path: Path, container):
+    """The default video track; a cover or a chapter's thumbnail is none."""
+    from av.stream import Disposition
+
+    still = Disposition.attached_pic | Disposition.timed_thumbnails
+    tracks = [track for track in container.streams.video if not track.disposition & still]
+    if not tracks:
+        raise DamagedVideo(f"{path} holds no moving pictures.")
+    stream = next((track for track in tracks if track.disposition & Disposition.default), tracks[0])
+    if len(tracks) > 1:
+        warnings.warn(f"{path} holds {len(tracks)} video tracks; only stream {stream.index} is read.", stacklevel=2)
+    if stream.codec_context is None:
+        raise DamagedVideo(f"{path} is stored in a way that this build of FFmpeg cannot decode.")
+    return stream
+
+
+def _declared(container, stream) -> float | None:
+    """Seconds that the video track says it lasts; Matroska's tracks say it in a tag, if at all."""
+    if container.format.flags & NO_TIMESTAMPS:
+        return None
+    if stream.duration is not None:
+        return float(stream.duration * stream.time_base)
+    for name, value in stream.metadata.items():
+        time = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", value) if name.upper().startswith("DURATION") else None
+        if time:
+            hours, minutes, seconds = map(float, time.groups())
+            return 3600 * hours + 60 * minutes + seconds
+    return None
+
+
+def _rate(container, stream) -> float:
+    """Frames a second; a raw stream's as its codec says, for FFmpeg reads each as if it had 25."""
+    return float((stream.guessed_rate if container.format.flags & NO_TIMESTAMPS else stream.average_rate) or 25)
+
+
+def _end(packet) -> float:
+    """When the packet of another track ends, in seconds; 0 where it does not say."""
+    if packet.pts is None or packet.time_base is None:
+        return 0.0
+    return float((packet.pts + (packet.duration or 0)) * packet.time_base)
+
+
+def _upright(frame, aspect) -> Image.Image:
+    """A decoded frame as it is to be shown.
+
+    Args:
+        aspect: width of a stored pixel, of its height. The width changes and the height stays, as the containers
+            reckon (MP4's track header, Matroska's DisplayWidth).
+    """
+    from av.video.reformatter import ColorPrimaries, ColorTrc
+
+    colours = {}  # FFmpeg converts matrix and range by itself, and high dynamic range if it is told to
+    if frame.color_trc in (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67):
+        colours = {"dst_color_trc": ColorTrc.IEC61966_2_1, "dst_color_primaries": ColorPrimaries.BT709}
+    if any(component.is_alpha for component in frame.format.components):
+        image = load_face_image(Image.fromarray(frame.to_ndarray(format="rgba", **colours)))
+    else:
+        image = frame.to_image(**colours)
+    width = round(image.width * aspect)
+    if width != image.width:
+        image = image.resize((width, image.height), Image.Resampling.BICUBIC)
+    turn = _turn(frame)
+    return image if turn is None else image.transpose(turn)
+
+
+def _turn(frame) -> Image.Transpose | None:
+    """What sets a frame upright: its display matrix, an angle between rounded to quarters."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return None
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].astype(float)
+    straight = abs(a * d) >= abs(b * c)
+    return TURNS[tuple(int(np.sign(value)) for value in ((a, 0, 0, d) if straight else (0, b, c, 0)))]

@@ -1,0 +1,237 @@
+"""FairFace: faces of the web with age, gender and race as observers judged them, here as faces without labels.
+
+as released:        ROOT/fairface_label_train.csv with columns file, age, gender, race; ROOT/train/1.jpg
+                    and the same of val, if you have it
+as Parquet:         ROOT/train-00000-of-00004.parquet, … with columns image {bytes, path}, file, age, and if known
+                    gender, race, eye_right, eye_left ([x, y] in pixels), yaw, pitch (degrees), blendshapes (52 numbers,
+                    their names under blendshape_names of the schema's metadata)
+
+Age is a band of years. People under 20 are left out: the bands do not tell minors from people of 18 and 19, and minors
+cannot consent to what is made of their faces. --all-ages takes them. The official validation part becomes the part
+"test". Every photograph shows somebody else, as far as is known. Where the table gives the eyes, nothing is detected;
+where it gives blendshapes, --teacher mediapipe takes them and needs no MediaPipe.
+
+Licence: CC BY 4.0 (Karkkainen & Joo 2021, "FairFace: Face Attribute Dataset for Balanced Race, Gender, and Age for Bias
+Measurement and Mitigation"). The photographs come from Flickr; its authors do not name the photographers (issue 5 of
+the data set's repository). Age, gender and race are what observers saw, stored to compare groups by, never to tell who
+somebody is.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Value
+
+from au_llava.au_datasets.records import NO_CLIP, Defects
+from au_llava.au_faces.media import IMAGE_SUFFIXES
+from au_llava.au_readers.files import (
+    Clip,
+    Known,
+    Picture,
+    Source,
+    check_root,
+    distinct,
+    file_names,
+    find_files,
+    find_folders,
+    has_images,
+    missing,
+)
+from au_llava.au_readers.prepare import Crop
+from au_llava.au_readers.unlabelled import (
+    NOTE,
+    UNLABELLED_METADATA,
+    check_teacher,
+    face_records,
+    find_face,
+    weak_values,
+)
+from au_llava.au_runs.folders import subfolders
+
+ADULT = 20  # years; the band before, 10-19, holds people of 18 and 19 too
+METADATA = {
+    **UNLABELLED_METADATA,
+    **dict.fromkeys(("age", "gender", "race"), Value("string")),  # the data set's own words
+    **dict.fromkeys(("yaw", "pitch"), Value("float32")),  # degrees, NaN where unknown
+}
+CREDIT = (
+    "FairFace is CC BY 4.0: credit Karkkainen & Joo 2021; the Flickr photographers are not named in it (issue 5 of its "
+    "repository)"
+)
+_RELEASED = {
+    "train": 86744,
+    "val": 10954,
+}  # photographs, as Hugging Face counts in HuggingFaceM4/FairFace
+_EYES = ("eye_right", "eye_left")
+
+
+def open_fairface(root: Path, crop: Crop, teacher: str = "none", all_ages: bool = False) -> Source:
+    """The copy of FairFace in `root` or a folder in it.
+
+    Args:
+        crop: cuts the faces, and finds them where no table gives the eyes.
+        teacher: one of `unlabelled.TEACHERS`.
+        all_ages: take people under 20 too.
+
+    Raises:
+        FileNotFoundError: naming what is missing.
+        ValueError, OSError: a table cannot be read or lacks a column, the faces cannot be found, the teacher cannot be
+            used.
+    """
+    check_root(root)
+    for folder in (root, *subfolders(root)):
+        shards = list(find_files(folder, r"(train|val|validation)-\d+-of-\d+\.parquet"))
+        tables = shards or list(find_files(folder, r"fairface_label_(train|val)\.csv"))
+        if tables:
+            break
+    else:
+        raise missing(f"neither fairface_label_train.csv nor train-00000-of-00004.parquet in {root}", root)
+    parts = [name[1].lower() for name, _ in tables]
+    divided = set(parts) != {"train"}  # else everybody is divided by drawing
+    defects, clips, files, detects, measures = Defects(), [], [], bool(crop.faces), False
+    for part, (_, path) in zip(parts, tables, strict=True):
+        rows = read_rows(path, ("file", "age", *_EYES))
+        pictures = None if shards else _pictures(root, part)
+        detects |= not all(_eyes(row) for row in rows)
+        measures |= teacher != "none" and blendshape_order(path) is None
+        own = ("train" if part == "train" else "test") if divided else None
+        files += [row["file"] for row in rows]
+        clips += _clips(path, rows, pictures, own, all_ages, defects)
+    if crop.faces and shards:  # no folder holds the pictures that its rows are matched with
+        crop = replace(crop, pictures=tuple(files))
+    if detects:
+        crop.check()
+    check_teacher(teacher, measures)
+    return Source(
+        dataset="fairface",
+        root=folder,
+        layout="Parquet" if shards else "release",
+        clips=distinct(clips, defects),
+        read=partial(read_clip, crop, teacher),
+        clips_per_shard=1000,
+        metadata=METADATA,
+        known=Known({"images": sum(map(_RELEASED.get, parts))} if all_ages and not shards else {}),
+        defects=defects,
+        notes=(NOTE, CREDIT),
+        crops=True,
+    )
+
+
+def _clips(
+    path: Path, rows: list[dict], pictures: Path | None, part: str | None, all_ages: bool, defects: Defects
+) -> Iterator[Clip]:
+    """One for each row of a table that is to be read. `pictures`: the folder of them, if the table has not got them."""
+    names = set() if pictures is None else set(file_names(pictures))
+    for row in rows:
+        name = row["file"].rpartition("/")[2]
+        present = pictures is None or name in names
+        names.discard(name)
+        age = lowest_age(row["age"])
+        if not all_ages and (age is None or age < ADULT):
+            whose = "people whose age is not told" if age is None else f"people under {ADULT}"
+            defects.add(f"photographs of {whose}, left out", row["file"])
+        elif not present:
+            defects.add("rows without a photograph, left out", row["file"])
+        else:
+            yield Clip(row["file"], NO_CLIP, (path,), pictures and pictures / name, part)
+    strangers = sorted(name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES)
+    if strangers:
+        defects.add("photographs without a row, left out", strangers[0], len(strangers))
+
+
+def _pictures(root: Path, part: str) -> Path:
+    """The folder of a part's photographs. Raises FileNotFoundError where there is none."""
+    for _, folder in find_folders(root, part, depth=2):
+        if has_images(folder):
+            return folder
+    raise missing(f"no folder {part} with photographs in {root}", root)
+
+
+def lowest_age(band: str | None) -> int | None:
+    """Years, of a band such as "20-29" or "more than 70"; None where it names none."""
+    found = re.fullmatch(r"(?:more than )?(\d+)(?:-\d+|\+)?", (band or "").strip(), re.IGNORECASE)
+    return int(found[1]) if found else None
+
+
+def read_rows(path: Path, columns: Sequence[str]) -> list[dict]:
+    """The rows of a CSV, or those columns of a Parquet file that it has.
+
+    Raises ValueError where it cannot be read, or lacks what every copy has.
+    """
+    try:
+        if path.suffix.lower() == ".csv":
+            table = pa.Table.from_pandas(pd.read_csv(path, dtype=str, encoding="utf-8-sig"), preserve_index=False)
+        else:
+            with pq.ParquetFile(path) as file:
+                schema = file.schema_arrow
+                table = file.read([name for name in columns if name in schema.names])
+                if "image" not in schema.names or not pa.types.is_struct(schema.field("image").type):
+                    raise ValueError("it has no column 'image' of {bytes, path}")
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} cannot be read: {str(error).strip().splitlines()[0]}") from error
+    text = {pa.string(), pa.large_string()}
+    for name in ("file", "age"):
+        if name not in table.column_names or table.schema.field(name).type not in text:
+            raise ValueError(f"{path} needs a column {name!r} of text; it has {', '.join(table.column_names)}")
+    return [row for row in table.to_pylist() if row["file"]]
+
+
+@lru_cache(maxsize=1)  # once per process, for the clips of one file follow each other
+def _rows_of(path: Path) -> dict[str, dict]:
+    """File -> its row, with all that is known of it."""
+    columns = ("image", "file", "age", "gender", "race", *_EYES, "yaw", "pitch", "blendshapes")
+    return {row["file"]: row for row in read_rows(path, columns)}
+
+
+@lru_cache(maxsize=8)
+def blendshape_order(path: Path) -> list[int] | None:
+    """Where the blendshapes that the teacher knows lie in a row of a Parquet file; None where it has none.
+
+    Raises ValueError where their names are not given.
+    """
+    if path.suffix.lower() == ".csv":
+        return None
+    from au_llava.au_datasets.weak_teacher import BLENDSHAPES
+
+    schema = pq.read_schema(path)
+    if "blendshapes" not in schema.names:
+        return None
+    names = (schema.metadata or {}).get(b"blendshape_names", b"").decode().split()
+    if set(BLENDSHAPES) - set(names):
+        raise ValueError(f"{path} does not name its blendshapes under 'blendshape_names' of the schema's metadata")
+    return [names.index(name) for name in BLENDSHAPES]
+
+
+def _eyes(row: Mapping) -> tuple | None:
+    return (row["eye_right"], row["eye_left"]) if all(row.get(name) for name in _EYES) else None
+
+
+def read_clip(crop: Crop, teacher: str, clip: Clip, defects: Defects) -> Iterator[dict]:
+    """The records of one photograph."""
+    path = clip.labels[0]
+    row = _rows_of(path)[clip.subject]
+    if clip.images is None:
+        picture = Picture(clip.subject, content=(row["image"] or {}).get("bytes") or b"", eyes=_eyes(row))
+    else:
+        picture = Picture(str(clip.images))
+    face = find_face(picture, crop, clip.subject, defects)
+    if face is None:
+        return
+    blendshapes, angles = None, {name: row.get(name) for name in ("yaw", "pitch")}
+    if teacher != "none":
+        order = blendshape_order(path)
+        if order is not None:
+            blendshapes = row["blendshapes"] and np.array(row["blendshapes"], np.float32)[order]
+        elif (measured := face.measure()) is not None:
+            blendshapes, angles = measured.blendshapes, {"yaw": measured.yaw, "pitch": measured.pitch}
+    metadata = {name: row.get(name) for name in ("age", "gender", "race")}
+    metadata |= {name: math.nan if angle is None else angle for name, angle in angles.items()}
+    yield from face_records("fairface", clip, 1, face, weak_values(blendshapes), metadata)

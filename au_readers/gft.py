@@ -1,0 +1,76 @@
+"""GFT (Sayette Group Formation Task): occurrence of AUs in videos of 96 people, in groups of three.
+
+labels:  one .csv per person anywhere below ROOT, named after the person; a header with AU columns (AU1, AU01, 1, …)
+images:  a folder or a video of the same name below IMAGES (ROOT by default)
+
+**Not verified against a real copy:** the columns of the files, the names of people, that frames count from 1 and that
+video frame n is label frame n. The reader takes what the header says: AU columns by number, the frame from a column
+named so, else the number of the line; any value but 0 and 1 is not annotated (and counted, apart from 9 and -1). Source
+of what is known: osf.io/7wcyz. The ten AUs of format "gft" are those that EmoLA evaluates.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from au_llava.au_datasets.records import Defects
+from au_llava.au_faces.media import VIDEO_SUFFIXES
+from au_llava.au_readers.files import (
+    Clip,
+    Known,
+    Source,
+    by_frame,
+    check_root,
+    clip_images,
+    distinct,
+    files_below,
+    find_folders,
+    has_images,
+    join,
+    missing,
+    read_header,
+    read_labels,
+)
+
+UNKNOWN = (9, -1)
+_KNOWN = Known({"subjects": 96, "images": 172800})
+
+
+def open_gft(root: Path, images: Path | None = None) -> Source:
+    """The copy of GFT in `root`. Raises FileNotFoundError naming what is missing."""
+    check_root(root)
+    defects = Defects()
+    files = [path for path in files_below(root, {".csv"}) if au_columns(read_header(path, path.name, defects))]
+    if not files:
+        raise missing(f"no .csv file with AU columns below {root}: GFT's annotations have one per person", root)
+    place, names = images or root, "|".join(re.escape(path.stem) for path in files)
+    pictures: dict[str, Path] = {}
+    for name, folder in find_folders(place, f"({names})"):
+        if has_images(folder):
+            pictures.setdefault(name[1].lower(), folder)
+    for path in files_below(place, VIDEO_SUFFIXES):
+        pictures.setdefault(path.stem.lower(), path)
+    clips = (Clip(path.stem, path.stem, (path,), pictures.get(path.stem.lower())) for path in files)
+    clips = distinct(clips, defects)
+    if not any(clip.images for clip in clips):
+        raise missing(f"no video or folder of images named like {files[0].stem} below {place}", place)
+    return Source("gft", root, "a csv per person", clips, read_clip, clips_per_shard=2, known=_KNOWN, defects=defects)
+
+
+def au_columns(header: list[str]) -> dict[str, int]:
+    """AU label -> column, of a header that names AUs as AU1, AU01, or 1."""
+    cells = [re.fullmatch(r"(?:AU)?\s*0*([1-9]\d?)(?:_occ\w*)?", cell, re.IGNORECASE) for cell in header]
+    return {f"AU{cell[1]}": column for column, cell in enumerate(cells) if cell}
+
+
+def read_clip(clip: Clip, defects: Defects) -> Iterator[dict]:
+    """The records of one person."""
+    path, where = clip.labels[0], clip.name
+    header = read_header(path, where, defects)
+    columns = au_columns(header)
+    numbered = next((column for column, cell in enumerate(header) if "frame" in cell.lower()), None)
+    if numbered is None:
+        defects.add("label files without a column of frames, lines counted from 1", where)
+    frames, values = read_labels(path, header, columns, "gft", UNKNOWN, where, defects, numbered)
+    labels = by_frame(frames, values, where, defects)
+    yield from join("gft", clip, clip_images(clip, labels, defects), {"gft": labels}, defects)

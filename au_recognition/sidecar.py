@@ -1,0 +1,74 @@
+"""Where a table comes from: the sidecar beside it, and what a kept run must agree with to be gone on with."""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from au_llava.au_faces.faces import EYE_DISTANCE, EYE_HEIGHT
+from au_llava.au_recognition.runner import BAND, Plan
+from au_llava.au_runs.provenance import code_commit, weights_sha256
+
+PACKAGES = ("au-llava", "torch", "transformers", "pillow", "numpy", "opencv-python-headless", "av")
+
+
+def checkpoint_identity(name: str, model) -> dict:
+    """What the weights are: the Hub's commit, or the content hashes of a folder's weight files."""
+    return {
+        "name": name,
+        "commit": getattr(model.config, "_commit_hash", None),
+        "weights_sha256": weights_sha256(name) if Path(name).is_dir() else {},
+        "calibration": model.config.calibration,
+        "mirror_images": model.config.mirror_images,
+    }
+
+
+def plan_identity(plan: Plan, checkpoint: Mapping, detector: Mapping) -> dict:
+    """Everything that the numbers depend on."""
+    files = [path for part in plan.parts for path in ([part] if isinstance(part, Path) else part)]
+    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return {
+        "checkpoint": checkpoint,
+        "decoding": plan.decoding,
+        "formats": [fmt.name for fmt in plan.formats],
+        "batch_size": plan.batch_size,
+        "detector": detector,
+        "files": hashlib.sha256(json.dumps(stats).encode()).hexdigest(),
+        "every": plan.every,
+        "fps": plan.fps,
+        "distributions": plan.distributions,
+    }
+
+
+def sidecar(identity: Mapping, neutral: str | None, counts: Mapping, problems: Mapping, device: str) -> dict:
+    """What the sidecar says.
+
+    Args:
+        counts: files, faces, and so on. problems: file -> what is wrong with it.
+    """
+    return {
+        "schema_version": 1,
+        "command": sys.argv,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **identity,
+        "neutral": neutral,
+        "crop": {"eye_distance": EYE_DISTANCE, "eye_height": EYE_HEIGHT},
+        "band": {"quantiles": BAND},
+        "counts": dict(counts),
+        "problems": dict(problems),
+        "code_commit": code_commit(),
+        "device": device,
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

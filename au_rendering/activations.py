@@ -1,0 +1,135 @@
+"""Which action units (AUs) a rendered face shows, how strongly, and what each format's label for that is.
+
+Strengths are sided, each 0 or in [0.20, 1.00] on a grid of 0.01. Unusual choices
+- What hides or undoes something else is never sampled with it (`EXCLUDES`): a label always has its visible sign.
+- On this rig AU10, AU16 and AU26 part the lips, so AU25 is at least as strong as the strongest of them.
+- Combinations seen in life are proposed as often as single AUs, so co-occurrence is life-like without being fixed.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from au_llava.action_units import FORMATS
+from au_llava.au_rendering.rig import SHAPES
+
+WEAKEST = 0.20  # below this a movement may not show in a small picture
+NAMES = tuple(dict.fromkeys(label[:-1] if label[-1] in "LR" else label for label in SHAPES))  # AD30 has its own rule
+# Chances of being proposed alone: what many others exclude is proposed more often, what nothing excludes less.
+_RARE = {"AU10", "AU12", "AU14", "AU16", "AU18", "AU23", "AU24", "AU28T", "AU28B", "AU43", "AD34"}
+_FREQUENT = {"AU1": 0.6, "AU2": 0.6, "AU4": 0.6, "AD29": 0.7, "AD30": 0.7}
+WEIGHTS = np.array([_FREQUENT.get(name, 2.5 if name in _RARE else 1.0) for name in NAMES])
+WEIGHTS /= WEIGHTS.sum()
+SIDED = frozenset(label[:-1] for label in SHAPES if label[-1] in "LR" and label[:-1] != "AD30")
+PARTS_LIPS = ("AU10", "AU16", "AU26")
+
+# Pairs that never co-occur, and why.
+_EXCLUSIONS = {
+    "eyes shut hide the lids' other movements": [("AU43", "AU5 AU7")],
+    "lips drawn in hide what lips do": [
+        ("AU28T", "AU10 AU16 AU17 AU18 AU20 AU23 AU24 AU25 AU26"),
+        ("AU28B", "AU10 AU15 AU16 AU17 AU18 AU20 AU23 AU24 AU25 AU26"),
+    ],
+    "pressed or tightened lips are closed and keep their width": [
+        ("AU23", "AU10 AU16 AU18 AU20 AU24 AU25 AU26"),
+        ("AU24", "AU10 AU16 AU18 AU25 AU26"),
+    ],
+    "the chin's push closes the lips that these open": [("AU17", "AU10 AU16 AU25 AU26")],
+    "puffed cheeks need closed lips and undo what the corners do": [
+        ("AD34", "AU10 AU12 AU14 AU16 AU20 AU25 AU26 AU28T AU28B")
+    ],
+    "the same corner is drawn opposite ways, or the sum looks like a third AU": [
+        ("AU12", "AU14 AU15 AU18"),
+        ("AU14", "AU15 AU18 AU20"),
+        ("AU18", "AU15 AU20"),
+    ],
+}
+EXCLUDES: dict[str, frozenset[str]] = {name: frozenset() for name in NAMES}
+for _pairs in _EXCLUSIONS.values():
+    for _one, _others in _pairs:
+        for _other in _others.split():
+            EXCLUDES[_one] |= {_other}
+            EXCLUDES[_other] |= {_one}
+
+# Life-like company, by AU number.
+COMBINATIONS = tuple(
+    tuple(f"AU{number}" for number in combination)
+    for combination in (
+        *((1, 2), (1, 4), (1, 2, 4), (1, 2, 5), (1, 4, 15), (1, 4, 15, 17), (4, 7), (4, 7, 9), (4, 7, 24)),
+        *((4, 9, 10), (4, 5, 7, 23), (6, 12), (6, 7, 12), (6, 12, 25), (6, 7, 10, 12), (9, 10), (12, 25, 26)),
+        *((14, 24), (15, 17), (17, 23), (17, 24), (20, 25), (25, 26), (1, 2, 26), (1, 2, 5, 25, 26)),
+        (1, 2, 4, 5, 20, 25),
+    )
+)
+
+
+def sample_activations(rng: np.random.Generator) -> dict[str, float]:
+    """Strengths by sided label for one picture; labels at rest are left out."""
+    kind = rng.random()
+    if kind < 0.08:
+        target = 0
+    elif kind < 0.25:
+        target = 1
+    elif kind < 0.50:
+        target = int(rng.integers(2, 6))
+    else:
+        target = int(rng.integers(5, 14))
+    active: set[str] = set()
+    for _ in range(4 * target):
+        if len(active) >= target:
+            break
+        if target > 1 and rng.random() < 0.3:
+            proposed = COMBINATIONS[rng.integers(len(COMBINATIONS))]
+        else:
+            proposed = (NAMES[rng.choice(len(NAMES), p=WEIGHTS)],)
+        together = active.union(proposed)
+        if not any(EXCLUDES[name] & together for name in proposed):
+            active = together
+
+    strengths: dict[str, float] = {}
+    for name in sorted(active):
+        strength = _strength(rng)
+        if name == "AD30":
+            strengths[name + rng.choice(["L", "R"])] = strength
+        elif name in SIDED:
+            left, right = _sides(strength, name, rng)
+            strengths |= {label: value for label, value in ((name + "L", left), (name + "R", right)) if value}
+        else:
+            strengths[name] = strength
+    parted = max((strengths.get(name, 0.0) for name in (*PARTS_LIPS, "AU25")), default=0.0)
+    if parted:
+        strengths["AU25"] = parted
+    return strengths
+
+
+def _strength(rng: np.random.Generator) -> float:
+    return int(rng.integers(round(100 * WEAKEST), 101)) / 100
+
+
+def _sides(strength: float, name: str, rng: np.random.Generator) -> tuple[float, float]:
+    """Left and right strengths: mostly near symmetric, sometimes of one side only."""
+    kind = rng.random()
+    one_sided = 0.08 if name in ("AU6", "AU7", "AU15") else 0.20
+    if kind < one_sided:
+        return (strength, 0.0) if rng.random() < 0.5 else (0.0, strength)
+    other = _strength(rng) if kind > 0.88 else round(min(1.0, max(WEAKEST, strength + rng.normal(0, 0.05))), 2)
+    return (strength, other) if rng.random() < 0.5 else (other, strength)
+
+
+def strength_of(label: str, strengths: Mapping[str, float]) -> float:
+    """Strength of a format's label: that of its side, or the stronger side where the label has none."""
+    return max(strengths.get(label, 0.0), strengths.get(label + "L", 0.0), strengths.get(label + "R", 0.0))
+
+
+def label_values(strengths: Mapping[str, float], format_name: str) -> list[float]:
+    """The values a face with these strengths has in a built-in format, in its label order.
+
+    Continuous: the strength. Intensity: five times the strength, half rounded up (0.20 is 1). Occurrence: above 0.
+    """
+    fmt = FORMATS[format_name]
+    values = [strength_of(label, strengths) for label in fmt.labels]
+    if fmt.scale == "occurrence":
+        return [float(value > 0) for value in values]
+    if fmt.scale == "intensity":
+        return [float((5 * round(100 * value) + 50) // 100) for value in values]
+    return values

@@ -1,0 +1,1 @@
+"""What every command needs around the model: files and folders, the terminal, checkpoints, provenance."""

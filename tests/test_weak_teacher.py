@@ -314,7 +314,7 @@ def test_fitting(fit, tmp_path):
     middle, *curve = smile["curve"]
     knots, shares = np.array(curve).T
     assert knots[0] == choice.present_above
-    line = shares[0] * choice.absent_below / (choice.present_above - choice.absent_below)  # twice its evidence is 1 away
+    line = shares[0] * choice.absent_below / (choice.present_above - choice.absent_below)  # at twice its evidence
     assert middle == [2 * choice.absent_below, pytest.approx(line, abs=0.0006)]
     # Read without error, strength is evidence; moved to 0 where photographs without the AU lie, the greatest kept.
     expected = knots[-1] * (knots - choice.absent_below) / (knots[-1] - choice.absent_below)

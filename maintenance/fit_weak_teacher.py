@@ -56,6 +56,7 @@ class Choice:
         precision: of photographs on which the AU is believed present, (how many show it, how many were looked at).
         wrongly_absent: of photographs on which it is believed absent, (how many show it, how many were looked at).
         graded: strength follows the evidence as on rendered faces; otherwise it is `CERTAIN`.
+        middle: between the two ends the share rises in a straight line; otherwise nothing is believed there.
     """
 
     evidence: dict[str, float]
@@ -66,15 +67,28 @@ class Choice:
     absent_where: Bounds = field(default_factory=dict)
     present_where: Bounds = field(default_factory=dict)
     graded: bool = False
+    middle: bool = False
 
 
 CLOSED_MOUTH = {"jawOpen": (0, 0.05), "mouthUpperUp": (0, 0.1), "mouthLowerDown": (0, 0.1)}
 LOOKING_AHEAD = {"eyeLookOut": (0, 0.25), "eyeLookIn": (0, 0.25), "eyeLookDown": (0, 0.3)}
 # An AU is believed where more than half of the faces at the upper end show it, and at most two of thirty at the lower.
 # Both ends or none: were photographs only ever absent, being a photograph would be the sign of absence. That leaves out
-# AU1 and AU2 (15 of 30: brows high at rest), AU10 (14 of 30: talkers and singers), AU15 (13 of 30), AU20 (5 of 30:
-# smiles), AU9 (7 of 29; noseSneer stays at 0), and AU14, AU24 and AU28, whose blendshapes find thin lips and beards.
+# AU10 (14 of 30: talkers and singers), AU15 (13 of 30), AU20 (5 of 30: smiles), AU9 (7 of 29; noseSneer stays at 0),
+# and AU14, AU24 and AU28, whose blendshapes find thin lips and beards. AU1 and AU2 (15 of 30: brows high at rest) are
+# believed as the odds that they are. The middle of AU12 counts too: there MediaPipe and a checkpoint that learned the
+# two ends alone err on different faces.
 CHOICES = {
+    "AU1": Choice(
+        *({"browInnerUp": 1}, 0.02, 0.55, (15, 30), (1, 30)),
+        present_where=LOOKING_AHEAD | {"eyeSquint": (0, 0.45)},
+        middle=True,
+    ),
+    "AU2": Choice(
+        *({"browOuterUp": 1}, 0.04, 0.55, (15, 30), (1, 30)),
+        present_where=LOOKING_AHEAD | {"eyeSquint": (0, 0.45)},
+        middle=True,
+    ),
     "AU4": Choice({"browDown": 1}, 0.01, 0.7, (17.5, 30), (1, 30), present_where={"mouthSmile": (0, 0.2)}),
     "AU5": Choice(
         *({"eyeWide": 1}, 0.02, 0.12, (17, 30), (0.5, 30)),
@@ -90,7 +104,7 @@ CHOICES = {
         absent_where={"mouthSmile": (0, 0.3)},
         present_where={"mouthSmile": (0, 0.15), "eyeBlink": (0, 0.4), "eyeLookDown": (0, 0.35)},
     ),
-    "AU12": Choice({"mouthSmile": 1}, 0.01, 0.35, (28, 30), (1, 30), graded=True),
+    "AU12": Choice({"mouthSmile": 1}, 0.01, 0.35, (28, 30), (1, 30), graded=True, middle=True),
     "AU16": Choice(
         *({"mouthLowerDown": 1}, 0.002, 0.6, (17.5, 30), (0, 30)),
         present_where={"mouthSmile": (0, 0.3), "jawOpen": (0, 0.25)},
@@ -161,12 +175,22 @@ def fit(choice: Choice, evidence: np.ndarray, strengths: np.ndarray) -> tuple[tu
     if choice.graded and evidence.max() <= choice.present_above:
         raise ValueError(f"no rendered training face has {choice.evidence} above {choice.present_above}: render more.")
     if not choice.graded:
-        return ((choice.present_above, round(CERTAIN * precision, 3)),)
+        return _with_middle(choice, ((choice.present_above, round(CERTAIN * precision, 3)),))
     regression = IsotonicRegression(out_of_bounds="clip").fit(evidence, strengths)
     knots = np.linspace(choice.present_above, evidence.max(), KNOTS)
     lowest, highest = regression.predict([choice.absent_below, evidence.max()])
     heights = precision * highest * (regression.predict(knots) - lowest) / (highest - lowest)
-    return tuple((round(float(knot), 4), round(float(height), 3)) for knot, height in zip(knots, heights, strict=True))
+    rounded = ((round(float(knot), 4), round(float(height), 3)) for knot, height in zip(knots, heights, strict=True))
+    return _with_middle(choice, tuple(rounded))
+
+
+def _with_middle(choice: Choice, curve: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+    """The curve, from twice the absent end's evidence on where the middle counts."""
+    if not choice.middle:
+        return curve
+    knot = 2 * choice.absent_below
+    line = np.interp(knot, [choice.absent_below, curve[0][0]], [0, curve[0][1]])
+    return ((knot, round(float(line), 3)), *curve)
 
 
 def read_photographs(paths: Sequence[Path]) -> tuple[np.ndarray, list[tuple[Path, int]]]:

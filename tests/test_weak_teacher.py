@@ -311,15 +311,18 @@ def test_fitting(fit, tmp_path):
     assert smile["rendered_auc"]["feafa"] == 1
     choice = fit.tool.CHOICES["AU12"]
     assert smile["photographs_precision"] == list(choice.precision)
-    knots, shares = np.array(smile["curve"]).T
+    middle, *curve = smile["curve"]
+    knots, shares = np.array(curve).T
     assert knots[0] == choice.present_above
+    line = shares[0] * choice.absent_below / (choice.present_above - choice.absent_below)  # at twice its evidence
+    assert middle == [2 * choice.absent_below, pytest.approx(line, abs=0.0006)]
     # Read without error, strength is evidence; moved to 0 where photographs without the AU lie, the greatest kept.
     expected = knots[-1] * (knots - choice.absent_below) / (knots[-1] - choice.absent_below)
     np.testing.assert_allclose(shares, expected * choice.precision[0] / choice.precision[1], atol=0.002)
     names = [f"train/{number}.jpg" for number in range(1100)]
     used = np.argsort([hashlib.sha256(name.encode()).hexdigest() for name in names])[1000:]
     sides = [BLENDSHAPES.index("mouthSmileLeft"), BLENDSHAPES.index("mouthSmileRight")]
-    expected = (rows[used][:, sides].mean(axis=1) >= choice.present_above).mean()
+    expected = (rows[used][:, sides].mean(axis=1) >= middle[0]).mean()
     assert smile["photographs_believed"]["present"] == pytest.approx(expected)
     assert WeakTeacher.load(tmp_path / "teacher.json").rules.keys() == fit.tool.CHOICES.keys()
     assert Image.open(tmp_path / "sheets" / "AU12-present.png").size == (960, 800)
@@ -342,6 +345,8 @@ def test_the_shipped_teacher_is_the_tools_choice():
     assert rules.keys() == tool.CHOICES.keys()
     for label, choice in tool.CHOICES.items():
         assert rules[label].evidence == choice.evidence
-        assert (rules[label].absent_below, rules[label].curve[0][0]) == (choice.absent_below, choice.present_above)
+        assert rules[label].absent_below == choice.absent_below
+        starts = [2 * choice.absent_below, choice.present_above] if choice.middle else [choice.present_above]
+        assert [knot for knot, _ in rules[label].curve[: len(starts)]] == starts
         assert choice.precision[0] / choice.precision[1] >= 0.5
         assert choice.wrongly_absent[0] <= 2

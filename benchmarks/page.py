@@ -62,7 +62,7 @@ def origin(name: str, model, *packages: str) -> dict:
     from au_llava.au_runs.provenance import code_commit  # here, as torch above
 
     checkpoint = checkpoint_identity(name, model)
-    kept = ("name", "commit", "weights_sha256", "mirror_images")
+    kept = ("name", "weights_sha256", "mirror_images")
     calibration = json.dumps(checkpoint["calibration"], sort_keys=True).encode()
     return {
         "command": command(),

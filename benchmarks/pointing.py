@@ -31,7 +31,7 @@ from au_llava.action_units import FORMATS, AUFormat
 from au_llava.au_evaluation.intervals import bounds, draw_subjects
 from au_llava.au_evaluation.scoring import jsonable
 from au_llava.au_recognition.evidence import BLUR, COPIES, NOISE, evidence_maps, peak
-from au_llava.au_recognition.pictures import LEAST_MOVEMENT
+from au_llava.au_recognition.movement import LEAST_MOVEMENT
 from au_llava.au_recognition.sidecar import checkpoint_identity
 from au_llava.au_rendering.activations import label_values, sample_activations
 from au_llava.au_rendering.people import FORMAT_NAMES, Subject, jpeg_bytes, picture, sample_subject, sample_view
@@ -178,7 +178,7 @@ def main(words: list[str] | None = None):
     content = {
         "schema_version": 1,
         "provenance": {
-            "checkpoint": {key: identity[key] for key in ("name", "commit", "weights_sha256")},
+            "checkpoint": {key: identity[key] for key in ("name", "weights_sha256")},
             "code_commit": code_commit(),
             "versions": {name: version(name) for name in ("au-llava", "numpy", "pillow", "torch", "transformers")},
             "faces": {

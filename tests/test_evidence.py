@@ -1,4 +1,4 @@
-"""Evidence: occlusion maps where the truth is known, reasons in words, and the pointing game."""
+"""Evidence: maps where the truth is known, reasons in words, and the pointing game."""
 
 import json
 
@@ -100,7 +100,7 @@ def test_a_face_that_makes_no_difference_gives_no_evidence(image):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ({BP4D: ["AU99"]}, "format bp4d has no 'AU99': choose of AU1, AU2"),
+        ({BP4D: ["AU99"]}, "format bp4d has no 'AU99': choose from AU1, AU2"),
         ({BP4D: [], DISFA: []}, "no AU to explain"),
     ],
 )

@@ -7,7 +7,10 @@ See au_page/command.py for the options and docs/app.md for the page.
 
 import sys
 
-from au_llava.au_runs.start import command
+try:
+    from au_llava.au_runs.start import command
+except ModuleNotFoundError:  # not installed, which the command then says
+    from au_runs.start import command
 
 run = command("app.py", "au_page.command", "app")
 

@@ -8,7 +8,10 @@ See au_recognition/command.py for the options and docs/recognize.md for examples
 
 import sys
 
-from au_llava.au_runs.start import command
+try:
+    from au_llava.au_runs.start import command
+except ModuleNotFoundError:  # not installed, which the command then says
+    from au_runs.start import command
 
 run = command("recognize_au.py", "au_recognition.command", "recognize")
 

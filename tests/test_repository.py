@@ -58,14 +58,10 @@ def test_shipped_weights_are_small_and_finite():
 def test_shipped_checkpoint_has_not_seen_whom_others_draw():
     """Those of `make demo`, of the sample faces and the page, and of the benchmarks: another seed, other people."""
     [demo] = re.findall(r"prepare_data.py rendered .*--seed (\d+)", (ROOT / "Makefile").read_text())
+    benchmarks = ("benchmarks/robustness.py", "benchmarks/pointing.py")
     elsewhere = {
         path: int(re.search(r"^SEED\b.*?= (\d+)", (ROOT / path).read_text(), re.MULTILINE)[1])
-        for path in (
-            "au_page/drawing.py",
-            "maintenance/sample_faces.py",
-            "benchmarks/robustness.py",
-            "benchmarks/pointing.py",
-        )
+        for path in ("au_page/drawing.py", "maintenance/sample_faces.py", *benchmarks)
     }
     seen = seen_people(read_training_manifest(str(ROOT)))
     met = {subject_seed(name) for people in seen.values() for name in people if name.startswith("rendered:")}

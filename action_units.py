@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from .answers_au_llava import SCALES, ParsedAnswer, parse_answer, quantise, write_answer
+from .answers_au_llava import SCALES, ParsedAnswer, parse_answer, round_to_scale, write_answer
 
 __all__ = [
     "ACTION_UNITS",
@@ -28,7 +28,7 @@ __all__ = [
     "parse_answer",
     "prompt",
     "prompt_parts",
-    "quantise",
+    "round_to_scale",
     "write_answer",
 ]
 

@@ -23,7 +23,7 @@ SCALES: dict[str, tuple[str, ...]] = {
 }
 
 
-def quantise(value: float, fmt) -> float:
+def round_to_scale(value: float, fmt) -> float:
     """The value of `fmt`'s scale nearest to `value`; ties go up (2.5 -> 3, 0.125 -> 0.13).
 
     Ties are judged on the shortest decimal that denotes the number, so 0.285 goes to 0.29 although its binary form
@@ -62,7 +62,7 @@ def write_answer(values: Mapping[str, float | None], fmt) -> str:
         value = values.get(label)
         if value is None or math.isnan(value):
             continue
-        number = quantise(value, fmt)
+        number = round_to_scale(value, fmt)
         if fmt.scale != "continuous" and number != value:
             raise ValueError(
                 f"{label} is {value}, but {fmt.scale} values are {', '.join(SCALES[fmt.scale])}: round first"

@@ -105,7 +105,7 @@ from au_llava.au_runs.provenance import (
 from au_llava.au_runs.text import print_anything
 from au_llava.calibration_au_llava import PRIORS, entries_for
 from au_llava.decoding_au_llava import DECODERS
-from au_llava.quantization_au_llava import QUANTISATIONS, loading_options
+from au_llava.quantization_au_llava import QUANTIZATIONS, loading_options
 
 SCHEMA_VERSION = 2
 COMPARED = ("f1", "roc_auc", "icc", "pcc", "mae")
@@ -488,7 +488,7 @@ def _reading_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--decoding", choices=DECODERS, default="slots", help="how answers are read (default: slots)")
     parser.add_argument("--batch_size", type=int, default=32, help="images per forward pass (default: 32)")
     parser.add_argument(
-        "--quantise", choices=QUANTISATIONS, help="load the language model in so many bits, by bitsandbytes"
+        "--quantise", choices=QUANTIZATIONS, help="load the language model in so many bits, by bitsandbytes"
     )
 
 

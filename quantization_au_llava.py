@@ -1,6 +1,6 @@
 """Loading in 8 or 4 bits with bitsandbytes: what keeps its precision, and what bitsandbytes cannot do.
 
-Only the layers of the language model are quantised, unless `llm_int8_skip_modules` says otherwise. In a model of full
+Only the layers of the language model are quantized, unless `llm_int8_skip_modules` says otherwise. In a model of full
 size, vision tower and projector are a small share of the weights, and every answer rests on what they see; the head is
 often the weight of the embeddings too.
 """
@@ -15,36 +15,36 @@ from transformers.utils import is_bitsandbytes_available
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 # Names of modules from the root of the model on, as Transformers matches them: "vision_tower" would match nothing.
-UNQUANTISED = ("lm_head", "model.vision_tower", "model.multi_modal_projector")
+UNQUANTIZED = ("lm_head", "model.vision_tower", "model.multi_modal_projector")
 
 # What bitsandbytes 0.50.2 can repack for CPUs with AVX512-BF16: rows of whole blocks of 64 weights (the size that
 # Transformers always takes), outputs in blocks of 32 (bitsandbytes/functional.py, _convert_weight_packed_for_cpu).
 PACKED_INPUTS, PACKED_OUTPUTS = 64, 32
 
-QUANTISATIONS = ("8bit", "4bit")  # as commands name them
+QUANTIZATIONS = ("8bit", "4bit")  # as commands name them
 
 
-def loading_options(quantise: str | None) -> dict:
-    """What `from_pretrained` is given for one of `QUANTISATIONS` (4 bits are NF4), or for None.
+def loading_options(quantize: str | None) -> dict:
+    """What `from_pretrained` is given for one of `QUANTIZATIONS` (4 bits are NF4), or for None.
 
     Raises:
         ValueError: bitsandbytes is not installed.
     """
-    if quantise is None:
+    if quantize is None:
         return {}
     if not is_bitsandbytes_available():
         raise ValueError("Loading in 8 or 4 bits needs bitsandbytes: pip install bitsandbytes")
     getLogger("bitsandbytes.autograd._functions").setLevel(ERROR)  # in 8 bits a warning per layer and batch: of a cast
-    return {"quantization_config": BitsAndBytesConfig(**{f"load_in_{quantise}": True}, bnb_4bit_quant_type="nf4")}
+    return {"quantization_config": BitsAndBytesConfig(**{f"load_in_{quantize}": True}, bnb_4bit_quant_type="nf4")}
 
 
 def with_default_skips(quantization: QuantizationConfigMixin | dict | None) -> QuantizationConfigMixin | None:
-    """`quantization` as `from_pretrained` takes it; a bitsandbytes one that names no exceptions gets `UNQUANTISED`."""
+    """`quantization` as `from_pretrained` takes it; a bitsandbytes one that names no exceptions gets `UNQUANTIZED`."""
     if isinstance(quantization, dict):
         quantization = AutoQuantizationConfig.from_dict(quantization)
     if isinstance(quantization, BitsAndBytesConfig) and quantization.llm_int8_skip_modules is None:
         quantization = copy(quantization)
-        quantization.llm_int8_skip_modules = list(UNQUANTISED)
+        quantization.llm_int8_skip_modules = list(UNQUANTIZED)
     return quantization
 
 
@@ -59,7 +59,7 @@ def check_computable(model: PreTrainedModel) -> None:
     }
     if odd:
         name, module = next(iter(odd.items()))
-        skipped = model.config.quantization_config.llm_int8_skip_modules or UNQUANTISED
+        skipped = model.config.quantization_config.llm_int8_skip_modules or UNQUANTIZED
         skipped = [*skipped, *sorted({each.rpartition(".")[2] for each in odd})]
         raise ValueError(
             f"{name} has {module.in_features} inputs and {module.out_features} outputs; in 4 bits this CPU computes "
@@ -85,8 +85,8 @@ def _layers_in_4_bits(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
 
 
 __all__ = [
-    "QUANTISATIONS",
-    "UNQUANTISED",
+    "QUANTIZATIONS",
+    "UNQUANTIZED",
     "check_computable",
     "check_savable",
     "loading_options",

@@ -57,7 +57,7 @@ from au_llava.au_runs.text import escaped, print_anything
 from au_llava.calibration_au_llava import PRIORS, with_prior
 from au_llava.decoding_au_llava import DECODERS
 from au_llava.image_processing_au_llava import load_face_image
-from au_llava.quantization_au_llava import QUANTISATIONS, loading_options
+from au_llava.quantization_au_llava import QUANTIZATIONS, loading_options
 
 PICTURES = (".png", ".pdf", ".svg")
 DRAWN = tuple(f".{name}" for name in FigureCanvasBase.filetypes)  # what Matplotlib draws
@@ -281,7 +281,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="faces among which AUs are as frequent as here (default: as the checkpoint says)",
     )
     add("--batch_size", type=int, default=16, help="faces per forward pass (default: 16)")
-    add("--quantise", choices=QUANTISATIONS, help="load the language model in so many bits, by bitsandbytes")
+    add("--quantise", choices=QUANTIZATIONS, help="load the language model in so many bits, by bitsandbytes")
     add(
         "--detector",
         choices=DETECTORS,

@@ -20,7 +20,7 @@ from scipy.optimize import minimize_scalar
 from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import log_loss, precision_recall_curve
 
-from au_llava.action_units import AUFormat, get_format, quantise
+from au_llava.action_units import AUFormat, get_format, round_to_scale
 from au_llava.au_datasets.folds import kfold, person_key
 from au_llava.au_datasets.records import KEY, group_by_image, load_records
 from au_llava.au_evaluation.audits import abstention
@@ -72,7 +72,7 @@ def fit_format(distributions: np.ndarray, references: np.ndarray, subjects: Sequ
         if min(truth.sum(), (~truth).sum()) < FEWEST:
             entries[label] = {"method": "none", "threshold": DEFAULT_THRESHOLD}
             continue
-        indices = np.array([fmt.value_numbers.index(quantise(value, fmt)) for value in labels])
+        indices = np.array([fmt.value_numbers.index(round_to_scale(value, fmt)) for value in labels])
         outside = {method: np.empty(len(read)) for method in METHODS}
         for fold in held_out:
             fold = fold[known]

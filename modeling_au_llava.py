@@ -41,7 +41,7 @@ from .configuration_au_llava import UNUSED_HEADS, AuLlavaConfig, add_image_token
 from .decoding_au_llava import recognize
 from .pipeline_au_llava import AURecognitionPipeline
 from .quantization_au_llava import check_computable, check_savable, with_default_skips
-from .tree_attention_au_llava import TreeMask
+from .slot_tree_au_llava import TreeMask
 
 logger = logging.get_logger(__name__)
 

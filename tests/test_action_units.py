@@ -144,7 +144,7 @@ def test_get_format_takes_names_dicts_and_anything_shaped_like_a_format():
     assert write_answer({"AU1": 1}, lookalike) == "AU1: 1"
     with pytest.raises(ValueError, match="unknown format 'bp5d'"):
         get_format("bp5d")
-    with pytest.raises(ValueError, match="3 is no format"):
+    with pytest.raises(ValueError, match="3 is not a format"):
         get_format(3)
 
 

@@ -203,7 +203,7 @@ def test_a_model_in_training_is_read_in_evaluation_mode(pictures):
         ({"formats": "bp5d"}, "unknown format 'bp5d'; choose one of"),
         ({"formats": ["bp4d", "bp4d"]}, "none twice"),
         ({"formats": []}, "at least one format"),
-        ({"formats": 4}, "4 is no format"),
+        ({"formats": 4}, "4 is not a format"),
     ],
 )
 def test_settings_that_cannot_work_end_in_one_sentence(recognizer, pictures, settings, message):

@@ -1,8 +1,8 @@
 """Calibration: makes the slots decoder's probabilities mean what they say, and sets from where an AU is "present".
 
-Owns the entries of `AuLlavaConfig.calibration` and how they are applied, to NumPy arrays and to tensors in a graph alike.
-au_evaluation/calibration.py fits them on validation subjects (`eval_au.py --calibrate`). They are stored in config.json,
-so that every way to load a checkpoint applies them. The entry looks like this:
+Owns the entries of `AuLlavaConfig.calibration` and how they are applied, to NumPy arrays as to tensors in a graph.
+au_evaluation/calibration.py fits them on validation subjects (`eval_au.py --calibrate`). They are stored in
+config.json, so that every way to load a checkpoint applies them. An example:
 
     {"formats": {"disfa": {"scale": "intensity", "presence_threshold": 2.0, "aus": {
          "AU12": {"method": "temperature", "temperature": 1.3, "threshold": 0.41},

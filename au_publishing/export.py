@@ -138,4 +138,4 @@ def save_onnx(model, processor, formats: tuple[AUFormat, ...], path: Path) -> No
     program.save(path)
 
 
-__all__ = ["METADATA_KEY", "SlotsGraph", "description", "export", "format_calibration", "save_onnx"]
+__all__ = ["METADATA_KEY", "SlotsGraph", "description", "export", "save_onnx"]

@@ -176,8 +176,11 @@ def _padded(rows: Sequence[Sequence[float]]) -> torch.Tensor:
 
 def apply_entries(distributions: np.ndarray, entries: Sequence[Mapping], present: np.ndarray) -> np.ndarray:
     """(…, AUs, values) distributions to calibrated ones; `entries` and `present` as in `Calibration`."""
-    logs = torch.tensor(distributions, dtype=torch.double).log()
-    return Calibration(entries, present)(logs).numpy()
+    return Calibration(entries, present)(_logs(distributions)).numpy()
+
+
+def _logs(distributions: np.ndarray) -> torch.Tensor:
+    return torch.tensor(np.ascontiguousarray(distributions, dtype=np.float64)).log()
 
 
 def calibrate(distributions: np.ndarray, fmt, calibration: Mapping | None) -> tuple[np.ndarray, np.ndarray]:
@@ -196,8 +199,7 @@ def calibrate(distributions: np.ndarray, fmt, calibration: Mapping | None) -> tu
         return distributions, thresholds
     for column, label in enumerate(fmt.labels):
         thresholds[column] = entries.get(label, {}).get("threshold", DEFAULT_THRESHOLD)
-    logs = torch.tensor(distributions, dtype=torch.double).log()
-    return Calibration.of(calibration, fmt)(logs).numpy(), thresholds
+    return Calibration.of(calibration, fmt)(_logs(distributions)).numpy(), thresholds
 
 
 __all__ = [

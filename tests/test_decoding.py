@@ -146,7 +146,7 @@ def test_attention_backends_agree(tiny, faces, backend):
 def test_flash_attention_is_refused_with_a_way_out(tiny, faces, monkeypatch):
     model, processor = tiny
     monkeypatch.setattr(model.model.language_model.config, "_attn_implementation_internal", "flash_attention_2")
-    with pytest.raises(ValueError, match=r"cannot honour the tree mask.*sdpa"):
+    with pytest.raises(ValueError, match=r"cannot honor the tree mask.*sdpa"):
         model.recognize(processor, faces)
 
 

@@ -97,10 +97,9 @@ def test_shipped_checkpoint_sees_the_plain_cases(shipped):
 
 def test_scores_in_documents_are_those_of_the_evaluation():
     tool = load_tool("write_scores")
-    for name in tool.DOCUMENTS:
-        text = (ROOT / name).read_text()
-        assert "<!-- " in text
-        assert tool.filled(text) == text
+    documents = tool.documents()
+    assert len(documents) > 2
+    assert [name for name, text in documents.items() if tool.filled(text) != text] == []
 
 
 def test_shipped_evaluations_belong_together():

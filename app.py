@@ -26,7 +26,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 from au_llava.action_units import ACTION_UNITS, MAIN_FORMATS, get_format
-from au_llava.au_faces.faces import YuNet
+from au_llava.au_faces.detect import YuNet
 from au_llava.au_faces.media import Frame
 from au_llava.au_recognition import markup
 from au_llava.au_recognition.reasons import explain

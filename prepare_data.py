@@ -30,7 +30,7 @@ from rich.table import Table
 from au_llava.action_units import FORMATS
 from au_llava.au_datasets.folds import PROTOCOLS, assign_parts
 from au_llava.au_datasets.records import PARTS, finish_folder, record_features, shard_path, start_folder, write_shard
-from au_llava.au_faces.faces import DETECTORS
+from au_llava.au_faces.detect import DETECTORS
 from au_llava.au_readers import aff_wild2, bp4d, ck_plus, disfa, fairface, feafa, gft, moved, table, unlabelled
 from au_llava.au_readers.files import check_root
 from au_llava.au_readers.prepare import Crop, finish_source, parts_of, prepare_shard, start_source
@@ -265,7 +265,7 @@ def add_sources(datasets) -> None:
         side = "side of the copies in pixels" + ("" if labelled else " (default: 96)")
         crops.add_argument("--crop", type=_positive, default=None if labelled else 96, metavar="SIZE", help=side)
         crops.add_argument(
-            "--faces", type=_path, metavar="CSV", help="eyes, landmarks or boxes that you have (au_faces/faces.py)"
+            "--faces", type=_path, metavar="CSV", help="eyes, landmarks or boxes that you have (au_faces/table.py)"
         )
         crops.add_argument("--detector", choices=DETECTORS[:2], help="finds them otherwise (default: packaged)")
         parts = parser.add_argument_group(

@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 from datasets import Value
 
 from au_llava.au_datasets.records import NO_CLIP, Defects
+from au_llava.au_faces.landmarks import BLENDSHAPES
 from au_llava.au_faces.media import IMAGE_SUFFIXES
 from au_llava.au_readers.files import (
     Clip,
@@ -199,8 +200,6 @@ def blendshape_order(path: Path) -> list[int] | None:
     """
     if path.suffix.lower() == ".csv":
         return None
-    from au_llava.au_datasets.weak_teacher import BLENDSHAPES
-
     schema = pq.read_schema(path)
     if "blendshapes" not in schema.names:
         return None

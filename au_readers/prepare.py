@@ -23,8 +23,10 @@ from au_llava.au_datasets.records import (
     start_folder,
     write_shard,
 )
-from au_llava.au_faces.faces import FacesTable, NoRow, Point, YuNet, crop_face
+from au_llava.au_faces.crop import Point, crop_face
+from au_llava.au_faces.detect import YuNet
 from au_llava.au_faces.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from au_llava.au_faces.table import FacesTable, NoRow
 from au_llava.au_readers.files import Clip, Known, Picture, Source, jpeg
 from au_llava.au_runs.folders import files_below
 from au_llava.au_runs.text import escaped

@@ -16,7 +16,7 @@ from functools import cache
 import numpy as np
 from scipy.sparse import csr_array
 
-from au_llava.au_faces.faces import EYE_DISTANCE, EYE_HEIGHT
+from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT
 from au_llava.au_rendering.paint import Appearance, background, glasses_mesh, paint_map, sample_colours, smoothstep
 from au_llava.au_rendering.raster import light_reach, rasterise, vertex_normals
 from au_llava.au_rendering.rig import load_rig

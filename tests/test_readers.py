@@ -33,7 +33,7 @@ from PIL import Image
 from au_llava.action_units import FORMATS
 from au_llava.au_datasets.folds import PROTOCOLS
 from au_llava.au_datasets.records import Defects, load_records
-from au_llava.au_faces.faces import crop_face
+from au_llava.au_faces.crop import crop_face
 from au_llava.au_readers.aff_wild2 import open_aff_wild2
 from au_llava.au_readers.bp4d import BP4D_PLUS_ORDER, occurrence_columns, open_bp4d
 from au_llava.au_readers.ck_plus import open_ck_plus

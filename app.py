@@ -32,8 +32,9 @@ from au_llava.au_recognition import markup
 from au_llava.au_recognition.reasons import explain
 from au_llava.au_recognition.runner import Plan, read_frame, reading_of
 from au_llava.au_rendering.activations import NAMES, PARTS_LIPS, SIDED, label_values, sample_activations, strength_of
-from au_llava.au_rendering.people import picture, sample_subject
-from au_llava.au_rendering.render import View
+from au_llava.au_rendering.people import sample_subject
+from au_llava.au_rendering.pictures import picture
+from au_llava.au_rendering.view import View
 from au_llava.au_runs.cache import sentence_of
 from au_llava.au_runs.folders import HOME
 from au_llava.au_runs.provenance import check_base

@@ -12,7 +12,7 @@ SHORT_GAP = 1.0  # seconds; after a longer one, where a face was says nothing
 
 
 def look_of(crop: Image.Image) -> np.ndarray:
-    """(512,) uint8, how a face looks, for `follow`: square roots of the colour histogram of the crop's middle."""
+    """(512,) uint8, how a face looks, for `follow`: square roots of the color histogram of the crop's middle."""
     side = crop.size[0]
     pixels = np.asarray(crop)[side // 10 : side - side // 10, side // 7 : side - side // 7].reshape(-1, 3)
     counts = np.bincount((pixels >> 5).astype(int) @ [64, 8, 1], minlength=512)
@@ -24,7 +24,7 @@ def follow(frames: Iterable[tuple[float, Sequence[tuple]]]) -> list[list[int]]:
 
     A face goes on in the next frame where it overlaps (intersection over union of the boxes at least 0.3) and looks
     alike, or, anywhere and after any gap, where it looks the same; over a frame the best pairing is taken (Hungarian
-    method). Colours are compared, not identities: two people who look much alike can be confused after a cut, and the
+    method). Colors are compared, not identities: two people who look much alike can be confused after a cut, and the
     light falling differently can make one person two.
 
     Args:

@@ -11,7 +11,7 @@ cannot consent to what is made of their faces. --all-ages takes them. The offici
 "test". Every photograph shows somebody else, as far as is known. Where the table gives the eyes, nothing is detected;
 where it gives blendshapes, --teacher mediapipe takes them and needs no MediaPipe.
 
-Licence: CC BY 4.0 (Karkkainen & Joo 2021, "FairFace: Face Attribute Dataset for Balanced Race, Gender, and Age for Bias
+License: CC BY 4.0 (Karkkainen & Joo 2021, "FairFace: Face Attribute Dataset for Balanced Race, Gender, and Age for Bias
 Measurement and Mitigation"). The photographs come from Flickr; its authors do not name the photographers (issue 5 of
 the data set's repository). Age, gender and race are what observers saw, stored to compare groups by, never to tell who
 somebody is.

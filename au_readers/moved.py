@@ -28,8 +28,9 @@ from au_llava.au_faces.landmarks import Measured, side_of
 from au_llava.au_readers.files import Clip, Picture, Source
 from au_llava.au_readers.unlabelled import NOTE, UNLABELLED_METADATA, FoundFace, check_teacher, face_records, landmarker
 from au_llava.au_rendering.activations import label_values
-from au_llava.au_rendering.render import View, draw_values, head_rotation, project
+from au_llava.au_rendering.render import draw_values, head_rotation, project
 from au_llava.au_rendering.rig import expand_sides, load_rig
+from au_llava.au_rendering.view import View
 
 STRONGEST_TURN = 22.0  # degrees of yaw and pitch; beyond, the warp of the visible half stretches the hidden one
 # At most so much of these blendshapes (means of both sides) in a face whose region is taken to be at rest. Chosen by

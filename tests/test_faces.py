@@ -11,7 +11,7 @@ from au_llava.au_faces.detect import YuNet
 from au_llava.au_faces.follow import follow, look_of
 from au_llava.au_faces.table import FacesTable, NoRow
 from au_llava.au_rendering import render
-from au_llava.au_rendering.people import render_face
+from au_llava.au_rendering.pictures import render_face
 
 SIDE = 128
 

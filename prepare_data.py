@@ -36,8 +36,7 @@ from au_llava.au_readers.files import check_root
 from au_llava.au_readers.prepare import Crop, finish_source, parts_of, prepare_shard, start_source
 from au_llava.au_readers.rendered import RENDERED_METADATA, sample_records
 from au_llava.au_rendering.people import subject_name
-from au_llava.au_runs.cache import sentence_of
-from au_llava.au_runs.text import print_anything
+from au_llava.au_runs.commands import print_anything, sentence_of
 
 IMAGES_PER_SHARD = 240
 RENDERED_FEATURES = record_features(RENDERED_METADATA)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT, Face
-from au_llava.au_runs.text import UNKNOWN, unescaped
+from au_llava.au_runs.names import UNKNOWN, unescaped
 
 BOX_EYES = np.array([[0.24, 0.35], [0.76, 0.35]])  # where the eyes lie in one of YuNet's boxes, of its sides
 

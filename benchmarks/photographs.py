@@ -36,8 +36,8 @@ from au_llava.au_evaluation.photographs import Readings, rank_auc, read_crops, s
 from au_llava.au_evaluation.scoring import jsonable
 from au_llava.au_faces.crop import crop_face
 from au_llava.au_faces.detect import YUNET_SHA256, YuNet
-from au_llava.au_runs.cache import sentence_of
-from au_llava.au_runs.folders import HOME, check_writable
+from au_llava.au_runs.commands import sentence_of
+from au_llava.au_runs.files import HOME, check_writable
 from au_llava.image_processing_au_llava import load_face_image
 
 PEOPLE = 102  # of the whole set

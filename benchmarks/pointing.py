@@ -40,8 +40,8 @@ from au_llava.au_rendering.pictures import picture
 from au_llava.au_rendering.render import draw_values
 from au_llava.au_rendering.rig import SHAPES
 from au_llava.au_rendering.view import View, sample_view
-from au_llava.au_runs.cache import sentence_of
-from au_llava.au_runs.folders import HOME, check_writable
+from au_llava.au_runs.commands import sentence_of
+from au_llava.au_runs.files import HOME, check_writable
 from au_llava.au_runs.provenance import code_commit
 from au_llava.calibration_au_llava import with_prior
 from au_llava.metrics_au import mean_of_defined, sum_by_subject

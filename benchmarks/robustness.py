@@ -32,8 +32,8 @@ from au_llava.au_rendering.activations import label_values, sample_activations
 from au_llava.au_rendering.people import sample_subject, subject_name
 from au_llava.au_rendering.pictures import picture
 from au_llava.au_rendering.view import View
-from au_llava.au_runs.cache import sentence_of
-from au_llava.au_runs.folders import HOME
+from au_llava.au_runs.commands import sentence_of
+from au_llava.au_runs.files import HOME
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

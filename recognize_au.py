@@ -40,8 +40,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS, get_format
-from au_llava.au_faces.faces import DETECTORS, YUNET_SHA256, Face, FacesTable, YuNet, crop_face
+from au_llava.au_faces.crop import Face, crop_face
+from au_llava.au_faces.detect import DETECTORS, YUNET_SHA256, YuNet
 from au_llava.au_faces.media import is_video
+from au_llava.au_faces.table import FacesTable
 from au_llava.au_recognition.inputs import find_files
 from au_llava.au_recognition.pictures import first_faces, save_evidence, save_faces, save_video
 from au_llava.au_recognition.reasons import add_reasons, explain

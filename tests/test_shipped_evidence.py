@@ -46,7 +46,7 @@ def prediction(name: str, person: int, frame: int, truth, read) -> dict:
 
 
 def system(noise: float, people: int = 8, images: int = 4) -> dict[tuple, dict]:
-    """Predictions of a recogniser with this much noise, by key; the truth is the same for every noise."""
+    """Predictions of a recognizer with this much noise, by key; the truth is the same for every noise."""
     rows = []
     for person in range(people):
         rng, errors = np.random.default_rng(person), np.random.default_rng([person, round(100 * noise)])
@@ -99,7 +99,7 @@ def test_robustness_scores_each_level_and_draws_them(monkeypatch):
     for factor, levels in robustness.LEVELS.items():
         for noise, level in zip((0.1, 0.8), levels, strict=True):
             rows += [{**row, "clip": f"{factor}: {level}"} for row in system(noise).values()]
-    found = robustness.summarise(rows)
+    found = robustness.summarize(rows)
     for factor, levels in robustness.LEVELS.items():
         good, bad = (found[factor][str(level)]["disfa"] for level in levels)
         assert good["metric"] == "icc"
@@ -112,16 +112,16 @@ def test_robustness_scores_each_level_and_draws_them(monkeypatch):
 def test_processor_time_counts_work_and_not_waiting():
     clock = comparison.ProcessorTime(0.5)
     time.sleep(0.3)
-    assert clock.gone() < 0.5
+    assert clock.spent() < 0.5
     while time.process_time() - clock.start < 0.5:
         sum(range(1000))
-    assert clock.gone() == 1
+    assert clock.spent() == 1
 
 
 def test_summary_of_the_comparison(tmp_path):
     for name, noise in (("slots", 0.1), ("free", 0.5), ("single", 0.1), ("separate", 0.8)):
         comparison.gather(list(system(noise).values()), tmp_path / "eval" / name)
-    found = comparison.summarise(tmp_path, {"ours": 1.0}, {})
+    found = comparison.summarize(tmp_path, {"ours": 1.0}, {})
     assert list(found["systems"]) == ["slots", "free", "single", "separate"]
     assert found["slots_minus"]["single"]["bp4d"]["f1"]["difference"] == 0
     assert found["slots_minus"]["separate"]["feafa"]["pcc"]["interval"][0] > 0

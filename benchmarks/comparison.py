@@ -2,8 +2,8 @@
 
     python benchmarks/comparison.py --data data/rendered-train --test data/rendered-test --out runs/comparison
 
-Four systems are trained from scratch on the training people, with thresholds chosen on the validation people, and scored
-on the test part:
+Four systems are trained from scratch on the training people, with thresholds chosen on the validation people, and
+scored on the test part:
 
 - slots, free: this project's model (tower pretraining, then train_sft.py), with slots and with free decoding;
 - single: three such models that learn one format each, each with the same number of steps;
@@ -18,7 +18,6 @@ import argparse
 import json
 import math
 import resource
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -26,7 +25,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from page import runner, write_results
+from page import run_script, runner, write_results
 from torch import nn
 from transformers import AutoProcessor, Trainer, TrainerCallback, TrainingArguments
 
@@ -43,17 +42,6 @@ from au_llava.tools.pretrain_tower import SharesCollator
 
 RECIPE = HOME / "recipes" / "rendered_tiny.yaml"
 HEADLINE = {"bp4d": ("f1", "roc_auc"), "disfa": ("icc", "mae"), "feafa": ("pcc", "mae")}
-
-
-def start(script: str, *words) -> None:
-    """Run one of the project's scripts with these words.
-
-    Raises:
-        ChildProcessError: it fails, and has said why.
-    """
-    done = subprocess.run([sys.executable, str(HOME / script), *map(str, words)])
-    if done.returncode:
-        raise ChildProcessError(f"{script} failed, see above; run the same command again to continue from there")
 
 
 def children_seconds() -> float:
@@ -191,7 +179,7 @@ def timed(folder: Path, script: str, *words) -> float:
     path = folder / "seconds.json"
     if not path.is_file():
         before = children_seconds()
-        start(script, *words)
+        run_script(script, *words)
         path.write_text(json.dumps(children_seconds() - before))
     return json.loads(path.read_text())
 
@@ -218,7 +206,7 @@ def train_ours(name: str, formats: list[str], arguments: argparse.Namespace) -> 
 def evaluate(model: Path, arguments: argparse.Namespace, out: Path, *options) -> None:
     """Write predictions and scores of a checkpoint on the test part to `out`, unless they are there."""
     if not (out / "results.json").is_file():
-        start("eval_au.py", "--model", model, "--data", *arguments.test, "--out", out, *options)
+        run_script("eval_au.py", "--model", model, "--data", *arguments.test, "--out", out, *options)
 
 
 def predictions_in(folder: Path) -> list[dict]:
@@ -279,7 +267,7 @@ def main(arguments: argparse.Namespace) -> None:
     out, formats = arguments.out, list(MAIN_FORMATS)
     base = out / "base"
     if not base.is_dir():
-        start("maintenance/build_tiny_base.py", "--image_size", arguments.image_size, "--out", base)
+        run_script("maintenance/build_tiny_base.py", "--image_size", arguments.image_size, "--out", base)
     ours, taken = train_ours("ours", formats, arguments)
     evaluate(ours, arguments, out / "eval" / "slots")
     evaluate(ours, arguments, out / "eval" / "free", "--decoding", "free")

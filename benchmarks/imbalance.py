@@ -13,14 +13,13 @@ Subsampling by clip is not measured: rendered faces have no clips.
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
 import numpy as np
-from page import make_table
+from page import make_table, run_script
 from rich.console import Console
 from rich.table import Table
 
@@ -115,17 +114,6 @@ def start_run(arguments: argparse.Namespace, further: list[str]) -> None:
     write_json(path, settings)
 
 
-def run_script(name: str, words: list) -> None:
-    """Run a script of this repository.
-
-    Raises:
-        ChildProcessError: it fails, and has said why.
-    """
-    done = subprocess.run([sys.executable, str(HOME / name), *map(str, words)])
-    if done.returncode:
-        raise ChildProcessError(f"{name} failed, see above; run the same command again to continue from there")
-
-
 def run_arm(arm: str, seed: int, arguments: argparse.Namespace, further: list[str]) -> dict:
     """Train, calibrate and evaluate one arm with one seed, as far as that is not done: AU -> metric -> score."""
     run = arguments.out / f"{arm.replace(' ', '-')}-{seed}"
@@ -135,12 +123,12 @@ def run_arm(arm: str, seed: int, arguments: argparse.Namespace, further: list[st
         train += ["--save_strategy", "no", "--max_steps", arguments.steps, "--seed", seed]
         train += ["--per_device_train_batch_size", arguments.batch_size, "--dataloader_num_workers", 1]
         train += ["--causal_share", 0, *ARMS[arm], *further]
-        run_script("train_sft.py", train)
+        run_script("train_sft.py", *train)
     if not (run / "eval" / "results.json").is_file():
         calibrate = ["--calibrate", arguments.out / "skewed-train", "--out", run / "calibration"]
-        run_script("eval_au.py", ["--model", run, *calibrate])
+        run_script("eval_au.py", "--model", run, *calibrate)
         score = ["--model", run, "--data", arguments.out / "skewed-test", "--out", run / "eval"]
-        run_script("eval_au.py", score)
+        run_script("eval_au.py", *score)
     per_au = json.loads((run / "eval" / "results.json").read_text())["formats"]["bp4d"]["per_au"]
     return {label: {metric: scores[metric] for metric in METRICS} for label, scores in per_au.items()}
 

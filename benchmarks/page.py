@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -52,6 +53,17 @@ def add_write_option(parser: argparse.ArgumentParser) -> None:
         choices=sections(),
         help="also write the tables into this section of docs/performance.md",
     )
+
+
+def run_script(script: str, *words) -> None:
+    """Run a script of this repository, such as "eval_au.py", with these words.
+
+    Raises:
+        ChildProcessError: it fails, and has said why.
+    """
+    done = subprocess.run([sys.executable, str(HOME / script), *map(str, words)])
+    if done.returncode:
+        raise ChildProcessError(f"{script} failed, see above; run the same command again to continue from there")
 
 
 # ---- Where numbers come from ------------------------------------------------------------------------------------

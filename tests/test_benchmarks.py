@@ -99,7 +99,7 @@ def test_large_shape_needs_a_gpu():
 
 def test_table_names_the_share_of_the_matrix_rate(tiny_checkpoint, capsys):
     words = ["--model", str(tiny_checkpoint), "--batch_sizes", "2", "--repeats", "1"]
-    decoding_benchmark.main(decoding_benchmark.make_parser().parse_args(words))
+    assert decoding_benchmark.run(words) == 0
     shown = capsys.readouterr().out
     assert "constrained, all" in shown
     assert "of the measured matrix rate" in shown

@@ -169,13 +169,13 @@ def test_smile_scores_and_neutral_shares_by_hand():
 
 @pytest.fixture
 def london(tmp_path):
-    """A made-up set of rendered faces: two whole people, one without a smile, one grey picture, one damaged."""
+    """A made-up set of rendered faces: two whole people, one without a smile, one gray picture, one damaged."""
     root = tmp_path / "london"
     root.mkdir()
     for name, face in (("001_03", "rest"), ("001_08", "smile"), ("002_03", "frown"), ("002_08", "surprise")):
         Image.open(ROOT / "assets" / "faces" / f"{face}.png").convert("RGB").save(root / f"{name}.jpg")
     (root / "003_03.jpg").write_bytes((root / "001_03.jpg").read_bytes())
-    Image.new("RGB", (200, 200), "grey").save(root / "004_03.jpg")
+    Image.new("RGB", (200, 200), "gray").save(root / "004_03.jpg")
     (root / "004_08.jpg").write_bytes(b"no picture")
     return root
 

@@ -130,11 +130,9 @@ class Photographs:
 
     Attributes:
         images: stored pictures, RGB.
-        margins: (images,).
+        margins, subjects, rows: (images,) margin, person and first record of each image.
         size: of a crop in pixels.
         weak: (images, columns) shares of the scale, NaN where the teacher is not trusted.
-        subjects: (images,).
-        rows: (images,) one record of each image.
         formats, columns: what is read.
         skipped: name of an unreadable picture -> why.
 
@@ -388,11 +386,8 @@ def main(arguments: argparse.Namespace) -> None:
     groups = records.select_columns(arguments.groups)[photographs.rows] if arguments.groups else {}
     results = measure(model, processor, photographs, groups)
     data = {"data": content_hashes([arguments.data]), "part": arguments.part, "trained_people": people}
-    faces = {
-        "images": len(photographs.images),
-        "people": len(set(photographs.subjects)),
-        "skipped": photographs.skipped,
-    }
+    counts = {"images": len(photographs.images), "people": len(set(photographs.subjects))}
+    faces = counts | {"skipped": photographs.skipped}
     write_results(arguments.out, {"provenance": origin(arguments.model, model) | data, "faces": faces, **results})
     show(results)
     say_skipped(photographs.skipped, len(photographs.images) + len(photographs.skipped))

@@ -218,13 +218,24 @@ def test_tables_show_the_numbers_of_their_files(tmp_path):
     assert tool.held_out_table().splitlines()[2] == row
 
 
+def test_benchmarks_name_a_wrong_path_in_a_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = {
+        "held_out": ["no-a", "no-b", "--data", "nowhere", "--out", "x.json"],
+        "robustness": ["--model", "/nowhere", "--out", "x"],
+        "photographs": ["--root", "nowhere", "--out", "x.json"],
+        "agreement": ["--data", "nowhere", "--out", "x.json"],
+    }
+    for name, options in words.items():
+        assert load_tool(name).run(options) == 1, name
+        error = capsys.readouterr().err
+        assert error.startswith(f"{name}.py: "), error
+        assert "nowhere" in error
+
+
 @pytest.mark.parametrize(
     "command",
     [
-        ("benchmarks/held_out.py", "no-a", "no-b", "--data", "nowhere", "--out", "x.json"),
-        ("benchmarks/robustness.py", "--model", "/nowhere", "--out", "x"),
-        ("benchmarks/photographs.py", "--root", "nowhere", "--out", "x.json"),
-        ("benchmarks/agreement.py", "--data", "nowhere", "--out", "x.json"),
         ("tools/pretrain_tower.py", "--base", "/nowhere", "--data", "nowhere", "--out", "x"),
     ],
 )

@@ -8,7 +8,10 @@
 
 import sys
 
-from au_llava.au_runs.start import command
+try:
+    from au_llava.au_runs.start import command
+except ModuleNotFoundError:  # not installed, which the command then says
+    from au_runs.start import command
 
 run = command("train_sft.py", "au_training.command", "train")
 

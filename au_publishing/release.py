@@ -147,9 +147,7 @@ def main(arguments) -> None:
     if arguments.dry_run:
         print("Nothing was sent.")
         return
-    url = upload(
-        arguments.repo_id, release.files, MESSAGE, private=not arguments.public, update=arguments.update
-    )
+    url = upload(arguments.repo_id, release.files, MESSAGE, private=not arguments.public, update=arguments.update)
     print(f"Published: {url}")
 
 

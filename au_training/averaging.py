@@ -40,9 +40,7 @@ class AveragedWeights(TrainerCallback):
         saved = self.model.state_dict().keys()
         weights = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         statistics = {
-            name: buffer
-            for name, buffer in self.model.named_buffers()
-            if name in saved and buffer.is_floating_point()
+            name: buffer for name, buffer in self.model.named_buffers() if name in saved and buffer.is_floating_point()
         }
         self.trained = weights | statistics
         for name, tensor in self.trained.items():

@@ -3,7 +3,7 @@
 - Slots: the token tree of the slots decoder (`SlotTree`), with all known formats of an image in one sequence, so that
   the image is encoded once. Only the values carry loss (`slot_loss`).
 - Causal: prompt and answer as ordinary text, for `generate`. The whole answer carries loss, or only its values. Each
-  image takes one of its formats, and the prompt asks only for annotated AUs, so that the model never learns to skip AUs.
+  image takes one of its formats, and the prompt asks only for annotated AUs: the model must never learn to skip AUs.
 
 An AU whose label is NaN carries no loss in either. Unlabelled pictures may join slot batches, each in two versions:
 strongly varied for the model that learns, and as a plain crop for the one it learns from (mean_teacher.py).

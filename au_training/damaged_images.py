@@ -61,7 +61,7 @@ class ReadableRows:
 
 
 def name_images(table: datasets.Dataset, indices: Iterable[int]) -> list[str]:
-    """"dataset:subject clip frame" of the rows of `training_rows` with these values of `index`."""
+    """ "dataset:subject clip frame" of the rows of `training_rows` with these values of `index`."""
     rows = table.select_columns(list(KEY)).select(np.flatnonzero(np.isin(table["index"][:], list(indices))))
     return ["{dataset}:{subject} {clip} {frame}".format(**row) for row in rows]
 

@@ -25,9 +25,9 @@ from transformers import (
 
 from au_llava.au_datasets.mixing import TrainingData
 from au_llava.au_datasets.records import load_records
+from au_llava.au_training.command import main, make_parser
 from au_llava.au_training.start import freeze_parts, load_model, starting_point
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
-from au_llava.au_training.command import main, make_parser
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 ACCELERATE = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))

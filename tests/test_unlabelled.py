@@ -23,13 +23,13 @@ from au_llava.au_runs.manifests import check_unseen, people_of, read_training_ma
 from au_llava.au_training import trainer as trainer_module
 from au_llava.au_training.averaging import TRAINED, AveragedWeights
 from au_llava.au_training.collator import AUCollator
+from au_llava.au_training.command import main, make_parser
 from au_llava.au_training.damaged_images import ReadableRows
 from au_llava.au_training.mean_teacher import UnlabelledFaces
 from au_llava.au_training.options import AUTrainingConfig
 from au_llava.au_training.trainer import AUTrainer
 from au_llava.decoding_au_llava import read_slots
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
-from au_llava.au_training.command import main, make_parser
 
 BUILT_IN = tuple(FORMATS[name] for name in MAIN_FORMATS)
 LABELS = [(fmt.name, label) for fmt in BUILT_IN for label in fmt.labels]
@@ -459,7 +459,10 @@ def test_nobody_is_unlabelled_and_tested(unlabelled_records):
         (["--unlabelled", "FACES", "--weak_weight", "nan"], "weak_weight is nan"),
         (["--unlabelled", "FACES", "--causal_share", 1], "causal_share 1 leaves none"),
         (["--unlabelled", "FACES", "--unlabelled_per_labelled", 0.1], "rounds to no image"),
-        (["--unlabelled", "FACES", "--cache_features", "x", "--freeze", "vision_tower"], "cache_features cannot vary images"),
+        (
+            ["--unlabelled", "FACES", "--cache_features", "x", "--freeze", "vision_tower"],
+            "cache_features cannot vary",
+        ),
         (["--unlabelled", "nowhere"], "nowhere"),
         (["--unlabelled", "{path: FACES, convert_to: [gft]}"], "convert_to derives labels"),
         (["--unlabelled", "{path: FACES, formats: [bp4d]}", "FACES"], "records of the same formats"),

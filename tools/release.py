@@ -1,6 +1,6 @@
 """Publish a trained checkpoint on the Hugging Face Hub.
 
-    python tools/release.py runs/mine --repo-id USER/NAME --dry-run
+python tools/release.py runs/mine --repo-id USER/NAME --dry-run
 """
 
 import sys

@@ -35,8 +35,8 @@ from au_llava.au_datasets.records import load_records
 from au_llava.au_evaluation.calibration import best_threshold
 from au_llava.au_evaluation.predictions import KEYS
 from au_llava.au_evaluation.scoring import jsonable, score_predictions
+from au_llava.au_training.tower import SharesCollator
 from au_llava.eval_au import main as eval_au
-from au_llava.tools.pretrain_tower import SharesCollator
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "recipes" / "rendered_tiny.yaml"

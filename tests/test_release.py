@@ -82,8 +82,8 @@ def evaluation(tmp_path_factory):
     return folder
 
 
-def run(*words):
-    release.main(release.make_parser().parse_args([str(word) for word in words]))
+def run(*words) -> int:
+    return release.run([str(word) for word in words])
 
 
 def expected_files(folder):
@@ -103,7 +103,7 @@ def expected_files(folder):
 def test_a_dry_run_lists_the_files_and_asks_nobody(hub, trained, capsys, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     folder, *_ = trained
-    run(folder, "--repo-id", "someone/mine", "--dry-run")
+    assert run(folder, "--repo_id", "someone/mine", "--dry_run") == 0  # underscores are accepted
     lines = capsys.readouterr().out.splitlines()
     listed = {
         line.split()[1]: int(line.split()[0].replace(",", "")) for line in lines if re.match(r" +[\d,]+  \S+$", line)
@@ -121,7 +121,7 @@ def test_a_dry_run_lists_the_files_and_asks_nobody(hub, trained, capsys, monkeyp
 
 def test_a_stranger_loads_what_was_published(hub, trained, evaluation, tmp_path, capsys):
     folder, model, processor = trained
-    run(folder, "--repo-id", "someone/mine", "--evaluation", evaluation)
+    assert run(folder, "--repo-id", "someone/mine", "--evaluation", evaluation) == 0
     repo = hub.repositories["someone/mine"]
     assert repo["private"]
     assert repo["files"].keys() == expected_files(folder)
@@ -238,9 +238,9 @@ def test_incomplete_checkpoints_are_refused(trained, tmp_path, change, message):
         (["--repo-id", "mine"], "give USER/NAME"),
     ],
 )
-def test_bad_flags_are_named(trained, flags, message):
-    with pytest.raises(ValueError, match=message):
-        run(trained[0], "--repo-id", "someone/mine", "--dry-run", *flags)
+def test_bad_flags_are_named(trained, flags, message, capsys):
+    assert run(trained[0], "--repo-id", "someone/mine", "--dry-run", *flags) == 1
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

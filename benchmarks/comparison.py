@@ -37,8 +37,8 @@ from au_llava.au_evaluation.predictions import KEYS
 from au_llava.au_evaluation.scoring import score_predictions
 from au_llava.au_runs.commands import CommandParser
 from au_llava.au_runs.files import HOME
+from au_llava.au_training.tower import SharesCollator
 from au_llava.eval_au import main as eval_au
-from au_llava.tools.pretrain_tower import SharesCollator
 
 RECIPE = HOME / "recipes" / "rendered_tiny.yaml"
 HEADLINE = {"bp4d": ("f1", "roc_auc"), "disfa": ("icc", "mae"), "feafa": ("pcc", "mae")}

@@ -21,7 +21,8 @@ from decoding import best_seconds
 from page import add_model_option, add_write_option, make_table, runner, show
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS
-from au_llava.au_publishing.export import INPUT_NAME, export, save_onnx
+from au_llava.au_publishing.export import INPUT_NAME, export
+from au_llava.au_publishing.onnx_file import save_onnx
 from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.commands import CommandParser
 from au_llava.calibration_au_llava import calibrate

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, load_tool
+from conftest import ROOT
 from PIL import Image, ImageOps
 
 pytest.importorskip("gradio", reason="the page needs the extra `app`")
@@ -25,6 +25,7 @@ from gradio_client import Client, handle_file
 
 from au_llava import app, recognize_au
 from au_llava.action_units import FORMATS, MAIN_FORMATS
+from au_llava.au_publishing import app_space
 from au_llava.au_recognition import markup
 from au_llava.au_recognition.reasons import Explanation
 from au_llava.au_recognition.runner import reading_of
@@ -316,7 +317,7 @@ page.close(verbose=False)
 
 @pytest.mark.slow
 def test_the_released_space_starts_alone_and_calls_nobody(tmp_path):
-    load_tool("release_app").release(tmp_path / "space")
+    app_space.release(tmp_path / "space")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHON", "GRADIO"))}
     environment |= {"HF_HOME": str(tmp_path / "home"), "GRADIO_TEMP_DIR": str(tmp_path / "uploads")}
     with subprocess.Popen(
@@ -400,8 +401,7 @@ def test_uploads_are_gone_when_the_program_ends(tiny_checkpoint, crowd, tmp_path
 def test_released_folder_holds_a_card_and_the_requirements_of_the_page(tmp_path, capsys):
     from huggingface_hub import RepoCard
 
-    tool = load_tool("release_app")
-    tool.release(tmp_path / "space")
+    app_space.release(tmp_path / "space")
     card = RepoCard.load(tmp_path / "space" / "README.md")
     assert (card.data.sdk, card.data.to_dict()["app_file"]) == ("gradio", "app.py")
     assert f"gradio=={card.data.to_dict()['sdk_version']}\n" in (ROOT / "constraints.txt").read_text()
@@ -412,7 +412,7 @@ def test_released_folder_holds_a_card_and_the_requirements_of_the_page(tmp_path,
     assert any(line.startswith("opencv-python-headless") for line in lines)
     assert not [line for line in lines if "au-llava" in line or line.startswith(("pytest", "trl"))]
     with pytest.raises(FileExistsError):
-        tool.release(tmp_path / "space")
+        app_space.release(tmp_path / "space")
 
 
 # In a browser

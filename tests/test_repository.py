@@ -147,7 +147,7 @@ def test_commands_in_documents_parse():
 
 
 def load_train_options() -> set[str]:
-    from au_llava.train_sft import make_parser
+    from au_llava.au_training.command import make_parser
 
     return {option.removeprefix("--") for action in make_parser()._actions for option in action.option_strings} | {
         "config",

@@ -33,7 +33,7 @@ from au_llava.action_units import MAIN_FORMATS, AUFormat, get_format
 from au_llava.au_datasets.mixing import training_rows
 from au_llava.au_datasets.records import load_records
 from au_llava.au_evaluation.calibration import best_threshold
-from au_llava.au_evaluation.predictions import KEYS
+from au_llava.au_evaluation.rows import KEYS
 from au_llava.au_evaluation.scoring import jsonable, score_predictions
 from au_llava.eval_au import main as eval_au
 from au_llava.tools.pretrain_tower import SharesCollator

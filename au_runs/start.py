@@ -1,6 +1,17 @@
 """Starting a command, with one sentence instead of a traceback where a package is missing.
 
-Standard library only: this must run in a clone in which nothing has been installed.
+Standard library only: this must run in a clone in which nothing has been installed. A command at the root is no more
+than
+
+    try:
+        from au_llava.au_runs.start import command
+    except ModuleNotFoundError:  # not installed, which the command then says
+        from au_runs.start import command
+
+    run = command("eval_au.py", "au_evaluation.command", "eval")
+
+    if __name__ == "__main__":
+        sys.exit(run())
 """
 
 import importlib

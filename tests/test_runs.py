@@ -2,13 +2,16 @@
 
 import argparse
 import json
+import re
 import subprocess
 import sys
+import textwrap
 
 import pytest
 import torch
 from conftest import ROOT, random_faces
 
+from au_llava.au_runs import start
 from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.commands import CommandEnded, CommandParser, run_command
 from au_llava.au_runs.files import replacing, write_json
@@ -115,11 +118,11 @@ def test_an_uninstalled_package_is_one_sentence(tmp_path):
     for name in ("__init__.py", "start.py"):
         (tmp_path / "au_runs" / name).write_bytes((ROOT / "au_runs" / name).read_bytes())
     (tmp_path / "pyproject.toml").touch()
-    script = 'import sys\nfrom au_runs.start import command\nsys.exit(command("x.py", "body", "eval")())\n'
-    (tmp_path / "x.py").write_text(script)
+    [lines] = re.findall(r"(    try:\n.*run\(\)\)\n)", start.__doc__, re.DOTALL)  # the pattern that it gives
+    (tmp_path / "x.py").write_text("import sys\n" + textwrap.dedent(lines))
     done = subprocess.run([sys.executable, "-S", "x.py"], cwd=tmp_path, env={}, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr == "x.py: au_llava is not installed: run `pip install --editable .` in this folder\n"
+    assert done.stderr == "eval_au.py: au_llava is not installed: run `pip install --editable .` in this folder\n"
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):

@@ -26,14 +26,15 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 from au_llava.action_units import ACTION_UNITS, MAIN_FORMATS, get_format
-from au_llava.au_faces.faces import YuNet
+from au_llava.au_faces.detect import YuNet
 from au_llava.au_faces.media import Frame
 from au_llava.au_recognition import markup
 from au_llava.au_recognition.reasons import explain
 from au_llava.au_recognition.runner import Plan, read_frame, reading_of
 from au_llava.au_rendering.activations import NAMES, PARTS_LIPS, SIDED, label_values, sample_activations, strength_of
-from au_llava.au_rendering.people import picture, sample_subject
-from au_llava.au_rendering.render import View
+from au_llava.au_rendering.people import sample_subject
+from au_llava.au_rendering.pictures import picture
+from au_llava.au_rendering.view import View
 from au_llava.au_runs.checkpoints import check_base
 from au_llava.au_runs.commands import print_anything, sentence_of
 from au_llava.au_runs.files import HOME

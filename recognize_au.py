@@ -40,8 +40,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS, get_format
-from au_llava.au_faces.faces import DETECTORS, YUNET_SHA256, Face, FacesTable, YuNet, crop_face
+from au_llava.au_faces.crop import Face, crop_face
+from au_llava.au_faces.detect import DETECTORS, YUNET_SHA256, YuNet
 from au_llava.au_faces.media import is_video
+from au_llava.au_faces.table import FacesTable
 from au_llava.au_recognition.inputs import find_files
 from au_llava.au_recognition.pictures import first_faces, save_evidence, save_faces, save_video
 from au_llava.au_recognition.reasons import add_reasons, explain
@@ -59,7 +61,7 @@ from au_llava.au_runs.provenance import sha256_of
 from au_llava.calibration_au_llava import PRIORS, with_prior
 from au_llava.decoding_au_llava import DECODERS
 from au_llava.image_processing_au_llava import load_face_image
-from au_llava.quantization_au_llava import QUANTISATIONS, loading_options
+from au_llava.quantization_au_llava import QUANTIZATIONS, loading_options
 
 PICTURES = (".png", ".pdf", ".svg")
 DRAWN = tuple(f".{name}" for name in FigureCanvasBase.filetypes)  # what Matplotlib draws
@@ -283,7 +285,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="faces among which AUs are as frequent as here (default: as the checkpoint says)",
     )
     add("--batch_size", type=int, default=16, help="faces per forward pass (default: 16)")
-    add("--quantise", choices=QUANTISATIONS, help="load the language model in so many bits, by bitsandbytes")
+    add("--quantise", choices=QUANTIZATIONS, help="load the language model in so many bits, by bitsandbytes")
     add(
         "--detector",
         choices=DETECTORS,

@@ -20,7 +20,7 @@ from scipy.optimize import minimize_scalar
 from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import log_loss, precision_recall_curve
 
-from au_llava.action_units import AUFormat, get_format, quantise
+from au_llava.action_units import AUFormat, get_format, round_to_scale
 from au_llava.au_datasets.folds import kfold, person_key
 from au_llava.au_datasets.records import KEY, group_by_image, load_records
 from au_llava.au_evaluation.audits import abstention
@@ -29,7 +29,14 @@ from au_llava.au_evaluation.priors import ENOUGH, FEWEST_UNLABELLED, fit_photogr
 from au_llava.au_evaluation.scoring import by_format
 from au_llava.au_runs.manifests import people_of
 from au_llava.au_runs.provenance import content_hashes
-from au_llava.calibration_au_llava import DEFAULT_THRESHOLD, METHODS, apply_isotonic, apply_temperature, calibrate
+from au_llava.calibration_au_llava import (
+    DEFAULT_THRESHOLD,
+    METHODS,
+    apply_entries,
+    calibrate,
+    present_values,
+    probability_of_presence,
+)
 from au_llava.metrics_au import presence, reliability_curve
 
 matplotlib.use("Agg")
@@ -62,8 +69,8 @@ def fit_format(distributions: np.ndarray, references: np.ndarray, subjects: Sequ
         raise ValueError(f"{len(set(subjects))} validation subjects are too few to calibrate on; {FOLDS} are needed.")
     parts = kfold(set(subjects), FOLDS, seed=0)
     held_out = [np.isin(subjects, part) for part in parts.values()]
-    present = np.array(fmt.value_numbers) >= fmt.presence_threshold
-    before = np.where(np.isnan(references), np.nan, distributions[..., present].sum(axis=-1).clip(0, 1))
+    present = present_values(fmt)
+    before = np.where(np.isnan(references), np.nan, probability_of_presence(distributions, fmt))
     after = before.copy()
     entries = {}
     for column, label in enumerate(fmt.labels):
@@ -73,18 +80,18 @@ def fit_format(distributions: np.ndarray, references: np.ndarray, subjects: Sequ
         if min(truth.sum(), (~truth).sum()) < FEWEST:
             entries[label] = {"method": "none", "threshold": DEFAULT_THRESHOLD}
             continue
-        indices = np.array([fmt.value_numbers.index(quantise(value, fmt)) for value in labels])
+        indices = np.array([fmt.value_numbers.index(round_to_scale(value, fmt)) for value in labels])
         outside = {method: np.empty(len(read)) for method in METHODS}
         for fold in held_out:
             fold = fold[known]
             if fold.any():
                 for method, probabilities in outside.items():
                     entry = _fit(method, read[~fold], indices[~fold], truth[~fold], present)
-                    probabilities[fold] = _presence(method, read[fold], entry, present)
+                    probabilities[fold] = _presence(read[fold], entry, present)
         method = _best_method(outside, truth, subjects[known])
         entry = _fit(method, read, indices, truth, present)
         after[known, column] = outside[method]
-        threshold = best_threshold(_presence(method, read, entry, present), truth)
+        threshold = best_threshold(_presence(read, entry, present), truth)
         entries[label] = {"method": method, **entry, "threshold": round(threshold, 4)}
     entry = {"scale": fmt.scale, "presence_threshold": fmt.presence_threshold, "aus": entries}
     return {"entry": entry, "before": before, "after": after}
@@ -128,13 +135,9 @@ def _fit(method: str, distributions, indices, truth, present) -> dict:
     return {}
 
 
-def _presence(method: str, distributions, entry, present) -> np.ndarray:
-    """Calibrated probability of presence (n,)."""
-    if method == "temperature":
-        distributions = apply_temperature(distributions, entry["temperature"])
-    elif method == "isotonic":
-        distributions = apply_isotonic(distributions, present, entry)
-    return distributions[:, present].sum(axis=1).clip(0, 1)
+def _presence(distributions: np.ndarray, entry: dict, present: np.ndarray) -> np.ndarray:
+    """Calibrated probability of presence (n,) of one AU with distributions (n, values)."""
+    return apply_entries(distributions[:, None], [entry], present)[:, 0, present].sum(axis=1).clip(0, 1)
 
 
 def best_threshold(probabilities: np.ndarray, truth: np.ndarray) -> float:
@@ -256,7 +259,7 @@ def _read(model, processor, records, batch_size: int, progress: bool, formats: t
 def _add_rejection(entry: dict, read: np.ndarray, rows: list[dict], fmt: AUFormat) -> None:
     """Add to each AU's entry "reject_below": the confidence below which an answer is better withheld, see audits.py."""
     distributions, thresholds = calibrate(read, fmt, {"formats": {fmt.name: entry}})
-    probability = distributions[..., np.array(fmt.value_numbers) >= fmt.presence_threshold].sum(axis=-1).clip(0, 1)
+    probability = probability_of_presence(distributions, fmt)
     decided = [
         {**row, "probability": each.tolist(), "present": (each >= thresholds).astype(float).tolist()}
         for row, each in zip(rows, probability, strict=True)

@@ -25,7 +25,7 @@ from scipy.optimize import brentq
 from scipy.special import expit, logit
 
 from au_llava.action_units import AUFormat, get_format
-from au_llava.calibration_au_llava import DEFAULT_THRESHOLD, calibrate
+from au_llava.calibration_au_llava import DEFAULT_THRESHOLD, calibrate, probability_of_presence
 
 LEAST_ODDS = 1 / 3  # of the unlabelled faces, as a share of the labelled ones'
 FEWEST_UNLABELLED = 100  # unlabelled faces; a rate of 1 in 10 is then known to 0.06 (two standard errors)
@@ -75,11 +75,8 @@ def fit_photographs(entry: dict, labelled: np.ndarray, unlabelled: np.ndarray, f
     Raises:
         ValueError: all unlabelled faces read alike in every AU.
     """
-    present = np.array(fmt.value_numbers) >= fmt.presence_threshold
-    probabilities = [
-        calibrate(read, fmt, {"formats": {fmt.name: entry}})[0][..., present].sum(axis=-1).clip(1e-9, 1 - 1e-9)
-        for read in (labelled, unlabelled)
-    ]
+    calibrated = (calibrate(read, fmt, {"formats": {fmt.name: entry}})[0] for read in (labelled, unlabelled))
+    probabilities = [probability_of_presence(read, fmt).clip(1e-9, 1 - 1e-9) for read in calibrated]
     found = {}
     for label, of_labelled, of_unlabelled in zip(fmt.labels, *(each.T for each in probabilities), strict=True):
         prior = float(of_labelled.mean())

@@ -7,7 +7,6 @@ are left. It gives what `recognize` gives, calibration included; thresholds are 
 """
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from au_llava.action_units import AUFormat
-from au_llava.calibration_au_llava import calibrate, entries_for
+from au_llava.calibration_au_llava import Calibration, calibrate
 from au_llava.decoding_au_llava import mirror_mean, with_mirror_images
 from au_llava.slot_tree_au_llava import compile_slots
 
@@ -54,7 +53,7 @@ class SlotsGraph(nn.Module):
         self.register_buffer("hidden", hidden[None, None])
         basis = torch.eye(model.config.text_config.hidden_size, dtype=model.dtype)
         self.register_buffer("head", model.token_logits(basis, self.tree.logit_tokens).T.detach())
-        self.calibrations = nn.ModuleList(Calibration(fmt, model.config.calibration) for fmt in formats)
+        self.calibrations = [Calibration.of(model.config.calibration, fmt) for fmt in formats]
 
     def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         """`pixel_values` (images, 3, height, width) to format name -> (images, AUs, values) probabilities, float32."""
@@ -73,47 +72,9 @@ class SlotsGraph(nn.Module):
         if self.mirror:
             read = [mirror_mean(each, fmt.labels) for fmt, each in zip(self.formats, read, strict=True)]
         return {
-            fmt.name: calibration(each)
+            fmt.name: calibration(each).float()
             for fmt, calibration, each in zip(self.formats, self.calibrations, read, strict=True)
         }
-
-
-class Calibration(nn.Module):
-    """`calibrate` of calibration_au_llava.py for one format in tensor operations: temperatures, curves, shifts.
-
-    An AU without a temperature has 1, one without a curve the identity, one without a shift 0.
-    """
-
-    def __init__(self, fmt: AUFormat, calibration: Mapping | None):
-        super().__init__()
-        entries = entries_for(calibration, fmt)
-        entries = [entries.get(label, {}) for label in fmt.labels]
-        self.has_curves = any("calibrated" in entry for entry in entries)
-        longest = max(len(entry.get("calibrated", (0, 1))) for entry in entries)
-
-        def rows(key: str, default) -> torch.Tensor:  # every row as long as the longest, its last point repeated
-            points = [entry.get(key, default) for entry in entries]
-            return torch.tensor([[*row, *row[-1:] * (longest - len(row))] for row in points], dtype=torch.float64)
-
-        self.register_buffer("temperatures", torch.tensor([[entry.get("temperature", 1.0)] for entry in entries]))
-        self.register_buffer("present", torch.tensor(fmt.value_numbers) >= fmt.presence_threshold)
-        self.register_buffer("curve", rows("probability", (0.0, 1.0)))
-        self.register_buffer("calibrated", rows("calibrated", (0.0, 1.0)))
-        shifts = torch.tensor([[entry.get("shift", 0.0)] for entry in entries])
-        self.register_buffer("added", torch.where(self.present, shifts, 0.0))  # (AUs, values), to log-probabilities
-
-    def forward(self, log_probabilities: torch.Tensor) -> torch.Tensor:
-        """(images, AUs, values) before to after."""
-        scaled = log_probabilities / self.temperatures
-        if not self.has_curves:
-            return (scaled + self.added).softmax(-1)
-        found = scaled.double().softmax(-1)  # masses near 0 and 1 are divided by
-        mass = (found * self.present).sum(-1, keepdim=True).clamp(1e-9, 1 - 1e-9)
-        widths = self.curve.diff(dim=-1).clamp(min=1e-12)  # a step of the curve has no width
-        climbed = ((mass - self.curve[:, :-1]) / widths).clamp(0, 1) * self.calibrated.diff(dim=-1)
-        target = self.calibrated[:, :1] + climbed.sum(-1, keepdim=True)
-        weighted = found * torch.where(self.present, target / mass, (1 - target) / (1 - mass)) * self.added.exp()
-        return (weighted / weighted.sum(-1, keepdim=True)).float()
 
 
 def export(model, processor, formats: tuple[AUFormat, ...]) -> torch.export.ExportedProgram:
@@ -177,4 +138,4 @@ def save_onnx(model, processor, formats: tuple[AUFormat, ...], path: Path) -> No
     program.save(path)
 
 
-__all__ = ["METADATA_KEY", "Calibration", "SlotsGraph", "description", "export", "save_onnx"]
+__all__ = ["METADATA_KEY", "SlotsGraph", "description", "export", "save_onnx"]

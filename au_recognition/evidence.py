@@ -19,9 +19,9 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from au_llava.action_units import AUFormat, mirrored_label
-from au_llava.calibration_au_llava import calibrate
+from au_llava.calibration_au_llava import calibrate, present_values, probability_of_presence
 from au_llava.decoding_au_llava import read_tree
-from au_llava.slot_tree_au_llava import SlotTree
+from au_llava.slot_tree_au_llava import SlotTree, slot_ids
 
 COPIES = 4  # of the face, each with its own noise
 NOISE = 0.075  # standard deviation, of the range of the crop's colours; chosen with the other two in docs/log.md
@@ -79,7 +79,7 @@ def falls_when_hidden(
     for (fmt, wanted), parts in zip(labels.items(), zip(*batches, strict=True), strict=True):
         asked = replace(fmt, labels=wanted)
         distributions, _ = calibrate(torch.cat(parts).cpu().double().exp().numpy(), asked, model.config.calibration)
-        probabilities.append(distributions[..., _is_present(fmt)].sum(axis=-1))
+        probabilities.append(probability_of_presence(distributions, fmt))
     whole, *painted = np.concatenate(probabilities, axis=1)  # (AUs,) each
     return _by_format(labels, whole - np.diagonal(painted))
 
@@ -105,13 +105,7 @@ def _prepared(model, processor, image, labels) -> tuple[torch.Tensor, SlotTree, 
         raise ValueError("There is no AU to explain: name at least one.")
     pixels = processor.image_processor([image], return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
     image_tokens = processor.num_image_tokens(*pixels.shape[-2:])
-    answers = []
-    for fmt, wanted in labels.items():
-        asked = _asked(model, wanted, fmt)
-        texts = {label: [f"{label}: {value}" for value in fmt.value_strings] for label in asked}
-        answers.append(
-            {label: processor.tokenizer(each, add_special_tokens=False)["input_ids"] for label, each in texts.items()}
-        )
+    answers = [slot_ids(processor.tokenizer, fmt, _asked(model, wanted, fmt)) for fmt, wanted in labels.items()]
     tree = SlotTree([processor.prompt_ids(fmt, image_tokens) for fmt in labels], answers)
     return pixels, tree.to(model.device), labels
 
@@ -134,15 +128,10 @@ def _gradient_sizes(model, tree: SlotTree, labels, pixels: torch.Tensor) -> np.n
         pixels = pixels.detach().requires_grad_()
         odds = []
         for fmt, read in zip(labels, _read(model, tree, labels, pixels), strict=True):
-            present = torch.from_numpy(_is_present(fmt)).to(pixels.device)
+            present = torch.from_numpy(present_values(fmt)).to(pixels.device)
             odds.append(read[..., present].logsumexp(-1) - read[..., ~present].logsumexp(-1))  # (images, AUs)
         gradients = (torch.autograd.grad(each.sum(), pixels, retain_graph=True)[0] for each in torch.cat(odds, 1).T)
         return np.stack([each.abs().sum(dim=(0, 1)).float().cpu().numpy() for each in gradients])
-
-
-def _is_present(fmt: AUFormat) -> np.ndarray:
-    """(values,) booleans: which values of the scale count as present."""
-    return np.array(fmt.value_numbers) >= fmt.presence_threshold
 
 
 def _by_format(labels: Mapping[AUFormat, Sequence[str]], values: np.ndarray) -> dict[str, np.ndarray]:

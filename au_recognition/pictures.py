@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from au_llava.action_units import AUFormat
-from au_llava.au_faces.faces import EYE_DISTANCE, EYE_HEIGHT, crop_face
+from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT, crop_face
 from au_llava.au_faces.media import DamagedVideo, is_video, video_frames
 from au_llava.au_recognition.evidence import OUTLINE
 from au_llava.au_recognition.runner import Plan

@@ -21,7 +21,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from au_llava.au_faces.faces import Face, crop_face, follow, look_of
+from au_llava.au_faces.crop import Face, crop_face
+from au_llava.au_faces.follow import follow, look_of
 from au_llava.au_faces.media import DamagedVideo, Frame, count_frames, is_video, video_frames
 from au_llava.image_processing_au_llava import load_face_image
 
@@ -36,7 +37,7 @@ class Plan:
 
     Attributes:
         parts: lists of pictures, one batch each, and videos, in the order of the output.
-        find: (image, file, number of the video's frame or None) -> faces, see au_faces/faces.py.
+        find: (image, file, number of the video's frame or None) -> faces, see au_faces/detect.py.
         size: side of a face crop in pixels. formats: names or `AUFormat`s. distributions: whether to keep them whole.
     """
 

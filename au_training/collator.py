@@ -24,7 +24,7 @@ import torch
 from PIL import ImageOps
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from au_llava.action_units import AUFormat, get_format, quantise, write_answer
+from au_llava.action_units import AUFormat, get_format, round_to_scale, write_answer
 from au_llava.au_training.augmentation import mirrored_values, plain_crop, strongly_varied_image, varied_image
 from au_llava.image_processing_au_llava import load_face_image
 from au_llava.slot_tree_au_llava import compile_slots
@@ -266,7 +266,7 @@ class AUCollator:
             fmt = formats[slot.format_index]
             value = known[fmt][fmt.labels.index(slot.label)]
             if not math.isnan(value):
-                target = value_target(quantise(value, fmt), fmt, self.ordinal_width)
+                target = value_target(round_to_scale(value, fmt), fmt, self.ordinal_width)
                 value_masses[slot.values] = target * self._weight(fmt, slot.label)
         masses = torch.zeros(tree.choices.numel() + 1)  # the last cell collects the padding of short paths
         masses.index_add_(0, tree.value_paths.flatten(), value_masses.repeat_interleave(tree.value_paths.shape[1]))

@@ -34,7 +34,8 @@ from au_llava.action_units import MAIN_FORMATS, get_format
 from au_llava.au_datasets.conversion import sources
 from au_llava.au_evaluation.photographs import Readings, rank_auc, read_crops, shares
 from au_llava.au_evaluation.scoring import jsonable
-from au_llava.au_faces.faces import YUNET_SHA256, YuNet, crop_face
+from au_llava.au_faces.crop import crop_face
+from au_llava.au_faces.detect import YUNET_SHA256, YuNet
 from au_llava.au_runs.commands import sentence_of
 from au_llava.au_runs.files import HOME, check_writable
 from au_llava.image_processing_au_llava import load_face_image
@@ -134,17 +135,16 @@ def blendshape_scores(images: dict[Path, Image.Image]) -> dict:
     Raises:
         ValueError: MediaPipe or its model is not installed, or it finds no face in any picture.
     """
-    from au_llava.au_datasets import weak_teacher
+    from au_llava.au_faces import landmarks
 
-    landmarker = weak_teacher.Landmarker()
+    landmarker = landmarks.Landmarker()
     measured = {path: landmarker(image) for path, image in track(images.items(), description="Measuring blendshapes")}
     measured = {path: each.blendshapes for path, each in measured.items() if each is not None}
     if not measured:
         raise ValueError("MediaPipe finds no face in any picture.")
     table = np.array(list(measured.values()))
     sides = [
-        [weak_teacher.BLENDSHAPES.index(f"{shape}{side}") for side in ("Left", "Right")]
-        for shape in BLENDSHAPES.values()
+        [landmarks.BLENDSHAPES.index(f"{shape}{side}") for side in ("Left", "Right")] for shape in BLENDSHAPES.values()
     ]
     numbers = np.stack([table[:, pair].mean(axis=1) for pair in sides], axis=1)
     positive = np.array([[smiles(path)] * len(sides) for path in measured], dtype=float)

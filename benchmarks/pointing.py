@@ -27,16 +27,19 @@ from rich.progress import track
 from rich.table import Table
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from au_llava.action_units import FORMATS, AUFormat
+from au_llava.action_units import FORMATS, MAIN_FORMATS, AUFormat
 from au_llava.au_evaluation.intervals import bounds, draw_subjects
 from au_llava.au_evaluation.scoring import jsonable
+from au_llava.au_faces.jpeg import jpeg_bytes
 from au_llava.au_recognition.evidence import BLUR, COPIES, NOISE, evidence_maps, peak
 from au_llava.au_recognition.pictures import LEAST_MOVEMENT
 from au_llava.au_recognition.sidecar import checkpoint_identity
 from au_llava.au_rendering.activations import label_values, sample_activations
-from au_llava.au_rendering.people import FORMAT_NAMES, Subject, jpeg_bytes, picture, sample_subject, sample_view
-from au_llava.au_rendering.render import View, draw_values
+from au_llava.au_rendering.people import Subject, sample_subject
+from au_llava.au_rendering.pictures import picture
+from au_llava.au_rendering.render import draw_values
 from au_llava.au_rendering.rig import SHAPES
+from au_llava.au_rendering.view import View, sample_view
 from au_llava.au_runs.commands import sentence_of
 from au_llava.au_runs.files import HOME, check_writable
 from au_llava.au_runs.provenance import code_commit
@@ -91,7 +94,7 @@ def unsided(label: str) -> str:
 
 def rows_of(model, processor, people: int, images: int) -> Iterator[dict]:
     """The rows of `pointed` of every face, with "subject" and "format"."""
-    formats = [FORMATS[name] for name in FORMAT_NAMES]
+    formats = [FORMATS[name] for name in MAIN_FORMATS]
     for number in track(range(FIRST, FIRST + people), description="Pointing", console=Console(stderr=True)):
         for index in range(images):
             subject, strengths, view, image = draw(number, index)
@@ -174,7 +177,7 @@ def main(words: list[str] | None = None):
     rows = list(rows_of(model, processor, arguments.people, arguments.images))
     if not rows:
         raise ValueError("no AU of these faces was found: there is nothing to point at; draw more --people")
-    found = summarise(rows, [FORMATS[name] for name in FORMAT_NAMES])
+    found = summarise(rows, [FORMATS[name] for name in MAIN_FORMATS])
     content = {
         "schema_version": 1,
         "provenance": {

@@ -15,7 +15,7 @@ import time
 from page import add_write_option, show
 from rich.table import Table
 
-from au_llava.au_rendering.people import sample_records
+from au_llava.au_readers.rendered import sample_records
 
 IMAGES_PER_SUBJECT = 6
 

@@ -23,13 +23,15 @@ from PIL import Image
 from rich.progress import track
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from au_llava.action_units import get_format
+from au_llava.action_units import MAIN_FORMATS, get_format
 from au_llava.au_datasets.records import record_features
 from au_llava.au_evaluation.predictions import predict, use_prior
 from au_llava.au_evaluation.scoring import jsonable, score_predictions
+from au_llava.au_faces.jpeg import jpeg_bytes
 from au_llava.au_rendering.activations import label_values, sample_activations
-from au_llava.au_rendering.people import FORMAT_NAMES, jpeg_bytes, picture, sample_subject, subject_name
-from au_llava.au_rendering.render import View
+from au_llava.au_rendering.people import sample_subject, subject_name
+from au_llava.au_rendering.pictures import picture
+from au_llava.au_rendering.view import View
 from au_llava.au_runs.commands import sentence_of
 from au_llava.au_runs.files import HOME
 
@@ -89,7 +91,7 @@ def records_of(people: int, images: int) -> Iterator[dict]:
             for number in range(people):
                 for index in range(images):
                     strengths, content = draw(factor, level, number, index)
-                    for name in FORMAT_NAMES:
+                    for name in MAIN_FORMATS:
                         yield {
                             "image": {"bytes": content, "path": None},
                             "dataset": "rendered",
@@ -183,7 +185,7 @@ def main():
     arguments = parser.parse_args()
     model = AutoModelForImageTextToText.from_pretrained(arguments.model, trust_remote_code=True, dtype="float32")
     processor = AutoProcessor.from_pretrained(arguments.model, trust_remote_code=True)
-    total = sum(map(len, LEVELS.values())) * arguments.people * arguments.images * len(FORMAT_NAMES)
+    total = sum(map(len, LEVELS.values())) * arguments.people * arguments.images * len(MAIN_FORMATS)
     features = record_features({"factor": Value("string"), "level": Value("string")})
     rows = list(track(records_of(arguments.people, arguments.images), total=total, description="Drawing faces"))
     records = Dataset.from_list(rows, features=features)

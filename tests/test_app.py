@@ -29,7 +29,7 @@ from au_llava.au_recognition import markup
 from au_llava.au_recognition.reasons import Explanation
 from au_llava.au_recognition.runner import reading_of
 from au_llava.au_rendering.activations import NAMES
-from au_llava.au_rendering.people import render_face
+from au_llava.au_rendering.pictures import render_face
 
 EXAMPLES = ROOT / "assets" / "faces"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)

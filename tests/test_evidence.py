@@ -12,9 +12,11 @@ from au_llava.action_units import FORMATS
 from au_llava.au_recognition.evidence import BLUR, evidence_maps, falls_when_hidden, peak
 from au_llava.au_recognition.reasons import add_reasons, explain, reason
 from au_llava.au_recognition.runner import reading_of
-from au_llava.au_rendering.people import picture, sample_subject
-from au_llava.au_rendering.render import View, draw_values
+from au_llava.au_rendering.people import sample_subject
+from au_llava.au_rendering.pictures import picture
+from au_llava.au_rendering.render import draw_values
 from au_llava.au_rendering.rig import load_rig
+from au_llava.au_rendering.view import View
 
 pointing = load_tool("pointing")
 BP4D, DISFA, FEAFA = FORMATS["bp4d"], FORMATS["disfa"], FORMATS["feafa"]

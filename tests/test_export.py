@@ -14,8 +14,8 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from au_llava.action_units import FORMATS, AUFormat
-from au_llava.au_publishing.export import INPUT_NAME, METADATA_KEY, Calibration, SlotsGraph, export
-from au_llava.calibration_au_llava import calibrate
+from au_llava.au_publishing.export import INPUT_NAME, METADATA_KEY, SlotsGraph, export
+from au_llava.calibration_au_llava import Calibration, calibrate
 from au_llava.decoding_au_llava import read_slots
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 
@@ -150,7 +150,7 @@ def test_calibration_is_that_of_recognize(name, calibration):
     of_mass = torch.where(present, masses / present.sum(), (1 - masses) / (~present).sum()).expand(-1, rows, -1)
     exact = torch.cat([logits.log_softmax(-1), of_mass.log()])
     expected, _ = calibrate(exact.exp().numpy(), fmt, calibration)
-    found = Calibration(fmt, calibration)(exact.float())
+    found = Calibration.of(calibration, fmt)(exact.float())
     np.testing.assert_allclose(found.numpy(), expected, atol=2e-6)
     if calibration is not None and name == "disfa":
         assert np.abs(expected - exact.exp().numpy()).max() > 0.1

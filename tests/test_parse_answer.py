@@ -284,7 +284,7 @@ def test_what_is_longer_than_any_answer_is_refused(junk, fmt):
     parsed = parse_answer(junk, fmt)
     assert set(parsed.status.values()) == {"too long"}
     assert set(parsed.values.values()) == {None}
-    assert parsed.problems == [f"the answer has {len(junk):,} characters; none of more than 100,000 is read"]
+    assert parsed.problems == [f"the answer has {len(junk):,} characters; at most 100,000 are read"]
     assert not parsed.ok
 
 

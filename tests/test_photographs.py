@@ -214,8 +214,8 @@ def test_blendshapes_are_the_mean_of_both_sides(london, monkeypatch):
             return numbers[stem] and SimpleNamespace(blendshapes=np.array(numbers[stem]))
 
     stand_in = SimpleNamespace(Landmarker=Landmarker, BLENDSHAPES=names)
-    monkeypatch.setitem(sys.modules, "au_llava.au_datasets.weak_teacher", stand_in)
-    monkeypatch.setattr(sys.modules["au_llava.au_datasets"], "weak_teacher", stand_in, raising=False)
+    monkeypatch.setitem(sys.modules, "au_llava.au_faces.landmarks", stand_in)
+    monkeypatch.setattr(sys.modules["au_llava.au_faces"], "landmarks", stand_in, raising=False)
     found = photographs.blendshape_scores({london / f"{stem}.jpg": stem for stem in numbers})
     assert found["found"] == 3
     assert found["AU12"]["blendshape"] == "mouthSmile"

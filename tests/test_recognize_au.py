@@ -24,13 +24,13 @@ from PIL import Image
 from au_llava import eval_au, recognize_au
 from au_llava.action_units import FORMATS, MAIN_FORMATS, AUFormat
 from au_llava.au_datasets.records import load_records
-from au_llava.au_faces.faces import EYE_DISTANCE, EYE_HEIGHT
+from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT
 from au_llava.au_faces.media import DamagedVideo, count_frames, is_video, video_frames
 from au_llava.au_recognition import runner as reading
 from au_llava.au_recognition.inputs import find_files
 from au_llava.au_recognition.pictures import au_regions
 from au_llava.au_recognition.tables import Neutral, au_columns, openface_label
-from au_llava.au_rendering.people import render_face
+from au_llava.au_rendering.pictures import render_face
 from au_llava.au_runs.names import escaped, unescaped
 from au_llava.recognize_au import main, make_parser, run
 

@@ -14,9 +14,9 @@ from datasets import Dataset
 from sklearn.metrics import f1_score
 from transformers import ResNetConfig
 
-from au_llava.action_units import FORMATS
+from au_llava.action_units import FORMATS, MAIN_FORMATS
 from au_llava.au_datasets.records import load_records
-from au_llava.au_rendering.people import FORMAT_NAMES, HELD_OUT
+from au_llava.au_rendering.view import HELD_OUT
 from au_llava.au_runs.manifests import check_unseen, people_of, read_training_manifest
 
 held_out = load_tool("held_out")
@@ -51,7 +51,7 @@ def system(noise: float, people: int = 8, images: int = 4) -> dict[tuple, dict]:
     for person in range(people):
         rng, errors = np.random.default_rng(person), np.random.default_rng([person, round(100 * noise)])
         for frame in range(images):
-            for name in FORMAT_NAMES:
+            for name in MAIN_FORMATS:
                 fmt = FORMATS[name]
                 truth = rng.choice(fmt.value_numbers, len(fmt.labels))
                 top = 1 if name == "bp4d" else fmt.value_numbers[-1]

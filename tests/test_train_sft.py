@@ -285,7 +285,7 @@ def test_flash_attention_is_refused_in_training(tiny_checkpoint, rendered_record
     collate = AUCollator(processor, causal_share=0)
     trainer = AUTrainer(model, arguments, train_dataset=rows, processing_class=processor, data_collator=collate)
     monkeypatch.setattr(model.model.language_model.config, "_attn_implementation_internal", "flash_attention_2")
-    with pytest.raises(ValueError, match=r"cannot honour the tree mask.*sdpa"):
+    with pytest.raises(ValueError, match=r"cannot honor the tree mask.*sdpa"):
         trainer.train()
 
 

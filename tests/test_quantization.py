@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, LlamaC
 from au_llava import eval_au, recognize_au
 from au_llava.au_datasets.records import load_records
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
-from au_llava.quantization_au_llava import UNQUANTISED, loading_options, with_default_skips
+from au_llava.quantization_au_llava import UNQUANTIZED, loading_options, with_default_skips
 
 KINDS = {8: "Linear8bitLt", 4: "Linear4bit"}
 VISION = SiglipVisionConfig(
@@ -101,14 +101,14 @@ def test_other_settings_pass_unchanged():
     assert with_default_skips(named) is named
     filled = with_default_skips(bits(4, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True))
     assert (filled.bnb_4bit_quant_type, filled.bnb_4bit_use_double_quant) == ("nf4", True)
-    assert tuple(filled.llm_int8_skip_modules) == UNQUANTISED
+    assert tuple(filled.llm_int8_skip_modules) == UNQUANTIZED
 
 
 def test_saved_in_4_bits_and_loaded_again(checkpoint, tmp_path):
     loaded = AuLlavaForConditionalGeneration.from_pretrained(checkpoint[0], quantization_config=bits(4))
     loaded.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["quantization_config"]["llm_int8_skip_modules"] == [
-        *UNQUANTISED
+        *UNQUANTIZED
     ]
     again, info = AuLlavaForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
@@ -211,7 +211,7 @@ def test_table_of_the_benchmark():
     other = copy.deepcopy(exact)
     for key, value in (("probability", 0.3), ("values", 0.0), ("expected", 0.3), ("present", 0.0)):
         other[1][key][4] = value
-    tool = load_tool("quantisation")
+    tool = load_tool("quantization")
     scores, costs = tool.tables({"float32": (8.0, 1.0, exact), "4 bits (NF4)": (2.5, 1.25, other)}, images=2)
     cells = [list(column.cells) for column in scores.columns]
     f1 = (11 + 2 / 3) / 12  # of the AU that changed: one of two found, no false alarm

@@ -1,6 +1,6 @@
 """What 16, 8 and 4 bits cost: scores, memory and processor time of a checkpoint, side by side in one run.
 
-    OMP_NUM_THREADS=1 python benchmarks/quantisation.py --data data/rendered-test --images 500 --write quantisation
+    OMP_NUM_THREADS=1 python benchmarks/quantization.py --data data/rendered-test --images 500 --write quantisation
 
 Every precision reads the same images with the slots decoder, calibrated, in all formats that they are annotated in.
 Scores are means over AUs, as eval_au.py has them. Memory is what weights and buffers take. Seconds are processor time,
@@ -103,4 +103,4 @@ if __name__ == "__main__":
     try:
         main(make_parser().parse_args())
     except (ValueError, OSError) as error:
-        sys.exit(f"quantisation.py: {sentence_of(error)}")
+        sys.exit(f"quantization.py: {sentence_of(error)}")

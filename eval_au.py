@@ -1,8 +1,8 @@
 """Evaluate AU-LLaVA checkpoints on records made by prepare_data.py; the body is in au_evaluation/command.py.
 
-    python eval_au.py --model . --data data/rendered --out runs/eval
-    python eval_au.py report runs/eval
-    python eval_au.py --help
+python eval_au.py --model . --data data/rendered --out runs/eval
+python eval_au.py report runs/eval
+python eval_au.py --help
 """
 
 import sys

@@ -82,7 +82,9 @@ def group_audit(
         subjects = {group: len(np.unique(who[rows_of])) for group, rows_of in members.items()}
         too_small[column] = {group: few for group, few in subjects.items() if few < fewest}
         scored = [group for group in members if group not in too_small[column]]
-        means, changes, averaged = _compared([_evaluate(arguments, members[group], who, draws, fmt) for group in scored])
+        means, changes, averaged = _compared(
+            [_evaluate(arguments, members[group], who, draws, fmt) for group in scored]
+        )
         columns[column] = {
             group: {
                 **_counts(arguments, members[group], fmt),

@@ -7,7 +7,7 @@ computed and named; the table ranks by the first, as the literature does for det
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from au_llava.action_units import AUFormat, get_format
@@ -88,10 +88,12 @@ def protocol_table(name: str, scores: dict, protocol: Protocol) -> list[list[str
     """Rows of text, the header first: ours per AU (mean of folds, pooled with interval), then the published ones."""
     metric = protocol.metrics[0]
     scale, digits = (100, 1) if metric == "f1" else (1, 3)
-    show = lambda value: number(value * scale, digits=digits, undefined="")
     pooled, folds = scores["pooled"], scores["mean_of_folds"]
-    low, high = pooled["mean_interval"][metric]
     rows = [["method", *protocol.labels, "mean", "source"]]
+
+    def show(value: float, bounds: Sequence[float] = ()) -> str:
+        return number(value * scale, [bound * scale for bound in bounds], digits, undefined="")
+
     rows.append(
         [
             f"{name} (mean of folds)",
@@ -104,7 +106,7 @@ def protocol_table(name: str, scores: dict, protocol: Protocol) -> list[list[str
         [
             f"{name} (pooled)",
             *(show(pooled["per_au"][label][metric]) for label in protocol.labels),
-            f"{show(pooled['mean'][metric])} [{show(low)}, {show(high)}]",
+            show(pooled["mean"][metric], pooled["mean_interval"][metric]),
             "measured here; 95 % interval over people",
         ]
     )
@@ -125,9 +127,9 @@ def as_latex(rows: list[list[str]], caption: str) -> str:
     """A table as LaTeX with booktabs; the source of each row becomes a comment."""
     escape = str.maketrans({"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}"})
     lines = [f"% {caption}", r"\begin{tabular}{l" + "r" * (len(rows[0]) - 2) + "}", r"\toprule"]
-    for number, row in enumerate(rows):
+    for index, row in enumerate(rows):
         lines.append(" & ".join(cell.translate(escape) for cell in row[:-1]) + r" \\" + f" % {row[-1]}")
-        if number in (0, 2):
+        if index in (0, 2):
             lines.append(r"\midrule")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 

@@ -6,8 +6,9 @@
 
 It reads the results.json and predictions.parquet that eval_au.py wrote to the folder. Numbers are taken from
 results.json; only curves and counts are computed here. A section without data is left out. Sections are made once and
-written out by two templates, report.html.jinja and report.md.jinja. In the page, figures are inline SVG whose colors are
-CSS variables, so that they follow the reader's light or dark theme; there is no script, and text from files is escaped.
+written out by two templates, report.html.jinja and report.md.jinja. In the page, figures are inline SVG whose colors
+are CSS variables, so that they follow the reader's light or dark theme; there is no script, and text from files is
+escaped.
 """
 
 import base64
@@ -99,9 +100,7 @@ class Section(NamedTuple):
     blocks: list[tuple[str, Table | Picture | Faces]]  # heading or "", block
 
 
-def sections(
-    results: Mapping, formats: Sequence[FormatEvaluation], image_of: Callable | None = None
-) -> list[Section]:
+def sections(results: Mapping, formats: Sequence[FormatEvaluation], image_of: Callable | None = None) -> list[Section]:
     """The sections of the report; arguments as `load_evaluation` returns them and `write_report` takes them."""
     rated = [each for each in formats if each.rated.any()]
     compared = [each for each in formats if "baselines" in each.scores]
@@ -111,9 +110,7 @@ def sections(
         "baselines": [("", tables.baselines(compared))] if compared else [],
         "bars": [(each.fmt.name, bars(each)) for each in formats],
         "table": [(each.fmt.name, tables.per_au(each)) for each in formats],
-        "confusion": [
-            (each.fmt.name, confusion_matrices(each)) for each in formats if each.fmt.scale != "occurrence"
-        ],
+        "confusion": [(each.fmt.name, confusion_matrices(each)) for each in formats if each.fmt.scale != "occurrence"],
         "groups": [block for each in formats for block in tables.groups(each)],
         "parsing": [block for each in formats for block in tables.parsing(each)],
         "contradictions": [("", tables.contradictions(contradictions))] if contradictions["asked_together"] else [],
@@ -132,9 +129,7 @@ def _probability_blocks(rated: Sequence[FormatEvaluation]) -> dict[str, list]:
         CurveRow("roc", "AUC", "lowest", min, "false positive rate", "recall"),
         CurveRow("pr", "AP", "lowest", min, "recall", "precision"),
     ]
-    risk = [
-        CurveRow("risk", "area", "highest", max, "coverage: share of decisions kept", "risk: share of them wrong")
-    ]
+    risk = [CurveRow("risk", "area", "highest", max, "coverage: share of decisions kept", "risk: share of them wrong")]
     alt = "ROC curves above, precision-recall curves below, one panel per format"
     risk_alt = "Risk against coverage of each AU, one panel per format"
     return {

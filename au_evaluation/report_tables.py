@@ -99,7 +99,12 @@ def groups(evaluation: FormatEvaluation) -> Blocks:
     audit, blocks = evaluation.scores.get("groups", {"columns": {}}), []
     for column, scored in audit["columns"].items():
         gaps = [
-            [_metric(metric), _number(gap["difference"], gap["interval"]), *_cells(*gap["groups"]), _number(gap["p_holm"])]
+            [
+                _metric(metric),
+                _number(gap["difference"], gap["interval"]),
+                *_cells(*gap["groups"]),
+                _number(gap["p_holm"]),
+            ]
             for metric, gap in audit["gaps"][column].items()
         ]
         few = ", ".join(f"{group} ({subjects})" for group, subjects in audit["too_small"][column].items())

@@ -31,7 +31,7 @@ def stacked(rows: Sequence[Mapping], key: str) -> np.ndarray:
 
 
 def scored_key(fmt: AUFormat) -> str:
-    """Under which key a row has the number to score: the mean of the distribution unless the format codes occurrence."""
+    """The key of the number to score: the value of an occurrence, else the mean of the distribution."""
     return "values" if fmt.scale == "occurrence" else "expected"
 
 

@@ -33,9 +33,9 @@ from au_llava.action_units import MAIN_FORMATS, AUFormat, get_format
 from au_llava.au_datasets.mixing import training_rows
 from au_llava.au_datasets.records import load_records
 from au_llava.au_evaluation.calibration import best_threshold
+from au_llava.au_evaluation.command import main as evaluate_command
 from au_llava.au_evaluation.rows import KEYS
 from au_llava.au_evaluation.scoring import jsonable, score_predictions
-from au_llava.eval_au import main as eval_au
 from au_llava.tools.pretrain_tower import SharesCollator
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -228,7 +228,7 @@ def summarise(out: Path, seconds: dict[str, float], setting: dict) -> dict:
         }
         if name != "slots":
             path = out / f"slots-minus-{name}.json"
-            eval_au(["compare", str(out / "eval" / "slots"), str(out / "eval" / name), "--out", str(path)])
+            evaluate_command(["compare", str(out / "eval" / "slots"), str(out / "eval" / name), "--out", str(path)])
             compared = json.loads(path.read_text())
             differences[name] = {
                 fmt: {m: compared[fmt]["mean"][m] for m in metrics if m in compared[fmt]["mean"]}

@@ -21,13 +21,14 @@ from scipy.special import expit, logit
 
 from au_llava.action_units import get_format
 from au_llava.au_datasets.records import load_records
+from au_llava.au_evaluation.commands.common import write_json
 from au_llava.au_evaluation.predictions import predict, use_prior
 from au_llava.au_evaluation.priors import estimate_prior
 from au_llava.au_evaluation.rows import by_format
+from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.commands import sentence_of
 from au_llava.au_runs.files import HOME, check_writable
 from au_llava.au_runs.provenance import code_commit, content_hashes
-from au_llava.eval_au import load, write_json
 
 SHARES = (0.03, 0.1, 0.3)
 READINGS = {"as read": (0, 1), "a unit higher": (1, 1), "a unit lower": (-1, 1), "halved": (0, 0.5), "doubled": (0, 2)}
@@ -90,7 +91,7 @@ def main():
     arguments = parser.parse_args()
     check_writable(arguments.out / "priors.json")
     records = load_records(arguments.data, part=arguments.part)
-    model, processor = load(arguments.model, None)
+    model, processor = load_checkpoint(arguments.model)
     use_prior(model, records, "rendered")
     rng = np.random.default_rng(0)
     predictions = predict(model, processor, records, batch_size=32, progress=True)

@@ -27,13 +27,13 @@ DESCRIPTION = """\
 Fit temperatures, isotonic curves and decision thresholds on validation people, and store them in the checkpoint.
 
     python eval_au.py calibrate --model runs/mine --data data/rendered --out runs/calibration
-    python eval_au.py calibrate --model runs/mine --data data/rendered --unlabeled data/photographs --out runs/calibration
+    python eval_au.py calibrate --model runs/mine --data data/rendered --unlabeled data/photos --out runs/calibration
 
 --model must be a folder: the calibration goes into its config.json, and `recognize` applies it from then on.
 Writes to --out: calibration.json (per AU: method, threshold, ECE, log loss and Brier score before and after,
 cross-validated) and reliability.png.
 
-With --mirror, `recognize` averages the readings of an image and its mirror image, and the calibration is fitted to that.
+With --mirror, `recognize` averages the readings of an image and its mirror image, and the calibration fits that.
 With --unlabeled it also estimates how frequent AUs are among the faces of the train part of these folders, without
 looking at labels. `recognize` then gives probabilities for such faces; rendered people are still scored as rendered
 people (see `run --prior`).

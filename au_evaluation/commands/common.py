@@ -19,7 +19,7 @@ from au_llava.au_runs.manifests import read_training_manifest
 from au_llava.au_runs.provenance import code_commit, content_hashes
 from au_llava.calibration_au_llava import PRIORS
 from au_llava.decoding_au_llava import DECODERS
-from au_llava.quantization_au_llava import QUANTISATIONS
+from au_llava.quantization_au_llava import QUANTIZATIONS
 
 SCHEMA_VERSION = 2  # of results.json and matrix.json
 PACKAGES = ("au-llava", "torch", "transformers", "datasets", "numpy", "scikit-learn")
@@ -36,7 +36,7 @@ OPTIONS = {
     "--decoding": {"choices": DECODERS, "default": "slots", "help": "how answers are read (default: slots)"},
     "--batch-size": {"type": int, "default": 32, "help": "images per forward pass (default: 32)"},
     "--quantize": {
-        "choices": QUANTISATIONS,
+        "choices": QUANTIZATIONS,
         "help": "load the language model with this many bits per weight (needs bitsandbytes)",
     },
     "--formats": {"nargs": "+", "help": "formats to score (default: all in the data)"},
@@ -48,7 +48,7 @@ OPTIONS = {
     },
     "--prior": {
         "choices": PRIORS,
-        "help": "faces among which AUs are as frequent as here (default: rendered for rendered faces, else photographs)",
+        "help": "how frequent AUs are: as on such faces (default: rendered for rendered faces, else photographs)",
     },
     "--uncalibrated": {"action": "store_true", "help": "ignore the checkpoint's calibration"},
     "--max-images": {"type": int, "help": "score at most this many images"},

@@ -111,9 +111,7 @@ def main(arguments: argparse.Namespace) -> None:
     print(f"Written: results.json, predictions.parquet, table.md, table.tex, table.csv in {arguments.out}")
 
 
-def _baselines(
-    predictions: Mapping[str, list[dict]], protocol: Protocol, models: Mapping[str, str]
-) -> dict[str, dict]:
+def _baselines(predictions: Mapping[str, list[dict]], protocol: Protocol, models: Mapping[str, str]) -> dict[str, dict]:
     """Baseline -> its mean of folds, as `protocol_scores` has it, or {"left_out": reason}.
 
     The training labels of each part are those of its checkpoint; the train part of a folder is another split.
@@ -126,7 +124,5 @@ def _baselines(
     scores = {}
     for baseline, of_parts in answers.items():
         reasons = [reason for reason in of_parts.values() if isinstance(reason, str)]
-        scores[baseline] = (
-            {"left_out": reasons[0]} if reasons else protocol_scores(of_parts, protocol)["mean_of_folds"]
-        )
+        scores[baseline] = {"left_out": reasons[0]} if reasons else protocol_scores(of_parts, protocol)["mean_of_folds"]
     return scores

@@ -265,7 +265,7 @@ def _distributions(rows: Sequence[Mapping]) -> np.ndarray:
 
 
 def _add_rejection(entry: dict, distributions: np.ndarray, rows: Sequence[Mapping], fmt: AUFormat) -> None:
-    """Add "reject_below" to each AU's entry: the confidence below which an answer is better withheld (abstention.py)."""
+    """Add "reject_below" to each AU's entry: the confidence below which an answer is better withheld."""
     calibrated, thresholds = calibrate(distributions, fmt, {"formats": {fmt.name: entry}})
     decided = [
         {**row, "probability": probability.tolist(), "present": (probability >= thresholds).astype(float).tolist()}

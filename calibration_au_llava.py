@@ -18,7 +18,7 @@ config.json, so that every way to load a checkpoint applies them. An example:
   above and below the presence threshold are scaled to match, so that the distribution still sums to 1.
 - threshold: the least calibrated probability at which an AU counts as present.
 - reject_below: advice, not applied: answers with less confidence (the probability that the decision is right) are wrong
-  too often to give; see au_evaluation/audits.py.
+  too often to give; see au_evaluation/abstention.py.
 - prior: how frequent AUs are among the faces to be read. "rendered": as among the people of the fit. "photographs": as
   among unlabeled photographs; then every AU has an entry "photographs", whose shift is added to the calibrated log-odds
   of presence (Saerens, Latinne and Decaestecker, 2002; estimated by au_evaluation/priors.py) and whose threshold

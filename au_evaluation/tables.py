@@ -45,26 +45,29 @@ def metric_names(metrics: Iterable[str] = HEADLINE) -> list[str]:
 
 
 def number(
-    value: float | None, bounds: Sequence[float | None] | None = None, sign: str = "", undefined: str = UNDEFINED
+    value: float | None,
+    bounds: Sequence[float | None] | None = None,
+    digits: int = 3,
+    sign: str = "",
+    undefined: str = UNDEFINED,
 ) -> str:
-    """A number to three decimals, with its interval where there is one: "0.512 (0.498 to 0.530)".
+    """A number, with its interval where there is one: "0.512 (0.498 to 0.530)".
 
     Args:
-        value, bounds: None and NaN are undefined. sign: "+" writes the sign of positive numbers too.
+        value, bounds: None and NaN are undefined. digits: after the point. sign: "+" marks positive numbers too.
         undefined: what stands for an undefined number.
     """
-    if not _known(value):
+    if value is None or math.isnan(value):
         return undefined
-    return f"{value:{sign}.3f}" + (f" ({interval(bounds, sign)})" if bounds and all(map(_known, bounds)) else "")
+    limits = interval(bounds, digits, sign)
+    return f"{value:{sign}.{digits}f}" + (f" ({limits})" if limits else "")
 
 
-def interval(bounds: Sequence[float], sign: str = "") -> str:
-    """An interval to three decimals: "0.498 to 0.530"."""
-    return " to ".join(f"{bound:{sign}.3f}" for bound in bounds)
-
-
-def _known(value: float | None) -> bool:
-    return value is not None and not math.isnan(value)
+def interval(bounds: Sequence[float | None] | None, digits: int = 3, sign: str = "") -> str:
+    """An interval: "0.498 to 0.530"; "" where there is none or where it is undefined."""
+    if not bounds or any(bound is None or math.isnan(bound) for bound in bounds):
+        return ""
+    return " to ".join(f"{bound:{sign}.{digits}f}" for bound in bounds)
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str) -> str:

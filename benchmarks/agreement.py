@@ -39,7 +39,7 @@ from au_llava.action_units import get_format, mirrored_label
 from au_llava.au_datasets.conversion import sources
 from au_llava.au_datasets.folds import person_key
 from au_llava.au_datasets.records import PARTS, group_by_image, load_records
-from au_llava.au_evaluation.audits import FEWEST_SUBJECTS
+from au_llava.au_evaluation.group_audit import FEWEST_SUBJECTS
 from au_llava.au_evaluation.photographs import (
     Readings,
     columns_of,

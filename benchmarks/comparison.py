@@ -33,12 +33,12 @@ from au_llava.action_units import MAIN_FORMATS, AUFormat, get_format
 from au_llava.au_datasets.mixing import training_rows
 from au_llava.au_datasets.records import load_records
 from au_llava.au_evaluation.calibration import best_threshold
-from au_llava.au_evaluation.predictions import KEYS
+from au_llava.au_evaluation.command import main as evaluate_command
+from au_llava.au_evaluation.rows import KEYS
 from au_llava.au_evaluation.scoring import score_predictions
 from au_llava.au_runs.commands import CommandParser
 from au_llava.au_runs.files import HOME
 from au_llava.au_training.tower import SharesCollator
-from au_llava.eval_au import main as eval_au
 
 RECIPE = HOME / "recipes" / "rendered_tiny.yaml"
 HEADLINE = {"bp4d": ("f1", "roc_auc"), "disfa": ("icc", "mae"), "feafa": ("pcc", "mae")}
@@ -238,7 +238,7 @@ def summarize(out: Path, seconds: dict[str, float], setting: dict) -> dict:
         }
         if name != "slots":
             path = out / f"slots-minus-{name}.json"
-            eval_au(["compare", str(out / "eval" / "slots"), str(out / "eval" / name), "--out", str(path)])
+            evaluate_command(["compare", str(out / "eval" / "slots"), str(out / "eval" / name), "--out", str(path)])
             compared = json.loads(path.read_text())
             differences[name] = {
                 fmt: {metric: compared[fmt]["mean"][metric] for metric in metrics if metric in compared[fmt]["mean"]}

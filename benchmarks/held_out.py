@@ -21,7 +21,7 @@ from rich.table import Table
 from au_llava.action_units import get_format
 from au_llava.au_datasets.records import load_records
 from au_llava.au_evaluation.intervals import paired_difference
-from au_llava.au_evaluation.predictions import KEYS
+from au_llava.au_evaluation.rows import KEYS
 from au_llava.au_evaluation.scoring import score_arguments
 from au_llava.au_runs.commands import CommandParser
 from au_llava.au_runs.files import check_writable

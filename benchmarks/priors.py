@@ -24,7 +24,7 @@ from au_llava.action_units import get_format
 from au_llava.au_datasets.records import load_records
 from au_llava.au_evaluation.predictions import predict, use_prior
 from au_llava.au_evaluation.priors import estimate_prior
-from au_llava.au_evaluation.scoring import by_format
+from au_llava.au_evaluation.rows import by_format
 from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.commands import CommandParser
 from au_llava.au_runs.files import check_writable

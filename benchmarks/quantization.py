@@ -19,7 +19,8 @@ from rich.table import Table
 from au_llava.action_units import get_format
 from au_llava.au_datasets.records import group_by_image, load_records
 from au_llava.au_evaluation.predictions import predict, use_prior
-from au_llava.au_evaluation.scoring import by_format, score_arguments
+from au_llava.au_evaluation.rows import by_format
+from au_llava.au_evaluation.scoring import score_arguments
 from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.commands import CommandParser
 from au_llava.metrics_au import score

@@ -16,9 +16,8 @@ from test_train_sft import train
 from torch.testing import assert_close
 from transformers import AutoProcessor, BitsAndBytesConfig
 
-from au_llava import eval_au
 from au_llava.au_publishing import merging
-from au_llava.au_runs.checkpoints import check_base
+from au_llava.au_runs.checkpoints import check_base, load_checkpoint
 from au_llava.au_runs.manifests import read_training_manifest
 from au_llava.configuration_au_llava import AuLlavaConfig
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
@@ -172,7 +171,7 @@ def test_the_base_is_found_from_anywhere_and_is_the_one(tiny_checkpoint, rendere
     for load in (
         lambda: merging.merge(tmp_path / "adapter"),
         lambda: merging.merge(tmp_path / "adapter", str(tmp_path / "base")),
-        lambda: eval_au.load(str(tmp_path / "adapter"), None),
+        lambda: load_checkpoint(str(tmp_path / "adapter")),
     ):
         with pytest.raises(ValueError, match=wrong):
             load()

@@ -14,8 +14,9 @@ from test_train_sft import train
 from torch.testing import assert_close
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, LlamaConfig, SiglipVisionConfig
 
-from au_llava import eval_au, recognize_au
+from au_llava import recognize_au
 from au_llava.au_datasets.records import load_records
+from au_llava.au_evaluation.command import main as evaluate
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 from au_llava.quantization_au_llava import UNQUANTIZED, loading_options, with_default_skips
 
@@ -172,7 +173,7 @@ def test_commands_read_in_bits(checkpoint, rendered_records, tmp_path):
     """eval_au.py and recognize_au.py --quantise: the numbers of a model that was loaded so, and it is recorded."""
     folder, _, processor = checkpoint
     words = ["--data", rendered_records, "--formats", "bp4d", "--max_images", 2, "--out", tmp_path / "eval"]
-    eval_au.main(list(map(str, ["--model", folder, "--quantise", "4bit", *words])))
+    evaluate(list(map(str, ["--model", folder, "--quantise", "4bit", *words])))
     results = json.loads((tmp_path / "eval" / "results.json").read_text())
     assert results["provenance"]["quantised"] == "4bit"
     rows = Dataset.from_parquet(str(tmp_path / "eval" / "predictions.parquet"))

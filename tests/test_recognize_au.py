@@ -21,9 +21,10 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from au_llava import eval_au, recognize_au
+from au_llava import recognize_au
 from au_llava.action_units import FORMATS, MAIN_FORMATS, AUFormat
 from au_llava.au_datasets.records import load_records
+from au_llava.au_evaluation.commands import run as evaluation
 from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT
 from au_llava.au_faces.media import DamagedVideo, count_frames, is_video, video_frames
 from au_llava.au_recognition import runner as reading
@@ -623,7 +624,7 @@ def test_videos_of_one_name_have_timelines_of_their_own(tiny_checkpoint, film, t
 def test_the_default_model_lies_where_the_program_does(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     recognized = make_parser().parse_args(["me.png"]).model
-    (evaluated,) = eval_au.make_parser().parse_args(["--data", "d", "--out", "o"]).model
+    (evaluated,) = evaluation.make_parser().parse_args(["--data", "d", "--out", "o"]).model
     assert recognized == evaluated
     assert os.path.isabs(recognized)
     assert os.path.samefile(os.path.join(recognized, "config.json"), ROOT / "config.json")

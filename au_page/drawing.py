@@ -7,8 +7,9 @@ import numpy as np
 from PIL import Image
 
 from au_llava.au_rendering.activations import NAMES, PARTS_LIPS, SIDED
-from au_llava.au_rendering.people import Subject, picture, sample_subject
-from au_llava.au_rendering.render import View
+from au_llava.au_rendering.people import Subject, sample_subject
+from au_llava.au_rendering.pictures import picture
+from au_llava.au_rendering.view import View
 
 SEED = 9  # recipes train and test on people of the seeds 0 to 2
 PEOPLE = 100

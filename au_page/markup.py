@@ -15,11 +15,11 @@ import numpy as np
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 
 from au_llava.action_units import ACTION_UNITS, AUFormat
+from au_llava.au_faces.jpeg import jpeg_bytes
 from au_llava.au_recognition.annotation import BAR_COLOR, PRESENT_COLOR, SHOWN_SIDE, TINT, annotated
 from au_llava.au_recognition.evidence import OUTLINE
 from au_llava.au_recognition.reasons import Explanation
 from au_llava.au_recognition.tables import heading, measure, open_table
-from au_llava.au_rendering.people import jpeg_bytes
 
 WIDEST = 720  # pixels of a picture in the HTML
 

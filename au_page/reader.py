@@ -8,7 +8,7 @@ import gradio as gr
 from PIL import Image
 
 from au_llava.action_units import MAIN_FORMATS, AUFormat, get_format
-from au_llava.au_faces.faces import YuNet
+from au_llava.au_faces.detect import YuNet
 from au_llava.au_faces.media import Frame
 from au_llava.au_recognition.reasons import Explanation, explain
 from au_llava.au_recognition.runner import Plan, read_frame, reading_of

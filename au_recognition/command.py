@@ -33,7 +33,9 @@ from pathlib import Path
 from accelerate import PartialState
 
 from au_llava.action_units import get_format
-from au_llava.au_faces.faces import YUNET_SHA256, Face, FacesTable, YuNet
+from au_llava.au_faces.crop import Face
+from au_llava.au_faces.detect import YUNET_SHA256, YuNet
+from au_llava.au_faces.table import FacesTable
 from au_llava.au_recognition.inputs import find_files
 from au_llava.au_recognition.options import check_options, make_parser
 from au_llava.au_recognition.outputs import write_outputs

@@ -20,9 +20,9 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from au_llava.action_units import AUFormat, mirrored_label
-from au_llava.calibration_au_llava import calibrate
+from au_llava.calibration_au_llava import calibrate, present_values, probability_of_presence
 from au_llava.decoding_au_llava import read_tree
-from au_llava.slot_tree_au_llava import SlotTree
+from au_llava.slot_tree_au_llava import SlotTree, slot_ids
 
 COPIES = 4  # of the face, each with its own noise
 NOISE = 0.075  # standard deviation, as a share of the range of the crop's colors; how it was chosen: docs/log.md
@@ -81,7 +81,7 @@ def falls_when_hidden(
     for (fmt, wanted), parts in zip(labels.items(), zip(*batches, strict=True), strict=True):
         asked = replace(fmt, labels=wanted)
         distributions, _ = calibrate(torch.cat(parts).cpu().double().exp().numpy(), asked, model.config.calibration)
-        probabilities.append(distributions[..., _is_present(fmt)].sum(axis=-1))
+        probabilities.append(probability_of_presence(distributions, fmt))
     whole, *painted = np.concatenate(probabilities, axis=1)  # (AUs,) of the crop and of each painted copy
     return _by_format(labels, whole - np.diagonal(painted))
 
@@ -107,12 +107,7 @@ def _prepared(model, processor, image, labels) -> tuple[torch.Tensor, SlotTree, 
         raise ValueError("There is no AU to explain: name at least one.")
     pixels = processor.image_processor([image], return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
     image_tokens = processor.num_image_tokens(*pixels.shape[-2:])
-    tokenize = lambda text: processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-    answers = []
-    for fmt, wanted in labels.items():
-        asked = _asked(model, wanted, fmt)
-        texts = {label: [f"{label}: {value}" for value in fmt.value_strings] for label in asked}
-        answers.append({label: tokenize(values) for label, values in texts.items()})
+    answers = [slot_ids(processor.tokenizer, fmt, _asked(model, wanted, fmt)) for fmt, wanted in labels.items()]
     tree = SlotTree([processor.prompt_ids(fmt, image_tokens) for fmt in labels], answers)
     return pixels, tree.to(model.device), labels
 
@@ -135,15 +130,10 @@ def _gradient_sizes(model, tree: SlotTree, labels, pixels: torch.Tensor) -> np.n
         pixels = pixels.detach().requires_grad_()
         odds = []
         for fmt, logs in zip(labels, _read(model, tree, labels, pixels), strict=True):
-            present = torch.from_numpy(_is_present(fmt)).to(pixels.device)
+            present = torch.from_numpy(present_values(fmt)).to(pixels.device)
             odds.append(logs[..., present].logsumexp(-1) - logs[..., ~present].logsumexp(-1))  # (images, AUs)
         gradients = (torch.autograd.grad(unit.sum(), pixels, retain_graph=True)[0] for unit in torch.cat(odds, 1).T)
         return np.stack([gradient.abs().sum(dim=(0, 1)).float().cpu().numpy() for gradient in gradients])
-
-
-def _is_present(fmt: AUFormat) -> np.ndarray:
-    """Which values of the scale count as present: (values,) booleans."""
-    return np.array(fmt.value_numbers) >= fmt.presence_threshold
 
 
 def _by_format(labels: Mapping[AUFormat, Sequence[str]], values: np.ndarray) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from au_llava.action_units import AUFormat
-from au_llava.au_faces.faces import EYE_DISTANCE, EYE_HEIGHT
+from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT
 from au_llava.au_recognition.tables import finest, measure
 from au_llava.au_rendering.rig import SHAPES, expand_sides, load_rig
 

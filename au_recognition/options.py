@@ -8,14 +8,14 @@ from accelerate import PartialState
 from matplotlib.backend_bases import FigureCanvasBase
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS, get_format
-from au_llava.au_faces.faces import DETECTORS
+from au_llava.au_faces.detect import DETECTORS
 from au_llava.au_faces.media import is_video
 from au_llava.au_recognition.tables import SUFFIXES
 from au_llava.au_runs.commands import CommandParser
 from au_llava.au_runs.files import HOME, check_writable
 from au_llava.calibration_au_llava import PRIORS
 from au_llava.decoding_au_llava import DECODERS
-from au_llava.quantization_au_llava import QUANTISATIONS
+from au_llava.quantization_au_llava import QUANTIZATIONS
 
 FIGURES = tuple(f".{name}" for name in FigureCanvasBase.filetypes)  # what Matplotlib writes
 EVIDENCE = (".png", ".pdf", ".svg")
@@ -45,8 +45,8 @@ def make_parser(description: str) -> CommandParser:
         help="calibrate for faces like these, which differ in how often AUs occur (default: the checkpoint's choice)",
     )
     add("--batch-size", type=int, default=16, help="faces per forward pass (default: 16)")
-    add("--quantize", choices=QUANTISATIONS, help="load the language model in 8 or 4 bits, with bitsandbytes")
-    add("--quantise", dest="quantize", choices=QUANTISATIONS, help=argparse.SUPPRESS)  # the former spelling
+    add("--quantize", choices=QUANTIZATIONS, help="load the language model in 8 or 4 bits, with bitsandbytes")
+    add("--quantise", dest="quantize", choices=QUANTIZATIONS, help=argparse.SUPPRESS)  # the former spelling
     _add_faces(parser)
     _add_videos(parser)
     _add_outputs(parser)

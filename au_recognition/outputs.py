@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 from rich.console import Console
 
-from au_llava.au_faces.faces import crop_face
+from au_llava.au_faces.crop import crop_face
 from au_llava.au_recognition.annotation import save_video
 from au_llava.au_recognition.neutral import Neutral
 from au_llava.au_recognition.pictures import first_faces, save_evidence, save_faces

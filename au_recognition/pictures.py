@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image, ImageOps
 
 from au_llava.action_units import AUFormat
-from au_llava.au_faces.faces import crop_face
+from au_llava.au_faces.crop import crop_face
 from au_llava.au_faces.media import is_video
 from au_llava.au_recognition.annotation import BAR_COLOR, PRESENT_COLOR, SHOWN_SIDE, TINT
 from au_llava.au_recognition.evidence import OUTLINE

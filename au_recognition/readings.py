@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from au_llava.au_faces.faces import follow
+from au_llava.au_faces.follow import follow
 from au_llava.au_recognition.runner import Plan
 from au_llava.au_runs.journal import Journal
 

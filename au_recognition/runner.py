@@ -18,7 +18,8 @@ from accelerate import PartialState
 from PIL import Image
 
 from au_llava.action_units import AUFormat
-from au_llava.au_faces.faces import Face, crop_face, look_of
+from au_llava.au_faces.crop import Face, crop_face
+from au_llava.au_faces.follow import look_of
 from au_llava.au_faces.media import DamagedVideo, Frame, count_frames, is_video, video_frames
 from au_llava.au_runs.journal import Journal
 from au_llava.au_runs.progress import progress_bar
@@ -36,7 +37,7 @@ class Plan:
 
     Attributes:
         parts: groups of pictures, one batch each, and videos, in the order of the output.
-        find: (image, file, number of the video's frame or None) -> faces, see au_faces/faces.py.
+        find: (image, file, number of the video's frame or None) -> faces, see au_faces/detect.py.
         size: side of a face crop in pixels.
         every, fps: of a video, take one frame of `every`, or `fps` frames per second.
         distributions: whether to store whole distributions.

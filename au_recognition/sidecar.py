@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from au_llava.au_faces.faces import EYE_DISTANCE, EYE_HEIGHT
+from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT
 from au_llava.au_recognition.runner import BAND, Plan
 from au_llava.au_runs.provenance import code_commit, weights_sha256
 

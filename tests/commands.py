@@ -16,7 +16,7 @@ from pathlib import Path
 from conftest import ROOT
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["au_llava.train_sft", "torch.distributed.fsdp"])
+CONTEXT.set_forkserver_preload(["au_llava.au_training.command", "torch.distributed.fsdp"])
 QUIET = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none", "--disable_tqdm", "true"]
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, load_tool
+from conftest import ROOT
 from PIL import Image, ImageOps
 
 pytest.importorskip("gradio", reason="the page needs the extra `app`")
@@ -30,10 +30,11 @@ from au_llava.au_page.drawing import draw, strengths_of
 from au_llava.au_page.page import LAUNCH, build
 from au_llava.au_page.reader import FORMATS as READ_FORMATS
 from au_llava.au_page.reader import Reader
+from au_llava.au_publishing import app_space
 from au_llava.au_recognition.reasons import Explanation
 from au_llava.au_recognition.runner import reading_of
 from au_llava.au_rendering.activations import NAMES
-from au_llava.au_rendering.people import render_face
+from au_llava.au_rendering.pictures import render_face
 
 EXAMPLES = ROOT / "assets" / "faces"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -322,7 +323,7 @@ except SystemExit:
 
 @pytest.mark.slow
 def test_the_released_space_starts_alone_calls_nobody_and_deletes_uploads(crowd, tmp_path):
-    load_tool("release_app").release(tmp_path / "space")
+    app_space.release(tmp_path / "space")
     (tmp_path / "tmp").mkdir()
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHON", "GRADIO"))}
     environment |= {"HF_HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp")}
@@ -389,8 +390,7 @@ def test_a_port_that_is_taken_is_named(served, tiny_checkpoint, capsys, monkeypa
 def test_released_folder_holds_a_card_and_the_requirements_of_the_page(tmp_path, capsys):
     from huggingface_hub import RepoCard
 
-    tool = load_tool("release_app")
-    tool.release(tmp_path / "space")
+    app_space.release(tmp_path / "space")
     card = RepoCard.load(tmp_path / "space" / "README.md")
     assert (card.data.sdk, card.data.to_dict()["app_file"]) == ("gradio", "app.py")
     assert f"gradio=={card.data.to_dict()['sdk_version']}\n" in (ROOT / "constraints.txt").read_text()
@@ -401,7 +401,7 @@ def test_released_folder_holds_a_card_and_the_requirements_of_the_page(tmp_path,
     assert any(line.startswith("opencv-python-headless") for line in lines)
     assert not [line for line in lines if "au-llava" in line or line.startswith(("pytest", "trl"))]
     with pytest.raises(FileExistsError):
-        tool.release(tmp_path / "space")
+        app_space.release(tmp_path / "space")
 
 
 # In a browser

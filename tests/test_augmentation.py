@@ -21,7 +21,7 @@ from au_llava.au_training.augmentation import (
 
 
 def spot(size: int = 96, at: tuple[int, int] = (60, 40)) -> Image.Image:
-    """A grey picture with a white square of 8 x 8 pixels, centred at `at` (right, down)."""
+    """A gray picture with a white square of 8 x 8 pixels, centred at `at` (right, down)."""
     pixels = np.full((size, size, 3), 60, np.uint8)
     pixels[at[1] - 4 : at[1] + 4, at[0] - 4 : at[0] + 4] = 255
     return Image.fromarray(pixels)
@@ -58,7 +58,7 @@ def test_brightness_and_colours_change_without_bias():
 
 def only(monkeypatch, *kept: str):
     """Of strong variation, leave geometry and what is `kept`, at every picture."""
-    for name in ("GREY", "SQUARE", "COARSE", "STRONG_BLURRED", "NOISE", "JPEG"):
+    for name in ("GRAY", "SQUARE", "COARSE", "STRONG_BLURRED", "NOISE", "JPEG"):
         monkeypatch.setattr(augmentation, name, 1.0 if name in kept else 0.0)
     monkeypatch.setattr(augmentation, "STRONG_LEVELS", 0.0)
 
@@ -122,7 +122,7 @@ def test_little_is_painted_over(monkeypatch):
     assert 0.15 < max(hidden) < SQUARE_SIDES[1] + 0.01
 
 
-@pytest.mark.parametrize("kind", ["COARSE", "STRONG_BLURRED", "NOISE", "JPEG", "GREY"])
+@pytest.mark.parametrize("kind", ["COARSE", "STRONG_BLURRED", "NOISE", "JPEG", "GRAY"])
 def test_every_kind_of_strong_variation_changes_the_picture(monkeypatch, kind):
     face = Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8))
     only(monkeypatch)
@@ -131,7 +131,7 @@ def test_every_kind_of_strong_variation_changes_the_picture(monkeypatch, kind):
     after = np.asarray(strongly_varied_image(face, np.random.default_rng(5)), float)
     assert after.shape == before.shape
     assert np.abs(after - before).mean() > 1
-    if kind == "GREY":
+    if kind == "GRAY":
         assert np.ptp(after, axis=2).max() == 0
 
 

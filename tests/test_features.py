@@ -198,7 +198,7 @@ def test_damaged_shard_is_named(tiny_checkpoint, rendered_records, trained, tmp_
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--freeze", "language_model"], r"stays as it is: freeze: \[vision_tower\]"),
+        (["--freeze", "language_model"], r"needs a frozen vision tower: freeze: \[vision_tower\]"),
         (["--freeze", "vision_tower", "--flip", 0.5], "leave out flip and augment"),
         (["--freeze", "vision_tower", "--augment", "true"], "leave out flip and augment"),
         (

@@ -10,7 +10,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
-from conftest import ROOT, TOKENIZERS, load_tool
+from conftest import ROOT, TOKENIZERS
 from peft import PeftModel
 from safetensors.torch import load_file
 from test_from_pretrained_parts import save_vision, without_chat_markers
@@ -25,9 +25,10 @@ from transformers import (
 
 from au_llava.au_datasets.mixing import TrainingData
 from au_llava.au_datasets.records import load_records
+from au_llava.au_publishing import merging
+from au_llava.au_training.command import main, make_parser
 from au_llava.au_training.start import freeze_parts, load_model, starting_point
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
-from au_llava.train_sft import main, make_parser
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 ACCELERATE = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
@@ -197,8 +198,7 @@ def test_paper_7b_in_two_stages(parts, rendered_records, tmp_path):
     before = load_file(first / "model.safetensors")["model.multi_modal_projector.weight"]
     assert not torch.equal(before.float(), trained)
     merged = tmp_path / "merged"
-    tool = load_tool("merge_adapter")
-    tool.main(tool.make_parser().parse_args([str(second), "--out", str(merged)]))
+    assert merging.run([str(second), "--out", str(merged)]) == 0
     assert moved(first, merged) == {PROJECTION, "language_model"}
 
 

@@ -1,4 +1,4 @@
-"""Robustness: killed, terminated and interrupted trainings, full disks, damaged images, losses that are no number."""
+"""Robustness: killed, terminated and interrupted trainings, full disks, damaged images, NaN losses."""
 
 import json
 import os
@@ -16,17 +16,12 @@ from conftest import build_tiny
 from safetensors.torch import load_file
 
 from au_llava.au_datasets.mixing import training_rows
+from au_llava.au_runs.commands import CommandEnded, run_command
 from au_llava.au_runs.manifests import read_training_manifest
 from au_llava.au_training.averaging import TRAINED
 from au_llava.au_training.collator import AUCollator
-from au_llava.au_training.recovery import (
-    UNFINISHED,
-    ReadableRows,
-    TrainingEnded,
-    ending_with_a_sentence,
-    name_images,
-    replacing,
-)
+from au_llava.au_training.damaged_images import ReadableRows, name_images
+from au_llava.au_training.recovery import UNFINISHED, ending_with_advice, replacing_contents
 
 STEPS = 12
 SAVED = 4  # every so many steps
@@ -144,7 +139,7 @@ def test_two_processes_stop_after_the_same_step(tiny_checkpoint, rendered_record
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_loss_that_is_no_number_stops(tiny_checkpoint, rendered_records, tmp_path, processes):
+def test_a_nan_loss_stops(tiny_checkpoint, rendered_records, tmp_path, processes):
     """A first step of infinite length; the second has no loss."""
     out = tmp_path / "out"
     flags = ["--learning_rate", 1e38, "--max_grad_norm", 0, "--save_steps", 1, "--warmup_steps", 0]
@@ -285,18 +280,17 @@ def test_many_damaged_images_end_the_training(tiny_checkpoint, rendered_records,
 @pytest.mark.parametrize("big", [lambda: torch.empty(10**15), lambda: torch.OutOfMemoryError("CUDA out of memory.")])
 def test_out_of_memory_says_what_to_lower(big, capsys):
     def allocate():
-        result = big()
-        if isinstance(result, Exception):
-            raise result
+        with ending_with_advice():
+            result = big()
+            if isinstance(result, Exception):
+                raise result
 
-    with pytest.raises(SystemExit) as end, ending_with_a_sentence("train_sft.py"):
-        allocate()
-    assert end.value.code == 1
+    assert run_command("train_sft.py", allocate) == 1
     assert_one_sentence(capsys.readouterr().err, "out of memory", "lower per_device_train_batch_size")
 
 
 def test_other_errors_keep_their_traceback():
-    with pytest.raises(RuntimeError, match="shapes"), ending_with_a_sentence("train_sft.py"):
+    with pytest.raises(RuntimeError, match="shapes"), ending_with_advice():
         raise RuntimeError("shapes do not fit")
 
 
@@ -305,17 +299,17 @@ def test_replacing_is_all_or_nothing(tmp_path):
     (tmp_path / "README.md").write_text("mine")
 
     def write():
-        with replacing(tmp_path, True, lambda: None) as folder:
+        with replacing_contents(tmp_path, True, lambda: None) as folder:
             (folder / "model.safetensors").write_text("ne")
             raise OSError(28, "No space left on device")
 
-    with pytest.raises(TrainingEnded, match="No space left"):
+    with pytest.raises(CommandEnded, match="No space left"):
         write()
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
         "model.safetensors": "old",
         "README.md": "mine",
     }
-    with replacing(tmp_path, True, lambda: None) as folder:
+    with replacing_contents(tmp_path, True, lambda: None) as folder:
         for name in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"):
             (folder / name).write_text("new")
     assert sorted(os.listdir(tmp_path)) == [

@@ -20,11 +20,11 @@ from au_llava.au_datasets.mixing import training_rows
 from au_llava.au_datasets.records import load_records
 from au_llava.au_runs.manifests import people_of, read_training_manifest, seen_people
 from au_llava.au_training.collator import AUCollator
+from au_llava.au_training.command import main, make_parser
 from au_llava.au_training.options import AUTrainingConfig
 from au_llava.au_training.start import load_model
 from au_llava.au_training.trainer import AUTrainer
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
-from au_llava.train_sft import main, make_parser
 
 QUIET = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none", "--disable_tqdm", "true"]
 
@@ -285,7 +285,7 @@ def test_flash_attention_is_refused_in_training(tiny_checkpoint, rendered_record
     collate = AUCollator(processor, causal_share=0)
     trainer = AUTrainer(model, arguments, train_dataset=rows, processing_class=processor, data_collator=collate)
     monkeypatch.setattr(model.model.language_model.config, "_attn_implementation_internal", "flash_attention_2")
-    with pytest.raises(ValueError, match=r"cannot honour the tree mask.*sdpa"):
+    with pytest.raises(ValueError, match=r"cannot honor the tree mask.*sdpa"):
         trainer.train()
 
 

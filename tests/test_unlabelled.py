@@ -18,17 +18,18 @@ from test_recovery import damage
 from au_llava.action_units import FORMATS, MAIN_FORMATS, mirrored_label
 from au_llava.au_datasets.mixing import check_people, training_rows, unlabelled_rows
 from au_llava.au_datasets.records import load_records
+from au_llava.au_runs.commands import CommandEnded
 from au_llava.au_runs.manifests import check_unseen, people_of, read_training_manifest, seen_people
 from au_llava.au_training import trainer as trainer_module
 from au_llava.au_training.averaging import TRAINED, AveragedWeights
 from au_llava.au_training.collator import AUCollator
+from au_llava.au_training.command import main, make_parser
+from au_llava.au_training.damaged_images import ReadableRows
 from au_llava.au_training.mean_teacher import UnlabelledFaces
 from au_llava.au_training.options import AUTrainingConfig
-from au_llava.au_training.recovery import ReadableRows, TrainingEnded
 from au_llava.au_training.trainer import AUTrainer
 from au_llava.decoding_au_llava import read_slots
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
-from au_llava.train_sft import main, make_parser
 
 BUILT_IN = tuple(FORMATS[name] for name in MAIN_FORMATS)
 LABELS = [(fmt.name, label) for fmt in BUILT_IN for label in fmt.labels]
@@ -148,7 +149,7 @@ def test_loss_by_hand(setting):
     parts = {name: values[-1] for name, values in trainer._metrics["train"].items()}
     expected = {"labels": on_labels, "consistency": np.mean(divergences), "weak": np.mean(distances)}
     assert parts == pytest.approx({f"loss_{name}": value for name, value in expected.items()}, rel=1e-4)
-    assert trainer.unreadable == {"faces:P03 0 0"}
+    assert trainer.damaged.names == {"faces:P03 0 0"}
 
 
 def test_the_teacher_is_the_average_in_evaluation_mode_and_the_student_is_not(setting, monkeypatch):
@@ -406,9 +407,9 @@ def test_an_average_and_its_absence_do_not_go_on_as_the_other(tiny_checkpoint, r
 # ------------------------------------------------------------------------------------------------- when things go wrong
 
 
-def test_a_loss_that_is_no_number_stops(tiny_checkpoint, rendered_records, unlabelled_records, tmp_path):
+def test_a_nan_loss_stops(tiny_checkpoint, rendered_records, unlabelled_records, tmp_path):
     flags = ["--learning_rate", 1e38, "--max_grad_norm", 0, "--save_steps", 1, "--warmup_steps", 0, "--causal_share", 0]
-    with pytest.raises(TrainingEnded, match=r"at step 2, on the images rendered:.*faces:P\d\d 0 0.* weights were left"):
+    with pytest.raises(CommandEnded, match=r"at step 2, on the images rendered:.*faces:P\d\d 0 0.* weights were left"):
         train(tiny_checkpoint, rendered_records, tmp_path, *flags, "--unlabelled", unlabelled_records)
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-1"]
     assert not (tmp_path / MODEL).exists()
@@ -457,8 +458,11 @@ def test_nobody_is_unlabelled_and_tested(unlabelled_records):
         (["--unlabelled", "FACES", "--consistency_weight", 0, "--weak_weight", 0], "would teach nothing"),
         (["--unlabelled", "FACES", "--weak_weight", "nan"], "weak_weight is nan"),
         (["--unlabelled", "FACES", "--causal_share", 1], "causal_share 1 leaves none"),
-        (["--unlabelled", "FACES", "--unlabelled_per_labelled", 0.1], "is no image"),
-        (["--unlabelled", "FACES", "--cache_features", "x", "--freeze", "vision_tower"], "cache_features keeps each"),
+        (["--unlabelled", "FACES", "--unlabelled_per_labelled", 0.1], "rounds to no image"),
+        (
+            ["--unlabelled", "FACES", "--cache_features", "x", "--freeze", "vision_tower"],
+            "cache_features cannot vary",
+        ),
         (["--unlabelled", "nowhere"], "nowhere"),
         (["--unlabelled", "{path: FACES, convert_to: [gft]}"], "convert_to derives labels"),
         (["--unlabelled", "{path: FACES, formats: [bp4d]}", "FACES"], "records of the same formats"),

@@ -214,17 +214,13 @@ def test_damaged_shard_is_named(tiny_checkpoint, rendered_records, trained, tmp_
         ),
     ],
 )
-def test_options_that_change_features_are_refused(
-    tiny_checkpoint, rendered_records, tmp_path, flags, message
-):
+def test_options_that_change_features_are_refused(tiny_checkpoint, rendered_records, tmp_path, flags, message):
     with pytest.raises(ValueError, match=message):
         train(tiny_checkpoint, rendered_records, tmp_path, *flags, "--cache_features", tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 
-def test_too_little_space_is_reported_before_writing(
-    tiny_checkpoint, rendered_records, tmp_path, monkeypatch
-):
+def test_too_little_space_is_reported_before_writing(tiny_checkpoint, rendered_records, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 5000, 5000))
     with pytest.raises(ValueError, match=r"would take 0\.0 GB \(10 x 16 x 16 float32\); the disk has 0\.0 GB left"):

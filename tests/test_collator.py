@@ -10,11 +10,10 @@ from conftest import build_tiny, random_faces
 from PIL import Image
 
 from au_llava.action_units import FORMATS, AUFormat, parse_answer, prompt, write_answer
-from au_llava.au_datasets.balance import WeightedSampler
 from au_llava.au_training.augmentation import mirrored_values
 from au_llava.au_training.collator import AUCollator
 from au_llava.au_training.loss import IGNORED, slot_loss, value_target
-from au_llava.au_training.samplers import GroupedSampler, slot_lengths
+from au_llava.au_training.samplers import GroupedSampler, WeightedSampler, slot_lengths
 from au_llava.slot_tree_au_llava import compile_slots
 
 NAN = math.nan

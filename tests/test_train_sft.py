@@ -61,6 +61,14 @@ def test_training_moves_everything_and_scores_the_aus(tiny_checkpoint, rendered_
     assert [entry["step"] for entry in logged if "eval_bp4d_f1" in entry] == [2, 4]
 
 
+def test_grouped_rows_are_evaluated_too(tiny_checkpoint, rendered_records, tmp_path):
+    flags = ("--train_sampling_strategy", "group_by_length", "--eval_strategy", "steps", "--eval_steps", 1)
+    train(tiny_checkpoint, rendered_records, tmp_path, *flags, "--max_steps", 1)
+    logged = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    assert any("eval_loss" in entry for entry in logged)
+    assert any("eval_disfa_icc" in entry for entry in logged)
+
+
 def test_a_folder_of_training_people_only_joins_in(tiny_checkpoint, rendered_records, more_training_records, tmp_path):
     flags = ("--eval_strategy", "steps", "--eval_steps", 1, "--max_steps", 1)
     train(tiny_checkpoint, rendered_records, tmp_path, "--data", rendered_records, more_training_records, *flags)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 EVALUATIONS = ROOT / "assets" / "evaluation"
-DOCUMENTS = ("README.md", "model_card.md", "docs/evaluation.md", "docs/photographs.md")
+DOCUMENTS = ("README.md", "model_card.md", "docs/evaluation.md", "docs/photographs.md", "docs/results.md")
 DECODERS = ("slots", "free", "constrained")
 METRICS = {"f1": "F1", "roc_auc": "ROC AUC", "ece": "ECE", "icc": "ICC(3,1)", "pcc": "PCC", "mae": "MAE"}
 

@@ -1,10 +1,12 @@
 """The repository as a newcomer finds it: shipped checkpoint, README and card, and that they tell the truth."""
 
 import json
+import pkgutil
 import re
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from conftest import ROOT, load_tool
 from PIL import Image
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from au_llava.action_units import FORMATS, parse_answer
 from au_llava.au_runs.provenance import read_training_manifest, seen_people
@@ -20,6 +23,10 @@ TOP_LEVEL = (
     "pyproject.toml README.md model_card.md modeling_au_llava.py configuration_au_llava.py processing_au_llava.py "
     "train_sft.py eval_au.py tests LICENSE NOTICE CHANGELOG.md CONTRIBUTING.md CITATION.cff constraints.txt Makefile"
 )
+
+PAGES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))
+DOCUMENTS = ("README.md", "model_card.md", "CONTRIBUTING.md", "CHANGELOG.md", *PAGES)
+WITH_SNIPPETS = ("README.md", "model_card.md", "docs/answers.md", "docs/evaluation.md", "docs/recognize.md")
 
 
 @pytest.fixture(scope="module")
@@ -111,28 +118,29 @@ def test_shipped_evaluations_belong_together():
         assert each["provenance"]["part"] == "test"
 
 
-def snippets(language):
-    """(file, number, code) of every fenced block of a language in the documents."""
-    for name in ("README.md", "model_card.md"):
-        blocks = re.findall(rf"```{language}\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
-        yield from ((name, number, block) for number, block in enumerate(blocks))
+def python_of(name: str) -> str:
+    """The Python blocks of a document, one after another."""
+    return "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL))
 
 
-@pytest.mark.parametrize("name", ["README.md", "model_card.md"])
+def test_every_document_with_python_is_run():
+    """docs/serving.md has tests of its own, since its snippets need a server, ONNX Runtime or bitsandbytes."""
+    assert {name for name in DOCUMENTS if python_of(name)} == {*WITH_SNIPPETS, "docs/serving.md"}
+
+
+@pytest.mark.parametrize("name", WITH_SNIPPETS)
 def test_snippets_run(name):
-    """The Python blocks of a document, one after another, in a fresh process at the repository root."""
-    code = "\n".join(block for file, _, block in snippets("python") if file == name)
-    code = code.replace('"face.png"', '"assets/faces/smile.png"')  # the reader's own picture
+    """In a fresh process at the repository root."""
+    code = python_of(name).replace('"face.png"', '"assets/faces/smile.png"')  # the reader's own picture
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
-    assert "AU1: " in run.stdout
+    if "recognize(" in code:
+        assert "AU1: " in run.stdout
 
 
 def test_commands_in_documents_parse():
     """Every `python X.py --flag` line names a script that exists and flags that it knows."""
-    text = "".join(
-        path.read_text() for path in (ROOT / "README.md", ROOT / "model_card.md", *sorted((ROOT / "docs").glob("*.md")))
-    )
+    text = "".join((ROOT / name).read_text() for name in DOCUMENTS)
     lines = re.findall(r"^    (?:python|accelerate launch) (\S+\.py) ?(.*)$", text, re.MULTILINE)
     assert len(lines) >= 8
     for script, rest in lines:
@@ -156,12 +164,76 @@ def load_train_options() -> set[str]:
     }
 
 
-def test_linked_files_exist():
-    documents = sorted(path.relative_to(ROOT) for path in (ROOT / "docs").glob("*.md"))
-    for name in ("README.md", "CONTRIBUTING.md", *documents):
-        folder = (ROOT / name).parent
-        for target in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / name).read_text()):
-            assert (folder / target).exists(), f"{name}: {target}"
+def anchors(document: Path) -> set[str]:
+    """What GitHub calls the headings of a document in links."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_lead_somewhere():
+    broken = []
+    for name in DOCUMENTS:
+        for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", (ROOT / name).read_text()):
+            path = (ROOT / name).parent / target if target else ROOT / name
+            if not path.exists() or (anchor and anchor not in anchors(path)):
+                broken.append(f"{name}: {target}#{anchor}")
+    assert broken == []
+
+
+def test_names_in_documents_exist():
+    """Files with a folder (`au_faces/faces.py`) and modules (`au_llava.au_faces.faces.crop_face`)."""
+    missing = []
+    for name in DOCUMENTS:
+        if name in ("CHANGELOG.md", "docs/log.md"):  # which tell of the past
+            continue
+        text = (ROOT / name).read_text()
+        folders = "|".join(path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith("."))
+        for path in re.findall(rf"(?<![\w/.-])(?:{folders})/[\w/.-]+\.(?:py|yaml|json|npz)\b", text):
+            if not (ROOT / path).exists() and not path.startswith(("runs/", "data/")) and "NAME" not in path:
+                missing.append(f"{name}: {path}")
+        for dotted in re.findall(r"\bau_llava(?!\.onnx)(?:\.\w+)+", text):
+            try:
+                pkgutil.resolve_name(dotted)
+            except (ImportError, AttributeError):
+                missing.append(f"{name}: {dotted}")
+    assert missing == []
+
+
+def test_every_page_is_in_the_index():
+    index = (ROOT / "docs" / "README.md").read_text()
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert [page for page in sorted(pages) if index.count(f"| [{page}]({page}) |") != 1] == []
+
+
+def the_map() -> dict[str, list[str]]:
+    """Group -> entries, of the map in CONTRIBUTING.md."""
+    table = (ROOT / "CONTRIBUTING.md").read_text().partition("| entry | what it is |")[2].partition("\n\n")[0]
+    groups = {}
+    for title, entry in re.findall(r"^\| (?:\*\*(.+?)\*\*|`(.+?)`) \|", table, re.MULTILINE):
+        if title:
+            groups[title] = []
+        else:
+            next(reversed(groups.values())).append(entry)
+    return groups
+
+
+def test_the_map_names_everything_once():
+    """Every entry at the root that git tracks, among them every room and folder of scripts."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("no clone, so git cannot tell what belongs to the project")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    tracked = listed.stdout.splitlines()
+    mapped = [entry for entries in the_map().values() for entry in entries]
+    assert sorted(mapped) == sorted({path.split("/")[0] for path in tracked})
+    rooms = {path.split("/")[0] for path in tracked if path.count("/") == 1 and path.endswith("/__init__.py")}
+    assert rooms | {"__init__.py"} == {*the_map()["Rooms of the package"]}
+
+
+def test_the_map_knows_which_files_travel():
+    """Those that Transformers copies: what model and processor import relatively, and they themselves."""
+    loaded = [ROOT / "modeling_au_llava.py", ROOT / "processing_au_llava.py"]
+    travelling = {Path(path).name for file in loaded for path in (file, *get_relative_import_files(file))}
+    assert {*the_map()["Travels with a checkpoint"]} == travelling
 
 
 def test_sample_faces_are_square_pictures():

@@ -34,10 +34,9 @@ from au_llava.au_recognition.runner import Plan, read_frame, reading_of
 from au_llava.au_rendering.activations import NAMES, PARTS_LIPS, SIDED, label_values, sample_activations, strength_of
 from au_llava.au_rendering.people import picture, sample_subject
 from au_llava.au_rendering.render import View
-from au_llava.au_runs.cache import sentence_of
-from au_llava.au_runs.folders import HOME
-from au_llava.au_runs.provenance import check_base
-from au_llava.au_runs.text import print_anything
+from au_llava.au_runs.checkpoints import check_base
+from au_llava.au_runs.commands import print_anything, sentence_of
+from au_llava.au_runs.files import HOME
 from au_llava.image_processing_au_llava import load_face_image, pictures_in
 
 try:

@@ -90,19 +90,17 @@ from au_llava.au_evaluation.scoring import (
     scores_table,
 )
 from au_llava.au_evaluation.transfer import best_asked, transfer_scores
-from au_llava.au_runs.cache import sentence_of
-from au_llava.au_runs.folders import HOME, check_writable
-from au_llava.au_runs.provenance import (
-    check_base,
+from au_llava.au_runs.checkpoints import check_base
+from au_llava.au_runs.commands import print_anything, sentence_of
+from au_llava.au_runs.files import HOME, check_writable
+from au_llava.au_runs.manifests import (
     check_unseen,
-    code_commit,
-    content_hashes,
     people_of,
     read_training_manifest,
     training_manifest,
     write_training_manifest,
 )
-from au_llava.au_runs.text import print_anything
+from au_llava.au_runs.provenance import code_commit, content_hashes
 from au_llava.calibration_au_llava import PRIORS, entries_for
 from au_llava.decoding_au_llava import DECODERS
 from au_llava.quantization_au_llava import QUANTISATIONS, loading_options

@@ -35,8 +35,7 @@ from au_llava.au_readers import aff_wild2, bp4d, ck_plus, disfa, fairface, feafa
 from au_llava.au_readers.files import check_root
 from au_llava.au_readers.prepare import Crop, finish_source, parts_of, prepare_shard, start_source
 from au_llava.au_rendering.people import RENDERED_METADATA, sample_records, subject_name
-from au_llava.au_runs.cache import sentence_of
-from au_llava.au_runs.text import print_anything
+from au_llava.au_runs.commands import print_anything, sentence_of
 
 IMAGES_PER_SHARD = 240
 RENDERED_FEATURES = record_features(RENDERED_METADATA)

@@ -50,10 +50,12 @@ from au_llava.au_recognition.sidecar import checkpoint_identity, plan_identity, 
 from au_llava.au_recognition.summary import Summary
 from au_llava.au_recognition.tables import SUFFIXES, Neutral, faces_read, open_table
 from au_llava.au_recognition.timelines import save_timelines
-from au_llava.au_runs.cache import sentence_of
-from au_llava.au_runs.folders import HOME, check_writable, told
-from au_llava.au_runs.provenance import check_base, sha256_of
-from au_llava.au_runs.text import escaped, print_anything
+from au_llava.au_runs.checkpoints import check_base
+from au_llava.au_runs.commands import print_anything, sentence_of
+from au_llava.au_runs.files import HOME, check_writable
+from au_llava.au_runs.folders import told
+from au_llava.au_runs.names import escaped
+from au_llava.au_runs.provenance import sha256_of
 from au_llava.calibration_au_llava import PRIORS, with_prior
 from au_llava.decoding_au_llava import DECODERS
 from au_llava.image_processing_au_llava import load_face_image

@@ -34,8 +34,8 @@ from au_llava.au_datasets.folds import person_key
 from au_llava.au_datasets.mixing import TrainingData, check_people, training_rows, unlabelled_rows, validating
 from au_llava.au_datasets.records import group_by_image, record_features
 from au_llava.au_publishing.hub import check_target, gather, upload
-from au_llava.au_runs.provenance import people_of, read_training_manifest, training_manifest
-from au_llava.au_runs.text import print_anything
+from au_llava.au_runs.commands import print_anything
+from au_llava.au_runs.manifests import people_of, read_training_manifest, training_manifest
 from au_llava.au_training.collator import AUCollator
 from au_llava.au_training.features import use_cached_features
 from au_llava.au_training.mean_teacher import UnlabelledFaces

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from au_llava.action_units import FORMATS
-from au_llava.au_runs.text import escaped
+from au_llava.au_runs.names import escaped
 
 
 def assign_parts(subjects: Iterable[str], fractions: Mapping[str, float], seed: int) -> dict[str, str]:

@@ -27,7 +27,8 @@ from au_llava.au_evaluation.audits import abstention
 from au_llava.au_evaluation.predictions import predict
 from au_llava.au_evaluation.priors import ENOUGH, FEWEST_UNLABELLED, fit_photographs
 from au_llava.au_evaluation.scoring import by_format
-from au_llava.au_runs.provenance import content_hashes, people_of
+from au_llava.au_runs.manifests import people_of
+from au_llava.au_runs.provenance import content_hashes
 from au_llava.calibration_au_llava import DEFAULT_THRESHOLD, METHODS, apply_isotonic, apply_temperature, calibrate
 from au_llava.metrics_au import presence, reliability_curve
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from au_llava.au_runs.text import UNKNOWN, unescaped
+from au_llava.au_runs.names import UNKNOWN, unescaped
 
 EYE_DISTANCE = 0.34  # of the crop's side: a face crop as AU pipelines cut it, brows to chin
 EYE_HEIGHT = 0.35  # of the crop's side, from the top; the eyes' midpoint lies in the middle from left to right

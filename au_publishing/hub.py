@@ -28,7 +28,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabl
 from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from au_llava.au_runs.provenance import TRAINING_MANIFEST, read_training_manifest, seen_people
+from au_llava.au_runs.manifests import TRAINING_MANIFEST, read_training_manifest, seen_people
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 # What a checkpoint consists of beside its weights and code. {file: is there a checkpoint without it?}

@@ -27,7 +27,7 @@ from au_llava.action_units import FORMATS
 from au_llava.au_datasets.records import Defects
 from au_llava.au_faces.media import IMAGE_SUFFIXES, DamagedVideo, every_frame
 from au_llava.au_runs.folders import entries, files_below, subfolders
-from au_llava.au_runs.text import escaped
+from au_llava.au_runs.names import escaped
 from au_llava.image_processing_au_llava import load_face_image, open_image
 
 ARCHIVE_SUFFIXES = {".zip", ".rar", ".7z", ".tar", ".gz"}

@@ -27,7 +27,7 @@ from au_llava.au_faces.faces import FacesTable, NoRow, Point, YuNet, crop_face
 from au_llava.au_faces.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from au_llava.au_readers.files import Clip, Known, Picture, Source, jpeg
 from au_llava.au_runs.folders import files_below
-from au_llava.au_runs.text import escaped
+from au_llava.au_runs.names import escaped
 
 
 def parts_of(

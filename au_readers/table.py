@@ -38,7 +38,7 @@ from au_llava.au_readers.files import (
     missing,
     on_scale,
 )
-from au_llava.au_runs.text import UNKNOWN
+from au_llava.au_runs.names import UNKNOWN
 
 _KNOWN_EMOTIONET = Known({"images": 24600})  # the number in the file's name
 

@@ -21,7 +21,7 @@ from au_llava.au_recognition.evidence import OUTLINE
 from au_llava.au_recognition.runner import Plan
 from au_llava.au_recognition.tables import measure
 from au_llava.au_rendering.rig import SHAPES, expand_sides, load_rig
-from au_llava.au_runs.text import escaped
+from au_llava.au_runs.names import escaped
 from au_llava.image_processing_au_llava import load_face_image
 
 matplotlib.use("Agg")

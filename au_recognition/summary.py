@@ -9,7 +9,7 @@ from rich.text import Text
 from au_llava.action_units import AUFormat
 from au_llava.au_recognition.tables import measure
 from au_llava.au_runs.folders import short_names
-from au_llava.au_runs.text import escaped
+from au_llava.au_runs.names import escaped
 
 MOST_ROWS = 30
 

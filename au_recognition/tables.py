@@ -2,7 +2,7 @@
 
 Columns carry OpenFace's names where OpenFace has them (`frame`, `face_id`, `timestamp`, `confidence`, `success`,
 `AU12_c`, `AU12_r`) and py-feat's for the box of the face, whose readers find them under these names.
-A file's name that is no UTF-8 is escaped (au_runs/text.py).
+A file's name that is no UTF-8 is escaped (au_runs/names.py).
 """
 
 import csv
@@ -18,7 +18,7 @@ import numpy as np
 
 from au_llava.action_units import AUFormat
 from au_llava.au_recognition.runner import Journal, Plan
-from au_llava.au_runs.text import escaped
+from au_llava.au_runs.names import escaped
 
 BOX = ("FaceRectX", "FaceRectY", "FaceRectWidth", "FaceRectHeight")
 EYES = ("eye_right_x", "eye_right_y", "eye_left_x", "eye_left_y")

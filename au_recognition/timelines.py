@@ -11,7 +11,7 @@ from au_llava.au_faces.media import is_video
 from au_llava.au_recognition.runner import Plan
 from au_llava.au_recognition.tables import heading, measure
 from au_llava.au_runs.folders import short_names
-from au_llava.au_runs.text import escaped
+from au_llava.au_runs.names import escaped
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -5,13 +5,9 @@ What systems and network drives leave in folders is passed over, as is what is h
 """
 
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-
-# The repository. In a clone and in a Space the checkpoint lies there too.
-HOME = Path(__file__).resolve().parent.parent
 
 # In lower case. @eaDir, #recycle, #snapshot: Synology; @Recycle, @Recently-Snapshot, .@__thumb: QNAP; ~snapshot: NetApp
 LEFT_BY_SYSTEMS = {
@@ -110,12 +106,3 @@ def short_names(paths: Sequence[Path]) -> dict[Path, Path]:
         names |= {path: Path(*end) for path, end in ends.items() if count[end] == 1 or len(path.parts) <= depth}
         depth += 1
     return names
-
-
-def check_writable(path: Path) -> None:
-    """Make the folder that the file `path` is to lie in. Raises OSError where no file can be written there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: name a file.")
-    with tempfile.TemporaryFile(dir=path.parent):
-        pass

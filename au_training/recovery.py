@@ -25,7 +25,7 @@ from transformers import TrainerCallback
 
 from au_llava.action_units import get_format
 from au_llava.au_datasets.records import KEY
-from au_llava.au_runs.cache import sentence_of
+from au_llava.au_runs.commands import sentence_of
 
 logger = logging.getLogger("au_llava.train")
 

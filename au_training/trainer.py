@@ -18,7 +18,7 @@ from au_llava.au_datasets.balance import WeightedSampler
 from au_llava.au_evaluation.predictions import predict
 from au_llava.au_evaluation.scoring import score_predictions
 from au_llava.au_publishing.hub import base_models
-from au_llava.au_runs.provenance import write_training_manifest
+from au_llava.au_runs.manifests import write_training_manifest
 from au_llava.au_training.averaging import TRAINED, AveragedWeights
 from au_llava.au_training.collator import IGNORED, GroupedSampler, slot_lengths, slot_loss
 from au_llava.au_training.mean_teacher import UnlabelledFaces, items

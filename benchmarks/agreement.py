@@ -56,9 +56,10 @@ from au_llava.au_evaluation.photographs import (
 )
 from au_llava.au_evaluation.scoring import jsonable
 from au_llava.au_readers.files import Picture
-from au_llava.au_runs.cache import sentence_of
-from au_llava.au_runs.folders import HOME, check_writable
-from au_llava.au_runs.provenance import check_unseen, content_hashes, people_of
+from au_llava.au_runs.commands import sentence_of
+from au_llava.au_runs.files import HOME, check_writable
+from au_llava.au_runs.manifests import check_unseen, people_of
+from au_llava.au_runs.provenance import content_hashes
 
 STRONG, NEAR_ZERO = 0.5, 0.1  # shares of the scale: from and up to which the teacher is taken to be clear
 ROTATION, SHIFT, ZOOM = 5.0, 0.03, 0.05  # degrees; shares of the crop's side

@@ -39,7 +39,7 @@ from transformers import (
 from transformers.utils import logging
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS, prompt, write_answer
-from au_llava.au_runs.cache import sentence_of
+from au_llava.au_runs.commands import sentence_of
 from au_llava.configuration_au_llava import AuLlavaConfig, add_image_token
 from au_llava.decoding_au_llava import DECODERS
 from au_llava.image_processing_au_llava import AuLlavaImageProcessor

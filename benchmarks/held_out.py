@@ -22,7 +22,7 @@ from au_llava.au_datasets.records import load_records
 from au_llava.au_evaluation.intervals import paired_difference
 from au_llava.au_evaluation.predictions import KEYS
 from au_llava.au_evaluation.scoring import jsonable, score_arguments
-from au_llava.au_runs.folders import check_writable
+from au_llava.au_runs.files import check_writable
 from au_llava.metrics_au import score
 
 HEADLINE = {"bp4d": ("f1", "roc_auc"), "disfa": ("icc", "roc_auc"), "feafa": ("pcc", "roc_auc")}

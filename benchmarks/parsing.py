@@ -27,8 +27,8 @@ from transformers.utils import logging
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS, AUFormat, parse_answer
 from au_llava.au_datasets.records import group_by_image, load_records
-from au_llava.au_runs.cache import sentence_of
-from au_llava.au_runs.folders import HOME
+from au_llava.au_runs.commands import sentence_of
+from au_llava.au_runs.files import HOME
 from au_llava.decoding_au_llava import DECODERS
 from au_llava.image_processing_au_llava import load_face_image
 

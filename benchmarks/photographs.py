@@ -35,8 +35,8 @@ from au_llava.au_datasets.conversion import sources
 from au_llava.au_evaluation.photographs import Readings, rank_auc, read_crops, shares
 from au_llava.au_evaluation.scoring import jsonable
 from au_llava.au_faces.faces import YUNET_SHA256, YuNet, crop_face
-from au_llava.au_runs.cache import sentence_of
-from au_llava.au_runs.folders import HOME, check_writable
+from au_llava.au_runs.commands import sentence_of
+from au_llava.au_runs.files import HOME, check_writable
 from au_llava.image_processing_au_llava import load_face_image
 
 PEOPLE = 102  # of the whole set

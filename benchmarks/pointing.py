@@ -37,8 +37,8 @@ from au_llava.au_rendering.activations import label_values, sample_activations
 from au_llava.au_rendering.people import FORMAT_NAMES, Subject, jpeg_bytes, picture, sample_subject, sample_view
 from au_llava.au_rendering.render import View, draw_values
 from au_llava.au_rendering.rig import SHAPES
-from au_llava.au_runs.cache import sentence_of
-from au_llava.au_runs.folders import HOME, check_writable
+from au_llava.au_runs.commands import sentence_of
+from au_llava.au_runs.files import HOME, check_writable
 from au_llava.au_runs.provenance import code_commit
 from au_llava.calibration_au_llava import with_prior
 from au_llava.metrics_au import mean_of_defined, sum_by_subject

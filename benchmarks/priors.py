@@ -24,8 +24,8 @@ from au_llava.au_datasets.records import load_records
 from au_llava.au_evaluation.predictions import predict, use_prior
 from au_llava.au_evaluation.priors import estimate_prior
 from au_llava.au_evaluation.scoring import by_format
-from au_llava.au_runs.cache import sentence_of
-from au_llava.au_runs.folders import HOME, check_writable
+from au_llava.au_runs.commands import sentence_of
+from au_llava.au_runs.files import HOME, check_writable
 from au_llava.au_runs.provenance import code_commit, content_hashes
 from au_llava.eval_au import load, write_json
 

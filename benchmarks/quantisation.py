@@ -22,8 +22,8 @@ from au_llava.action_units import get_format
 from au_llava.au_datasets.records import group_by_image, load_records
 from au_llava.au_evaluation.predictions import predict, use_prior
 from au_llava.au_evaluation.scoring import by_format, score_arguments
-from au_llava.au_runs.cache import sentence_of
-from au_llava.au_runs.folders import HOME
+from au_llava.au_runs.commands import sentence_of
+from au_llava.au_runs.files import HOME
 from au_llava.metrics_au import score
 from au_llava.quantization_au_llava import loading_options
 

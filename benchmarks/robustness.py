@@ -30,8 +30,8 @@ from au_llava.au_evaluation.scoring import jsonable, score_predictions
 from au_llava.au_rendering.activations import label_values, sample_activations
 from au_llava.au_rendering.people import FORMAT_NAMES, jpeg_bytes, picture, sample_subject, subject_name
 from au_llava.au_rendering.render import View
-from au_llava.au_runs.cache import sentence_of
-from au_llava.au_runs.folders import HOME
+from au_llava.au_runs.commands import sentence_of
+from au_llava.au_runs.files import HOME
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

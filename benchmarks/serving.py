@@ -25,8 +25,8 @@ from transformers.utils import logging
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS
 from au_llava.au_publishing.export import INPUT_NAME, export, save_onnx
-from au_llava.au_runs.cache import sentence_of
-from au_llava.au_runs.folders import HOME
+from au_llava.au_runs.commands import sentence_of
+from au_llava.au_runs.files import HOME
 from au_llava.calibration_au_llava import calibrate
 from au_llava.decoding_au_llava import read_slots
 

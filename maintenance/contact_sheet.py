@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from au_llava.au_rendering.people import render_face
 from au_llava.au_rendering.render import View
-from au_llava.au_runs.folders import check_writable
+from au_llava.au_runs.files import check_writable
 
 SUBJECTS = (9, 3, 2, 12, 17)
 COLUMNS: tuple[dict[str, float], ...] = (

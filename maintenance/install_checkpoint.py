@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import AutoProcessor
 
-from au_llava.au_runs.provenance import TRAINING_MANIFEST
+from au_llava.au_runs.manifests import TRAINING_MANIFEST
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -29,7 +29,7 @@ def _run(script: Path, words: list[str], environment: dict[str, str], log: Path,
     for stream in (1, 2):
         os.dup2(file, stream)
     sys.stdout = sys.stderr = os.fdopen(file, "w", buffering=1)
-    sys.argv = [str(script), *words]
+    sys.argv, sys.path[0] = [str(script), *words], str(script.parent)  # as `python script` does
     runpy.run_path(str(script), run_name="__main__")
 
 

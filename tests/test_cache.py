@@ -7,7 +7,7 @@ from huggingface_hub import constants
 from transformers import dynamic_module_utils
 
 from au_llava import handler, recognize_au
-from au_llava.au_runs.cache import sentence_of
+from au_llava.au_runs.commands import sentence_of
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from au_llava.action_units import FORMATS, AUFormat, parse_answer
 from au_llava.au_datasets.records import load_records
 from au_llava.au_evaluation import calibration as fit_calibration
 from au_llava.au_evaluation.calibration import best_threshold, fit_format
-from au_llava.au_runs.provenance import people_of, training_manifest, write_training_manifest
+from au_llava.au_runs.manifests import people_of, training_manifest, write_training_manifest
 from au_llava.calibration_au_llava import calibrate, check_calibration
 from au_llava.configuration_au_llava import AuLlavaConfig
 

@@ -18,7 +18,7 @@ from au_llava.action_units import FORMATS
 from au_llava.au_datasets.records import load_records
 from au_llava.au_evaluation.predictions import predict
 from au_llava.au_evaluation.scoring import score_predictions
-from au_llava.au_runs.provenance import people_of, seen_people, training_manifest, write_training_manifest
+from au_llava.au_runs.manifests import people_of, seen_people, training_manifest, write_training_manifest
 from au_llava.eval_au import main, make_parser
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 

@@ -16,7 +16,7 @@ from test_train_sft import moved_parts, train, weights
 
 from au_llava.au_datasets.records import KEY, finish_folder, load_records, record_features, shard_path, start_folder
 from au_llava.au_datasets.records import write_shard as write_records
-from au_llava.au_runs.provenance import read_training_manifest
+from au_llava.au_runs.manifests import read_training_manifest
 from au_llava.au_training import features
 from au_llava.au_training.features import FeatureCache, image_features, tower_revision
 

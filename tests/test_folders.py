@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from au_llava.au_recognition.inputs import find_files
-from au_llava.au_runs.folders import HOME, check_writable, files_below, short_names, told
+from au_llava.au_runs.files import HOME, check_writable
+from au_llava.au_runs.folders import files_below, short_names, told
 
 JUNK = (
     *("._a.png", ".DS_Store", "Thumbs.db", "thumbs.db", "desktop.ini", "Desktop.ini", ".AppleDouble/a.png"),

@@ -9,7 +9,7 @@ from conftest import load_tool
 
 from au_llava import prepare_data
 from au_llava.action_units import FORMATS
-from au_llava.au_runs.provenance import read_training_manifest
+from au_llava.au_runs.manifests import read_training_manifest
 
 imbalance = load_tool("imbalance")
 

@@ -17,7 +17,8 @@ from torch.testing import assert_close
 from transformers import AutoProcessor, BitsAndBytesConfig
 
 from au_llava import eval_au
-from au_llava.au_runs.provenance import check_base, read_training_manifest
+from au_llava.au_runs.checkpoints import check_base
+from au_llava.au_runs.manifests import read_training_manifest
 from au_llava.configuration_au_llava import AuLlavaConfig
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 

@@ -28,7 +28,7 @@ from au_llava.au_evaluation.photographs import (
     rank_correlation,
     read_crops,
 )
-from au_llava.au_runs.provenance import training_manifest, write_training_manifest
+from au_llava.au_runs.manifests import training_manifest, write_training_manifest
 
 photographs = load_tool("photographs")
 agreement = load_tool("agreement")

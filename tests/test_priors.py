@@ -23,7 +23,7 @@ from au_llava.au_datasets.records import (
 from au_llava.au_evaluation import calibration as fit_calibration
 from au_llava.au_evaluation.predictions import predict, use_prior, without_margin
 from au_llava.au_evaluation.priors import LEAST_ODDS, estimate_prior, fit_photographs
-from au_llava.au_runs.provenance import check_unseen
+from au_llava.au_runs.manifests import check_unseen
 from au_llava.calibration_au_llava import apply_shift, calibrate, check_calibration, entries_for, with_prior
 from au_llava.configuration_au_llava import AuLlavaConfig
 

@@ -22,7 +22,7 @@ from au_llava.au_datasets.records import (
 )
 from au_llava.au_evaluation.protocols import as_latex, as_markdown, protocol_scores, published_rows
 from au_llava.au_evaluation.transfer import best_asked, shared_labels, transfer_scores
-from au_llava.au_runs.provenance import training_manifest, write_training_manifest
+from au_llava.au_runs.manifests import training_manifest, write_training_manifest
 from au_llava.eval_au import main
 
 NAN = float("nan")

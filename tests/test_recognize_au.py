@@ -31,7 +31,7 @@ from au_llava.au_recognition.inputs import find_files
 from au_llava.au_recognition.pictures import au_regions
 from au_llava.au_recognition.tables import Neutral, au_columns, openface_label
 from au_llava.au_rendering.people import render_face
-from au_llava.au_runs.text import escaped, unescaped
+from au_llava.au_runs.names import escaped, unescaped
 from au_llava.recognize_au import main, make_parser, run
 
 FACE = 96

@@ -16,7 +16,7 @@ from conftest import build_tiny
 from safetensors.torch import load_file
 
 from au_llava.au_datasets.mixing import training_rows
-from au_llava.au_runs.provenance import read_training_manifest
+from au_llava.au_runs.manifests import read_training_manifest
 from au_llava.au_training.averaging import TRAINED
 from au_llava.au_training.collator import AUCollator
 from au_llava.au_training.recovery import (

@@ -17,7 +17,7 @@ from huggingface_hub import EvalResultEntry, ModelCard, constants, parse_eval_re
 from PIL import Image
 
 from au_llava.au_publishing.hub import base_models, gather, licence_notes, upload
-from au_llava.au_runs.provenance import training_manifest, write_training_manifest
+from au_llava.au_runs.manifests import training_manifest, write_training_manifest
 from au_llava.train_sft import main as train
 from au_llava.train_sft import make_parser
 

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Aut
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from au_llava.action_units import FORMATS, parse_answer
-from au_llava.au_runs.provenance import read_training_manifest, seen_people
+from au_llava.au_runs.manifests import read_training_manifest, seen_people
 
 TOP_LEVEL = (
     "pyproject.toml README.md model_card.md modeling_au_llava.py configuration_au_llava.py processing_au_llava.py "

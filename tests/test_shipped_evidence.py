@@ -17,7 +17,7 @@ from transformers import ResNetConfig
 from au_llava.action_units import FORMATS
 from au_llava.au_datasets.records import load_records
 from au_llava.au_rendering.people import FORMAT_NAMES, HELD_OUT
-from au_llava.au_runs.provenance import check_unseen, people_of, read_training_manifest
+from au_llava.au_runs.manifests import check_unseen, people_of, read_training_manifest
 
 held_out = load_tool("held_out")
 robustness = load_tool("robustness")

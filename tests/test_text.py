@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from au_llava.au_runs.text import escaped, print_anything, unescaped
+from au_llava.au_runs.commands import print_anything
+from au_llava.au_runs.names import escaped, unescaped
 
 
 @pytest.mark.parametrize(

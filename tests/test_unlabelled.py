@@ -18,7 +18,7 @@ from test_recovery import damage
 from au_llava.action_units import FORMATS, MAIN_FORMATS, mirrored_label
 from au_llava.au_datasets.mixing import check_people, training_rows, unlabelled_rows
 from au_llava.au_datasets.records import load_records
-from au_llava.au_runs.provenance import check_unseen, people_of, read_training_manifest, seen_people
+from au_llava.au_runs.manifests import check_unseen, people_of, read_training_manifest, seen_people
 from au_llava.au_training import trainer as trainer_module
 from au_llava.au_training.averaging import TRAINED, AveragedWeights
 from au_llava.au_training.collator import AUCollator

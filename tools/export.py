@@ -23,10 +23,9 @@ from transformers.utils import logging
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS
 from au_llava.au_publishing.export import INPUT_NAME, save_onnx
-from au_llava.au_runs.cache import sentence_of
-from au_llava.au_runs.folders import HOME, check_writable
-from au_llava.au_runs.provenance import check_base
-from au_llava.au_runs.text import print_anything
+from au_llava.au_runs.checkpoints import check_base
+from au_llava.au_runs.commands import print_anything, sentence_of
+from au_llava.au_runs.files import HOME, check_writable
 from au_llava.decoding_au_llava import chosen_formats, read_slots, slot_answers
 
 TOLERANCE = 1e-4  # of a probability

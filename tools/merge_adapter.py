@@ -20,9 +20,9 @@ from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftConfig, PeftModel
 from transformers.utils import logging
 
-from au_llava.au_runs.cache import sentence_of
-from au_llava.au_runs.provenance import TRAINING_MANIFEST, check_base
-from au_llava.au_runs.text import print_anything
+from au_llava.au_runs.checkpoints import check_base
+from au_llava.au_runs.commands import print_anything, sentence_of
+from au_llava.au_runs.manifests import TRAINING_MANIFEST
 from au_llava.configuration_au_llava import AuLlavaConfig
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 from au_llava.processing_au_llava import AuLlavaProcessor

@@ -53,7 +53,7 @@ from trl import ModelConfig, TrlParser, get_peft_config
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS, AUFormat, get_format, prompt
 from au_llava.au_datasets.mixing import TrainingData, training_rows
-from au_llava.au_runs.cache import sentence_of
+from au_llava.au_runs.commands import sentence_of
 from au_llava.au_training.options import AUArguments, AUTrainingConfig
 from au_llava.au_training.start import LORA_TARGETS, check_start, freeze_parts
 from au_llava.configuration_au_llava import AuLlavaConfig, add_image_token

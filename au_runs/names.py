@@ -1,14 +1,12 @@
-r"""What users' tables and names hold besides plain text, and how anything is printed on any console.
+r"""Text in users' tables: cells that say "unknown", and the names of files.
 
-A file's name is a string of bytes. Python holds those that are no UTF-8 as lone surrogates, which no table and no
+A file's name is a string of bytes. Python holds bytes that are not UTF-8 as lone surrogates, which no table and no
 console takes. They are written as `\xe9`, which `unescaped` undoes.
 """
 
-import io
 import re
-import sys
 
-UNKNOWN = ("", "nan", "na", "n/a", "none", "null", "<na>", "#n/a")  # of a number, as R, pandas and spreadsheets say it
+UNKNOWN = ("", "nan", "na", "n/a", "none", "null", "<na>", "#n/a")  # instead of a number: R, pandas and spreadsheets
 
 _ESCAPED = re.compile(r"\\x(5c|[89a-f][0-9a-f])|\\u(d[89ab][0-9a-f]{2})")
 _TO_ESCAPE = re.compile(f"[\ud800-\udfff]|{_ESCAPED.pattern}")
@@ -36,10 +34,3 @@ def unescaped(text: str) -> str:
         return "\\" if code == 0x5C else chr(0xDC00 + code)
 
     return _ESCAPED.sub(name, text)
-
-
-def print_anything() -> None:
-    r"""From now on this program prints a character that the console lacks as \u2026 instead of ending with an error."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")

@@ -1,0 +1,95 @@
+"""Loading a checkpoint to read faces with it, and refusing adapters on a base that they were not trained on."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import logging
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from au_llava.au_runs.manifests import read_training_manifest
+from au_llava.au_runs.provenance import weights_sha256
+from au_llava.quantization_au_llava import loading_options
+
+
+def load_checkpoint(
+    name: str | Path,
+    quantize: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    quiet: bool = True,
+    checked: bool = False,
+):
+    """Load a checkpoint: (model in evaluation mode, processor).
+
+    Args:
+        name: folder or Hub id.
+        quantize: "8bit" or "4bit", with bitsandbytes.
+        dtype: of the weights (default: as they are stored).
+        device: where to compute (default: the device of this process).
+        quiet: whether to leave out the progress bar of loading weights.
+        checked: whether `check_base` has been called before; it reads all weights of an adapter's base.
+
+    Raises:
+        ValueError: adapters whose base is missing or another one, or bitsandbytes is not installed.
+        OSError: there is no such checkpoint.
+    """
+    if not checked:
+        check_base(str(name))
+    if quiet:
+        logging.disable_progress_bar()
+    options = loading_options(quantize) | ({} if dtype is None else {"dtype": dtype})
+    model = AutoModelForImageTextToText.from_pretrained(name, trust_remote_code=True, **options)
+    processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
+    return model.to(PartialState().device if device is None else device).eval(), processor
+
+
+def base_of(model: str) -> tuple[str, str | None] | None:
+    """The base that adapters name, a folder or a Hub id, and its revision; None where they name none, as of a whole
+    checkpoint."""
+    path = find_adapter_config_file(model)
+    if path is None:
+        return None
+    settings = json.loads(Path(path).read_text(encoding="utf-8"))
+    named = settings.get("base_model_name_or_path")
+    return named and (named, settings.get("revision"))
+
+
+def check_base(model: str, base: str | None = None) -> dict[str, str]:
+    """Refuse adapters whose base is not the one that they were trained on; returns the base's `weights_sha256`.
+
+    Nothing is checked of a whole checkpoint, which has no base and gives {}.
+
+    Args:
+        model: folder or Hub id. base: what is taken in place of what the adapters name.
+
+    Raises:
+        ValueError: the base is not there, is another one, or is named by where its training was started.
+    """
+    found = base_of(model)
+    if found is None:
+        return {}
+    named, revision = found
+    name, revision = (base, None) if base else (named, revision)
+    remedy = f"merge the two with tools/merge_adapter.py {model} --base FOLDER."
+    expected = (read_training_manifest(model) or {}).get("base_weights")
+    if os.path.isabs(name) and not Path(name).is_dir():
+        raise ValueError(f"The base {name} of the adapters in {model} is not there: {remedy}")
+    if base is None and Path(name).is_dir() and not os.path.isabs(name) and not expected:
+        raise ValueError(
+            f"The adapters in {model} name their base {name!r}, which may mean another folder here: {remedy}"
+        )
+    try:
+        weights = weights_sha256(name, revision)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"The base {name} of the adapters in {model} is not there ({reason}): {remedy}") from None
+    if expected and weights != expected:
+        differing = ", ".join(sorted({file for file, _ in expected.items() ^ weights.items()}))
+        raise ValueError(
+            f"{name} is not the base that the adapters in {model} were trained on (other {differing}): {remedy}"
+        )
+    return weights

@@ -1,0 +1,48 @@
+"""Files that this program writes: each appears whole or not at all."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# The repository. In a clone and in a Space the checkpoint lies there too.
+HOME = Path(__file__).resolve().parent.parent
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A hidden path beside `path`; the file or folder written there takes the place of `path` at the end.
+
+    If anything is raised, `path` stays as it was and the unfinished file or folder is deleted. The hidden path has
+    another suffix: writers that go by the suffix must be told the format. A folder cannot replace a folder that holds
+    something.
+    """
+    path = Path(path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished, ignore_errors=True)
+        else:
+            unfinished.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content, indent: int = 1, sort_keys: bool = False) -> None:
+    """Write `content` as a JSON file."""
+    text = json.dumps(content, indent=indent, sort_keys=sort_keys)
+    with replacing(path) as unfinished:
+        unfinished.write_text(text + "\n", encoding="utf-8")
+
+
+def check_writable(path: Path) -> None:
+    """Make the folder of the file `path`. Raises OSError if no file can be written there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file.")
+    with tempfile.TemporaryFile(dir=path.parent):
+        pass

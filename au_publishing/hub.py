@@ -28,7 +28,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabl
 from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from au_llava.au_runs.manifests import TRAINING_MANIFEST, read_training_manifest, seen_people
+from au_llava.au_runs.manifests import TRAINING_MANIFEST, read_training_manifest, seen_people, stored_manifest
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 # What a checkpoint consists of beside its weights and code. {file: is there a checkpoint without it?}
@@ -121,7 +121,7 @@ def gather(
     files["README.md"] = card(folder, names, repo_id, manifest, results, notes).encode()
     if manifest is not None:
         public = without_local_paths(manifest)
-        files[TRAINING_MANIFEST] = (json.dumps(public, indent=1) + "\n").encode()
+        files[TRAINING_MANIFEST] = (json.dumps(stored_manifest(public), indent=1) + "\n").encode()
         files[RECIPE] = yaml.safe_dump(recipe(public), sort_keys=False).encode()
     for number, result in enumerate(results if benchmark else (), start=1):
         entries = eval_result_entries_to_yaml(result_entries(result, benchmark))

@@ -262,7 +262,7 @@ def main():
     out, formats = arguments.out, list(MAIN_FORMATS)
     base = out / "base"
     if not base.is_dir():
-        run(ROOT / "tools" / "build_tiny_base.py", "--image_size", arguments.image_size, "--out", base)
+        run(ROOT / "maintenance" / "build_tiny_base.py", "--image-size", arguments.image_size, "--out", base)
     ours, taken = train_ours("ours", formats, arguments)
     evaluate(ours, arguments, out / "eval" / "slots")
     evaluate(ours, arguments, out / "eval" / "free", "--decoding", "free")

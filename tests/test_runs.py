@@ -1,6 +1,7 @@
 """What commands share: starting, options, exit status, files that appear whole, journals, loading a checkpoint."""
 
 import argparse
+import io
 import json
 import re
 import subprocess
@@ -13,7 +14,7 @@ from conftest import ROOT, random_faces
 
 from au_llava.au_runs import start
 from au_llava.au_runs.checkpoints import load_checkpoint
-from au_llava.au_runs.commands import CommandEnded, CommandParser, run_command
+from au_llava.au_runs.commands import CommandEnded, CommandParser, print_anything, run_command
 from au_llava.au_runs.files import replacing, write_json
 from au_llava.au_runs.journal import Journal
 from au_llava.au_runs.progress import progress_bar, track
@@ -86,6 +87,14 @@ def test_a_signal_is_told_by_one_process(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     assert run_command("command.py", raising(KeyboardInterrupt())) == 130
     assert capsys.readouterr().err == ""
+
+
+def test_any_console_prints_anything(monkeypatch):
+    console = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", console)
+    print_anything()
+    print("José … \udce9", flush=True)
+    assert console.buffer.getvalue() == b"Jos\\xe9 \\u2026 \\udce9\n"
 
 
 def test_a_started_command_runs_its_body(monkeypatch):

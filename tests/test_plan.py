@@ -1,4 +1,4 @@
-"""What a recipe takes: parameters against published counts, memory against what autograd keeps, steps by hand."""
+"""Plans: parameters against published counts, memory against what autograd keeps, steps by hand."""
 
 import math
 import re

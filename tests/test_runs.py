@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import tomllib
 
 import pytest
 import torch
@@ -119,6 +120,15 @@ def test_a_missing_package_is_one_sentence(monkeypatch, capsys):
 def test_a_module_missing_from_this_package_is_a_bug():
     with pytest.raises(ModuleNotFoundError):
         command("command.py", "not_there")([])
+
+
+def test_every_room_is_installed():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    rooms = {path.parent.relative_to(ROOT) for path in ROOT.glob("au_*/**/__init__.py")}
+    expected = {"au_llava", *(".".join(("au_llava", *room.parts)) for room in rooms)}
+    assert {*settings["tool"]["setuptools"]["packages"]} == expected
+    commands = {f"au_llava.{path.stem}:run" for path in ROOT.glob("*.py")}
+    assert {*settings["project"]["scripts"].values()} <= commands
 
 
 def test_an_uninstalled_package_is_one_sentence(tmp_path):

@@ -73,10 +73,13 @@ def test_every_published_shape_is_used_by_a_recipe():
     assert [source for source in PUBLISHED if source not in text] == []
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_recipes_state_their_plan(plans, path):
-    stated = " ".join(line.removeprefix("#").strip() for line in path.read_text().splitlines() if line.startswith("#"))
-    assert numbers(plans[path.stem])["in short"] in stated
+def test_recipes_state_their_plan(plans):
+    outdated = []
+    for path in RECIPES:
+        comments = [line.removeprefix("#").strip() for line in path.read_text().splitlines() if line.startswith("#")]
+        if numbers(plans[path.stem])["in short"] not in " ".join(comments):
+            outdated.append(path.name)
+    assert outdated == []
 
 
 def test_the_document_states_them_too(plans):
@@ -107,23 +110,23 @@ def test_recipes_train_what_they_say(plans):
 
 
 def saved_bytes(model, run) -> int:
-    """What autograd keeps of a forward pass under bf16 autocast, weights and their copies apart."""
+    """What autograd keeps from a forward pass under bf16 autocast, without weights and their copies."""
     linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
     shapes = {tuple(module.weight.shape) for module in linear}
     owned = {StorageWeakRef(weight.untyped_storage()) for weight in model.parameters()}
-    kept, alive = {}, []
+    sizes, alive = {}, []
 
     def pack(tensor):
         copy_of_weight = tuple(tensor.shape) in shapes or tuple(tensor.shape[::-1]) in shapes
         reference = StorageWeakRef(tensor.untyped_storage())
         if reference not in owned and not copy_of_weight:
-            kept[reference] = tensor.untyped_storage().nbytes()
+            sizes[reference] = tensor.untyped_storage().nbytes()
             alive.append(tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), torch.autocast("cpu", torch.bfloat16):
         run()
-    return sum(kept.values())
+    return sum(sizes.values())
 
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 4}
@@ -231,24 +234,23 @@ def test_bytes_per_parameter():
     assert quantised.memory < 22 * 2**30  # the card it is for has 24
 
 
-@pytest.mark.parametrize(
-    ("cluster", "divided"),
-    [
-        ("single-gpu", ()),
-        ("ddp", ()),
-        ("zero2", ("gradients", "optimizer")),
-        ("zero3", ("weights", "gradients", "optimizer", "copies")),
-        ("fsdp2", ("weights", "gradients", "optimizer", "copies")),
-    ],
-)
-def test_what_engines_divide(cluster, divided):
-    alone, shared = sizes_of("small"), sizes_of("small", cluster=cluster)
-    for name in memory.MEMORY:
-        assert getattr(shared, name) == getattr(alone, name) / (8 if name in divided else 1), name
+def test_what_engines_divide():
+    alone = sizes_of("small")
+    for cluster, divided in {
+        "single-gpu": (),
+        "ddp": (),
+        "zero2": ("gradients", "optimizer"),
+        "zero3": ("weights", "gradients", "optimizer", "copies"),
+        "fsdp2": ("weights", "gradients", "optimizer", "copies"),
+    }.items():
+        shared = sizes_of("small", cluster=cluster)
+        for name in memory.MEMORY:
+            expected = getattr(alone, name) / (8 if name in divided else 1)
+            assert getattr(shared, name) == expected, (cluster, name)
 
 
 def test_files_on_this_machine_are_read(tmp_path, rendered_records):
-    """A checkpoint's own configuration, tokenizer and data: tokens and steps by hand."""
+    """The configuration, tokenizer and data of a checkpoint: tokens and steps by hand."""
     model, processor = build_tiny()
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)

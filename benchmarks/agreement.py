@@ -55,7 +55,7 @@ from au_llava.au_evaluation.photographs import (
     shares,
 )
 from au_llava.au_evaluation.scoring import jsonable
-from au_llava.au_readers.files import Picture
+from au_llava.au_readers.source import Picture
 from au_llava.au_runs.commands import sentence_of
 from au_llava.au_runs.files import HOME, check_writable
 from au_llava.au_runs.manifests import check_unseen, people_of

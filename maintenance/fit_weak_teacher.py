@@ -36,7 +36,7 @@ from au_llava.action_units import FORMATS, MAIN_FORMATS
 from au_llava.au_datasets.records import MANIFEST, group_by_image, load_records
 from au_llava.au_datasets.weak_teacher import CERTAIN, Rule, WeakTeacher
 from au_llava.au_faces.landmarks import BLENDSHAPES, LANDMARKER_SHA256, Landmarker
-from au_llava.au_readers.files import Picture
+from au_llava.au_readers.source import Picture
 from au_llava.au_runs.commands import CommandParser, run_command
 from au_llava.au_runs.files import write_json
 from au_llava.au_runs.progress import track

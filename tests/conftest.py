@@ -162,7 +162,7 @@ def rendered_records(tmp_path_factory):
     """A folder of records: 10 rendered subjects, 2 images each, in three formats and three parts."""
     out = tmp_path_factory.mktemp("records") / "rendered"
     options = "--subjects 10 --images-per-subject 2 --size 32 --validation 0.2 --test 0.3 --workers 1"
-    assert prepare_data.main(["rendered", *options.split(), "--out", str(out)]) == 0
+    assert prepare_data.run(["rendered", *options.split(), "--out", str(out)]) == 0
     return out
 
 
@@ -171,7 +171,7 @@ def more_training_records(tmp_path_factory):
     """A folder that holds training people only: two rendered subjects, R5-000000 and R5-000001, one image each."""
     out = tmp_path_factory.mktemp("records") / "more"
     options = "--subjects 2 --images-per-subject 1 --seed 5 --size 32 --validation 0 --test 0 --workers 1"
-    assert prepare_data.main(["rendered", *options.split(), "--out", str(out)]) == 0
+    assert prepare_data.run(["rendered", *options.split(), "--out", str(out)]) == 0
     return out
 
 

@@ -253,7 +253,7 @@ def rendered(tmp_path_factory):
     arguments = (
         "rendered --subjects 40 --images-per-subject 2 --seed 3 --size 32 --validation 0.3 --test 0.2 --workers 1"
     )
-    assert prepare_data.main([*arguments.split(), "--out", str(folder)]) == 0
+    assert prepare_data.run([*arguments.split(), "--out", str(folder)]) == 0
     return folder
 
 

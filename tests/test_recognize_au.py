@@ -32,7 +32,7 @@ from au_llava.au_recognition.movement import au_regions
 from au_llava.au_recognition.neutral import Neutral
 from au_llava.au_recognition.options import make_parser
 from au_llava.au_recognition.tables import au_columns, openface_label
-from au_llava.au_rendering.people import render_face
+from au_llava.au_rendering.pictures import render_face
 from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.names import escaped, unescaped
 from au_llava.recognize_au import run

@@ -20,6 +20,7 @@ it stopped. Each evaluation scores the AUs on the validation part and logs eval_
 --push_to_hub true publishes it at the end, privately unless --hub_private_repo false (docs/publishing.md).
 """
 
+import argparse
 import logging
 from collections.abc import Sequence
 
@@ -49,8 +50,13 @@ from au_llava.au_training.trainer import AUTrainer
 logger = logging.getLogger("au_llava.train")
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Prints the description as it is written, and the default of every option."""
+
+
 def make_parser() -> TrlParser:
-    return TrlParser((AUArguments, AUTrainingConfig, ModelConfig), description=__doc__, allow_abbrev=False)
+    groups = (AUArguments, AUTrainingConfig, ModelConfig)
+    return TrlParser(groups, description=__doc__, allow_abbrev=False, formatter_class=HelpFormatter)
 
 
 def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: ModelConfig) -> None:

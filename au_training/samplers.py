@@ -1,4 +1,4 @@
-"""The order of training rows: batches of about equal length, so that little is padded."""
+"""The order of training rows: rare AUs more often, and batches of similar length, so that little is padded."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,6 +8,33 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from au_llava.action_units import get_format
 from au_llava.slot_tree_au_llava import compile_slots
+
+
+class WeightedSampler(torch.utils.data.Sampler):
+    """Row numbers for an epoch, as many as there are rows; each row comes as often as its weight says, rounded.
+
+    The draw is systematic (one random offset, equal steps over the summed weights) and then shuffled. It depends only
+    on seed and epoch, so a resumed run draws the rows of the uninterrupted one.
+
+    Args:
+        weights: (rows,) positive.
+    """
+
+    def __init__(self, weights: np.ndarray, seed: int):
+        self.bounds = np.cumsum(weights) / np.sum(weights)
+        self.seed, self.epoch = seed, 0
+
+    def __len__(self) -> int:
+        return len(self.bounds)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        steps = (np.arange(len(self)) + rng.random()) / len(self)
+        rows = np.searchsorted(self.bounds, steps, side="right").clip(max=len(self) - 1)
+        yield from rng.permutation(rows).tolist()
 
 
 def slot_lengths(formats: Sequence[Sequence[str]], processor) -> list[int]:

@@ -12,7 +12,6 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 
-from au_llava.au_datasets.balance import WeightedSampler
 from au_llava.au_evaluation.predictions import predict
 from au_llava.au_evaluation.scoring import score_predictions
 from au_llava.au_publishing.card import base_models
@@ -24,7 +23,7 @@ from au_llava.au_training.engines import gather_weight, plain_class, whole_model
 from au_llava.au_training.loss import IGNORED, slot_loss
 from au_llava.au_training.mean_teacher import UnlabelledFaces, loss_counts
 from au_llava.au_training.recovery import EndIfComplete, StopOnSIGTERM, TrainingComplete, replacing_contents
-from au_llava.au_training.samplers import GroupedSampler, slot_lengths
+from au_llava.au_training.samplers import GroupedSampler, WeightedSampler, slot_lengths
 from au_llava.card_au_llava import write_card
 
 logger = logging.getLogger("au_llava.train")

@@ -1,4 +1,4 @@
-"""train_sft.py as commands of their own, in any number of processes, without the half minute that its imports take.
+"""Runs train_sft.py as a command, in any number of processes, without the half minute that its imports take.
 
 Children of a server process that has imported everything; each runs the script from its first line, with its own
 arguments, environment, exit code and output.

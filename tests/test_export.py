@@ -1,4 +1,4 @@
-"""The exported slots pass: equal to `recognize` in any batch, calibrated alike, and usable without PyTorch."""
+"""The exported slots pass: equal to `recognize` in any batch, with its calibration, and usable without PyTorch."""
 
 import json
 import re
@@ -116,7 +116,7 @@ def test_metadata_say_what_is_what(exported):
 
 
 def test_the_reader_in_the_document_needs_neither_torch_nor_transformers(exported, tmp_path):
-    """docs/serving.md, run where both cannot be imported, on a square picture: the numbers of `recognize`."""
+    """docs/serving.md, run on a square picture where neither can be imported, gives the numbers of `recognize`."""
     model, processor, path = exported
     document = (ROOT / "docs" / "serving.md").read_text()
     code = next(block for block in re.findall(r"```python\n(.*?)```", document, re.DOTALL) if "onnxruntime" in block)
@@ -174,7 +174,7 @@ def test_graph_of_every_tower(tower, mirror):
 
 @pytest.mark.parametrize("mirror", [False, True])
 def test_program_of_a_vit_takes_any_number_of_images(mirror):
-    """Grouped digits: the values of FEAFA take several decisions."""
+    """With grouped digits, the values of FEAFA take several decisions."""
     model, processor = build_tiny("grouped digits", mirror_images=mirror)
     formats = (FORMATS["feafa"],)
     program = export(model, processor, formats).module()

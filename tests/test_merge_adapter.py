@@ -1,4 +1,4 @@
-"""tools/merge_adapter.py: the merged checkpoint reads what base and adapters read, alone, in a fresh process."""
+"""tools/merge_adapter.py: the merged checkpoint gives the answers of base and adapters, alone, in a fresh process."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ PROJECTIONS = r".*language_model.*\.(q_proj|v_proj|down_proj)"
 
 @pytest.fixture(scope="module")
 def trained(tiny_checkpoint, rendered_records, tmp_path_factory):
-    """Adapters, and a projector in full, that train_sft.py trained on a base with a calibration."""
+    """Adapters and a full projector, trained by train_sft.py on a base with a calibration."""
     folder = tmp_path_factory.mktemp("adapters")
     shutil.copytree(tiny_checkpoint, folder / "base")
     config = json.loads((folder / "base" / "config.json").read_text())
@@ -39,7 +39,7 @@ def trained(tiny_checkpoint, rendered_records, tmp_path_factory):
 
 
 def run(*words):
-    """The command as it is typed."""
+    """Run the command as a user types it."""
     return subprocess.run(
         [sys.executable, ROOT / "tools" / "merge_adapter.py", *map(str, words)], capture_output=True, text=True
     )
@@ -134,11 +134,11 @@ def test_a_head_that_was_trained_is_no_longer_tied(tiny_checkpoint, tmp_path):
 
 @pytest.mark.usefixtures("any_size_in_4_bits")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_adapters_of_a_quantised_base_are_merged_into_the_full_one(tiny_checkpoint, tmp_path, dtype):
-    quantised = AuLlavaForConditionalGeneration.from_pretrained(
+def test_adapters_of_a_quantized_base_are_merged_into_the_full_one(tiny_checkpoint, tmp_path, dtype):
+    quantized = AuLlavaForConditionalGeneration.from_pretrained(
         tiny_checkpoint, quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
     )
-    adapt(quantised, tmp_path / "adapter")
+    adapt(quantized, tmp_path / "adapter")
     full = AuLlavaForConditionalGeneration.from_pretrained(tiny_checkpoint)
     expected = distributions(PeftModel.from_pretrained(full, tmp_path / "adapter").eval(), tiny_checkpoint)
     assert merging.run([str(tmp_path / "adapter"), "--out", str(tmp_path / "out"), "--dtype", dtype]) == 0
@@ -152,7 +152,7 @@ def test_adapters_of_a_quantised_base_are_merged_into_the_full_one(tiny_checkpoi
 
 
 def test_the_base_is_found_from_anywhere_and_is_the_one(tiny_checkpoint, rendered_records, tmp_path, monkeypatch):
-    """Trained from ".", merged elsewhere; another base under the same name is refused, by every command that loads."""
+    """Trained from ".", merged elsewhere; every command that loads refuses another base under the same name."""
     shutil.copytree(tiny_checkpoint, tmp_path / "base")
     monkeypatch.chdir(tmp_path / "base")
     train(".", rendered_records, tmp_path / "adapter", "--use_peft", "true", "--lora_r", 2, "--max_steps", 1)
@@ -180,7 +180,7 @@ def test_the_base_is_found_from_anywhere_and_is_the_one(tiny_checkpoint, rendere
         check_base(str(tmp_path / "adapter"))
 
 
-def test_adapters_of_old_name_their_base_by_where_one_stood(tiny_checkpoint, tmp_path, monkeypatch):
+def test_old_adapters_name_their_base_relative_to_a_folder(tiny_checkpoint, tmp_path, monkeypatch):
     adapt(AuLlavaForConditionalGeneration.from_pretrained(tiny_checkpoint), tmp_path / "adapter")
     config = tmp_path / "adapter" / "adapter_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": "."}))
@@ -212,9 +212,9 @@ def test_bases_that_do_not_fit(trained, tiny_checkpoint, tmp_path):
     stored = AuLlavaForConditionalGeneration.from_pretrained(
         tiny_checkpoint, quantization_config=BitsAndBytesConfig(load_in_8bit=True)
     )
-    stored.save_pretrained(tmp_path / "quantised")
+    stored.save_pretrained(tmp_path / "quantized")
     with pytest.raises(ValueError, match="is stored quantized"):
-        merging.merge(trained / "adapter", str(tmp_path / "quantised"))
+        merging.merge(trained / "adapter", str(tmp_path / "quantized"))
     shutil.copytree(trained / "adapter", tmp_path / "other")
     config = json.loads((tmp_path / "other" / "adapter_config.json").read_text())
     (tmp_path / "other" / "adapter_config.json").write_text(json.dumps({**config, "r": 3}))

@@ -1,4 +1,4 @@
-"""Publishing: a stand-in of the Hub gets exactly what a stranger needs, who loads it and gets the same answers."""
+"""Publishing: a fake Hub receives just the files that a stranger needs to load the model and get the same answers."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def manifest_of(people, recipe=None, base=None):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder as training leaves it, with all that must stay behind; and the model in it."""
+    """A folder as training leaves it, with files that must not be published; and the model in it."""
     folder = tmp_path_factory.mktemp("runs") / "mine"
     model, processor = build_tiny()
     model.save_pretrained(folder, max_shard_size="100KB")
@@ -100,7 +100,7 @@ def expected_files(folder):
     )
 
 
-def test_a_dry_run_lists_the_files_and_asks_nobody(hub, trained, capsys, monkeypatch):
+def test_a_dry_run_lists_the_files_without_a_request(hub, trained, capsys, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     folder, *_ = trained
     assert run(folder, "--repo_id", "someone/mine", "--dry_run") == 0  # underscores are accepted

@@ -1,4 +1,4 @@
-"""The Space is complete: a process that cannot import this package loads it and gets the same numbers."""
+"""The Space is complete: a process without this package loads it and gets the same numbers."""
 
 import ast
 import doctest
@@ -60,7 +60,7 @@ card = re.search("```python\\n(.*?)```", Path(name, "README.md").read_text(), re
 example = doctest.DocTestRunner().run(doctest.DocTestParser().get_doctest(card, {}, "README.md", None, 0))
 
 class Part:
-    """Stands for a part of Gradio, and keeps what it was made with."""
+    """Replaces a part of Gradio and keeps its arguments."""
     def __init__(self, *arguments, **more):
         self.arguments, self.more = arguments, more
 

@@ -18,7 +18,18 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from au_llava.action_units import ACTION_UNITS, FORMATS, MAIN_FORMATS, SCALES, definition_line, prompt, prompt_parts
+from au_llava.action_units import (
+    ACTION_UNITS,
+    FORMATS,
+    MAIN_FORMATS,
+    SCALES,
+    SEPARATOR,
+    definition_line,
+    prompt,
+    prompt_parts,
+    value_prefix,
+    value_texts,
+)
 from au_llava.configuration_au_llava import AuLlavaConfig, add_image_token
 from au_llava.image_processing_au_llava import AuLlavaImageProcessor
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
@@ -77,7 +88,7 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(unk_token="?"))
     words = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s"
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(words), behavior="isolated")
-    answers = [f"{label}: {value}" for fmt in FORMATS.values() for label in fmt.labels for value in fmt.value_strings]
+    answers = [text for fmt in FORMATS.values() for label in fmt.labels for text in value_texts(label, fmt)]
     trainer = trainers.WordLevelTrainer(vocab_size=10**6, special_tokens=["?", *SPECIAL[1:]])
     tokenizer.train_from_iterator([*map(prompt, FORMATS.values()), *answers, "user\nassistant\n"], trainer)
     return _with_special(tokenizer, "?", unk_token="?")
@@ -110,8 +121,8 @@ def phrase_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(SPECIAL))
     parts = [prompt_parts(FORMATS[name]) for name in MAIN_FORMATS]
-    phrases = ["user\n", "assistant\n", ", ", parts[0][0], *(part[-1] for part in parts)]
-    phrases += [definition_line(label) for label in ACTION_UNITS] + [f"{label}: " for label in ACTION_UNITS]
+    phrases = ["user\n", "assistant\n", SEPARATOR, parts[0][0], *(part[-1] for part in parts)]
+    phrases += [definition_line(label) for label in ACTION_UNITS] + [value_prefix(label) for label in ACTION_UNITS]
     phrases += [value for values in SCALES.values() for value in values]
     tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in dict.fromkeys(phrases)])
     return _with_special(tokenizer, padding_side="left")

@@ -86,7 +86,7 @@ def sentence_of(error: BaseException) -> str:
         if isinstance(cause, OSError) and cause.filename is not None and _stops_caching(cause):
             return (
                 f"{cause.filename} cannot be written ({cause.strerror}), but Hugging Face's libraries keep downloads "
-                "and code there: set HF_HOME to a folder that you can write, such as HF_HOME=./huggingface."
+                "and code there: set HF_HOME to a writable folder, such as HF_HOME=./huggingface."
             )
         cause = cause.__cause__ or cause.__context__
     return str(error)

@@ -27,7 +27,7 @@ def test_one_sentence_names_hf_home(tmp_path, monkeypatch):
     for number, place in product((errno.EACCES, errno.EROFS, errno.ENOSPC), places):
         sentence = sentence_of(OSError(number, "no way", str(place)))
         assert sentence.startswith(f"{place} cannot be written (no way), ")
-        assert sentence.endswith("set HF_HOME to a folder that you can write, such as HF_HOME=./huggingface.")
+        assert sentence.endswith("set HF_HOME to a writable folder, such as HF_HOME=./huggingface.")
     wrapped = OSError("We could not cache it")
     wrapped.__cause__ = PermissionError(errno.EACCES, "no way", str(tmp_path / "home" / "hub"))
     assert "set HF_HOME" in sentence_of(wrapped)
@@ -54,5 +54,5 @@ def test_a_command_ends_with_the_sentence(no_home, tiny_checkpoint, tmp_path, ca
 
 
 def test_the_handler_says_so_too(no_home, tiny_checkpoint):
-    with pytest.raises(OSError, match=r"cannot be written .* set HF_HOME to a folder that can be"):
+    with pytest.raises(OSError, match=r"cannot be written .* set HF_HOME to a writable folder"):
         handler.EndpointHandler(str(tiny_checkpoint))

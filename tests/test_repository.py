@@ -156,6 +156,8 @@ def commands_in_documents() -> dict[tuple[str, ...], set[str]]:
         if script == "prepare_data.py":
             subcommand = re.match(r" [a-z][\w-]*", rest)
         command = (script, subcommand[0].strip()) if subcommand else (script,)
+        if command == ("eval_au.py",):
+            command = ("eval_au.py", "run")  # the default
         options = re.findall(r"(?<=\s)--([a-z][\w-]*)", rest)
         used.setdefault(command, set()).update(option.replace("_", "-") for option in options)
     return used

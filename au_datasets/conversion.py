@@ -1,12 +1,12 @@
-"""What labels in one format say in another. A label has three states: known present (at a strength), known absent, and
-unknown (NaN); whatever does not follow stays unknown.
+"""Converts labels between formats. A label is present (with a strength), absent, or unknown (NaN), and whatever does
+not follow from the source stays unknown.
 
 - Same AU: its value.
-- An unsided AU from its sides (left and right, or upper and lower lip): the stronger one, as FACS scores a movement of
-  either side. Where a side is unknown, only a known side at the top of the scale decides.
-- A sided AU from the whole one: absent where that is absent, else unknown: nothing says which side moved.
-- Occurrence from intensity or continuous values: present from the source's `presence_threshold` on. Never the other
-  way, and never between intensity and continuous values: they do not measure the same.
+- An unsided AU from its sides (left and right, or upper and lower lip): the stronger side, because FACS scores a
+  movement of either side. If a side is unknown, the result is known only if the other is at the top of the scale.
+- A sided AU from the unsided one: absent if that is absent, else unknown, because either side may have moved.
+- Occurrence from intensity or continuous values: present from the source's `presence_threshold` on. Never the reverse,
+  and never between intensity and continuous values, which measure different things.
 - An AU that the source does not code: unknown.
 """
 
@@ -21,7 +21,7 @@ def sides_of(label: str) -> tuple[str, ...]:
 
 
 def sources(label: str, asked: AUFormat) -> tuple[str, ...]:
-    """The AUs of the asked format that together say what `label` is; empty where they cannot."""
+    """The AUs of the format `asked` that together determine `label`; empty if they cannot."""
     if label in asked.labels:
         return (label,)
     sides = sides_of(label)
@@ -29,7 +29,7 @@ def sources(label: str, asked: AUFormat) -> tuple[str, ...]:
 
 
 def convertible(source: AUFormat, target: AUFormat) -> bool:
-    """Whether the scale of `target` follows from that of `source`."""
+    """Whether values on the scale of `source` can be converted to that of `target`."""
     return target.scale in (source.scale, "occurrence")
 
 

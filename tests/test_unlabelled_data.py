@@ -14,11 +14,11 @@ import pytest
 from dataset_trees import write
 from PIL import Image
 
-from au_llava import eval_au
 from au_llava.action_units import FORMATS, MAIN_FORMATS
 from au_llava.au_datasets.mixing import TrainingData, training_rows, unlabelled_rows, validating
 from au_llava.au_datasets.records import finish_folder, load_records, record_features, shard_path, write_shard
 from au_llava.au_evaluation import calibration
+from au_llava.au_evaluation.command import main as evaluate
 from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT, crop_face
 from au_llava.au_faces.table import FacesTable
 from au_llava.au_readers import crops, fairface
@@ -566,9 +566,7 @@ def faces(tmp_path):
         lambda folder: TrainingData(str(folder)).load("train"),
         lambda folder: validating([str(folder)], "validation"),
         lambda folder: training_rows([f"{folder}=2"], "train", None),
-        lambda folder: eval_au.main(
-            ["--model", "nowhere", "--data", str(folder), "--part", "validation", "--out", "x"]
-        ),
+        lambda folder: evaluate(["--model", "nowhere", "--data", str(folder), "--part", "validation", "--out", "x"]),
     ],
 )
 def test_readers_of_labels_refuse_it(read, faces):
@@ -577,8 +575,8 @@ def test_readers_of_labels_refuse_it(read, faces):
 
 
 def test_priors_are_estimated_on_them(faces, monkeypatch):
-    monkeypatch.setattr(calibration, "FEWEST_UNLABELLED", 1)
-    assert len(calibration.unlabelled_records([str(faces)])) == 1
+    monkeypatch.setattr(calibration, "FEWEST_UNLABELED", 1)
+    assert len(calibration.unlabeled_records([str(faces)])) == 1
 
 
 def test_their_people_can_be_tested_and_so_not_trained_on(faces):

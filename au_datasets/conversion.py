@@ -13,6 +13,7 @@ not follow from the source stays unknown.
 import numpy as np
 
 from au_llava.action_units import ACTION_UNITS, AUFormat
+from au_llava.metrics_au import decide
 
 
 def sides_of(label: str) -> tuple[str, ...]:
@@ -51,7 +52,7 @@ def convert_values(values, source: AUFormat, target: AUFormat) -> np.ndarray:
         )
     values = np.asarray(values, float)
     if target.scale != source.scale:
-        values = np.where(np.isnan(values), np.nan, values >= source.presence_threshold)
+        values = decide(values, source)
     unknown = np.full(values.shape[:-1], np.nan)
 
     def column(label: str) -> np.ndarray:

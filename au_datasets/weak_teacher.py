@@ -1,9 +1,9 @@
-"""A weak teacher for photographs without labels: MediaPipe's blendshapes, and the action units they vouch for.
+"""A weak teacher for photographs without labels: the action units that MediaPipe's blendshapes are evidence for.
 
 Blendshapes are not action units (AUs). For each AU the asset `assets/weak_teacher.json` (made by
-`maintenance/fit_weak_teacher.py`) names the blendshapes of the same muscles, the bound below which a face shows no such
-AU, and the bound above which it does, with its strength. Between them, and where the rest of the face misleads, nothing
-is believed. Weak values are for training alone: never score against them.
+`maintenance/fit_weak_teacher.py`) names the blendshapes of the same muscles, a bound below which the AU is absent, and
+one above which it is present, with its strength. Between the bounds, and where other movements mislead, values are
+unknown. Weak values are only for training: never score against them.
 """
 
 import json
@@ -18,21 +18,20 @@ from au_llava.action_units import ACTION_UNITS, FORMATS, get_format
 from au_llava.au_faces.landmarks import BLENDSHAPES, side_of
 
 ASSET = Path(__file__).parent.parent / "assets" / "weak_teacher.json"
-# The share of the scale that stands for a certain AU: a value at the presence threshold is as likely absent as present.
+# The share of the scale from which an AU is certainly present: at the presence threshold it is as likely absent.
 CERTAIN = 2 * FORMATS["feafa"].presence_threshold
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How one AU is read off blendshapes.
+    """How one AU follows from blendshapes.
 
     Attributes:
-        evidence: blendshape -> factor; the greatest product is the evidence for the AU.
-        absent_below: evidence at and below which the AU is absent.
-        absent_where: blendshape -> (least, greatest) of a face on which that is believed.
-        curve: (evidence, share of the scale to be expected) pairs, both rising; from the first one's evidence on the
-            AU is believed present.
-        present_where: as `absent_where`.
+        evidence: blendshape -> factor; the largest product is the evidence for the AU.
+        absent_below: evidence up to which the AU is absent.
+        absent_where: blendshape -> (least, greatest); faces outside these bounds stay unknown instead.
+        curve: (evidence, expected share of the scale) pairs, both rising; the AU is present from the first pair on.
+        present_where: as `absent_where`, for presence.
     """
 
     evidence: Mapping[str, float]
@@ -42,11 +41,11 @@ class Rule:
     present_where: Mapping[str, tuple[float, float]]
 
     def evidence_of(self, blendshapes: np.ndarray, side: str | None = None) -> np.ndarray:
-        """(N,) evidence in blendshapes (N, 52); of a sided AU that of its own side."""
+        """(N,) evidence in blendshapes (N, 52), of one side for a sided AU."""
         return np.max([factor * side_of(blendshapes, name, side) for name, factor in self.evidence.items()], axis=0)
 
     def shares(self, blendshapes: np.ndarray, side: str | None = None) -> np.ndarray:
-        """(N,) shares of the scale in 0 to 1, NaN where nothing is believed."""
+        """(N,) shares of the scale, 0 to 1, NaN where unknown."""
         evidence = self.evidence_of(blendshapes, side)
         shares = np.full(len(blendshapes), np.nan, np.float32)
         knots, heights = zip(*self.curve, strict=True)
@@ -57,7 +56,7 @@ class Rule:
 
 
 def _within(blendshapes: np.ndarray, bounds: Mapping[str, tuple[float, float]]) -> np.ndarray:
-    """(N,) bool, whether all the named blendshapes, both sides' means, lie within their bounds."""
+    """(N,) bool, whether all named blendshapes (means of both sides) lie within their bounds."""
     within = np.ones(len(blendshapes), bool)
     for name, (least, greatest) in bounds.items():
         value = side_of(blendshapes, name)
@@ -66,12 +65,12 @@ def _within(blendshapes: np.ndarray, bounds: Mapping[str, tuple[float, float]]) 
 
 
 class WeakTeacher:
-    """What blendshapes say of AUs, where they are believed. `rules` holds a `Rule` by unsided AU label."""
+    """Estimates AUs from blendshapes. `rules` is unsided AU label -> `Rule`."""
 
     def __init__(self, rules: Mapping[str, Rule]):
         unknown = [label for label in rules if label not in ACTION_UNITS]
         if unknown:
-            raise ValueError(f"a weak teacher cannot know {unknown}: use keys of ACTION_UNITS, such as AU12")
+            raise ValueError(f"unknown action units {unknown}: use keys of ACTION_UNITS, such as AU12")
         for label, rule in rules.items():
             knots = [(rule.absent_below, 0.0), *rule.curve]
             rises = all(a < c and b <= d for (a, b), (c, d) in pairwise(knots))
@@ -79,15 +78,15 @@ class WeakTeacher:
                 raise ValueError(
                     f"the curve of {label} must rise from 0 at {rule.absent_below} to at most 1: {rule.curve}"
                 )
-            rule.shares(np.zeros((1, len(BLENDSHAPES)), np.float32))  # names no unknown blendshape
+            rule.shares(np.zeros((1, len(BLENDSHAPES)), np.float32))  # raises for an unknown blendshape
         self.rules = dict(rules)
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> "WeakTeacher":
-        """The weak teacher of a file, by default the one that comes with this package.
+        """Load a weak teacher from a file, by default from this package.
 
         Raises:
-            ValueError: the file is no weak teacher, or names an unknown AU or blendshape.
+            ValueError: the file does not hold a weak teacher, or names an unknown AU or blendshape.
             OSError: it cannot be read.
         """
         path = Path(path) if path is not None else ASSET
@@ -105,14 +104,14 @@ class WeakTeacher:
             }
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{path} is no weak teacher ({error!r}): make it with maintenance/fit_weak_teacher.py"
+                f"{path} is not a weak teacher ({error!r}): make one with maintenance/fit_weak_teacher.py"
             ) from error
         return cls(rules)
 
     def values(self, blendshapes: np.ndarray, format_name: str) -> np.ndarray:
-        """(N, AUs) float32, the AUs of a format as shares of its scale in 0 to 1, NaN where nothing is believed.
+        """(N, AUs) float32: the AUs of a format as shares of its scale, 0 to 1, NaN where unknown.
 
-        On an occurrence scale the share is the chance that the AU is present, 1 from `CERTAIN` on.
+        On an occurrence scale the share is the probability that the AU is present, 1 from `CERTAIN` on.
 
         Args:
             blendshapes: (N, 52) in [0, 1], in the order of `BLENDSHAPES`.

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-EYE_DISTANCE = 0.34  # of the crop's side: a face crop as AU pipelines cut it, brows to chin
-EYE_HEIGHT = 0.35  # of the crop's side, from the top; the eyes' midpoint lies in the middle from left to right
+EYE_DISTANCE = 0.34  # of the crop's side; the crop shows brows to chin, as is usual for AUs
+EYE_HEIGHT = 0.35  # of the crop's side, from the top; horizontally the eyes' midpoint is centered
 
 Point = tuple[float, float]
 
@@ -20,26 +20,26 @@ Point = tuple[float, float]
 class Face:
     """Where one face is, in pixels from the upper left corner of the picture."""
 
-    eyes: tuple[Point, Point] | None  # as `crop_face` takes them; None: the picture is taken as a face crop
+    eyes: tuple[Point, Point] | None  # as `crop_face` takes them; None: the picture is a face crop already
     box: tuple[float, float, float, float]  # left, top, width, height
-    confidence: float | None  # of the detector, 0 to 1; None where nobody measured it
+    confidence: float | None  # of the detector, 0 to 1; None if unknown
     face_id: int | None = None  # if the user gave one
 
 
 def crop_face(image: Image.Image, eyes: Sequence[Point], size: int, margin: float = 0.0) -> Image.Image:
-    """The eye-aligned square crop of one face.
+    """Crop one face to a square, aligned by the eyes.
 
-    What lies beyond the picture repeats its border. A face that shrinks is averaged, not sampled.
+    Beyond the picture its border is repeated. A face that shrinks is averaged, not sampled.
 
     Args:
         image: RGB.
-        eyes: (x, y) of the person's right eye (on the left of the picture), then of the left one: the middle of the
-            eye, in pixels from the upper left corner of the picture.
+        eyes: (x, y) of the middle of the person's right eye (on the left of the picture), then of the left one, in
+            pixels from the upper left corner of the picture.
         size: side of the crop in pixels.
-        margin: share of that side to keep beyond it on every side, for training that turns and shifts the crop.
+        margin: share of `size` to keep on every side, for training that turns and shifts the crop.
 
     Returns:
-        RGB, a square with the side round(size * (1 + 2 * margin)). The crop without a margin is its middle.
+        RGB, a square of side round(size * (1 + 2 * margin)), whose middle is the crop without a margin.
 
     Raises:
         ValueError: the eyes are less than a pixel apart or outside the picture.
@@ -75,7 +75,7 @@ def crop_face(image: Image.Image, eyes: Sequence[Point], size: int, margin: floa
 
 
 def _with_border(image: Image.Image, lowest: np.ndarray, highest: np.ndarray) -> Image.Image:
-    """The rectangle from `lowest` to `highest` (x, y), the picture's border repeated where it reaches beyond."""
+    """The rectangle from `lowest` to `highest` (x, y); beyond the picture its border is repeated."""
     width, height = image.size
     inside = np.clip([*lowest, *highest], 0, [width, height, width, height])
     pixels = np.asarray(image.crop(tuple(inside)))

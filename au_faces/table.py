@@ -16,27 +16,27 @@ BOX_EYES = np.array([[0.24, 0.35], [0.76, 0.35]])  # where the eyes lie in one o
 
 
 class NoRow(ValueError):
-    """A table of faces says nothing of a picture or a frame: not even that it shows no face."""
+    """A table of faces has no row for a picture or frame, not even one that says it shows no face."""
 
 
 class FacesTable:
     """Faces that the user gives, by file and frame.
 
-    A CSV with one face a row. Columns, found by their names:
+    A CSV with one face per row. Columns, found by their names:
 
-    - `file` (or py-feat's `input`): path of the file, or the end of it; left out, the rows hold for every file.
-    - `frame`: of a video, counted from 1, as OpenFace counts; from 0 in a table of py-feat's (with `input`) and in any
-      that has a frame 0. Of a picture it means nothing: py-feat writes its place in the list. Left out, 1.
-      `face_id` and `confidence`, if known.
-    - the eyes: `eye_right_x`, `eye_right_y`, `eye_left_x`, `eye_left_y` (the person's own right and left; what
-      `recognize_au.py` writes), or the 68 landmarks of OpenFace and py-feat (`x_36` to `y_47` are used),
-    - or a box alone: `FaceRectX`, `FaceRectY`, `FaceRectWidth`, `FaceRectHeight` (py-feat's names). It does not say how
-      the head is turned; the eyes are taken to lie level, where YuNet's boxes have them.
+    - `file` (or py-feat's `input`): path of the file, or the end of it. Without it, the rows hold for every file.
+    - `frame`: frame of a video, counted from 1, as in OpenFace; from 0 in tables of py-feat (with `input`) and in any
+      that has a frame 0. Ignored for pictures: py-feat writes their position in the list. Default 1.
+    - `face_id` and `confidence`, if known.
+    - the eyes: `eye_right_x`, `eye_right_y`, `eye_left_x`, `eye_left_y` (the person's own right and left, as
+      `recognize_au.py` writes them), or the 68 landmarks of OpenFace and py-feat (`x_36` to `y_47` are used),
+    - or only a box: `FaceRectX`, `FaceRectY`, `FaceRectWidth`, `FaceRectHeight` (py-feat's names). A box does not say
+      how the head is tilted; the eyes are assumed level, where they usually lie in YuNet's boxes.
 
-    Rows without a number there say that the frame shows no face.
+    A row without numbers in these columns says that the frame shows no face.
 
     Raises:
-        ValueError: no such columns, or something that is no number.
+        ValueError: the columns are missing, or a cell is not a number.
         OSError: the file cannot be read.
     """
 
@@ -48,7 +48,7 @@ class FacesTable:
         self.path = path
         self.faces: dict[tuple[str, ...], dict[int, list[Face]]] = {}  # parts of the file's path -> frame -> faces
         self.names: dict[tuple[str, ...], str] = {}  # parts of a path -> as the table has it
-        self.matched: dict[tuple[str, ...], tuple[str, ...] | str] = {}  # of a file -> of its rows, or what is wrong
+        self.matched: dict[tuple[str, ...], tuple[str, ...] | str] = {}  # file -> its rows, or an error message
         with path.open(encoding="utf-8-sig", newline="") as handle:
             reader = csv.DictReader(handle, skipinitialspace=True)
             columns = {name.strip() for name in reader.fieldnames or ()}
@@ -77,7 +77,7 @@ class FacesTable:
         frame = _number(row.get("frame", ""))
         frame = 1 if np.isnan(frame) else frame
         if frame != int(frame) or frame < 0:
-            raise ValueError(f"frame {row['frame']} is no whole number")
+            raise ValueError(f"frame {row['frame']} is not a whole number")
         faces = self.faces.setdefault(parts, {}).setdefault(int(frame), [])
         numbers = np.array([_number(row[name]) for name in kind]).reshape(-1, 2)
         if np.isnan(numbers).any() or row.get("success", "").strip().lower() in ("0", "0.0", "false"):
@@ -96,10 +96,10 @@ class FacesTable:
         faces.append(Face(tuple(map(tuple, eyes.tolist())), tuple(box.tolist()), confidence, face_id))
 
     def match(self, files: Iterable[Path]) -> None:
-        """Find the rows of these files: all that are asked for, since what fits two of them belongs to neither.
+        """Find the rows of these files. Give all files at once: rows that fit two of them belong to neither.
 
-        A file and the rows of a path belong together where the paths end alike, in as many parts as any other pair of
-        them, and neither fits another as well: a folder may have been moved, renamed or mounted elsewhere.
+        Folders may have been moved, renamed or mounted elsewhere, so paths are compared from their end: a file gets
+        the rows whose path shares the most parts with its own, if neither fits another equally well.
 
         Raises:
             ValueError: the table names no file, but holds the frames of a video, and there are several files.
@@ -107,8 +107,8 @@ class FacesTable:
         files = {_parts(str(file.absolute())): file for file in files}
         if () in self.faces and len(self.faces[()]) > 1 and len(files) > 1:
             raise ValueError(
-                f"{self.path} names no file and holds {len(self.faces[()])} frames: it is of one video, and there are "
-                f"{len(files)} files. Give it a column file, or read that video alone."
+                f"{self.path} names no file and holds {len(self.faces[()])} frames, so it describes one video, but "
+                f"there are {len(files)} files. Add a column file, or read that video alone."
             )
         rows = {parts for parts in self.faces if parts}
         left = dict(files)
@@ -132,7 +132,7 @@ class FacesTable:
         self.matched |= dict.fromkeys(left, ())
 
     def _tell_apart(self, found: Sequence[tuple], rows: Sequence[tuple], files: Mapping[tuple, Path]) -> None:
-        """Note of files that fit the same rows that these are not theirs alone."""
+        """Store an error message for files that fit the same rows."""
         named = ", ".join(sorted(self.names[parts] for parts in rows)[:3])
         for parts in found:
             others = sorted(str(files[other]) for other in found if other != parts)[:3]
@@ -142,7 +142,7 @@ class FacesTable:
             self.matched[parts] = f"{files[parts]} has no row of its own in {self.path}: {fits}."
 
     def __call__(self, file: Path, frame: int | None) -> list[Face]:
-        """The faces of a frame of a video, or of a picture (`frame` None); [] where its row says that there is none.
+        """The faces of a video's frame, or of a picture (`frame` None); [] if its row says that it shows none.
 
         Raises:
             NoRow: the table has no row for it, or several files fit the same rows (see `match`).
@@ -157,8 +157,8 @@ class FacesTable:
         if frames is None:
             raise NoRow(f"{file} has no row in {self.path}.")
         if frame is None and row == () and len(frames) > 1:
-            raise NoRow(f"{self.path} names no file and holds {len(frames)} frames: it is of a video, not of {file}.")
-        if frame is None:  # listed twice, a picture has two places in the list and still one face
+            raise NoRow(f"{self.path} names no file and holds {len(frames)} frames of a video, which {file} is not.")
+        if frame is None:  # a picture listed twice has two positions in the list, but one face
             return frames[min(frames)]
         if frame not in frames:
             raise NoRow(f"{file} has no row for frame {frame} in {self.path}.")
@@ -166,10 +166,10 @@ class FacesTable:
 
 
 def _number(cell: str) -> float:
-    """Of a cell; NaN where it says that nothing is known. ValueError for other text."""
+    """The number in a cell; NaN if the cell says that it is unknown. Raises ValueError for other text."""
     return float("nan") if cell.strip().lower() in UNKNOWN else float(cell)
 
 
 def _parts(name: str) -> tuple[str, ...]:
-    """The parts of a path that any system wrote, spelled as one: macOS takes accents apart."""
+    """The parts of a path from any system, in one spelling: macOS splits accents from letters."""
     return tuple(part for part in re.split(r"[\\/]+", unicodedata.normalize("NFC", name)) if part not in ("", "."))

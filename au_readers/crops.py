@@ -17,15 +17,15 @@ from au_llava.au_runs.folders import files_below
 
 @dataclass(frozen=True)
 class Crop:
-    """Cuts out the largest face, its eyes level and where rendered faces have them.
+    """Crops the largest face of a picture, as `crop_face` does.
 
     Args:
         size: side of the crop in pixels.
         base: the folder of the pictures.
-        faces: a table as `FacesTable` reads it, matched with `pictures`.
-        detector: finds the faces that no table gives: one of `DETECTORS`.
+        faces: a table for `FacesTable`, matched with `pictures`.
+        detector: one of `DETECTORS`, used if there is no table.
         margin: as in `crop_face`.
-        pictures: all that there are, images and videos; None: those below `base`.
+        pictures: all images and videos; None: those below `base`.
     """
 
     size: int
@@ -36,11 +36,11 @@ class Crop:
     pictures: tuple[str, ...] | None = None
 
     def __call__(self, picture: Picture) -> dict | None:
-        """The image of a record, a JPEG; None where there is no face.
+        """The image of a record, a JPEG; None if there is no face.
 
         Raises:
-            NoRow: the table of faces does not have it.
-            ValueError: it is no whole image, or its eyes lie outside of it.
+            NoRow: the table of faces has no row for it.
+            ValueError: the image is damaged, or the eyes lie outside of it.
             OSError: there is no such file.
         """
         image = picture.open()
@@ -52,9 +52,9 @@ class Crop:
         return crop_face(image, eyes, self.size, self.margin)
 
     def eyes(self, picture: Picture, image: Image.Image) -> tuple[Point, Point] | None:
-        """Those that the dataset gives, or of the largest face of a picture and its opened image; None without one.
+        """The eyes that the data set gives, else those of the largest face in the opened picture; None without one.
 
-        Raises NoRow where the table of faces does not have it.
+        Raises NoRow if the table of faces has no row for it.
         """
         if self.faces is None and picture.eyes is not None:
             return picture.eyes
@@ -68,7 +68,7 @@ class Crop:
         return max(found, key=lambda face: face.box[2] * face.box[3]).eyes
 
     def check(self) -> None:
-        """Raise ValueError or OSError where the table or the detector cannot be used."""
+        """Raise ValueError or OSError if the table or the detector cannot be used."""
         face_finder(self.faces, self.detector, self.base, self.pictures)
 
 

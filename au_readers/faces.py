@@ -35,20 +35,20 @@ MEASURED_SIZE, MEASURED_MARGIN = 256, 0.25  # of the crop that the landmarker se
 
 @dataclass(frozen=True)
 class FoundFace:
-    """A face that was cut out, and where it was."""
+    """A cropped face, and where it was."""
 
     crop: Picture
-    margin: float  # that the crop has, as a share of its side without it
+    margin: float  # of the crop, as a share of its side without the margin
     image: Image.Image
     eyes: tuple[Point, Point]
 
     def measure(self) -> Measured | None:
-        """What the landmarker says of it; None where it finds no face."""
+        """Measure it with the landmarker; None if that finds no face."""
         return landmarker()(crop_face(self.image, self.eyes, MEASURED_SIZE, MEASURED_MARGIN))
 
 
 def find_face(picture: Picture, crop: Crop, where: str, defects: Defects) -> FoundFace | None:
-    """The largest face of a picture; None, counted, where there is none or the picture cannot be read."""
+    """The largest face of a picture; None, which is counted, if there is none or the picture cannot be read."""
     try:
         image = picture.open()
     except (OSError, ValueError) as error:
@@ -63,7 +63,7 @@ def find_face(picture: Picture, crop: Crop, where: str, defects: Defects) -> Fou
     except NoRow as error:
         defects.add("pictures without a row in the table of faces, left out", f"{where}: {error}")
     except ValueError as error:
-        defects.add("pictures with eyes that cannot be, left out", f"{where}: {error}")
+        defects.add("pictures with impossible positions of the eyes, left out", f"{where}: {error}")
     else:
         margin = (cut.width - crop.size) / 2 / crop.size
         return FoundFace(Picture(picture.path, picture.number, cut), margin, image, eyes)
@@ -73,7 +73,7 @@ def find_face(picture: Picture, crop: Crop, where: str, defects: Defects) -> Fou
 def face_records(
     dataset: str, clip: Clip, frame: int, face: FoundFace, weak: Mapping[str, list[float]], metadata: Mapping = {}
 ) -> Iterator[dict]:
-    """The records of one face, without their `part`: one per main format, nothing annotated."""
+    """The records of one face, without their `part`: one per main format, with no value known."""
     for name in MAIN_FORMATS:
         yield {
             "image": face.crop,
@@ -90,14 +90,14 @@ def face_records(
 
 
 def weak_values(blendshapes: np.ndarray | None) -> dict[str, list[float]]:
-    """Format -> what the teacher believes of a face with these blendshapes (52,); all NaN where there are none."""
+    """Format -> the teacher's estimates for a face with these blendshapes (52,); all NaN if there are none."""
     if blendshapes is None:
         return {name: [math.nan] * len(FORMATS[name].labels) for name in MAIN_FORMATS}
     return {name: weak_teacher().values(blendshapes[None], name)[0].tolist() for name in MAIN_FORMATS}
 
 
 def check_teacher(teacher: str, measures: bool = True) -> None:
-    """Raise ValueError where the teacher, or the landmarker if it `measures` pictures, cannot be used."""
+    """Raise ValueError if the teacher, or the landmarker if it `measures` pictures, cannot be used."""
     if teacher != "none":
         weak_teacher()
         if measures:
@@ -111,5 +111,5 @@ def weak_teacher() -> WeakTeacher:
 
 @lru_cache(maxsize=1)  # once per process
 def landmarker() -> Landmarker:
-    """MediaPipe's face landmarker. Raises ValueError where it is not installed."""
+    """MediaPipe's face landmarker. Raises ValueError if it is not installed."""
     return Landmarker()

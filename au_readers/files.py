@@ -15,27 +15,27 @@ ARCHIVE_SUFFIXES = {".zip", ".rar", ".7z", ".tar", ".gz"}
 
 
 def check_root(root: Path) -> None:
-    """Raise FileNotFoundError where `root` is no folder."""
+    """Raise FileNotFoundError if `root` is not a folder."""
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {root}")
 
 
 def missing(sentence: str, root: Path) -> FileNotFoundError:
-    """The error that says so, and which archive below `root` may hold what is missing."""
+    """An error with this sentence that also names an archive below `root` that may hold what is missing."""
     archive = next(files_below(root, ARCHIVE_SUFFIXES), None)
     return FileNotFoundError(sentence + (f" ({archive.relative_to(root)} is not unpacked)" if archive else ""))
 
 
 def file_names(folder: Path) -> list[str]:
-    """Of the files in a folder, in order. A link that leads nowhere is no file."""
+    """The names of the files in a folder, in order, without broken links."""
     return sorted(entry.name for entry in entries(folder) if entry.is_file())
 
 
 def find_folders(root: Path, pattern: str, depth: int = 5) -> Iterator[tuple[re.Match, Path]]:
-    """`root` and the folders below it, in order, whose path ends in `pattern` (whole names, any case), and the match.
+    """The folders whose path ends in `pattern` (whole names, any case), in order, each with its match.
 
-    The path that leads to `root` counts, so that a root one level too low is found too. A folder below `root` that
-    matches is not entered. No deeper than `depth` levels, and not where links lead in a circle.
+    These are `root` and folders up to `depth` levels below it. The path above `root` counts too, so that a root one
+    level too low is found. Folders inside a match are not searched, and circular links not followed.
     """
     ending = re.compile(rf"(?:^|/){pattern}$", re.IGNORECASE)
 
@@ -52,9 +52,9 @@ def find_folders(root: Path, pattern: str, depth: int = 5) -> Iterator[tuple[re.
 
 
 def find_files(folder: Path, pattern: str) -> Iterator[tuple[re.Match, Path]]:
-    """Files in `folder`, in order, whose whole name matches `pattern` in any case, and the match.
+    """The files in `folder` whose whole name matches `pattern` (any case), in order, each with its match.
 
-    Links that lead nowhere are among them: a label file that is missing has to be counted by who reads it.
+    Broken links are included, so that a missing label file is counted when it is read.
     """
     for name in sorted(entry.name for entry in entries(folder) if not entry.is_dir()):
         found = re.fullmatch(pattern, name, re.IGNORECASE)
@@ -66,10 +66,10 @@ def needed_folder(root: Path, pattern: str, name: str) -> Path:
     """The one folder that matches `pattern`: `root`, one in it, or else one a level further down.
 
     Args:
-        name: how the copies that are known call it.
+        name: its usual name, for messages.
 
     Raises:
-        FileNotFoundError: `root` is no folder, or none or several match.
+        FileNotFoundError: `root` is not a folder, or no folder or several match.
     """
     check_root(root)
     levels = ([path for _, path in find_folders(root, pattern, depth)] for depth in range(3))

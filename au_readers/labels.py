@@ -18,7 +18,7 @@ UNREADABLE = "label files that cannot be read"
 
 
 def read_header(path: Path, where: str, defects: Defects) -> list[str]:
-    """The cells of the first line, without quotes, spaces and byte order mark; none of a file that cannot be read."""
+    """The cells of the first line, without quotes, spaces and byte order mark; [] if the file cannot be read."""
     try:
         with open(path, encoding="utf-8-sig") as file:
             return [cell.strip().strip("'\"").strip() for cell in file.readline().split(",")]
@@ -30,10 +30,10 @@ def read_header(path: Path, where: str, defects: Defects) -> list[str]:
 def read_numbers(
     path: Path, where: str, defects: Defects, header: bool, width: int, take: Sequence[int] | None = None
 ) -> np.ndarray:
-    """(rows, columns) float64 of a comma separated file of `width` columns; an empty cell is NaN.
+    """(rows, columns) float64 from a comma-separated file of `width` columns; an empty cell is NaN.
 
     Lines with another number of cells are left out and counted. A file that cannot be read is counted and gives no
-    rows. `take` says which columns to convert, and in which order: all by default.
+    rows. `take` lists the columns to read, in their order; all by default.
     """
     names = [str(column) for column in range(width)]
     taken = names if take is None else [str(column) for column in take]
@@ -65,17 +65,17 @@ def read_labels(
     defects: Defects,
     frame_column: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Frame numbers (rows,) and values (rows, labels of format `name`) of a file with a header, none without a column.
+    """Frame numbers (rows,) and values (rows, labels of format `name`) from a file with a header; no rows without AUs.
 
     Args:
-        columns: AU label -> column. A label without one is NaN, and counted.
+        columns: AU label -> column. A label without a column is NaN, and counted.
         unknown: values that mean not annotated.
-        frame_column: holds the frame numbers; without it lines are counted from 1.
+        frame_column: column of the frame numbers; without it lines are counted from 1.
     """
     labels = FORMATS[name].labels
     found = [label for label in labels if label in columns]
     if not found:
-        if header:  # else counted as unreadable
+        if header:  # otherwise it was counted as unreadable
             defects.add("label files whose header names no AUs", f"{where}: {','.join(header[:5])},…")
         return np.empty(0), np.empty((0, len(labels)))
     if len(found) < len(labels):
@@ -90,7 +90,7 @@ def read_labels(
 
 
 def by_frame(frames: np.ndarray, values: np.ndarray, where: str, defects: Defects) -> dict[int, list[float]]:
-    """Values (n, labels) by frame number (n,): the first of those that share a number."""
+    """Values (n, labels) by frame number (n,); if frames share a number, the first."""
     whole = np.isfinite(frames) & (frames == np.floor(frames))
     if not whole.all():
         defects.add("label lines without a frame number, left out", where, int((~whole).sum()))
@@ -102,7 +102,7 @@ def by_frame(frames: np.ndarray, values: np.ndarray, where: str, defects: Defect
 
 
 def on_scale(values: np.ndarray, name: str, where: str, defects: Defects, unknown: Collection[float] = ()):
-    """Values with NaN for those in `unknown`, and for any that the scale of format `name` does not have (counted)."""
+    """Values with NaN for those in `unknown`, and for those off the scale of format `name`, which are counted."""
     values = np.array(values, np.float64)
     values[np.isin(values, list(unknown))] = np.nan
     fmt = FORMATS[name]
@@ -123,10 +123,10 @@ def join(
     defects: Defects,
     metadata: Callable[[int], dict] = lambda frame: {},
 ) -> Iterator[dict]:
-    """The records of a clip, without their `part`: one per frame that has an image and labels, and per format.
+    """The records of a clip, without their `part`: one for each format of each frame that has an image and labels.
 
     Args:
-        images: (frame number, picture) as they come.
+        images: (frame number, picture), in any order.
         labels: format name -> frame number -> values. Frames without an image, and images without labels, are counted.
         metadata: further columns of a frame.
     """

@@ -15,16 +15,16 @@ from au_llava.au_readers.source import Clip, Picture
 
 
 def distinct(clips: Iterable[Clip], defects: Defects) -> list[Clip]:
-    """The first clip of each subject and name; further ones, such as those of a second copy, are counted."""
+    """The first clip of each subject and name; others, such as those of a second copy, are counted."""
     kept: dict[tuple[str, str], Clip] = {}
     for clip in clips:
         if kept.setdefault((clip.subject, clip.name), clip) is not clip:
-            defects.add("clips that are there twice, left out", str(clip.labels[0]))
+            defects.add("clips that exist twice, left out", str(clip.labels[0]))
     return list(kept.values())
 
 
 def numbered_images(folder: Path | None, where: str, defects: Defects) -> dict[int, str]:
-    """Path of each image of a folder by frame number: the digits that end the file's name, whatever their padding."""
+    """Frame number -> path of the images in a folder. The digits at the end of a name are its number, padded or not."""
     images: dict[int, str] = {}
     if folder is None:
         defects.add("clips without images", where)
@@ -42,7 +42,7 @@ def numbered_images(folder: Path | None, where: str, defects: Defects) -> dict[i
 
 
 def image_files(images: Mapping[int, str], offset: int = 0) -> Iterator[tuple[int, Picture]]:
-    """(number plus `offset`, picture) of files by number, in order."""
+    """(number + `offset`, picture) of the files, in the order of their numbers."""
     for number in sorted(images):
         yield number + offset, Picture(images[number])
 
@@ -50,7 +50,7 @@ def image_files(images: Mapping[int, str], offset: int = 0) -> Iterator[tuple[in
 def video_frames(path: Path, wanted: Collection[int], where: str, defects: Defects) -> Iterator[tuple[int, Picture]]:
     """(frame number from 1, picture) of a video, decoded once from its start, so that no seek can miss a frame.
 
-    Frames that are not `wanted` come without their image. A video that breaks off is counted.
+    Frames that are not `wanted` have no image. A damaged video is counted.
     """
     number = 0
     try:
@@ -62,7 +62,7 @@ def video_frames(path: Path, wanted: Collection[int], where: str, defects: Defec
 
 
 def clip_images(clip: Clip, wanted: Collection[int], defects: Defects) -> Iterator[tuple[int, Picture]]:
-    """(frame number, picture) of a clip's video, counted from 1, or of its folder, numbered by file name."""
+    """(frame number, picture) of a clip's video, counted from 1, or of its folder, numbered by file names."""
     where = f"{clip.subject}/{clip.name}"
     if clip.images is not None and clip.images.is_file():
         return video_frames(clip.images, wanted, where, defects)

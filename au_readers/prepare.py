@@ -1,7 +1,7 @@
-"""Turn a `Source` into a folder of records: parts, crops, shards, the manifest and what a complete copy would hold.
+"""Turns a `Source` into a folder of records: parts, crops, shards, manifest, and the comparison with a full copy.
 
-A shard is one Parquet file of whole clips of one part. It exists completely or not at all, and carries the defects
-that were found while it was written; a run that was killed is repeated and writes the shards that are missing.
+A shard is one Parquet file with whole clips of one part. It exists completely or not at all, and stores the defects
+found while it was written. Repeating a run that was killed writes the shards that are missing.
 """
 
 from collections.abc import Iterator, Mapping
@@ -38,8 +38,8 @@ def parts_of(
 ) -> dict[Clip, str]:
     """The part of each clip.
 
-    By the tested part of a published protocol or of `folds` drawn ones; else by the dataset's own division; else by
-    drawing subjects. In any case the validation part is drawn from the training people, by `seed`.
+    The tested part comes from a published protocol or from `folds`; otherwise the data set's own division is used, and
+    if it has none, subjects are drawn. The validation part is always drawn from the training people, by `seed`.
 
     Raises ValueError for a part that the protocol does not test, and for too few subjects.
     """
@@ -87,7 +87,7 @@ def prepare_shard(job: tuple) -> int:
                     except NoRow as error:
                         image = None
                         defects.add("frames without a row in the table of faces, left out", f"{where}: {error}")
-                    except (OSError, ValueError) as error:  # no whole image; eyes outside of it
+                    except (OSError, ValueError) as error:  # a damaged image, or eyes outside of it
                         image = None
                         defects.add("frames that cannot be cropped, left out", f"{where}: {error}")
                 if image is not None:
@@ -102,9 +102,9 @@ def prepare_shard(job: tuple) -> int:
 def start_source(
     source: Source, parts: Mapping[Clip, str], arguments: Mapping, out: Path, crop: Crop | None = None
 ) -> tuple[dict, list[tuple]]:
-    """Make `out` ready: all arguments that the content depends on, and the jobs of `prepare_shard` that are left.
+    """Start or resume `out`. Returns all arguments that the content depends on, and the jobs that are left to do.
 
-    Raises ValueError where `out` was made with other arguments or from other label files.
+    Raises ValueError if `out` was made with other arguments or from other label files.
     """
     arguments = {
         **arguments,
@@ -116,22 +116,22 @@ def start_source(
     start_folder(out, arguments)
     shards = plan_shards(source, parts, out)
     others = sorted(path.name for path in {*out.glob("data-*.parquet")} - {shard[0] for shard in shards})
-    if others:  # they would be counted and trained on beside the planned ones
+    if others:  # they would be counted and trained on too
         raise ValueError(f"{out} holds {others[0]}, which is not of this run: choose another --out")
-    reader = replace(source, clips=[])  # a job brings its own, and 100,000 would be sent to a worker with each
+    reader = replace(source, clips=[])  # a job has its own clips; without this, all 100,000 would go with each job
     return arguments, [(reader, crop, *shard) for shard in shards if not shard[0].is_file()]
 
 
 def finish_source(source: Source, arguments: Mapping, out: Path) -> dict:
-    """Write the manifest, with the comparison with a complete copy under "known"; returns it.
+    """Write the manifest, which compares the records with a complete copy under "known"; returns it.
 
-    Raises ValueError where no image has labels.
+    Raises ValueError if there is no record.
     """
     return finish_folder(out, arguments, [*source.notes, *source.defects.lines()], partial(compare, source.known))
 
 
 def compare(known: Known, manifest: Mapping) -> list[dict]:
-    """{"what", "expected", "found"} for each number that is known of a complete copy."""
+    """{"what", "expected", "found"} for each number that is known about a complete copy."""
     found = {
         "subjects": len(manifest["images_per_subject"]),
         "clips": sum(map(len, manifest["images_per_clip"].values())),

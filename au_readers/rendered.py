@@ -21,7 +21,7 @@ from au_llava.au_rendering.pictures import picture
 from au_llava.au_rendering.view import HELD_OUT, sample_view
 
 IMAGES_PER_SHARD = 240
-NOTE = "rendered faces are not real faces: results on them say little of real ones"
+NOTE = "rendered faces are not real faces: results on them say little about real ones"
 RENDERED_METADATA = {  # columns beside the fixed ones of a record
     "skin_tone": Value("int64"),  # 1 to 10, the Monk scale
     "age": Value("float64"),
@@ -31,20 +31,21 @@ RENDERED_METADATA = {  # columns beside the fixed ones of a record
     "roll": Value("float64"),
     "light": Value("string"),  # "hard", "soft", "environment"; "split" is held out
     "light_strength": Value("float64"),
-    "shading": Value("string"),  # one of render.SHADINGS
+    "shading": Value("string"),  # one of SHADINGS
     "distance": Value("float64"),  # of the camera, in eye distances
     "resolution": Value("float64"),  # share of the picture's pixels along a side
     "blur": Value("float64"),  # pixels of a picture of side 96
-    "occlusion": Value("float64"),  # share of the picture that something before the face covers
-    "held_out": Value("string"),  # one of HELD_OUT, "" for looks that training shows
+    "occlusion": Value("float64"),  # share of the picture that is covered by something in front of the face
+    "held_out": Value("string"),  # one of HELD_OUT, or "" for the usual looks
     "landmarks": List(Value("float32")),  # (2, 64, 2) flat: the face and the same head at rest, in crop widths
 }
 
 
 def sample_records(seed: int, number: int, images: int, size: int, held_out: bool = False) -> list[dict]:
-    """The records (three formats an image) of one subject, without their `part`.
+    """The records of one subject, three formats per image, without their `part`.
 
-    With `held_out` the same person makes the same faces in one of the looks of `HELD_OUT`, by turns of the number.
+    With `held_out` the same person shows the same expressions in one of the looks of `HELD_OUT`, which subject numbers
+    take in turn.
     """
     family = HELD_OUT[number % len(HELD_OUT)] if held_out else ""
     subject = sample_subject(seed, number, family)

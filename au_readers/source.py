@@ -29,9 +29,9 @@ class Clip:
     """One recording of one person.
 
     Args:
-        labels: files that hold its labels, or the folder of them; of faces without labels the pictures themselves.
-        images: its folder of images, or its video; None where there is none.
-        part: "train" or "test", where the dataset itself divides its people.
+        labels: the files of its labels, or their folder; for faces without labels, the pictures themselves.
+        images: its folder of images, or its video; None if there is none.
+        part: "train" or "test", if the data set itself divides its people.
     """
 
     subject: str
@@ -43,26 +43,26 @@ class Clip:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image as readers find it."""
+    """An image that a reader found."""
 
     path: str  # of the image, or of the video
     number: int = 1  # of the frame in the video, from 1
-    frame: Image.Image | None = None  # of the video, or what was cut out
-    content: bytes | None = None  # of the file, where a table holds it
-    eyes: tuple | None = None  # as `crop_face` takes them, where the dataset gives them
+    frame: Image.Image | None = None  # the video's frame, or a crop
+    content: bytes | None = None  # of the file, if a table holds it
+    eyes: tuple | None = None  # as `crop_face` takes them, if the data set gives them
 
     def stored(self) -> dict:
-        """The image of a record: the path of a file, its bytes from a table or if its name is no UTF-8, the JPEG of a
-        video's frame."""
+        """The image of a record: the path of a file, its bytes (from a table, or if its name is not UTF-8), or a JPEG
+        of the frame."""
         if self.frame is not None:
             return {"bytes": jpeg_bytes(self.frame), "path": None}
         content = self.content
-        if content is None and escaped(self.path) != self.path:  # no table can hold this name
+        if content is None and escaped(self.path) != self.path:  # tables cannot hold this name
             content = Path(self.path).read_bytes()
         return {"bytes": content, "path": self.path if content is None else None}
 
     def open(self) -> Image.Image:
-        """As `load_face_image` gives it. Raises ValueError or OSError for a file that is no whole image."""
+        """The picture as `load_face_image` gives it. Raises ValueError or OSError for a file that cannot be read."""
         if self.frame is not None:
             return self.frame
         return load_face_image(self.path if self.content is None else open_image(io.BytesIO(self.content), self.path))
@@ -70,30 +70,30 @@ class Picture:
 
 @dataclass(frozen=True)
 class Known:
-    """What a complete copy holds, to compare with: numbers of subjects, clips, images, and of present AUs by format."""
+    """What a complete copy holds: numbers of subjects, clips and images, and how often each AU is present."""
 
     counts: Mapping[str, int] = field(default_factory=dict)  # of "subjects", "clips" and "images"
-    present: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # format -> label -> values that are present
+    present: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # format -> label -> number of frames
 
 
 @dataclass(frozen=True)
 class Source:
-    """A copy of a dataset that was found on disk.
+    """A copy of a data set on disk.
 
     Args:
         dataset: the records' `dataset`.
-        root: where it lies.
-        layout: which of the known forms of the dataset this copy has.
-        clips: what there is to read.
-        read: gives the records of a clip, without their `part` and with a `Picture` as image, and adds what is wrong
+        root: its folder.
+        layout: the known form of the data set that this copy has.
+        clips: the clips to read.
+        read: yields the records of a clip, without their `part` and with a `Picture` as image, and adds what is wrong
             with it to the defects.
-        clips_per_shard: how many clips are written as one file.
+        clips_per_shard: number of clips that are written to one file.
         metadata: column -> feature (of datasets), beside the fixed columns of a record.
         known: what a complete copy holds.
         defects: what was already found to be wrong.
-        notes: what anyone who uses the records should know.
-        crops: `read` gives crops of faces, so there is nothing left to crop.
-        pictures: all image files, where they are known without reading a clip.
+        notes: warnings for users of the records.
+        crops: whether `read` yields crops of faces already.
+        pictures: all image files, if they are known without reading a clip.
     """
 
     dataset: str
@@ -123,5 +123,5 @@ class Source:
 
 
 def local_name(name: str, path: Path) -> str:
-    """Of a data set of one's own: `name` and eight digits of the hash of where it lies, such as "labels-3f2a91c0"."""
+    """A name for a user's data set: `name` and eight digits of the hash of its path, such as "labels-3f2a91c0"."""
     return f"{escaped(name)}-{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:8]}"

@@ -1,17 +1,17 @@
-"""Faces without labels: your own pictures and videos, in any folders below ROOT. Owns what such records hold.
+"""Faces without labels: your own pictures and videos, in any folders below ROOT.
 
-From each picture, and each K-th frame of each video, the largest face is cut out. Nobody says what the faces do: every
-value is NaN. Pictures without a face, and files that cannot be read, are left out and counted. Where the crop reaches
-beyond the picture, the picture's border is repeated.
+The largest face is cropped from each picture and from every K-th frame of each video. All values are NaN. Pictures
+without a face and files that cannot be read are left out and counted. Where the crop reaches beyond the picture, the
+picture's border is repeated.
 
-Who is one person: by default each file shows somebody else. With --subjects folders, all files below a folder of ROOT
-show one person, so that nobody gets into two parts. The data set is named by --name, else after the folder and its
-place: face.png of one folder is not that of another.
+By default each file counts as another person. With --subjects folders, all files below a folder of ROOT show one
+person, so that nobody gets into two parts. The data set is named by --name, by default after the folder and a hash of
+its path, because face.png of one folder is not face.png of another.
 
-A record holds, beside the fixed columns, `margin`, the share of the crop's side that was kept beyond it on every side,
-and `weak`, what a weak teacher believes: shares of the scale from 0 to 1 in the order of the format's labels, NaN where
-it believes nothing. With --teacher mediapipe they come from MediaPipe's blendshapes (weak_teacher.py). They are for
-training alone: never score against them.
+Beside the fixed columns, a record holds `margin`, the share of the crop's side that was kept on every side, and `weak`,
+a weak teacher's estimates: shares of the scale from 0 to 1 in the order of the format's labels, NaN where it has none.
+With --teacher mediapipe they come from MediaPipe's blendshapes (au_datasets/weak_teacher.py). They are only for
+training: never score against them.
 """
 
 import sys
@@ -38,15 +38,15 @@ def open_unlabelled(
     """The pictures and videos below `root`.
 
     Args:
-        crop: finds and cuts the faces.
-        teacher: one of `TEACHERS`.
-        every: take each k-th frame of a video, from the first.
-        subjects: one of `SUBJECTS`: what shows one person, a file or a folder in `root` with all that is below it.
+        crop: detects and crops the faces.
+        teacher: one of `faces.TEACHERS`.
+        every: take every k-th frame of a video, from the first.
+        subjects: one of `SUBJECTS`: one person is one file, or one folder in `root` with all that is below it.
         name: the records' `dataset`; by default the folder's `local_name`.
 
     Raises:
-        FileNotFoundError: `root` is no folder, or holds neither pictures nor videos.
-        ValueError, OSError: the faces cannot be found, or the teacher cannot be used.
+        FileNotFoundError: `root` is not a folder, or holds neither pictures nor videos.
+        ValueError, OSError: the detector or the teacher cannot be used.
     """
     check_root(root)
     crop.check()
@@ -55,7 +55,7 @@ def open_unlabelled(
     for path in files_below(root, IMAGE_SUFFIXES | VIDEO_SUFFIXES, left_out):
         place = path.relative_to(root)
         if subjects == "folders" and len(place.parts) == 1:
-            defects.add("files that lie in no person's folder, left out", place.name)
+            defects.add("files that are not in a person's folder, left out", place.name)
             continue
         subject = place.parts[0] if subjects == "folders" else place.as_posix()
         if is_video(path):

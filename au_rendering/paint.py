@@ -18,12 +18,12 @@ from au_llava.au_rendering.wrinkles import wrinkles
 
 FLAT_COLORS = {"mouth": (0.16, 0.035, 0.035), "tongue": (0.42, 0.13, 0.13), "teeth": (0.74, 0.68, 0.58)}
 IRIS_ANGLE, PUPIL_ANGLE = 0.48, 0.20  # radians from the gaze; an iris is about 11.7 mm wide on a 24 mm ball
-BLOOD = np.array([0.05, 0.36, 0.30], np.float32)  # how much blood under the skin takes of each color
+BLOOD = np.array([0.05, 0.36, 0.30], np.float32)  # share of each color that blood under the skin absorbs
 
 
 @dataclass(frozen=True)
 class PaintMap:
-    """What depends on the rig alone."""
+    """Per-vertex values that depend only on the rig."""
 
     coordinates: np.ndarray  # (V, 3) mean position; on the eyeballs the angle from the gaze to the left, up, and 0
     occlusion: np.ndarray  # (V,) share of ambient light that reaches the vertex at rest
@@ -98,13 +98,13 @@ def sample_colors(
 
 
 def _cover(color: np.ndarray, amount: np.ndarray, paint: np.ndarray) -> None:
-    """Blend `paint` (3,) or (3, N) over `color` (3, N) in place, by `amount` (N,)."""
+    """Blend `paint` (3,) or (3, N) over `color` (3, N), in place, by `amount` (N,)."""
     paint = np.asarray(paint, np.float32)
     color += amount * ((paint[:, None] if paint.ndim == 1 else paint) - color)
 
 
 def _cover_some(color: np.ndarray, amount: np.ndarray, paint: np.ndarray) -> None:
-    """`_cover`, for amounts that are 0 at most samples."""
+    """`_cover`, faster for amounts that are 0 at most samples."""
     some = np.flatnonzero(amount > 1e-3)
     part = color[:, some]
     _cover(part, amount[some], paint if paint.ndim == 1 else paint[:, some])
@@ -112,7 +112,7 @@ def _cover_some(color: np.ndarray, amount: np.ndarray, paint: np.ndarray) -> Non
 
 
 def _skin_colors(look: Appearance, strengths, attributes: np.ndarray, rng) -> tuple[np.ndarray, np.ndarray]:
-    """Color (3, N) and shininess (N,) of skin and of what grows or is painted on it."""
+    """Color (3, N) and shininess (N,) of skin with its hair and make-up."""
     x, y, z, lips, lids, mottle, scalp = attributes
     ax = np.abs(x)
     base = np.asarray(look.skin, np.float32)
@@ -169,7 +169,7 @@ def _skin_colors(look: Appearance, strengths, attributes: np.ndarray, rng) -> tu
 
 
 def _brow_cover(brow: Brow, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(N,) in [0, 1], where the hairs of the brows lie."""
+    """(N,) in [0, 1]: how much the hairs of the brows cover."""
     cover = np.zeros_like(x)
     near = np.flatnonzero((np.abs(x) < 1.1) & (y > 0.0) & (y < 0.85))
     bx, by = np.abs(x[near]), y[near]

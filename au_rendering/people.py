@@ -25,7 +25,7 @@ HAIR_COLORS = ["0b0908", "16100c", "2b1b12", "452a18", "6b4526", "9a7040", "b893
 
 @dataclass(frozen=True)
 class Subject:
-    """One made-up person. `identity` (V, 3) is the neutral head."""
+    """A made-up person. `identity` (V, 3) is the neutral head."""
 
     name: str
     age: float  # 0 is 25 years, 1 is 90
@@ -33,17 +33,17 @@ class Subject:
     skin_tone: int  # 1 to 10, the Monk scale
     identity: np.ndarray
     look: Appearance
-    gains: Mapping[str, float]  # how far each movement goes, by sided label: nobody moves like the mean
-    manner: np.ndarray  # (V, 1) the same by place, smooth
+    gains: Mapping[str, float]  # how far each movement goes, by sided label, relative to the rig
+    manner: np.ndarray  # (V, 1) the same for each place of the face, smooth
 
     def movement(self, strengths: Mapping[str, float]) -> np.ndarray:
-        """(V, 3) movement of this face. Strength is a share of the person's own full movement, as in FACS."""
+        """(V, 3) movement of this face. A strength is a share of the person's own full movement, as in FACS."""
         own = {label: strength * self.gains[label] for label, strength in strengths.items()}
         return load_rig().offsets(own) * self.manner
 
 
 def subject_name(seed: int, number: int) -> str:
-    """The record's name of a subject, such as "R0-000123"."""
+    """The name of a subject in records, such as "R0-000123"."""
     return f"R{seed}-{number:06d}"
 
 
@@ -51,8 +51,8 @@ def sample_subject(seed: int, number: int, held_out: str = "", skin_tone: int | 
     """Subject `number` of the data set drawn with `seed`, or the same person with another head or skin.
 
     Args:
-        held_out: "unusual shape" gives a head farther from the mean than anybody's otherwise.
-        skin_tone: 1 to 10 on the Monk scale instead of the one that was drawn; hair, eyes and lips go with it.
+        held_out: "unusual shape" gives a head that differs more from the mean than any other.
+        skin_tone: 1 to 10 on the Monk scale, instead of the one drawn; hair, eyes and lips are drawn to match.
     """
     person = _draw_subject(seed, number, held_out, None)
     if skin_tone is None:
@@ -65,7 +65,7 @@ def sample_subject(seed: int, number: int, held_out: str = "", skin_tone: int | 
 
 def _draw_subject(seed: int, number: int, held_out: str, skin_tone: int | None) -> Subject:
     rng = np.random.default_rng([seed, number])
-    rest_rng = np.random.default_rng([seed, number, 1])  # of its own: nothing else of a person depends on it
+    rest_rng = np.random.default_rng([seed, number, 1])  # separate, so that nothing else depends on it
     rig = load_rig()
     age, gender, drawn_tone = rng.random(), rng.random(), int(rng.integers(1, 11))
     skin_tone = drawn_tone if skin_tone is None else skin_tone
@@ -75,7 +75,7 @@ def _draw_subject(seed: int, number: int, held_out: str, skin_tone: int | None) 
     identity = rig.identity(modes, warp=smooth_field(rng, 0.025, 3) + rig.offsets(rest))
 
     darkness = skin_tone / 10
-    # The swatches are flat colors; skin that light passes through looks warmer, deep tones most.
+    # The swatches are flat colors; translucent skin looks warmer, deep tones most.
     warmth = np.array([1.06, 0.89, 0.79]) + darkness**3 * np.array([0.45, 0.10, 0.0])
     skin = linear(MONK_SCALE[skin_tone - 1]) * warmth * rng.normal(1, 0.05) * rng.normal(1, 0.02, 3)
     dark_pool = HAIR_COLORS if skin_tone <= 5 else HAIR_COLORS[:4]
@@ -126,14 +126,14 @@ def _draw_subject(seed: int, number: int, held_out: str, skin_tone: int | None) 
     )
     gains = {label: float(np.clip(rng.normal(1, 0.1), 0.8, 1.25)) for label in SHAPES}
     to_eyes = np.linalg.norm(np.abs(rig.mean) * [1, 1, 0] - [0.5, 0, 0], axis=1)
-    away = smoothstep(0.3, 0.6, to_eyes)[:, None]  # lids that shut must meet
+    away = smoothstep(0.3, 0.6, to_eyes)[:, None]  # not near the lids, which must meet when they shut
     manner = (1 + away * smooth_field(rng, 0.12, 1).clip(-0.3, 0.3)).astype(np.float32)
     gains |= {label: 1 - rest[label] for label in ("AU43L", "AU43R")}
     return Subject(subject_name(seed, number), age, gender, skin_tone, identity, look, gains, manner)
 
 
-# How far faces at rest differ along each movement: standard deviation, as a share of the full movement. Chosen by eye,
-# so that they differ as in photographs, and well below the weakest strength that is labelled (0.20).
+# How much faces at rest differ along each movement: standard deviation, as a share of the full movement. Chosen by eye
+# so that faces differ as in photographs, and well below the weakest labelled strength (0.20).
 _REST_SPREAD = {
     **{"AU1": 0.10, "AU2": 0.10, "AU4": 0.10, "AU6": 0.04, "AU7": 0.06, "AU9": 0.03, "AU12": 0.05, "AU14": 0.04},
     **{"AU15": 0.05, "AU17": 0.05, "AU18": 0.05, "AU20": 0.06, "AU24": 0.05, "AU43": 0.06},
@@ -141,7 +141,7 @@ _REST_SPREAD = {
 
 
 def _draw_rest(rng: np.random.Generator) -> dict[str, float]:
-    """How a face at rest stands along each movement, by sided label: either way, the two sides nearly alike."""
+    """Offsets of a face at rest along each movement, by sided label: of either sign, and similar on both sides."""
     rest = {}
     for name, spread in _REST_SPREAD.items():
         common = float(np.clip(rng.normal(0, spread), -2 * spread, 2 * spread))
@@ -166,7 +166,7 @@ def _draw_brow(color: np.ndarray, male: bool, rng: np.random.Generator) -> Brow:
 
 
 def _draw_lines(age: float, rng: np.random.Generator) -> RestLines:
-    """Lines of age, each zone with a share of its own; some people have some of them at any age."""
+    """Lines that come with age, different in each zone; some people have some of them at any age."""
     of_age = (age * rng.uniform(0.5, 1.0, 6)) ** 1.3
     at_any_age = rng.uniform(0, 0.6, 6) * (rng.random(6) < 0.25)
     return RestLines(*np.maximum(of_age, at_any_age).tolist(), spacing=rng.uniform(5.5, 10), phase=rng.random())

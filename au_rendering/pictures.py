@@ -19,11 +19,11 @@ from au_llava.au_rendering.view import CLAY, View
 def picture(
     subject: Subject, strengths: Mapping[str, float], view: View, size: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A picture of a subject: (size, size, 3) uint8 sRGB, and its landmarks (2, 64, 2) as `render` gives them.
+    """A picture of a subject, (size, size, 3) uint8 sRGB, and its landmarks (2, 64, 2) as `render` gives them.
 
     `rng` draws the background, the color of an occluder and sensor noise.
     """
-    # A camera meters partly on the face: very light and very dark skin end nearer to mid gray than they are.
+    # Cameras meter partly on the face, so that very light and very dark skin end up closer to mid gray.
     skin = subject.look.skin.mean()
     shown = skin + CLAY * (subject.look.clay.mean() - skin) if view.shading == "clay" else skin
     metered = (0.42 / (shown + 0.05)) ** 0.55
@@ -66,13 +66,13 @@ def render_face(
     """A face that shows the given AUs: (size, size, 3) uint8 RGB.
 
     Args:
-        values: strength in [0, 1] by AU label, sided ("AU12L") or not ("AU12" moves both sides); the rest is at rest.
-            No combination is refused, and AU26 given alone parts the lips without AU25 being named.
-        subject: number of the made-up person among those of `seed`.
-        view: pose, light and degradation; frontal, evenly lit and clean by default. `View(yaw=20)` turns the head.
+        values: strength in [0, 1] by AU label, sided ("AU12L") or not ("AU12" moves both sides); other AUs are at rest.
+            All combinations are allowed, and AU26 alone parts the lips even without AU25.
+        subject: number of the made-up person drawn with `seed`.
+        view: pose, light and degradation; by default frontal, evenly lit and clean. `View(yaw=20)` turns the head.
 
     Raises:
-        ValueError: for a label that the rig cannot move or a strength outside [0, 1].
+        ValueError: the rig cannot move a label, or a strength is outside [0, 1].
     """
     strengths = expand_sides(values)
     rng = np.random.default_rng([seed, subject, 0])

@@ -1,12 +1,12 @@
-"""The renderer: a face, an appearance and a view in, a picture in linear light out. NumPy and SciPy on the CPU.
+"""Renders a face with an appearance in a view to a picture in linear light. NumPy and SciPy on the CPU.
 
 Unusual choices
-- Light is computed at the vertices (they lie one to two pixels apart) and interpolated; color is computed at the
-  samples (`paint.py`).
+- Light is computed at the vertices (one to two pixels apart) and interpolated; color is computed at the samples
+  (`paint.py`).
 - The picture is sampled twice in each direction and averaged in linear light.
-- The crop is aligned by the eyes, as AU pipelines do; tilt, shift and scale of the view are added afterwards.
-- Not one style but several (`SHADINGS`, and light from one lamp or from all around), so that nothing trained on the
-  pictures can rely on the look of one renderer.
+- The crop is aligned by the eyes, as in AU pipelines; tilt, shift and scale of the view are added afterward.
+- There are several styles (`SHADINGS`, and light from one lamp or from all around), so that a model trained on the
+  pictures cannot rely on the look of one renderer.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ TOON_STEP = 0.3  # height of a band of toon shading, in units of light
 
 @cache
 def _vertex_sets() -> dict[str, np.ndarray]:
-    """Vertex numbers that are lit in their own way."""
+    """Vertex numbers of the parts that are lit in their own way."""
     rig = load_rig()
     sets = {name: rig.vertices_of(name) for name in ("eye_left", "eye_right", "tongue", "teeth")}
     sets["mouth"] = np.setdiff1d(rig.vertices_of("mouth"), rig.vertices_of("skin"))
@@ -39,7 +39,7 @@ def _vertex_sets() -> dict[str, np.ndarray]:
 
 
 def _turn_eyes(gaze: tuple[float, float]) -> np.ndarray:
-    """(V, 3) movement of eyeballs and lids that look to the subject's left and up by `gaze`."""
+    """(V, 3) movement of eyeballs and lids for a `gaze` to the subject's left and up."""
     rig = load_rig()
     to_left, upwards = gaze
     amounts = {
@@ -60,7 +60,7 @@ def _turn_eyes(gaze: tuple[float, float]) -> np.ndarray:
 
 
 def head_rotation(yaw: float, pitch: float) -> np.ndarray:
-    """(3, 3) for row vectors: a head turned by `yaw` to its own left and then `pitch` upwards, in degrees."""
+    """(3, 3) for row vectors: turn a head by `yaw` to its own left and then `pitch` upward, in degrees."""
     a, b = np.deg2rad([yaw, pitch])
     turn = np.array([[np.cos(a), 0, -np.sin(a)], [0, 1, 0], [np.sin(a), 0, np.cos(a)]])
     nod = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
@@ -138,17 +138,17 @@ def render(
     size: int,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One face before degradation, and where its landmarks are.
+    """Render one face, before degradation.
 
     Args:
         identity: (V, 3) neutral head in rig coordinates.
         movement: (V, 3) of the face.
-        strengths: by sided AU label, in [0, 1]: the furrows that go with the movement.
+        strengths: by sided AU label, in [0, 1], for the furrows that come with the movement.
         rng: draws the background and the grain of the beard only.
 
     Returns:
-        (size, size, 3) linear RGB, float32; (2, L, 2) places of `FaceRig.landmarks`, right and down in crop widths: of
-        the face as it is, and of the same head at rest in the same crop.
+        (size, size, 3) linear RGB, float32; and (2, L, 2) positions of `FaceRig.landmarks`, right and down in crop
+        widths, of this face and of the same head at rest in the same crop.
     """
     rig, paint = load_rig(), paint_map()
     vertices = (identity + movement + _turn_eyes(view.gaze)).astype(np.float32)
@@ -194,10 +194,11 @@ def render(
 
 
 def draw_values(values: np.ndarray, identity: np.ndarray, movement: np.ndarray, view: View, size: int) -> np.ndarray:
-    """A picture of numbers instead of light: what lies where on a face that `render` draws.
+    """Draw a number per vertex instead of light, to see what is where in a picture by `render`.
 
     Args:
-        values: (V,) a number per vertex. identity, movement, view: as in `render`; hair and glasses are left out.
+        values: (V,) a number per vertex.
+        identity, movement, view: as in `render`; hair and glasses are left out.
 
     Returns:
         (size, size) float32, interpolated over the visible surface; 0 where there is no head.

@@ -1,4 +1,4 @@
-"""What surrounds a face: the background, hair and clothes behind it, glasses before it."""
+"""What surrounds a face: background, hair and clothes behind it, glasses in front of it."""
 
 import numpy as np
 from PIL import Image
@@ -9,7 +9,7 @@ from au_llava.au_rendering.rig import FaceRig
 
 
 def background(size: int, look: Appearance, center: np.ndarray, unit: float, rng: np.random.Generator) -> np.ndarray:
-    """(size, size, 3): a flat wall, a gradient with blobs, clouds or a room; long hair and clothes drawn flat.
+    """(size, size, 3): a flat wall, a gradient with blobs, clouds or a room, with flat long hair and clothes.
 
     Args:
         center: (2,) pixel of the midpoint of the eyes.
@@ -68,7 +68,7 @@ def background(size: int, look: Appearance, center: np.ndarray, unit: float, rng
 
 
 def glasses_mesh(identity: np.ndarray, frame: tuple, rig: FaceRig) -> tuple[np.ndarray, np.ndarray]:
-    """A spectacle frame that fits this face: (W, 3) vertices and (T, 3) faces of two rims and a bridge, flat bands.
+    """Glasses that fit this face: (W, 3) vertices and (T, 3) faces of two rims and a bridge, as flat bands.
 
     `frame` is `Appearance.frame`.
     """

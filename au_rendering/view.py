@@ -4,20 +4,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-HELD_OUT = ("toon shading", "split light", "wide angle", "unusual shape")
-# How the surface answers light: skin that light bleeds through, with gloss and cavities darker; plain Lambert; the same
-# as skin but nearly without colors, like a scan; and flat bands of brightness, like a drawing.
+HELD_OUT = ("toon shading", "split light", "wide angle", "unusual shape")  # looks kept for tests
+# How the surface reflects light: translucent skin with gloss and dark cavities; plain Lambert; like skin but nearly
+# without colors, as a scan; and flat bands of brightness, as a drawing.
 SHADINGS = ("skin", "matte", "clay", "toon")
-
-
-CLAY = 0.85  # how much of the colors clay shading takes away
+CLAY = 0.85  # share of the colors that clay shading removes
 
 
 @dataclass(frozen=True)
 class View:
     """Camera, light and degradation of one picture.
 
-    Angles in degrees, as the subject turns: yaw to the own left, pitch upwards, roll (head tilt) to the own left.
+    Angles in degrees, from the subject's view: yaw to their left, pitch upward, roll (head tilt) to their left.
     """
 
     yaw: float = 0.0
@@ -36,11 +34,11 @@ class View:
     ambient: float = 0.45
     ambient_tint: tuple[float, float, float] = (0.95, 1.0, 1.08)
     environment: tuple[tuple[float, float, tuple[float, float, float]], ...] = ()
-    """Broad lamps all around, each azimuth and elevation in degrees and color; they replace fill and ambient light."""
+    """Broad lamps all around, as (azimuth, elevation, color) in degrees; they replace fill and ambient light."""
     shading: str = "skin"  # one of SHADINGS
     exposure: float = 1.0
     occluder: tuple[float, float, float, float, float] | None = None
-    """An opaque ellipse before the face: center right and down, half axes, all in crop widths, and turn in degrees."""
+    """An opaque ellipse over the face: center right and down, half axes (all in crop widths), turn in degrees."""
     resolution: float = 1.0  # share of the picture's pixels, along a side, that the camera resolved
     blur: float = 0.0  # pixels of a picture of side 96
     motion: tuple[float, float] = (0.0, 0.0)  # camera shake, right and down, in pixels of a picture of side 96
@@ -51,7 +49,7 @@ class View:
 
 
 def sample_view(rng: np.random.Generator, held_out: str = "") -> View:
-    """Pose, light, camera and degradation of one picture; `held_out` replaces one of them by a look of `HELD_OUT`."""
+    """Draw pose, light, camera and degradation of one picture; `held_out` replaces one by a look of `HELD_OUT`."""
     kind = rng.choice(["hard", "soft", "environment"], p=[0.35, 0.3, 0.35])
     hard = kind == "hard"
     warmth = rng.normal(0, 0.09)
@@ -95,7 +93,7 @@ def sample_view(rng: np.random.Generator, held_out: str = "") -> View:
 
 
 def _sample_environment(rng: np.random.Generator):
-    """3 to 7 broad lamps anywhere, more above than below; together about as bright as the other kinds of light."""
+    """3 to 7 broad lamps all around, more above than below, together about as bright as the other kinds of light."""
     count = int(rng.integers(3, 8))
     strengths = rng.exponential(1.0, count)
     strengths *= rng.uniform(0.9, 1.6) / strengths.sum()
@@ -109,7 +107,7 @@ def _sample_environment(rng: np.random.Generator):
 
 
 def _sample_occluder(rng: np.random.Generator) -> tuple[float, float, float, float, float]:
-    """A finger, a strand, a cup: an ellipse that covers up to 3.5 % of the picture."""
+    """An ellipse like a finger, a strand of hair or a cup, which covers up to 3.5 % of the picture."""
     length = rng.uniform(0.06, 0.3)
     width = min(rng.uniform(0.02, 0.08), 0.011 / length)
     return (*rng.random(2), length, width, rng.uniform(0, 180))

@@ -11,7 +11,7 @@ from au_llava.au_rendering.masks import bump, ridges, smoothstep
 def wrinkles(
     x: np.ndarray, y: np.ndarray, z: np.ndarray, strengths: Mapping[str, float], rest: RestLines
 ) -> np.ndarray:
-    """Darkening in [0, 0.75] of skin at mean-face coordinates (N,): furrows that AUs make, and those at rest.
+    """(N,) darkening of the skin in [0, 0.75] at mean-face coordinates (N,): furrows that AUs make, and lines at rest.
 
     They are drawn where FACS describes them, not simulated; amounts were chosen by eye.
     """

@@ -370,7 +370,7 @@ def test_feafa_images_in_a_parallel_tree_and_clips_found_twice(tmp_path):
     write_images(tmp_path / "images" / "PV001", ["00000000.png"])
     records, defects = read(open_feafa(tmp_path))
     assert keys(records) == [("PV001", "PV001", 0, "feafa")]
-    assert defects == {"clips that are there twice, left out": 1}
+    assert defects == {"clips that exist twice, left out": 1}
 
 
 @pytest.mark.parametrize("kind", ["video", "images from 0", "images from 1"])
@@ -417,7 +417,7 @@ def test_gft(tmp_path):
         "label files without a column for some AUs": 2,
         "label files without a column of frames, lines counted from 1": 1,
         "labels off the occurrence scale, taken as not annotated": 1,
-        "clips that are there twice, left out": 1,
+        "clips that exist twice, left out": 1,
         "images without labels, left out": 1,
         "labelled frames without an image, left out": 1,
     }

@@ -179,8 +179,8 @@ def test_what_is_left_out_is_counted(shards, tmp_path, no_detector):
         "photographs of people under 20, left out": 2,
         "photographs of people whose age is not told, left out": 1,
         "pictures that cannot be read, left out": 2,  # one broken off, one empty
-        "pictures with eyes that cannot be, left out": 1,
-        "clips that are there twice, left out": 1,
+        "pictures with impossible positions of the eyes, left out": 1,
+        "clips that exist twice, left out": 1,
     }
     assert any("carry no labels" in line for line in manifest(tmp_path / "out")["warnings"])
 
@@ -494,7 +494,7 @@ def test_every_folder_is_somebody(pictures, tmp_path):
     assert sorted(keys(out)) == sorted((*each, name) for each in shown for name in MAIN_FORMATS)
     assert len(subjects(out, "validation")) == len(subjects(out, "train")) == 1
     assert set(load_records(out, labelled=False)["dataset"][:]) == {"mine"}
-    assert defects(out)["files that lie in no person's folder, left out"] == 1
+    assert defects(out)["files that are not in a person's folder, left out"] == 1
 
 
 def test_the_largest_face_is_cut_out(tmp_path):
@@ -546,7 +546,7 @@ def test_a_folder_without_faces_is_refused_in_one_sentence(make, message, tmp_pa
 def test_loose_files_are_nobodys(tmp_path, capsys):
     write(tmp_path / "in" / "a.jpg", encoded())
     assert run("unlabelled", tmp_path / "in", tmp_path / "out", "--subjects", "folders") == 1
-    assert "files that lie in no person's folder, left out: 1 (a.jpg)" in capsys.readouterr().err
+    assert "files that are not in a person's folder, left out: 1 (a.jpg)" in capsys.readouterr().err
 
 
 # ---- Who reads labels -----------------------------------------------------------------------------------------

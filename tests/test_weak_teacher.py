@@ -131,7 +131,7 @@ def test_aus_without_a_rule_are_unknown(write):
         ({"AU12": {**INVENTED["AU12"], "curve": [[0.5, 0.7], [0.9, 0.3]]}}, "AU12 must rise"),
         ({"AU12": {**INVENTED["AU12"], "curve": [[0.05, 0.3]]}}, "AU12 must rise"),
         ({"AU12": {**INVENTED["AU12"], "curve": []}}, "AU12 must rise"),
-        ({"AU12": {"evidence": {}}}, "no weak teacher"),
+        ({"AU12": {"evidence": {}}}, "not a weak teacher"),
     ],
 )
 def test_a_bad_asset_is_refused(write, changes, sentence):
@@ -141,7 +141,7 @@ def test_a_bad_asset_is_refused(write, changes, sentence):
 
 def test_other_files_and_shapes_are_refused(tmp_path, write):
     (tmp_path / "list.json").write_text("[1]")
-    with pytest.raises(ValueError, match="no weak teacher"):
+    with pytest.raises(ValueError, match="not a weak teacher"):
         WeakTeacher.load(tmp_path / "list.json")
     with pytest.raises(OSError, match="absent"):
         WeakTeacher.load(tmp_path / "absent.json")

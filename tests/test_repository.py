@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -14,6 +15,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from au_llava.action_units import FORMATS, parse_answer
+from au_llava.au_evaluation.command import parse as parse_evaluation
 from au_llava.au_runs.manifests import read_training_manifest, seen_people
 
 TOP_LEVEL = (
@@ -135,6 +137,9 @@ def test_commands_in_documents_parse():
     lines = re.findall(r"^    (?:python|accelerate launch) (\S+\.py) ?(.*)$", text, re.MULTILINE)
     assert len(lines) >= 8
     for script, rest in lines:
+        if script == "eval_au.py":
+            parse_evaluation(shlex.split(rest))
+            continue
         source = (ROOT / script).read_text()
         if script.startswith("benchmarks/"):
             source += (ROOT / "benchmarks" / "page.py").read_text()

@@ -25,6 +25,7 @@ from au_llava.au_evaluation.tables import HEADLINE, METRICS, markdown_table, met
 
 ROOT = Path(__file__).resolve().parent.parent
 EVALUATIONS = ROOT / "assets" / "evaluation"
+DOCUMENTS = ("README.md", "model_card.md", "docs/evaluation.md", "docs/photographs.md", "docs/results.md")
 DECODERS = ("slots", "free", "constrained")
 
 

@@ -329,7 +329,7 @@ def test_logits_of_some_tokens_are_those_of_all(tiny, faces):
     assert some.shape == (2, len(tree.decision_nodes), len(tree.logit_tokens))
     torch.testing.assert_close(some, every[..., tree.logit_tokens])
     inputs |= {"logit_tokens": tree.logit_tokens, "logits_to_keep": 1}
-    model.lm_head = torch.nn.Sequential(model.lm_head)  # as an adapter or a quantiser would wrap it
+    model.lm_head = torch.nn.Sequential(model.lm_head)  # as an adapter or a quantizer would wrap it
     try:
         with torch.no_grad():
             wrapped = model(**inputs).logits

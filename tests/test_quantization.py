@@ -1,4 +1,4 @@
-"""8 and 4 bits: what is quantised without being named, what is refused, and training with adapters on it."""
+"""8 and 4 bits: what is quantized without being named, what is refused, and training with adapters on it."""
 
 import copy
 import json
@@ -41,11 +41,11 @@ def save_tiny(folder, tokenizer: str = "grouped digits", **sizes):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("quantised") / "base"
+    folder = tmp_path_factory.mktemp("quantized") / "base"
     return folder, *save_tiny(folder)
 
 
-def quantised(model) -> set[str]:
+def quantized(model) -> set[str]:
     return {name for name, module in model.named_modules() if type(module).__name__ in KINDS.values()}
 
 
@@ -61,14 +61,14 @@ LANGUAGE_LAYERS = {
 
 @pytest.mark.parametrize("count", [8, 4])
 @pytest.mark.parametrize("as_dict", [False, True])
-def test_only_the_language_model_is_quantised_by_default(checkpoint, count, as_dict):
+def test_only_the_language_model_is_quantized_by_default(checkpoint, count, as_dict):
     folder, model, processor = checkpoint
     asked = bits(count)
     before = copy.deepcopy(asked.to_dict())
     loaded = AutoModelForImageTextToText.from_pretrained(
         folder, trust_remote_code=True, quantization_config=asked.to_dict() if as_dict else asked
     )
-    assert quantised(loaded) == LANGUAGE_LAYERS
+    assert quantized(loaded) == LANGUAGE_LAYERS
     assert {type(dict(loaded.named_modules())[name]).__name__ for name in LANGUAGE_LAYERS} == {KINDS[count]}
     assert asked.to_dict() == before  # what the caller holds is the caller's
     kept = model.model.vision_tower.state_dict() | model.model.multi_modal_projector.state_dict()
@@ -90,10 +90,10 @@ def test_named_exceptions_are_obeyed(checkpoint):
     loaded = AuLlavaForConditionalGeneration.from_pretrained(
         checkpoint[0], quantization_config=bits(4, llm_int8_skip_modules=["lm_head", ".*mlp"])
     )
-    assert {name for name in quantised(loaded) if "language_model" in name} == {
+    assert {name for name in quantized(loaded) if "language_model" in name} == {
         name for name in LANGUAGE_LAYERS if "self_attn" in name
     }
-    assert "model.multi_modal_projector" in quantised(loaded)
+    assert "model.multi_modal_projector" in quantized(loaded)
 
 
 def test_other_settings_pass_unchanged():
@@ -113,7 +113,7 @@ def test_saved_in_4_bits_and_loaded_again(checkpoint, tmp_path):
     ]
     again, info = AuLlavaForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
-    assert quantised(again) == LANGUAGE_LAYERS
+    assert quantized(again) == LANGUAGE_LAYERS
     faces, processor = random_faces(1), checkpoint[2]
     assert again.recognize(processor, faces) == loaded.recognize(processor, faces)
 
@@ -147,17 +147,17 @@ def test_sizes_that_this_cpu_cannot_compute_are_named(tmp_path, monkeypatch):
     loaded = AuLlavaForConditionalGeneration.from_pretrained(
         tmp_path, quantization_config=bits(4, llm_int8_skip_modules=advice)
     )
-    assert quantised(loaded) == {name for name in LANGUAGE_LAYERS if "self_attn" in name}
-    assert quantised(AuLlavaForConditionalGeneration.from_pretrained(tmp_path, quantization_config=bits(8)))
+    assert quantized(loaded) == {name for name in LANGUAGE_LAYERS if "self_attn" in name}
+    assert quantized(AuLlavaForConditionalGeneration.from_pretrained(tmp_path, quantization_config=bits(8)))
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
     loaded = AuLlavaForConditionalGeneration.from_pretrained(tmp_path, quantization_config=bits(4))
-    assert quantised(loaded) == LANGUAGE_LAYERS
+    assert quantized(loaded) == LANGUAGE_LAYERS
 
 
 @pytest.mark.usefixtures("any_size_in_4_bits")
 @pytest.mark.parametrize("count", [8, 4])
-def test_adapters_are_trained_on_a_quantised_base(tiny_checkpoint, rendered_records, tmp_path, count):
-    """QLoRA through train_sft.py: the projector in full and adapters move, quantised weights do not."""
+def test_adapters_are_trained_on_a_quantized_base(tiny_checkpoint, rendered_records, tmp_path, count):
+    """QLoRA through train_sft.py: the projector in full and adapters move, quantized weights do not."""
     flags = ["--use_peft", "true", "--lora_r", 2, "--lora_modules_to_save", "multi_modal_projector"]
     train(tiny_checkpoint, rendered_records, tmp_path, *flags, f"--load_in_{count}bit", "true", "--max_steps", 2)
     saved = load_file(tmp_path / "adapter_model.safetensors")

@@ -1,8 +1,10 @@
 """The command line of eval_au.py: finds the subcommand, also in its older spelling as an option."""
 
+import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from au_llava.au_runs.commands import CommandParser, run_command
 
@@ -32,23 +34,27 @@ def run(words: Sequence[str] | None = None) -> int:
 
 def main(words: Sequence[str] | None = None) -> None:
     """As `run`, but errors are raised: ValueError or OSError with one sentence."""
+    command, arguments = parse(sys.argv[1:] if words is None else words)
     import torch  # here: `--help` need not wait for it
 
+    with torch.no_grad():
+        command.main(arguments)
+
+
+def parse(words: Sequence[str]) -> tuple[ModuleType, argparse.Namespace]:
+    """The module of the subcommand that `words` call, and its arguments."""
+    words = list(words)
     parser = CommandParser(DESCRIPTION, prog="eval_au.py")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, summary in COMMANDS.items():
         subparsers.add_parser(name, help=summary)
-    words = list(sys.argv[1:] if words is None else words)
-    if words in (["-h"], ["--help"]):
-        parser.print_help()
-        return
-    if words and not words[0].startswith("-") and words[0] not in COMMANDS:
-        parser.parse_args(words[:1])  # names the commands and ends
+    if words in (["-h"], ["--help"]) or (words and not words[0].startswith("-") and words[0] not in COMMANDS):
+        parser.parse_args(words[:1])  # prints help, or names the commands, and ends
     name, words = subcommand(words)
-    command = importlib.import_module(f"au_llava.au_evaluation.commands.{name}")
-    arguments = command.make_parser().parse_args(words)
-    with torch.no_grad():
-        command.main(arguments)
+    command = importlib.import_module(
+        f"au_llava.au_evaluation.commands.{name}"
+    )  # only the one that runs: torch is slow
+    return command, command.make_parser().parse_args(words)
 
 
 def subcommand(words: Sequence[str]) -> tuple[str, list[str]]:

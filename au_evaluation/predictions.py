@@ -219,7 +219,7 @@ def _read(result, name: str, distributions: bool) -> dict:
     readings = list(answer.values())
     attributes = {"values": "value"}  # the others are called alike
     numbers = {key: [_number(getattr(reading, attributes.get(key, key))) for reading in readings] for key in READ}
-    contradictions = [str(each) for each in result.contradictions if each.present_in == name]
+    contradictions = [str(pair) for pair in result.contradictions if pair.present_in == name]
     row = {**numbers, "text": answer.text, "problems": list(answer.problems), "contradictions": contradictions}
     if distributions:
         row["distribution"] = np.array([reading.distribution for reading in readings], np.float32)

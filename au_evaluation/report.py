@@ -102,24 +102,30 @@ class Section(NamedTuple):
 
 def sections(results: Mapping, formats: Sequence[FormatEvaluation], image_of: Callable | None = None) -> list[Section]:
     """The sections of the report; arguments as `load_evaluation` returns them and `write_report` takes them."""
-    rated = [each for each in formats if each.rated.any()]
-    compared = [each for each in formats if "baselines" in each.scores]
+    rated = [evaluation for evaluation in formats if evaluation.rated.any()]
+    compared = [evaluation for evaluation in formats if "baselines" in evaluation.scores]
     contradictions = results.get("contradictions") or {"asked_together": 0}
     blocks = {
         "scores": [("", tables.headline(formats))],
         "baselines": [("", tables.baselines(compared))] if compared else [],
-        "bars": [(each.fmt.name, bars(each)) for each in formats],
-        "table": [(each.fmt.name, tables.per_au(each)) for each in formats],
-        "confusion": [(each.fmt.name, confusion_matrices(each)) for each in formats if each.fmt.scale != "occurrence"],
-        "groups": [block for each in formats for block in tables.groups(each)],
-        "parsing": [block for each in formats for block in tables.parsing(each)],
+        "bars": [(evaluation.fmt.name, bars(evaluation)) for evaluation in formats],
+        "table": [(evaluation.fmt.name, tables.per_au(evaluation)) for evaluation in formats],
+        "confusion": [
+            (evaluation.fmt.name, confusion_matrices(evaluation))
+            for evaluation in formats
+            if evaluation.fmt.scale != "occurrence"
+        ],
+        "groups": [block for evaluation in formats for block in tables.groups(evaluation)],
+        "parsing": [block for evaluation in formats for block in tables.parsing(evaluation)],
         "contradictions": [("", tables.contradictions(contradictions))] if contradictions["asked_together"] else [],
         "provenance": tables.provenance(results.get("provenance", {}), formats),
     }
     if rated:
         blocks |= _probability_blocks(rated)
     if rated and image_of:
-        blocks["worst"] = [(each.fmt.name, faces(each, image_of)) for each in rated if worst_errors(each)]
+        blocks["worst"] = [
+            (evaluation.fmt.name, faces(evaluation, image_of)) for evaluation in rated if worst_errors(evaluation)
+        ]
     return [Section(name, *words, blocks[name]) for name, words in SECTIONS.items() if blocks.get(name)]
 
 
@@ -137,7 +143,7 @@ def _probability_blocks(rated: Sequence[FormatEvaluation]) -> dict[str, list]:
         "reliability": [("", reliability(rated))],
         "risk": [
             ("", curve_panels("risk_coverage", rated, risk, risk_alt)),
-            *(("", tables.abstention(each)) for each in rated if "abstention" in each.scores),
+            *(("", tables.abstention(evaluation)) for evaluation in rated if "abstention" in evaluation.scores),
         ],
     }
 

@@ -79,8 +79,8 @@ def curves(evaluation: FormatEvaluation, which: str) -> dict[str, tuple[np.ndarr
             curves[label] = precision[np.searchsorted(recall, GRID)], scores["average_precision"]
         elif which == "risk" and known.any():
             wrong = evaluation.present[known, column] != truth
-            kept = risk_coverage(evaluation.confidence[known, column], wrong)
-            curves[label] = kept["risk"][np.searchsorted(kept["coverage"], GRID)], kept["aurc"]
+            curve = risk_coverage(evaluation.confidence[known, column], wrong)
+            curves[label] = curve["risk"][np.searchsorted(curve["coverage"], GRID)], curve["aurc"]
     return curves
 
 

@@ -33,7 +33,7 @@ Blocks = list[tuple[str, Table]]  # heading or "", table
 
 def headline(formats: Sequence[FormatEvaluation]) -> Table:
     """A row per format: means over AUs with their intervals."""
-    metrics = [metric for metric in HEADLINE if any(metric in each.scores["mean"] for each in formats)]
+    metrics = [metric for metric in HEADLINE if any(metric in evaluation.scores["mean"] for evaluation in formats)]
     rows = []
     for evaluation in formats:
         fmt, scores = evaluation.fmt, evaluation.scores
@@ -154,10 +154,13 @@ def provenance(origin: Mapping, formats: Sequence[FormatEvaluation]) -> Blocks:
     """Where the numbers come from, and the decision thresholds as the predictions show them."""
     rows = _flat(origin)
     rows += [
-        _cells(f"{each.fmt.name}: labels count as present from", f"{each.fmt.presence_threshold:g}") for each in formats
+        _cells(f"{evaluation.fmt.name}: labels count as present from", f"{evaluation.fmt.presence_threshold:g}")
+        for evaluation in formats
     ]
     blocks = [("", Table(_cells("", ""), rows, style="facts"))]
-    for evaluation in (each for each in formats if each.rated.any()):
+    for evaluation in formats:
+        if not evaluation.rated.any():
+            continue
         absent, present = (
             np.where(evaluation.rated & side, evaluation.probability, np.nan)
             for side in (~evaluation.present, evaluation.present)

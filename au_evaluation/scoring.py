@@ -36,8 +36,8 @@ def score_arguments(
         predictions, references, probabilities, decisions, medians (images, AUs) and subjects; and the format of these
         AUs.
     """
-    kept = [fmt.labels.index(label) for label in labels or fmt.labels]
-    column = lambda key: stacked(rows, key)[:, kept]
+    columns = [fmt.labels.index(label) for label in labels or fmt.labels]
+    column = lambda key: stacked(rows, key)[:, columns]
     probabilities = column("probability")
     arguments = {
         "predictions": column(scored_key(fmt)),

@@ -13,9 +13,10 @@ from scipy.stats import pearsonr
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import AutoProcessor
 
+from au_llava import eval_au
 from au_llava.action_units import FORMATS
 from au_llava.au_datasets.records import load_records
-from au_llava.au_evaluation.command import main
+from au_llava.au_evaluation.command import COMMANDS, main, parse
 from au_llava.au_evaluation.commands import run
 from au_llava.au_evaluation.predictions import predict
 from au_llava.au_evaluation.scoring import score_predictions
@@ -265,7 +266,49 @@ def test_comparing_with_itself_and_with_another(evaluated, tiny_checkpoint, rend
         main(["compare", str(tmp_path / "one"), str(tmp_path / "nowhere")])
 
 
-def test_unknown_flags_are_refused(capsys):
-    with pytest.raises(SystemExit):
-        run.make_parser().parse_args(["--data", "x", "--out", "y", "--modle", "z"])
-    assert "--modle" in capsys.readouterr().err
+def test_subcommands_and_their_older_spellings():
+    calls = {
+        "--data d --out o": ("run", {"data": ["d"], "part": None, "batch_size": 32}),
+        "run --data d --out o --batch_size 2": ("run", {"batch_size": 2}),
+        "run --data d --out o --quantise 4bit": ("run", {"quantize": "4bit"}),
+        "calibrate --data d e --out o": ("calibrate", {"data": ["d", "e"], "mirror": None}),
+        "--model m --calibrate d e --no-mirror --out o": ("calibrate", {"data": ["d", "e"], "mirror": False}),
+        "calibrate --data d --unlabeled u --out o": ("calibrate", {"unlabelled": ["u"]}),
+        "protocol bp4d-3fold --data d --out o": ("protocol", {"protocol": "bp4d-3fold", "name": "AU-LLaVA"}),
+        "--data d --protocol bp4d-3fold --model P1=a P2=b --out o": ("protocol", {"model": ["P1=a", "P2=b"]}),
+        "--data d --protocol=disfa-3fold --out o": ("protocol", {"protocol": "disfa-3fold", "data": ["d"]}),
+        "compare a b": ("compare", {"resamples": 5000, "out": None}),
+        "matrix --model a b --data d --out o": ("matrix", {"model": ["a", "b"]}),
+        "report a": ("report", {"data": None}),
+    }
+    for words, (name, expected) in calls.items():
+        command, arguments = parse(words.split())
+        assert command.__name__.rpartition(".")[2] == name, words
+        assert {key: getattr(arguments, key) for key in expected} == expected, words
+
+
+def test_wrong_commands_end_with_a_sentence(tmp_path, capsys):
+    """Errors of the command line with 2, others with 1."""
+    for words, status, sentence in (
+        ("comapre a b", 2, "invalid choice: 'comapre'"),
+        ("--data x --out y --modle z", 2, "--modle"),
+        ("--data x --calibrate y --out z", 2, "not allowed with argument"),
+        ("--data nowhere --out", 1, "eval_au.py: no data-*.parquet with a manifest.json in nowhere"),
+        ("compare nowhere nowhere", 1, "eval_au.py: There is no nowhere/predictions.parquet"),
+    ):
+        words = [*words.split(), *([str(tmp_path / "out")] if words.endswith("--out") else [])]
+        if status == 2:
+            with pytest.raises(SystemExit) as end:
+                eval_au.run(words)
+            assert end.value.code == 2, words
+        else:
+            assert eval_au.run(words) == 1, words
+        assert sentence in capsys.readouterr().err, words
+
+
+def test_help_teaches_with_an_example(capsys):
+    for name in ("", *COMMANDS):
+        with pytest.raises(SystemExit) as end:
+            main([*name.split(), "--help"])
+        assert end.value.code == 0
+        assert f"python eval_au.py {name}" in capsys.readouterr().out, name

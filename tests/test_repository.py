@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Aut
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from au_llava.action_units import FORMATS, parse_answer
+from au_llava.au_evaluation.command import subcommand
 from au_llava.au_runs.manifests import read_training_manifest, seen_people
 
 TOP_LEVEL = (
@@ -152,12 +153,11 @@ def commands_in_documents() -> dict[tuple[str, ...], set[str]]:
     )
     used = {}
     for _, script, rest in lines:
-        subcommand = re.match(r" (?:run|calibrate|protocol|compare|matrix|report)\b", rest)
-        if script == "prepare_data.py":
-            subcommand = re.match(r" [a-z][\w-]*", rest)
-        command = (script, subcommand[0].strip()) if subcommand else (script,)
-        if command == ("eval_au.py",):
-            command = ("eval_au.py", "run")  # the default
+        command = (script,)
+        if script == "eval_au.py":  # knows older spellings of its subcommands
+            command = (script, subcommand(rest.split())[0])
+        elif script == "prepare_data.py" and (reader := re.match(r" [a-z][\w-]*", rest)):
+            command = (script, reader[0].strip())
         options = re.findall(r"(?<=\s)--([a-z][\w-]*)", rest)
         used.setdefault(command, set()).update(option.replace("_", "-") for option in options)
     return used

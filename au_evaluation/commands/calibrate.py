@@ -27,14 +27,14 @@ DESCRIPTION = """\
 Fit temperatures, isotonic curves and decision thresholds on validation people, and store them in the checkpoint.
 
     python eval_au.py calibrate --model runs/mine --data data/rendered --out runs/calibration
-    python eval_au.py calibrate --model runs/mine --data data/rendered --unlabeled data/photos --out runs/calibration
+    python eval_au.py calibrate --model runs/mine --data data/rendered --unlabelled data/photos --out runs/calibration
 
 --model must be a folder: the calibration goes into its config.json, and `recognize` applies it from then on.
 Writes to --out: calibration.json (per AU: method, threshold, ECE, log loss and Brier score before and after,
 cross-validated) and reliability.png.
 
 With --mirror, `recognize` averages the readings of an image and its mirror image, and the calibration fits that.
-With --unlabeled it also estimates how frequent AUs are among the faces of the train part of these folders, without
+With --unlabelled it also estimates how frequent AUs are among the faces of the train part of these folders, without
 looking at labels. `recognize` then gives probabilities for such faces; rendered people are still scored as rendered
 people (see `run --prior`).
 
@@ -52,7 +52,7 @@ def make_parser() -> CommandParser:
     source.add_argument("--calibrate", nargs="+", metavar="DIR", dest="data", help=argparse.SUPPRESS)
     add_options(
         parser,
-        *("--out", "--part", "--unlabeled", "--mirror", "--batch-size", "--quantize"),
+        *("--out", "--part", "--unlabelled", "--mirror", "--batch-size", "--quantize"),
         part={"help": "value of the records' `part` column to fit on (default: validation)"},
         without_effect=WITHOUT_EFFECT,
     )
@@ -69,13 +69,13 @@ def main(arguments: argparse.Namespace) -> None:
     people = people_of(load_records(arguments.data, part=part))
     # A model is surer of the people it learned from than of others.
     check_unseen(name, people, roles=("train", "unlabelled"))
-    if arguments.unlabeled:
-        people = sorted({*people, *people_of(unlabeled_records(arguments.unlabeled))})
+    if arguments.unlabelled:
+        people = sorted({*people, *people_of(unlabeled_records(arguments.unlabelled))})
     model, processor = load_checkpoint(name, arguments.quantize)
     if arguments.mirror is not None:
         model.config.mirror_images = arguments.mirror
     fitted = calibrate_checkpoint(
-        model, processor, arguments.data, part, arguments.batch_size, True, arguments.unlabeled
+        model, processor, arguments.data, part, arguments.batch_size, True, arguments.unlabelled
     )
     if not PartialState().is_main_process:
         return
@@ -90,5 +90,5 @@ def main(arguments: argparse.Namespace) -> None:
     files.write_json(config_file, json.loads(config_file.read_text()) | stored, indent=2, sort_keys=True)
     show(calibration_table(report, escape(f"{name}, {part} part of {' '.join(arguments.data)}")))
     if fitted.priors:
-        show(priors_table(fitted.priors, escape(f"train part of {' '.join(arguments.unlabeled)}")))
+        show(priors_table(fitted.priors, escape(f"train part of {' '.join(arguments.unlabelled)}")))
     print(f"Stored in {config_file}; report: {arguments.out / 'calibration.json'}, {arguments.out / 'reliability.png'}")

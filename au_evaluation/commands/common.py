@@ -52,7 +52,7 @@ OPTIONS = {
     },
     "--uncalibrated": {"action": "store_true", "help": "ignore the checkpoint's calibration"},
     "--max-images": {"type": int, "help": "score at most this many images"},
-    "--unlabeled": {
+    "--unlabelled": {
         "nargs": "+",
         "default": [],
         "metavar": "DIR",
@@ -65,7 +65,7 @@ OPTIONS = {
     "--name": {"default": "AU-LLaVA", "help": "of the method in the table (default: AU-LLaVA)"},
     "--protocol": {},
 }
-OLDER_SPELLINGS = {"--quantize": "--quantise", "--unlabeled": "--unlabelled"}
+ALSO_SPELLED = {"--quantize": "--quantise", "--unlabelled": "--unlabeled"}
 
 
 def add_options(parser: CommandParser, *names: str, without_effect: Sequence[str] = (), **changed: Mapping) -> None:
@@ -79,7 +79,7 @@ def add_options(parser: CommandParser, *names: str, without_effect: Sequence[str
         settings = OPTIONS[name] | changed.get(name.removeprefix("--").replace("-", "_"), {})
         if name in without_effect:
             settings |= {"help": argparse.SUPPRESS}
-        spellings = [name, OLDER_SPELLINGS[name]] if name in OLDER_SPELLINGS else [name]
+        spellings = [name, ALSO_SPELLED[name]] if name in ALSO_SPELLED else [name]
         parser.add_argument(*spellings, **settings)
 
 

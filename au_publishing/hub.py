@@ -34,6 +34,8 @@ WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 # What a checkpoint consists of beside its weights and code. {file: is there a checkpoint without it?}
 CHECKPOINT_FILES = {
     "config.json": False,
+    "decision.json": True,
+    "decision_template.jinja": True,
     "generation_config.json": True,
     "processor_config.json": False,
     "chat_template.jinja": True,

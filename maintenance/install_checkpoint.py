@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES = (
     "chat_template.jinja",
     "config.json",
+    "decision.json",
+    "decision_template.jinja",
     "generation_config.json",
     "model.safetensors",
     "processor_config.json",

@@ -17,6 +17,8 @@ CODE = {
     "card_au_llava.py",
     "configuration_au_llava.py",
     "consistency_au_llava.py",
+    "decision_au_llava.py",
+    "decision_template_au_llava.py",
     "decoding_au_llava.py",
     "slot_tree_au_llava.py",
     "tree_attention_au_llava.py",
@@ -26,8 +28,14 @@ CODE = {
     "processing_au_llava.py",
     "quantization_au_llava.py",
 }
-MODEL_FILES = {"README.md", "config.json", "generation_config.json", "model.safetensors"}
-PROCESSOR_FILES = {"chat_template.jinja", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
+MODEL_FILES = {"README.md", "config.json", "decision.json", "generation_config.json", "model.safetensors"}
+PROCESSOR_FILES = {
+    "chat_template.jinja",
+    "decision_template.jinja",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
 
 # What the other process runs: the checkpoint's folder is its first argument, the folder for its results the second.
 STRANGER = '''
@@ -124,10 +132,11 @@ def test_exactly_these_files_travel(tiny, tmp_path):
     processor.save_pretrained(tmp_path / "processor")
     processor.image_processor.save_pretrained(tmp_path / "images")
     model.config.save_pretrained(tmp_path / "config")
-    assert files(tmp_path / "model") == MODEL_FILES | CODE - {"processing_au_llava.py"}
+    assert files(tmp_path / "model") == MODEL_FILES | CODE - {"processing_au_llava.py", "decision_template_au_llava.py"}
     processor_code = CODE - {
         "card_au_llava.py",
         "consistency_au_llava.py",
+        "decision_au_llava.py",
         "decoding_au_llava.py",
         "modeling_au_llava.py",
         "pipeline_au_llava.py",

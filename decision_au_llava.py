@@ -268,6 +268,7 @@ class AuDecisionConfig(DecisionConfig):
     labels: dict[str, list[str]] = field(
         default_factory=lambda: {"noul": ["1", "0"], "score": ["0", "1", "2", "3", "4", "5"]}
     )
+    sanitize_control_tokens: bool = False  # the template prints nothing of the request
 
     def prepare_inputs(self, request: dict | str, processor) -> list[tuple[dict, list[Question]]]:
         """One prompt for all questions of `request`, a dict or its JSON: (arguments of `decide`, the questions).

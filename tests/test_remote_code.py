@@ -10,6 +10,8 @@ import torch
 from conftest import build_tiny, random_faces
 from PIL import Image
 
+from au_llava.action_units import FORMATS
+
 CODE = {
     "action_units.py",
     "answers_au_llava.py",
@@ -38,7 +40,10 @@ PROCESSOR_FILES = {
 }
 
 # What the other process runs: the checkpoint's folder is its first argument, the folder for its results the second.
-STRANGER = '''
+FORMAT_LABELS = {name: FORMATS[name].labels for name in ("bp4d", "disfa")}
+STRANGER = (
+    f"FORMATS = {FORMAT_LABELS}"
+    + '''
 import importlib.abc, sys
 from pathlib import Path
 
@@ -111,6 +116,12 @@ def check(folder):
     assert said == expected["said"], (said, expected["said"])
     said = ask(images=images[0], text=question, return_full_text=False)[0]["generated_text"]
     assert said == expected["said"], (said, expected["said"])
+    decide = pipeline("decision", model=str(folder), **trust)
+    questions = {f"{name} {label}": {"type": "noul"} for name in ("bp4d", "disfa") for label in FORMATS[name]}
+    for index, image in enumerate(images):
+        answers = decide({"state": "face", "assets": {"face": Path(image)}, "questions": questions})
+        read = [answer["noul"] for answer in answers.values()]
+        same(torch.tensor(read), expected["slots"][1].unflatten(0, (len(images), -1))[index])
     return model, processor
 
 model, processor = check(checkpoint)
@@ -120,6 +131,7 @@ for name in ("au_llava", "torchvision", "trl", "datasets", "peft"):
     assert name not in sys.modules, f"{name} was imported"
 check(out)
 '''
+)
 
 
 def files(folder) -> set[str]:

@@ -7,7 +7,7 @@
     python prepare_data.py fairface --root /data/FairFace --out data/fairface
     python prepare_data.py unlabelled --root /data/pictures --out data/pictures
 
-Rendered faces need no licence and no download; of the other datasets you hold a copy (docs/data.md: where to ask), and
+Rendered faces need no license and no download; of the other datasets you hold a copy (docs/data.md: where to ask), and
 `prepare_data.py DATASET --help` says what must lie where. A run that was stopped is resumed by repeating its command;
 the content does not depend on the number of workers. Tested on CPUs only (2 cores).
 """
@@ -30,11 +30,12 @@ from rich.table import Table
 from au_llava.action_units import FORMATS
 from au_llava.au_datasets.folds import PROTOCOLS, assign_parts
 from au_llava.au_datasets.records import PARTS, finish_folder, record_features, shard_path, start_folder, write_shard
-from au_llava.au_faces.faces import DETECTORS
+from au_llava.au_faces.detect import DETECTORS
 from au_llava.au_readers import aff_wild2, bp4d, ck_plus, disfa, fairface, feafa, gft, moved, table, unlabelled
 from au_llava.au_readers.files import check_root
 from au_llava.au_readers.prepare import Crop, finish_source, parts_of, prepare_shard, start_source
-from au_llava.au_rendering.people import RENDERED_METADATA, sample_records, subject_name
+from au_llava.au_readers.rendered import RENDERED_METADATA, sample_records
+from au_llava.au_rendering.people import subject_name
 from au_llava.au_runs.commands import print_anything, sentence_of
 
 IMAGES_PER_SHARD = 240
@@ -219,7 +220,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--held-out-looks",
         action="store_true",
         help="draw the same people and faces in looks that are never drawn otherwise (flat shading like a drawing, "
-        "light from two coloured lamps, a wide-angle lens, unusual head shapes): a test of what a model carries over",
+        "light from two colored lamps, a wide-angle lens, unusual head shapes): a test of what a model carries over",
     )
     rendered.add_argument("--out", type=Path, required=True, help="folder for the records; resumed if it has some")
     rendered.add_argument("--workers", type=_positive, default=os.cpu_count(), help="processes (default: all cores)")
@@ -264,7 +265,7 @@ def add_sources(datasets) -> None:
         side = "side of the copies in pixels" + ("" if labelled else " (default: 96)")
         crops.add_argument("--crop", type=_positive, default=None if labelled else 96, metavar="SIZE", help=side)
         crops.add_argument(
-            "--faces", type=_path, metavar="CSV", help="eyes, landmarks or boxes that you have (au_faces/faces.py)"
+            "--faces", type=_path, metavar="CSV", help="eyes, landmarks or boxes that you have (au_faces/table.py)"
         )
         crops.add_argument("--detector", choices=DETECTORS[:2], help="finds them otherwise (default: packaged)")
         parts = parser.add_argument_group(

@@ -4,10 +4,9 @@ which AUs weigh more in the loss.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-import torch
 
 from au_llava.action_units import get_format
 
@@ -81,30 +80,3 @@ def row_weights(
             weights[row] = max(weights[row], *shown, 1.0)
     _, who = np.unique(np.asarray(people, dtype=str), return_inverse=True)
     return weights * (np.bincount(who) / np.bincount(who, weights))[who]
-
-
-class WeightedSampler(torch.utils.data.Sampler):
-    """Row numbers for an epoch, as many as there are rows: each row as often as its weight says, rounded up or down.
-
-    The draw is systematic (one random offset, equal steps over the summed weights) and then shuffled. It depends on
-    seed and epoch alone, so a resumed run draws what the uninterrupted one would have drawn.
-
-    Args:
-        weights: (rows,) positive.
-    """
-
-    def __init__(self, weights: np.ndarray, seed: int):
-        self.bounds = np.cumsum(weights) / np.sum(weights)
-        self.seed, self.epoch = seed, 0
-
-    def __len__(self) -> int:
-        return len(self.bounds)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        rng = np.random.default_rng([self.seed, self.epoch])
-        steps = (np.arange(len(self)) + rng.random()) / len(self)
-        rows = np.searchsorted(self.bounds, steps, side="right").clip(max=len(self) - 1)
-        yield from rng.permutation(rows).tolist()

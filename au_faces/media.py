@@ -252,13 +252,13 @@ def _upright(frame, aspect) -> Image.Image:
     """
     from av.video.reformatter import ColorPrimaries, ColorTrc
 
-    colours = {}  # FFmpeg converts matrix and range by itself, and high dynamic range if it is told to
+    colors = {}  # FFmpeg converts matrix and range by itself, and high dynamic range if it is told to
     if frame.color_trc in (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67):
-        colours = {"dst_color_trc": ColorTrc.IEC61966_2_1, "dst_color_primaries": ColorPrimaries.BT709}
+        colors = {"dst_color_trc": ColorTrc.IEC61966_2_1, "dst_color_primaries": ColorPrimaries.BT709}
     if any(component.is_alpha for component in frame.format.components):
-        image = load_face_image(Image.fromarray(frame.to_ndarray(format="rgba", **colours)))
+        image = load_face_image(Image.fromarray(frame.to_ndarray(format="rgba", **colors)))
     else:
-        image = frame.to_image(**colours)
+        image = frame.to_image(**colors)
     width = round(image.width * aspect)
     if width != image.width:
         image = image.resize((width, image.height), Image.Resampling.BICUBIC)

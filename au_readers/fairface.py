@@ -11,7 +11,7 @@ cannot consent to what is made of their faces. --all-ages takes them. The offici
 "test". Every photograph shows somebody else, as far as is known. Where the table gives the eyes, nothing is detected;
 where it gives blendshapes, --teacher mediapipe takes them and needs no MediaPipe.
 
-Licence: CC BY 4.0 (Karkkainen & Joo 2021, "FairFace: Face Attribute Dataset for Balanced Race, Gender, and Age for Bias
+License: CC BY 4.0 (Karkkainen & Joo 2021, "FairFace: Face Attribute Dataset for Balanced Race, Gender, and Age for Bias
 Measurement and Mitigation"). The photographs come from Flickr; its authors do not name the photographers (issue 5 of
 the data set's repository). Age, gender and race are what observers saw, stored to compare groups by, never to tell who
 somebody is.
@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 from datasets import Value
 
 from au_llava.au_datasets.records import NO_CLIP, Defects
+from au_llava.au_faces.landmarks import BLENDSHAPES
 from au_llava.au_faces.media import IMAGE_SUFFIXES
 from au_llava.au_readers.files import (
     Clip,
@@ -199,8 +200,6 @@ def blendshape_order(path: Path) -> list[int] | None:
     """
     if path.suffix.lower() == ".csv":
         return None
-    from au_llava.au_datasets.weak_teacher import BLENDSHAPES
-
     schema = pq.read_schema(path)
     if "blendshapes" not in schema.names:
         return None

@@ -25,13 +25,13 @@ from pyarrow import csv
 
 from au_llava.action_units import FORMATS
 from au_llava.au_datasets.records import Defects
+from au_llava.au_faces.jpeg import jpeg_bytes
 from au_llava.au_faces.media import IMAGE_SUFFIXES, DamagedVideo, every_frame
 from au_llava.au_runs.folders import entries, files_below, subfolders
 from au_llava.au_runs.names import escaped
 from au_llava.image_processing_au_llava import load_face_image, open_image
 
 ARCHIVE_SUFFIXES = {".zip", ".rar", ".7z", ".tar", ".gz"}
-VIDEO_JPEG_QUALITY = 95
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Picture:
         """The image of a record: the path of a file, its bytes from a table or if its name is no UTF-8, the JPEG of a
         video's frame."""
         if self.frame is not None:
-            return {"bytes": jpeg(self.frame), "path": None}
+            return {"bytes": jpeg_bytes(self.frame), "path": None}
         content = self.content
         if content is None and escaped(self.path) != self.path:  # no table can hold this name
             content = Path(self.path).read_bytes()
@@ -395,12 +395,6 @@ def video_frames(path: Path, wanted: Collection[int], where: str, defects: Defec
             yield number, Picture(str(path), number, frame.image)
     except DamagedVideo as error:
         defects.add("videos that cannot be decoded to their end", f"{where}: stops after frame {number} ({error})")
-
-
-def jpeg(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "JPEG", quality=VIDEO_JPEG_QUALITY)
-    return buffer.getvalue()
 
 
 def clip_images(clip: Clip, wanted: Collection[int], defects: Defects) -> Iterator[tuple[int, Picture]]:

@@ -23,13 +23,14 @@ from scipy.ndimage import gaussian_filter
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS
 from au_llava.au_datasets.records import Defects, load_records
-from au_llava.au_datasets.weak_teacher import Measured, side_of
-from au_llava.au_faces.faces import EYE_DISTANCE, EYE_HEIGHT
+from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT
+from au_llava.au_faces.landmarks import Measured, side_of
 from au_llava.au_readers.files import Clip, Picture, Source
 from au_llava.au_readers.unlabelled import NOTE, UNLABELLED_METADATA, FoundFace, check_teacher, face_records, landmarker
 from au_llava.au_rendering.activations import label_values
-from au_llava.au_rendering.render import View, draw_values, head_rotation, project
+from au_llava.au_rendering.render import draw_values, head_rotation, project
 from au_llava.au_rendering.rig import expand_sides, load_rig
+from au_llava.au_rendering.view import View
 
 STRONGEST_TURN = 22.0  # degrees of yaw and pitch; beyond, the warp of the visible half stretches the hidden one
 # At most so much of these blendshapes (means of both sides) in a face whose region is taken to be at rest. Chosen by

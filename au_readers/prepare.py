@@ -23,9 +23,12 @@ from au_llava.au_datasets.records import (
     start_folder,
     write_shard,
 )
-from au_llava.au_faces.faces import FacesTable, NoRow, Point, YuNet, crop_face
+from au_llava.au_faces.crop import Point, crop_face
+from au_llava.au_faces.detect import YuNet
+from au_llava.au_faces.jpeg import jpeg_bytes
 from au_llava.au_faces.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from au_llava.au_readers.files import Clip, Known, Picture, Source, jpeg
+from au_llava.au_faces.table import FacesTable, NoRow
+from au_llava.au_readers.files import Clip, Known, Picture, Source
 from au_llava.au_runs.folders import files_below
 from au_llava.au_runs.names import escaped
 
@@ -102,7 +105,7 @@ class Crop:
         """
         image = picture.open()
         eyes = self.eyes(picture, image)
-        return None if eyes is None else {"bytes": jpeg(self.cut(image, eyes)), "path": None}
+        return None if eyes is None else {"bytes": jpeg_bytes(self.cut(image, eyes)), "path": None}
 
     def cut(self, image: Image.Image, eyes: tuple[Point, Point]) -> Image.Image:
         """The crop of the face with these eyes."""

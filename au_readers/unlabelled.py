@@ -21,7 +21,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import List, Value
@@ -29,14 +28,14 @@ from PIL import Image
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS
 from au_llava.au_datasets.records import NO_CLIP, Defects
-from au_llava.au_faces.faces import NoRow, Point, crop_face
+from au_llava.au_datasets.weak_teacher import WeakTeacher
+from au_llava.au_faces.crop import Point, crop_face
+from au_llava.au_faces.landmarks import Landmarker, Measured
 from au_llava.au_faces.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_video
+from au_llava.au_faces.table import NoRow
 from au_llava.au_readers.files import Clip, Picture, Source, check_root, local_name, missing, video_frames
 from au_llava.au_readers.prepare import Crop
 from au_llava.au_runs.folders import files_below, told
-
-if TYPE_CHECKING:  # needs MediaPipe only where somebody asks for it
-    from au_llava.au_datasets.weak_teacher import Landmarker, Measured, WeakTeacher
 
 SUBJECTS = ("files", "folders")
 TEACHERS = ("none", "mediapipe")
@@ -123,7 +122,7 @@ class FoundFace:
     image: Image.Image
     eyes: tuple[Point, Point]
 
-    def measure(self) -> "Measured | None":
+    def measure(self) -> Measured | None:
         """What the landmarker says of it; None where it finds no face."""
         return landmarker()(crop_face(self.image, self.eyes, MEASURED_SIZE, MEASURED_MARGIN))
 
@@ -186,15 +185,11 @@ def check_teacher(teacher: str, measures: bool = True) -> None:
 
 
 @lru_cache(maxsize=1)  # once per process
-def _weak_teacher() -> "WeakTeacher":
-    from au_llava.au_datasets.weak_teacher import WeakTeacher
-
+def _weak_teacher() -> WeakTeacher:
     return WeakTeacher.load()
 
 
 @lru_cache(maxsize=1)  # once per process
-def landmarker() -> "Landmarker":
+def landmarker() -> Landmarker:
     """MediaPipe's face landmarker. Raises ValueError where it is not installed."""
-    from au_llava.au_datasets.weak_teacher import Landmarker
-
     return Landmarker()

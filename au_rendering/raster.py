@@ -9,8 +9,8 @@ import numpy as np
 SHADOW_SIZE = 96  # pixels of the shadow map's side
 
 
-def rasterise(points: np.ndarray, nearness: np.ndarray, faces: np.ndarray, size: int):
-    """Nearest front-facing triangle at each pixel centre.
+def rasterize(points: np.ndarray, nearness: np.ndarray, faces: np.ndarray, size: int):
+    """Nearest front-facing triangle at each pixel center.
 
     Args:
         points: (V, 2) pixel coordinates, x right and y down.
@@ -87,7 +87,7 @@ def light_reach(
     low = plane[:, :2].min(axis=0)
     at = (plane[:, :2] - low) * ((size - 1) / (plane[:, :2].max(axis=0) - low).max())
     depth = plane[:, 2]
-    pixels, triangles, weights = rasterise(at, depth, faces, size)
+    pixels, triangles, weights = rasterize(at, depth, faces, size)
     margin = 5
     padded = size + 2 * margin
     shadow_map = np.full(padded * padded, -np.inf, np.float32)

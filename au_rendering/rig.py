@@ -1,6 +1,6 @@
 """The face rig: a parametric head and the movement that each action unit (AU) makes on it. The mesh side only.
 
-`assets/face_rig.npz` (written by `maintenance/build_face_rig.py`; sources and licences in NOTICE) holds a mean head, 60
+`assets/face_rig.npz` (written by `maintenance/build_face_rig.py`; sources and licenses in NOTICE) holds a mean head, 60
 identity modes, 52 ARKit-named facial shapes and two lip shapes made for this rig. Coordinates: x to the subject's
 left, y up, z out of the face; the unit is the distance between the eyes, whose midpoint is the origin.
 
@@ -94,7 +94,7 @@ class FaceRig:
     faces: np.ndarray  # (F, 3) int64
     regions: np.ndarray  # (F,) int64, index into region_names
     region_names: tuple[str, ...]
-    eye_frames: np.ndarray  # (2, 2, 3), for the left and the right eye: centre and gaze direction
+    eye_frames: np.ndarray  # (2, 2, 3), for the left and the right eye: center and gaze direction
     lips: np.ndarray  # (V,) in [0, 1], the red of the lips
     lids: np.ndarray  # (V,) in [0, 1], the rim of the eyelids
 

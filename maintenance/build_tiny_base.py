@@ -15,7 +15,16 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast, ResNetConfig
 
-from au_llava.action_units import ACTION_UNITS, MAIN_FORMATS, SCALES, definition_line, get_format, prompt_parts
+from au_llava.action_units import (
+    ACTION_UNITS,
+    MAIN_FORMATS,
+    SCALES,
+    SEPARATOR,
+    definition_line,
+    get_format,
+    prompt_parts,
+    value_prefix,
+)
 from au_llava.configuration_au_llava import AuLlavaConfig, add_image_token
 from au_llava.image_processing_au_llava import AuLlavaImageProcessor
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
@@ -32,8 +41,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     parts = [prompt_parts(fmt) for fmt in map(get_format, MAIN_FORMATS)]
-    phrases = ["user\n", "assistant\n", ", ", parts[0][0], *(part[-1] for part in parts)]
-    phrases += [definition_line(label) for label in ACTION_UNITS] + [f"{label}: " for label in ACTION_UNITS]
+    phrases = ["user\n", "assistant\n", SEPARATOR, parts[0][0], *(part[-1] for part in parts)]
+    phrases += [definition_line(label) for label in ACTION_UNITS] + [value_prefix(label) for label in ACTION_UNITS]
     phrases += [value for values in SCALES.values() for value in values]
     tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in dict.fromkeys(phrases)])
     return PreTrainedTokenizerFast(

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from au_llava.au_rendering.people import render_face
-from au_llava.au_rendering.render import View
+from au_llava.au_rendering.pictures import render_face
+from au_llava.au_rendering.view import View
 from au_llava.au_runs.files import check_writable
 
 SUBJECTS = (9, 3, 2, 12, 17)

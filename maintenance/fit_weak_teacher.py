@@ -34,7 +34,8 @@ from sklearn.metrics import roc_auc_score
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS
 from au_llava.au_datasets.records import MANIFEST, group_by_image, load_records
-from au_llava.au_datasets.weak_teacher import BLENDSHAPES, CERTAIN, LANDMARKER_SHA256, Landmarker, Rule, WeakTeacher
+from au_llava.au_datasets.weak_teacher import CERTAIN, Rule, WeakTeacher
+from au_llava.au_faces.landmarks import BLENDSHAPES, LANDMARKER_SHA256, Landmarker
 from au_llava.au_readers.files import Picture
 
 KEPT_APART = 1000  # photographs to choose and compare on, never used here

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from au_llava.au_rendering.people import render_face
-from au_llava.au_rendering.render import View
+from au_llava.au_rendering.pictures import render_face
+from au_llava.au_rendering.view import View
 
 SEED = 9  # the recipes train on seeds 0 and 2 and test on seed 1
 FACES = {  # file name -> (AU strengths, view)

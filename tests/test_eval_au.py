@@ -13,13 +13,13 @@ from scipy.stats import pearsonr
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import AutoProcessor
 
-from au_llava import eval_au
 from au_llava.action_units import FORMATS
 from au_llava.au_datasets.records import load_records
+from au_llava.au_evaluation.command import main
+from au_llava.au_evaluation.commands import run
 from au_llava.au_evaluation.predictions import predict
 from au_llava.au_evaluation.scoring import score_predictions
 from au_llava.au_runs.manifests import people_of, seen_people, training_manifest, write_training_manifest
-from au_llava.eval_au import main, make_parser
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 
 ALL = ("bp4d", "disfa", "feafa")
@@ -122,8 +122,8 @@ def test_two_processes_give_the_same_predictions(evaluated, tiny_checkpoint, ren
     launch = "accelerate.commands.accelerate_cli launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no"
     words = [*launch.split(), "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1", ROOT / "eval_au.py"]
     words += ["--model", tiny_checkpoint, "--data", rendered_records, "--out", tmp_path, "--batch_size", "2"]
-    run = subprocess.run([sys.executable, "-m", *map(str, words)], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-2000:]
+    process = subprocess.run([sys.executable, "-m", *map(str, words)], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr[-2000:]
     results, _ = evaluated
     assert json.loads((tmp_path / "results.json").read_text())["formats"] == results["formats"]
 
@@ -153,18 +153,18 @@ def test_a_killed_evaluation_goes_on(evaluated, tiny_checkpoint, rendered_record
         return recognize(self, processor, images, **options)
 
     monkeypatch.setattr(AuLlavaForConditionalGeneration, "recognize", failing)
-    monkeypatch.setattr(eval_au, "load", local(tiny_checkpoint))
+    monkeypatch.setattr(run, "load_checkpoint", local(tiny_checkpoint))
     with pytest.raises(KeyboardInterrupt):
         evaluate(tiny_checkpoint, rendered_records, tmp_path, "--batch_size", 2)
     kept = tmp_path / "unfinished" / "process-00000.jsonl"
     assert len(kept.read_text().splitlines()) == 1 + 2 * 2 * 3  # identity; two batches of two images in three formats
     with kept.open("a") as handle:
         handle.write('{"row": 12, "asked": "bp')  # the kill cut a line
-    with pytest.raises(ValueError, match="another evaluation \\(other batch_size\\)"):
+    with pytest.raises(ValueError, match="another run \\(other batch_size\\)"):
         evaluate(tiny_checkpoint, rendered_records, tmp_path, "--batch_size", 3)
     with monkeypatch.context() as changed:
-        changed.setattr(eval_au, "load", local(tiny_checkpoint, mirror_images=True))
-        with pytest.raises(ValueError, match="another evaluation \\(other mirror_images\\)"):
+        changed.setattr(run, "load_checkpoint", local(tiny_checkpoint, mirror_images=True))
+        with pytest.raises(ValueError, match="another run \\(other mirror_images\\)"):
             evaluate(tiny_checkpoint, rendered_records, tmp_path, "--batch_size", 2)
     results, predictions = evaluate(tiny_checkpoint, rendered_records, tmp_path, "--batch_size", 2)
     assert seen == [2, 2, 2, 2]
@@ -175,7 +175,7 @@ def test_a_killed_evaluation_goes_on(evaluated, tiny_checkpoint, rendered_record
 
 def local(checkpoint, **config):
     """Loads the package's own classes instead of the copies that remote code makes."""
-    return lambda name, quantise=None: (
+    return lambda name, quantize=None: (
         AuLlavaForConditionalGeneration.from_pretrained(checkpoint, **config).eval(),
         AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True),
     )
@@ -267,5 +267,5 @@ def test_comparing_with_itself_and_with_another(evaluated, tiny_checkpoint, rend
 
 def test_unknown_flags_are_refused(capsys):
     with pytest.raises(SystemExit):
-        make_parser().parse_args(["--data", "x", "--out", "y", "--modle", "z"])
+        run.make_parser().parse_args(["--data", "x", "--out", "y", "--modle", "z"])
     assert "--modle" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Evidence: occlusion maps where the truth is known, reasons in words, and the pointing game."""
+"""Evidence: maps where the truth is known, reasons in words, and the pointing game."""
 
 import json
 
@@ -12,9 +12,11 @@ from au_llava.action_units import FORMATS
 from au_llava.au_recognition.evidence import BLUR, evidence_maps, falls_when_hidden, peak
 from au_llava.au_recognition.reasons import add_reasons, explain, reason
 from au_llava.au_recognition.runner import reading_of
-from au_llava.au_rendering.people import picture, sample_subject
-from au_llava.au_rendering.render import View, draw_values
+from au_llava.au_rendering.people import sample_subject
+from au_llava.au_rendering.pictures import picture
+from au_llava.au_rendering.render import draw_values
 from au_llava.au_rendering.rig import load_rig
+from au_llava.au_rendering.view import View
 
 pointing = load_tool("pointing")
 BP4D, DISFA, FEAFA = FORMATS["bp4d"], FORMATS["disfa"], FORMATS["feafa"]
@@ -100,7 +102,7 @@ def test_a_face_that_makes_no_difference_gives_no_evidence(image):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ({BP4D: ["AU99"]}, "format bp4d has no 'AU99': choose of AU1, AU2"),
+        ({BP4D: ["AU99"]}, "format bp4d has no 'AU99': choose from AU1, AU2"),
         ({BP4D: [], DISFA: []}, "no AU to explain"),
     ],
 )
@@ -228,7 +230,7 @@ def test_summary_by_hand():
         row("B", "AU1", 0.0, 0.2, 0.1),
         row("B", "AU4", 1.0, 0.4, 0.2),
     ]
-    found = pointing.summarise(rows, [BP4D])["bp4d"]
+    found = pointing.summarize(rows, [BP4D])["bp4d"]
     first, second = found["per_au"]["AU1"], found["per_au"]["AU4"]
     assert [first[key] for key in ("n", "hits", "chance", "others")] == pytest.approx([3, 2 / 3, 0.2, 0.3])
     assert first["interval"] == [0.0, 1.0]  # only B or only A is drawn in a quarter of the resamples each
@@ -241,7 +243,7 @@ def test_summary_by_hand():
 
 def test_pointing_runs(tiny_checkpoint, tmp_path, capsys):
     out = tmp_path / "new" / "pointing.json"
-    pointing.main(["--model", str(tiny_checkpoint), "--people", "3", "--out", str(out)])
+    assert pointing.run(["--model", str(tiny_checkpoint), "--people", "3", "--out", str(out)]) == 0
     written = json.loads(out.read_text())
     assert written["provenance"]["checkpoint"]["weights_sha256"]["model.safetensors"]
     assert written["provenance"]["faces"] == {"seed": 1, "first": 100, "people": 3, "images": 1, "size": 96}
@@ -251,6 +253,6 @@ def test_pointing_runs(tiny_checkpoint, tmp_path, capsys):
     assert "other AUs" in capsys.readouterr().out
 
 
-def test_pointing_refuses_a_folder_without_a_checkpoint(tmp_path):
-    with pytest.raises((ValueError, OSError)):
-        pointing.main(["--model", str(tmp_path), "--out", str(tmp_path / "x.json")])
+def test_pointing_refuses_a_folder_without_a_checkpoint(tmp_path, capsys):
+    assert pointing.run(["--model", str(tmp_path), "--out", str(tmp_path / "x.json")]) == 1
+    assert capsys.readouterr().err.startswith("pointing.py: ")

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from au_llava.au_faces.faces import EYE_DISTANCE, EYE_HEIGHT, FacesTable, NoRow, YuNet, crop_face, follow, look_of
+from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT, crop_face
+from au_llava.au_faces.detect import YuNet
+from au_llava.au_faces.follow import follow, look_of
+from au_llava.au_faces.table import FacesTable, NoRow
 from au_llava.au_rendering import render
-from au_llava.au_rendering.people import render_face
+from au_llava.au_rendering.pictures import render_face
 
 SIDE = 128
 

@@ -144,7 +144,7 @@ def test_depths_of_grey(tmp_path):
         np.testing.assert_allclose(shown, 255 * expected[..., None].repeat(3, 2), atol=0.51, err_msg=name)
     for wrong in (np.full((20, 20), np.nan), ramp - 0.5, ramp * 1e6):
         Image.fromarray(wrong.astype(np.float32)).save(tmp_path / "wrong.tif")
-        with pytest.raises(ValueError, match=r"wrong.tif cannot be read as an image: its grey values go from"):
+        with pytest.raises(ValueError, match=r"wrong.tif cannot be read as an image: its gray values go from"):
             load_face_image(tmp_path / "wrong.tif")
 
 

@@ -11,10 +11,10 @@ from PIL import Image
 import prepare_data
 from au_llava.action_units import FORMATS
 from au_llava.au_datasets.records import finish_folder, record_features, shard_path, start_folder, write_shard
-from au_llava.au_datasets.weak_teacher import BLENDSHAPES, Measured
+from au_llava.au_faces.landmarks import BLENDSHAPES, Measured
 from au_llava.au_readers import moved
+from au_llava.au_readers.rendered import sample_records
 from au_llava.au_readers.unlabelled import UNLABELLED_METADATA
-from au_llava.au_rendering.people import sample_records
 from au_llava.au_rendering.rig import load_rig
 
 SIDE, MARGIN = 134, 0.2

@@ -20,10 +20,10 @@ from au_llava.au_datasets.records import (
     start_folder,
     write_shard,
 )
+from au_llava.au_evaluation.command import main
 from au_llava.au_evaluation.protocols import as_latex, as_markdown, protocol_scores, published_rows
 from au_llava.au_evaluation.transfer import best_asked, shared_labels, transfer_scores
 from au_llava.au_runs.manifests import training_manifest, write_training_manifest
-from au_llava.eval_au import main
 
 NAN = float("nan")
 

@@ -33,14 +33,14 @@ from PIL import Image
 from au_llava.action_units import FORMATS
 from au_llava.au_datasets.folds import PROTOCOLS
 from au_llava.au_datasets.records import Defects, load_records
-from au_llava.au_faces.faces import crop_face
+from au_llava.au_faces.crop import crop_face
+from au_llava.au_faces.jpeg import jpeg_bytes
 from au_llava.au_readers.aff_wild2 import open_aff_wild2
 from au_llava.au_readers.bp4d import BP4D_PLUS_ORDER, occurrence_columns, open_bp4d
 from au_llava.au_readers.ck_plus import open_ck_plus
 from au_llava.au_readers.disfa import BAD_FRAMES, open_disfa
 from au_llava.au_readers.feafa import open_feafa
 from au_llava.au_readers.files import Clip, Known, Picture, Source
-from au_llava.au_readers.files import jpeg as encode_jpeg
 from au_llava.au_readers.gft import open_gft
 from au_llava.au_readers.prepare import Crop, compare, parts_of, prepare_shard
 from au_llava.au_readers.table import open_emotionet, open_table
@@ -953,7 +953,7 @@ def test_crops_are_those_of_recognition(tmp_path):
     records = load_records(tmp_path / "out")
     assert records["frame"][:] == [1, 2]
     expected = crop_face(Image.open(tmp_path / "frames" / "SN001" / "2.png").convert("RGB"), ((22, 15), (40, 18)), 24)
-    stored = Image.open(io.BytesIO(encode_jpeg(expected)))
+    stored = Image.open(io.BytesIO(jpeg_bytes(expected)))
     assert np.array_equal(np.asarray(records[1]["image"]), np.asarray(stored))
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     missing = f"SN001/left 3: {tmp_path}/frames/SN001/3.png has no row in {faces}."
@@ -999,7 +999,7 @@ def test_crops_of_a_table_leave_broken_images_out(tmp_path):
     records = load_records(tmp_path / "out")
     assert records["subject"][:] == ["0", "1"]
     expected = crop_face(Image.open(tmp_path / "good.png").convert("RGB"), ((20, 15), (40, 15)), 24)
-    stored = Image.open(io.BytesIO(encode_jpeg(expected)))
+    stored = Image.open(io.BytesIO(jpeg_bytes(expected)))
     for record in records:
         assert np.array_equal(np.asarray(record["image"]), np.asarray(stored))
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
@@ -1027,7 +1027,7 @@ def test_crops_by_a_table_of_pyfeats(tmp_path):
     for place, record in enumerate(records):
         eyes = [(10 * place + 0.24 * 40, 12 + 0.35 * 50), (10 * place + 0.76 * 40, 12 + 0.35 * 50)]
         expected = crop_face(Image.open(tmp_path / "faces" / names[place]).convert("RGB"), eyes, 24)
-        stored = Image.open(io.BytesIO(encode_jpeg(expected)))
+        stored = Image.open(io.BytesIO(jpeg_bytes(expected)))
         assert np.array_equal(np.asarray(record["image"]), np.asarray(stored))
     warnings = json.loads((tmp_path / "out" / "manifest.json").read_text())["warnings"]
     assert any(line.startswith("frames without a row in the table of faces, left out: 1 (p3/0 3") for line in warnings)

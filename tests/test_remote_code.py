@@ -23,7 +23,6 @@ CODE = {
     "decision_template_au_llava.py",
     "decoding_au_llava.py",
     "slot_tree_au_llava.py",
-    "tree_attention_au_llava.py",
     "image_processing_au_llava.py",
     "modeling_au_llava.py",
     "pipeline_au_llava.py",
@@ -154,7 +153,6 @@ def test_exactly_these_files_travel(tiny, tmp_path):
         "pipeline_au_llava.py",
         "quantization_au_llava.py",
         "slot_tree_au_llava.py",
-        "tree_attention_au_llava.py",
     }
     assert files(tmp_path / "processor") == PROCESSOR_FILES | processor_code
     assert files(tmp_path / "config") == {

@@ -132,7 +132,7 @@ def test_plans_of_parallelism_are_there(base):
 
 def test_every_layer_attends_once_through_the_interface(base):
     """_create_attention_instances and AttentionFuser: one call a layer, with `scaling`, an index of its own and no
-    mask to honour; the tower does not take part."""
+    mask to honor; the tower does not take part."""
     CALLS.clear()
     with torch.no_grad():
         base(

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import sys
 import types
 from pathlib import Path
 
@@ -15,12 +14,13 @@ import pytest
 from dataset_trees import write
 from PIL import Image
 
-from au_llava import eval_au
 from au_llava.action_units import FORMATS, MAIN_FORMATS
 from au_llava.au_datasets.mixing import TrainingData, training_rows, unlabelled_rows, validating
 from au_llava.au_datasets.records import finish_folder, load_records, record_features, shard_path, write_shard
 from au_llava.au_evaluation import calibration
-from au_llava.au_faces.faces import EYE_DISTANCE, EYE_HEIGHT, FacesTable, crop_face
+from au_llava.au_evaluation.command import main as evaluate
+from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT, crop_face
+from au_llava.au_faces.table import FacesTable
 from au_llava.au_readers import fairface, unlabelled
 from au_llava.au_readers import prepare as sources
 from au_llava.au_readers.fairface import lowest_age
@@ -73,10 +73,8 @@ def subjects(out, part=None):
 
 @pytest.fixture
 def teacher(monkeypatch):
-    """A stand-in for weak_teacher.py that believes one AU a format; `measured` is what its landmarker sees next."""
-    module = types.ModuleType("au_llava.au_datasets.weak_teacher")
-    module.BLENDSHAPES = ("_neutral", "jawOpen", "mouthSmileLeft")
-    module.measured, module.seen = [], []
+    """A stand-in for the weak teacher that believes one AU per format; `measured` is what its landmarker sees next."""
+    stand_in = types.SimpleNamespace(measured=[], seen=[])
 
     class WeakTeacher:
         @classmethod
@@ -92,18 +90,19 @@ def teacher(monkeypatch):
 
     class Landmarker:
         def __init__(self, model=None):
-            if module.measured is None:
+            if stand_in.measured is None:
                 raise ValueError("Measuring blendshapes needs MediaPipe.")
 
         def __call__(self, image):
-            module.seen.append(image)
-            return module.measured.pop(0)
+            stand_in.seen.append(image)
+            return stand_in.measured.pop(0)
 
-    module.WeakTeacher, module.Landmarker = WeakTeacher, Landmarker
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(unlabelled, "WeakTeacher", WeakTeacher)
+    monkeypatch.setattr(unlabelled, "Landmarker", Landmarker)
+    monkeypatch.setattr(fairface, "BLENDSHAPES", ("_neutral", "jawOpen", "mouthSmileLeft"))
     for cached in (unlabelled._weak_teacher, unlabelled.landmarker, fairface.blendshape_order, fairface._rows_of):
         cached.cache_clear()
-    yield module
+    yield stand_in
     for cached in (unlabelled._weak_teacher, unlabelled.landmarker, fairface.blendshape_order):
         cached.cache_clear()
 
@@ -567,9 +566,7 @@ def faces(tmp_path):
         lambda folder: TrainingData(str(folder)).load("train"),
         lambda folder: validating([str(folder)], "validation"),
         lambda folder: training_rows([f"{folder}=2"], "train", None),
-        lambda folder: eval_au.main(
-            ["--model", "nowhere", "--data", str(folder), "--part", "validation", "--out", "x"]
-        ),
+        lambda folder: evaluate(["--model", "nowhere", "--data", str(folder), "--part", "validation", "--out", "x"]),
     ],
 )
 def test_readers_of_labels_refuse_it(read, faces):
@@ -578,8 +575,8 @@ def test_readers_of_labels_refuse_it(read, faces):
 
 
 def test_priors_are_estimated_on_them(faces, monkeypatch):
-    monkeypatch.setattr(calibration, "FEWEST_UNLABELLED", 1)
-    assert len(calibration.unlabelled_records([str(faces)])) == 1
+    monkeypatch.setattr(calibration, "FEWEST_UNLABELED", 1)
+    assert len(calibration.unlabeled_records([str(faces)])) == 1
 
 
 def test_their_people_can_be_tested_and_so_not_trained_on(faces):

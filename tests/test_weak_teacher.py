@@ -17,9 +17,10 @@ from PIL import Image
 
 from au_llava import prepare_data
 from au_llava.action_units import FORMATS
-from au_llava.au_datasets import weak_teacher
 from au_llava.au_datasets.records import load_records
-from au_llava.au_datasets.weak_teacher import ASSET, BLENDSHAPES, Landmarker, WeakTeacher
+from au_llava.au_datasets.weak_teacher import ASSET, WeakTeacher
+from au_llava.au_faces import landmarks
+from au_llava.au_faces.landmarks import BLENDSHAPES, Landmarker
 
 NAN = np.nan
 INVENTED = {
@@ -198,7 +199,7 @@ def test_another_model_is_refused(tmp_path):
 def test_what_is_not_installed_is_named(tmp_path, monkeypatch):
     model = tmp_path / "face_landmarker.task"
     model.write_bytes(b"a model")
-    monkeypatch.setattr(weak_teacher, "LANDMARKER_SHA256", hashlib.sha256(b"a model").hexdigest())
+    monkeypatch.setattr(landmarks, "LANDMARKER_SHA256", hashlib.sha256(b"a model").hexdigest())
     monkeypatch.setitem(sys.modules, "mediapipe", None)
     with pytest.raises(ValueError, match=r"MediaPipe: pip install 'au-llava\[teacher\]'"):
         Landmarker(model)
@@ -212,7 +213,7 @@ def test_angles_of_a_turned_head():
     from scipy.spatial.transform import Rotation
 
     rotation = Rotation.from_euler("YXZ", [20, -10, -5], degrees=True).as_matrix()
-    assert weak_teacher._angles(3 * rotation) == pytest.approx((20, 10, 5))
+    assert landmarks.head_angles(3 * rotation) == pytest.approx((20, 10, 5))
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +232,7 @@ def test_mediapipe_on_rendered_faces(landmarker):
     rest = measured["rest"]
     assert (rest.blendshapes.shape, rest.landmarks.shape) == ((52,), (478, 2))
     eyes = [rest.landmarks[corners].mean(axis=0) / 192 for corners in ([33, 133], [362, 263])]
-    np.testing.assert_allclose(eyes, [[0.33, 0.35], [0.67, 0.35]], atol=0.04)  # faces_au's crop
+    np.testing.assert_allclose(eyes, [[0.33, 0.35], [0.67, 0.35]], atol=0.04)  # crop_face's geometry
     assert measured["wink"].yaw > measured["smile"].yaw + 8  # rendered at 10 and at -8
 
 
@@ -240,7 +241,7 @@ def test_mediapipe_finds_no_face_in_a_wall(landmarker):
 
 
 def test_mediapipe_closes_without_a_word(landmarker):
-    script = "from au_llava.au_datasets.weak_teacher import Landmarker; kept = Landmarker()"
+    script = "from au_llava.au_faces.landmarks import Landmarker; kept = Landmarker()"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT.parent)
     assert run.returncode == 0
     assert "Traceback" not in run.stderr

@@ -51,7 +51,7 @@ from transformers import (
 )
 from trl import ModelConfig, TrlParser, get_peft_config
 
-from au_llava.action_units import FORMATS, MAIN_FORMATS, AUFormat, get_format, prompt
+from au_llava.action_units import FORMATS, MAIN_FORMATS, AUFormat, get_format, prompt, value_texts
 from au_llava.au_datasets.mixing import TrainingData, training_rows
 from au_llava.au_runs.commands import sentence_of
 from au_llava.au_training.options import AUArguments, AUTrainingConfig
@@ -248,7 +248,7 @@ def stand_in_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(unk_token="?"))
     words = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s"
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(words), behavior="isolated")
-    answers = [f"{label}: {value}" for fmt in FORMATS.values() for label in fmt.labels for value in fmt.value_strings]
+    answers = [text for fmt in FORMATS.values() for label in fmt.labels for text in value_texts(label, fmt)]
     trainer = trainers.WordLevelTrainer(vocab_size=10**6, special_tokens=["?", "<|im_start|>", "<|im_end|>"])
     tokenizer.train_from_iterator([*map(prompt, FORMATS.values()), *answers, "user\nassistant\n"], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="?", unk_token="?")

@@ -1,0 +1,78 @@
+"""Rendered faces: pictures with exactly known action units, drawn by this project.
+
+Everything is a function of (seed, subject number, image number). Looks vary widely (shading, light, camera, what is
+worn, what is behind), so that a model cannot learn one renderer's style. The looks of `HELD_OUT` are only drawn when
+asked for: the same people and faces in them show how well a model generalizes to looks it was not trained on.
+"""
+
+import numpy as np
+from datasets import List, Value
+
+from au_llava.action_units import MAIN_FORMATS
+from au_llava.au_faces.jpeg import jpeg_bytes
+from au_llava.au_rendering.activations import label_values, sample_activations
+from au_llava.au_rendering.people import sample_subject
+from au_llava.au_rendering.pictures import picture
+from au_llava.au_rendering.view import HELD_OUT, sample_view
+
+RENDERED_METADATA = {  # columns beside the fixed ones of a record
+    "skin_tone": Value("int64"),  # 1 to 10, the Monk scale
+    "age": Value("float64"),
+    "gender": Value("float64"),
+    "yaw": Value("float64"),  # degrees, as are pitch and roll
+    "pitch": Value("float64"),
+    "roll": Value("float64"),
+    "light": Value("string"),  # "hard", "soft", "environment"; "split" is held out
+    "light_strength": Value("float64"),
+    "shading": Value("string"),  # one of render.SHADINGS
+    "distance": Value("float64"),  # of the camera, in eye distances
+    "resolution": Value("float64"),  # share of the picture's pixels along a side
+    "blur": Value("float64"),  # pixels of a picture of side 96
+    "occlusion": Value("float64"),  # share of the picture that something before the face covers
+    "held_out": Value("string"),  # one of HELD_OUT, "" for looks that training shows
+    "landmarks": List(Value("float32")),  # (2, 64, 2) flat: the face and the same head at rest, in crop widths
+}
+
+
+def sample_records(seed: int, number: int, images: int, size: int, held_out: bool = False) -> list[dict]:
+    """The records (three formats an image) of one subject, without their `part`.
+
+    With `held_out` the same person makes the same faces in one of the looks of `HELD_OUT`, by turns of the number.
+    """
+    family = HELD_OUT[number % len(HELD_OUT)] if held_out else ""
+    subject = sample_subject(seed, number, family)
+    records = []
+    for index in range(images):
+        rng = np.random.default_rng([seed, number, 1 + index])
+        strengths, view = sample_activations(rng), sample_view(rng, family)
+        pixels, landmarks = picture(subject, strengths, view, size, rng)
+        content = jpeg_bytes(pixels)
+        kind = "environment" if view.environment else "hard" if view.softness < 0.4 else "soft"
+        for name in MAIN_FORMATS:
+            records.append(
+                {
+                    "image": {"bytes": content, "path": None},
+                    "dataset": "rendered",
+                    "subject": subject.name,
+                    "clip": "0",
+                    "frame": index,
+                    "format": name,
+                    "values": label_values(strengths, name),
+                    "skin_tone": subject.skin_tone,
+                    "age": subject.age,
+                    "gender": subject.gender,
+                    "yaw": view.yaw,
+                    "pitch": view.pitch,
+                    "roll": view.roll,
+                    "light": "split" if family == "split light" else kind,
+                    "light_strength": view.key_strength,
+                    "shading": view.shading,
+                    "distance": view.distance,
+                    "resolution": view.resolution,
+                    "blur": view.blur,
+                    "occlusion": np.pi * view.occluder[2] * view.occluder[3] if view.occluder else 0.0,
+                    "held_out": family,
+                    "landmarks": landmarks.round(3).ravel().tolist(),
+                }
+            )
+    return records

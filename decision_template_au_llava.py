@@ -8,7 +8,7 @@ read by the model's own `decide` (decision_au_llava.py).
 
 import json
 
-from .action_units import FORMATS, MAIN_FORMATS, PURPOSE, definition_line, prompt_parts
+from .action_units import FORMATS, MAIN_FORMATS, PURPOSE, definition_line, prompt_parts, value_prefix
 
 DECISION_TEMPLATE_NAME = "decision_template.jinja"
 
@@ -40,7 +40,7 @@ TEMPLATE = """\
 {%- endif -%}
 {{- @BEFORE@ -}}
 {%- for label in formats[ns.format].labels -%}{{- definitions[label] -}}{%- endfor -%}
-{{- expected[scale] ~ @AFTER@ ~ "<|split|>" ~ ns.label ~ ": <|mark|>" -}}
+{{- expected[scale] ~ @AFTER@ ~ "<|split|>" ~ ns.label ~ @COLON@ ~ "<|mark|>" -}}
 """
 
 
@@ -58,6 +58,7 @@ def decision_template(processor) -> str:
         "MAIN": [name for name in MAIN_FORMATS if name in formats],
         "BEFORE": asked.partition(start)[0] + PURPOSE,
         "AFTER": asked.rpartition(end)[2],
+        "COLON": value_prefix(""),
     }
     template = TEMPLATE
     for part, value in parts.items():

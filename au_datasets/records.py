@@ -20,7 +20,6 @@ Unusual choice: image bytes are dictionary-encoded in Parquet, so the rows of on
 
 import hashlib
 import json
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -32,6 +31,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
 
 from au_llava.action_units import FORMATS
+from au_llava.au_runs.files import replacing, write_json
 
 SCHEMA_VERSION = 1
 PARTS = ("train", "validation", "test")
@@ -102,17 +102,15 @@ def write_shard(records: Iterable[Mapping], features: Features, path: Path, defe
     Records are taken as they come and never held all at once. `defects` are stored in the file, so that they outlive
     an interruption: what they hold once the last record has been taken.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        # Without the higher limit Parquet gives up the dictionary after 1 MB and stores every image once a row.
-        with pq.ParquetWriter(unfinished, features.arrow_schema, dictionary_pagesize_limit=2**30) as file:
-            for group in _groups(records):
-                file.write_table(pa.Table.from_pylist(group, schema=features.arrow_schema))
-            if defects is not None:
-                file.add_key_value_metadata({_DEFECTS: json.dumps(defects.found)})
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    # Without the higher limit Parquet gives up the dictionary after 1 MB and stores every image once per row.
+    with (
+        replacing(path) as unfinished,
+        pq.ParquetWriter(unfinished, features.arrow_schema, dictionary_pagesize_limit=2**30) as file,
+    ):
+        for group in _groups(records):
+            file.write_table(pa.Table.from_pylist(group, schema=features.arrow_schema))
+        if defects is not None:
+            file.add_key_value_metadata({_DEFECTS: json.dumps(defects.found)})
 
 
 def _groups(records: Iterable[Mapping]) -> Iterator[list[Mapping]]:
@@ -148,7 +146,7 @@ def start_folder(folder: Path, arguments: Mapping) -> None:
     elif any(folder.glob("data-*.parquet")):
         raise ValueError(f"{folder} holds data-*.parquet but no {MANIFEST}: choose another --out")
     else:
-        _write_json(folder / MANIFEST, {"schema_version": SCHEMA_VERSION, "complete": False, "arguments": arguments})
+        write_json(folder / MANIFEST, {"schema_version": SCHEMA_VERSION, "complete": False, "arguments": arguments})
     for unfinished in folder.glob(".data-*.parquet.*"):
         unfinished.unlink()
 
@@ -220,7 +218,7 @@ def finish_folder(
     }
     if known is not None:
         manifest["known"] = known(manifest)
-    _write_json(folder / MANIFEST, manifest)
+    write_json(folder / MANIFEST, manifest)
     return manifest
 
 
@@ -232,12 +230,6 @@ def _count_values(fmt, labels: np.ndarray, counts: Mapping[str, Counter]) -> Non
             counts[label][f"{value:.1f}" if fmt.scale == "continuous" else str(int(value))] += int(count)
         if len(known) < len(column):
             counts[label][NOT_ANNOTATED] += len(column) - len(known)
-
-
-def _write_json(path: Path, content: Mapping) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(unfinished, path)
 
 
 def load_records(

@@ -66,7 +66,7 @@ def release(out: Path) -> None:
                 shutil.copy(path, code / path.name)
     for package in packages:
         room = Path(*package.split(".")[1:])
-        if room.parts:  # templates and styles too
+        if len(room.parts) == 1:  # with its templates and styles, and the rooms inside it
             shutil.copytree(HOME / room, code / room, ignore=shutil.ignore_patterns(*NOT_COPIED))
     (code / "assets").mkdir()
     shutil.copy(HOME / "assets" / "face_rig.npz", code / "assets" / "face_rig.npz")

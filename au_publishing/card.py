@@ -7,9 +7,8 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard
 
+from au_llava.au_evaluation.tables import HEADLINE, METRICS, markdown_table, metric_names, number
 from au_llava.au_runs.manifests import seen_people
-
-METRICS = {"f1": "F1", "roc_auc": "ROC AUC", "ece": "ECE", "icc": "ICC(3,1)", "pcc": "PCC", "mae": "MAE"}
 
 # Dataset in a training manifest -> its name and its terms (docs/data.md); None: nothing to settle.
 DATASETS = {
@@ -64,15 +63,14 @@ def release_card(
 
 def evaluation_table(results: Sequence[Mapping]) -> str:
     """Mean scores in Markdown, with a row for each evaluation and format."""
-    head = ["data", "part", "images", "decoder", "format", *METRICS.values()]
-    rows = [head, ["---"] * len(head)]
+    header = ["data", "part", "images", "decoder", "format", *metric_names()]
+    rows = []
     for of_folder in results:
         origin = of_folder["provenance"]
         for name, scored in of_folder["formats"].items():
-            means = [scored["mean"].get(metric) for metric in METRICS]
-            cells = ["" if mean is None else f"{mean:.3f}" for mean in means]
-            rows.append([tested_data(of_folder), origin["part"], str(scored["n"]), origin["decoding"], name, *cells])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n\nMeans over AUs.\n"
+            means = [number(scored["mean"].get(metric), undefined="") for metric in HEADLINE]
+            rows.append([tested_data(of_folder), origin["part"], str(scored["n"]), origin["decoding"], name, *means])
+    return markdown_table(header, rows, "llrll" + "r" * len(HEADLINE)) + "\n\nMeans over AUs.\n"
 
 
 # ---- Scores
@@ -115,7 +113,7 @@ def _card_results(results: Mapping) -> list[EvalResult]:
             dataset_split=origin["part"],
             dataset_args={"content_sha256": [*origin["data"].values()]},
             metric_type=metric,
-            metric_name=f"{METRICS[metric]}, {origin['decoding']} decoder",
+            metric_name=f"{METRICS[metric].name}, {origin['decoding']} decoder",
             metric_value=value,
         )
         for name, metric, value in _scores(results)
@@ -125,7 +123,7 @@ def _card_results(results: Mapping) -> list[EvalResult]:
 def _scores(results: Mapping) -> Iterator[tuple[str, str, float]]:
     """(format, metric, mean over AUs) of the published metrics."""
     for name, scored in results["formats"].items():
-        yield from ((name, metric, mean) for metric in METRICS if (mean := scored["mean"].get(metric)) is not None)
+        yield from ((name, metric, mean) for metric in HEADLINE if (mean := scored["mean"].get(metric)) is not None)
 
 
 def tested_data(results: Mapping) -> str:

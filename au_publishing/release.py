@@ -26,7 +26,7 @@ from au_llava.au_publishing.card import (
 from au_llava.au_publishing.files import checkpoint_files, left_out, names_in
 from au_llava.au_publishing.upload import check_target, upload
 from au_llava.au_runs.commands import CommandParser, run_command
-from au_llava.au_runs.manifests import TRAINING_MANIFEST, read_training_manifest
+from au_llava.au_runs.manifests import TRAINING_MANIFEST, read_training_manifest, stored_manifest
 
 RECIPE = "recipe.yaml"
 RESULTS_FOLDER = ".eval_results"
@@ -77,7 +77,7 @@ def gather(
     files["README.md"] = release_card(folder, repo_id, manifest, results, notes).encode()
     if manifest is not None:
         public = without_local_paths(manifest)
-        files[TRAINING_MANIFEST] = (json.dumps(public, indent=1) + "\n").encode()
+        files[TRAINING_MANIFEST] = (json.dumps(stored_manifest(public), indent=1) + "\n").encode()
         files[RECIPE] = yaml.safe_dump(recipe_options(public), sort_keys=False).encode()
     for number, result in enumerate(results if benchmark else (), start=1):
         entries = eval_result_entries_to_yaml(benchmark_entries(result, benchmark))

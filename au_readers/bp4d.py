@@ -33,25 +33,11 @@ import numpy as np
 from au_llava.action_units import FORMATS
 from au_llava.au_datasets.records import Defects
 from au_llava.au_faces.media import VIDEO_SUFFIXES
-from au_llava.au_readers.files import (
-    Clip,
-    Known,
-    Picture,
-    Source,
-    by_frame,
-    clip_images,
-    files_below,
-    find_files,
-    find_folders,
-    has_images,
-    join,
-    missing,
-    needed_folder,
-    on_scale,
-    read_header,
-    read_labels,
-    read_numbers,
-)
+from au_llava.au_readers.files import find_files, find_folders, has_images, missing, needed_folder
+from au_llava.au_readers.labels import by_frame, join, on_scale, read_header, read_labels, read_numbers
+from au_llava.au_readers.pictures import clip_images
+from au_llava.au_readers.source import Clip, Known, Picture, Source
+from au_llava.au_runs.folders import files_below
 
 UNKNOWN = (9,)
 _NAME = r"([FM]\d{3})_(T\d+)"

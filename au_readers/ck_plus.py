@@ -17,20 +17,10 @@ from pathlib import Path
 from au_llava.action_units import FORMATS
 from au_llava.au_datasets.records import Defects
 from au_llava.au_faces.media import IMAGE_SUFFIXES
-from au_llava.au_readers.files import (
-    UNREADABLE,
-    Clip,
-    Known,
-    Picture,
-    Source,
-    distinct,
-    file_names,
-    find_files,
-    find_folders,
-    join,
-    missing,
-    needed_folder,
-)
+from au_llava.au_readers.files import file_names, find_files, find_folders, missing, needed_folder
+from au_llava.au_readers.labels import UNREADABLE, join
+from au_llava.au_readers.pictures import distinct
+from au_llava.au_readers.source import Clip, Known, Picture, Source
 
 _KNOWN = Known({"subjects": 123, "clips": 593, "images": 593})
 

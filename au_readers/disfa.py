@@ -25,26 +25,11 @@ from datasets import Value
 from au_llava.action_units import FORMATS
 from au_llava.au_datasets.records import Defects
 from au_llava.au_faces.media import VIDEO_SUFFIXES
-from au_llava.au_readers.files import (
-    Clip,
-    Known,
-    Source,
-    by_frame,
-    check_root,
-    files_below,
-    find_files,
-    find_folders,
-    has_images,
-    image_files,
-    join,
-    missing,
-    needed_folder,
-    numbered_images,
-    on_scale,
-    read_numbers,
-    subfolders,
-    video_frames,
-)
+from au_llava.au_readers.files import check_root, find_files, find_folders, has_images, missing, needed_folder
+from au_llava.au_readers.labels import by_frame, join, on_scale, read_numbers
+from au_llava.au_readers.pictures import image_files, numbered_images, video_frames
+from au_llava.au_readers.source import Clip, Known, Source
+from au_llava.au_runs.folders import files_below, subfolders
 
 CAMERAS = ("left", "right")
 

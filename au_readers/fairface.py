@@ -33,28 +33,11 @@ from datasets import Value
 from au_llava.au_datasets.records import NO_CLIP, Defects
 from au_llava.au_faces.landmarks import BLENDSHAPES
 from au_llava.au_faces.media import IMAGE_SUFFIXES
-from au_llava.au_readers.files import (
-    Clip,
-    Known,
-    Picture,
-    Source,
-    check_root,
-    distinct,
-    file_names,
-    find_files,
-    find_folders,
-    has_images,
-    missing,
-)
-from au_llava.au_readers.prepare import Crop
-from au_llava.au_readers.unlabelled import (
-    NOTE,
-    UNLABELLED_METADATA,
-    check_teacher,
-    face_records,
-    find_face,
-    weak_values,
-)
+from au_llava.au_readers.crops import Crop
+from au_llava.au_readers.faces import NOTE, UNLABELLED_METADATA, check_teacher, face_records, find_face, weak_values
+from au_llava.au_readers.files import check_root, file_names, find_files, find_folders, has_images, missing
+from au_llava.au_readers.pictures import distinct
+from au_llava.au_readers.source import Clip, Known, Picture, Source
 from au_llava.au_runs.folders import subfolders
 
 ADULT = 20  # years; the band before, 10-19, holds people of 18 and 19 too
@@ -186,7 +169,7 @@ def read_rows(path: Path, columns: Sequence[str]) -> list[dict]:
 
 
 @lru_cache(maxsize=1)  # once per process, for the clips of one file follow each other
-def _rows_of(path: Path) -> dict[str, dict]:
+def rows_of(path: Path) -> dict[str, dict]:
     """File -> its row, with all that is known of it."""
     columns = ("image", "file", "age", "gender", "race", *_EYES, "yaw", "pitch", "blendshapes")
     return {row["file"]: row for row in read_rows(path, columns)}
@@ -216,7 +199,7 @@ def _eyes(row: Mapping) -> tuple | None:
 def read_clip(crop: Crop, teacher: str, clip: Clip, defects: Defects) -> Iterator[dict]:
     """The records of one photograph."""
     path = clip.labels[0]
-    row = _rows_of(path)[clip.subject]
+    row = rows_of(path)[clip.subject]
     if clip.images is None:
         picture = Picture(clip.subject, content=(row["image"] or {}).get("bytes") or b"", eyes=_eyes(row))
     else:

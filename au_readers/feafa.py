@@ -22,24 +22,10 @@ from datasets import Value
 
 from au_llava.au_datasets.records import Defects
 from au_llava.au_readers.disfa import find_pictures, first_number
-from au_llava.au_readers.files import (
-    UNREADABLE,
-    Clip,
-    Known,
-    Source,
-    check_root,
-    distinct,
-    file_names,
-    find_files,
-    find_folders,
-    has_images,
-    image_files,
-    join,
-    missing,
-    numbered_images,
-    on_scale,
-    video_frames,
-)
+from au_llava.au_readers.files import check_root, file_names, find_files, find_folders, has_images, missing
+from au_llava.au_readers.labels import UNREADABLE, join, on_scale
+from au_llava.au_readers.pictures import distinct, image_files, numbered_images, video_frames
+from au_llava.au_readers.source import Clip, Known, Source
 
 _NUMBERS = {"clips": {"A": 127, "B": 27}, "images": {"A": 99356, "B": 130828}}
 

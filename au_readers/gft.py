@@ -15,22 +15,11 @@ from pathlib import Path
 
 from au_llava.au_datasets.records import Defects
 from au_llava.au_faces.media import VIDEO_SUFFIXES
-from au_llava.au_readers.files import (
-    Clip,
-    Known,
-    Source,
-    by_frame,
-    check_root,
-    clip_images,
-    distinct,
-    files_below,
-    find_folders,
-    has_images,
-    join,
-    missing,
-    read_header,
-    read_labels,
-)
+from au_llava.au_readers.files import check_root, find_folders, has_images, missing
+from au_llava.au_readers.labels import by_frame, join, read_header, read_labels
+from au_llava.au_readers.pictures import clip_images, distinct
+from au_llava.au_readers.source import Clip, Known, Source
+from au_llava.au_runs.folders import files_below
 
 UNKNOWN = (9, -1)
 _KNOWN = Known({"subjects": 96, "images": 172800})

@@ -25,8 +25,8 @@ from au_llava.action_units import FORMATS, MAIN_FORMATS
 from au_llava.au_datasets.records import Defects, load_records
 from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT
 from au_llava.au_faces.landmarks import Measured, side_of
-from au_llava.au_readers.files import Clip, Picture, Source
-from au_llava.au_readers.unlabelled import NOTE, UNLABELLED_METADATA, FoundFace, check_teacher, face_records, landmarker
+from au_llava.au_readers.faces import NOTE, UNLABELLED_METADATA, FoundFace, check_teacher, face_records, landmarker
+from au_llava.au_readers.source import Clip, Picture, Source
 from au_llava.au_rendering.activations import label_values
 from au_llava.au_rendering.render import draw_values, head_rotation, project
 from au_llava.au_rendering.rig import expand_sides, load_rig

@@ -5,11 +5,9 @@ that were found while it was written; a run that was killed is repeated and writ
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-
-from PIL import Image
 
 from au_llava.action_units import FORMATS
 from au_llava.au_datasets.folds import assign_parts, kfold, protocol_split, split_parts
@@ -23,13 +21,9 @@ from au_llava.au_datasets.records import (
     start_folder,
     write_shard,
 )
-from au_llava.au_faces.crop import Point, crop_face
-from au_llava.au_faces.detect import YuNet
-from au_llava.au_faces.jpeg import jpeg_bytes
-from au_llava.au_faces.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from au_llava.au_faces.table import FacesTable, NoRow
-from au_llava.au_readers.files import Clip, Known, Picture, Source
-from au_llava.au_runs.folders import files_below
+from au_llava.au_faces.table import NoRow
+from au_llava.au_readers.crops import Crop
+from au_llava.au_readers.source import Clip, Known, Source
 from au_llava.au_runs.names import escaped
 
 
@@ -73,72 +67,6 @@ def plan_shards(source: Source, parts: Mapping[Clip, str], out: Path) -> list[tu
         groups = [members[k : k + source.clips_per_shard] for k in range(0, len(members), source.clips_per_shard)]
         shards += [(shard_path(out, part, k, len(groups)), part, group) for k, group in enumerate(groups)]
     return shards
-
-
-@dataclass(frozen=True)
-class Crop:
-    """Cuts out the largest face, its eyes level and where rendered faces have them.
-
-    Args:
-        size: side of the crop in pixels.
-        base: the folder of the pictures.
-        faces: a table as `FacesTable` reads it, matched with `pictures`.
-        detector: finds the faces that no table gives: one of `DETECTORS`.
-        margin: as in `crop_face`.
-        pictures: all that there are, images and videos; None: those below `base`.
-    """
-
-    size: int
-    base: Path
-    faces: Path | None = None
-    detector: str = "packaged"
-    margin: float = 0.0
-    pictures: tuple[str, ...] | None = None
-
-    def __call__(self, picture: Picture) -> dict | None:
-        """The image of a record, a JPEG; None where there is no face.
-
-        Raises:
-            NoRow: the table of faces does not have it.
-            ValueError: it is no whole image, or its eyes lie outside of it.
-            OSError: there is no such file.
-        """
-        image = picture.open()
-        eyes = self.eyes(picture, image)
-        return None if eyes is None else {"bytes": jpeg_bytes(self.cut(image, eyes)), "path": None}
-
-    def cut(self, image: Image.Image, eyes: tuple[Point, Point]) -> Image.Image:
-        """The crop of the face with these eyes."""
-        return crop_face(image, eyes, self.size, self.margin)
-
-    def eyes(self, picture: Picture, image: Image.Image) -> tuple[Point, Point] | None:
-        """Those that the dataset gives, or of the largest face of a picture and its opened image; None without one.
-
-        Raises NoRow where the table of faces does not have it.
-        """
-        if self.faces is None and picture.eyes is not None:
-            return picture.eyes
-        finder = _finder(self.faces, self.detector, self.base, self.pictures)
-        if self.faces is None:
-            found = finder(image)
-        else:
-            found = finder(Path(picture.path), None if picture.frame is None else picture.number)
-        if not found:
-            return None
-        return max(found, key=lambda face: face.box[2] * face.box[3]).eyes
-
-    def check(self) -> None:
-        """Raise ValueError or OSError where the table or the detector cannot be used."""
-        _finder(self.faces, self.detector, self.base, self.pictures)
-
-
-@lru_cache(maxsize=1)  # once per process
-def _finder(faces: Path | None, detector: str, base: Path, pictures: tuple[str, ...] | None) -> YuNet | FacesTable:
-    if faces is None:
-        return YuNet(detector)
-    table = FacesTable(faces)
-    table.match(files_below(base, IMAGE_SUFFIXES | VIDEO_SUFFIXES) if pictures is None else map(Path, pictures))
-    return table
 
 
 def prepare_shard(job: tuple) -> int:

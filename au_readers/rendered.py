@@ -5,16 +5,23 @@ worn, what is behind), so that a model cannot learn one renderer's style. The lo
 asked for: the same people and faces in them show how well a model generalizes to looks it was not trained on.
 """
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import numpy as np
 from datasets import List, Value
 
 from au_llava.action_units import MAIN_FORMATS
+from au_llava.au_datasets.folds import assign_parts
+from au_llava.au_datasets.records import PARTS, finish_folder, record_features, shard_path, start_folder, write_shard
 from au_llava.au_faces.jpeg import jpeg_bytes
 from au_llava.au_rendering.activations import label_values, sample_activations
-from au_llava.au_rendering.people import sample_subject
+from au_llava.au_rendering.people import sample_subject, subject_name
 from au_llava.au_rendering.pictures import picture
 from au_llava.au_rendering.view import HELD_OUT, sample_view
 
+IMAGES_PER_SHARD = 240
+NOTE = "rendered faces are not real faces: results on them say little of real ones"
 RENDERED_METADATA = {  # columns beside the fixed ones of a record
     "skin_tone": Value("int64"),  # 1 to 10, the Monk scale
     "age": Value("float64"),
@@ -76,3 +83,47 @@ def sample_records(seed: int, number: int, images: int, size: int, held_out: boo
                 }
             )
     return records
+
+
+def start_rendering(arguments: Mapping, out: Path) -> tuple[list[tuple], int]:
+    """The jobs of `render_shard` whose shards `out` lacks, and how many images its other shards hold.
+
+    Args:
+        arguments: of the command, as the manifest stores them.
+
+    Raises:
+        ValueError: `out` was made with other arguments, or there are too few subjects.
+    """
+    seed, subjects, images = arguments["seed"], arguments["subjects"], arguments["images_per_subject"]
+    validation, test = arguments["validation"], arguments["test"]
+    fractions = {"train": 1 - validation - test, "validation": validation, "test": test}
+    parts = assign_parts((subject_name(seed, number) for number in range(subjects)), fractions, seed)
+    start_folder(out, arguments)
+    per_shard = max(1, IMAGES_PER_SHARD // images)
+    jobs, finished = [], 0
+    for part in PARTS:
+        members = [number for number in range(subjects) if parts[subject_name(seed, number)] == part]
+        shards = [members[start : start + per_shard] for start in range(0, len(members), per_shard)]
+        for shard, numbers in enumerate(shards):
+            path = shard_path(out, part, shard, len(shards))
+            if path.is_file():
+                finished += len(numbers) * images
+            else:
+                jobs.append((path, numbers, part, arguments))
+    return jobs, finished
+
+
+def render_shard(job: tuple) -> int:
+    """Render the subjects of one shard and write it; returns its number of images. Runs in a worker process."""
+    path, numbers, part, arguments = job
+    options = (arguments["images_per_subject"], arguments["size"], arguments["held_out_looks"])
+    records = [
+        {**record, "part": part} for number in numbers for record in sample_records(arguments["seed"], number, *options)
+    ]
+    write_shard(records, record_features(RENDERED_METADATA), path)
+    return len(numbers) * arguments["images_per_subject"]
+
+
+def finish_rendering(arguments: Mapping, out: Path) -> dict:
+    """Write the manifest of a folder that holds all shards; returns it."""
+    return finish_folder(out, arguments, [NOTE])

@@ -26,18 +26,10 @@ import pandas as pd
 from au_llava.action_units import FORMATS, get_format
 from au_llava.au_datasets.records import NO_CLIP, Defects
 from au_llava.au_faces.media import IMAGE_SUFFIXES
-from au_llava.au_readers.files import (
-    Clip,
-    Known,
-    Picture,
-    Source,
-    check_root,
-    files_below,
-    join,
-    local_name,
-    missing,
-    on_scale,
-)
+from au_llava.au_readers.files import check_root, missing
+from au_llava.au_readers.labels import join, on_scale
+from au_llava.au_readers.source import Clip, Known, Picture, Source, local_name
+from au_llava.au_runs.folders import files_below
 from au_llava.au_runs.names import UNKNOWN
 
 _KNOWN_EMOTIONET = Known({"images": 24600})  # the number in the file's name

@@ -44,7 +44,7 @@ def make_parser(description: str) -> CommandParser:
         choices=PRIORS,
         help="calibrate for faces like these, which differ in how often AUs occur (default: the checkpoint's choice)",
     )
-    add("--batch-size", type=int, default=16, help="faces per forward pass (default: 16)")
+    add("--batch-size", type=int, metavar="N", default=16, help="faces per forward pass (default: 16)")
     add("--quantize", choices=QUANTIZATIONS, help="load the language model in 8 or 4 bits, with bitsandbytes")
     add("--quantise", dest="quantize", choices=QUANTIZATIONS, help=argparse.SUPPRESS)  # the former spelling
     _add_faces(parser)
@@ -66,14 +66,15 @@ def _add_faces(parser: CommandParser) -> None:
     add(
         "--faces",
         type=Path,
+        metavar="CSV",
         help="CSV table that says where the faces are: eyes, OpenFace's landmarks or boxes (docs/recognize.md)",
     )
 
 
 def _add_videos(parser: CommandParser) -> None:
-    sampling = parser.add_mutually_exclusive_group()
-    sampling.add_argument("--every", type=int, default=1, help="in a video, read every Nth frame (default: 1)")
-    sampling.add_argument("--fps", type=float, help="in a video, read this many frames per second")
+    add = parser.add_mutually_exclusive_group().add_argument
+    add("--every", type=int, metavar="N", default=1, help="in a video, read every Nth frame (default: 1)")
+    add("--fps", type=float, help="in a video, read this many frames per second")
     parser.add_argument(
         "--neutral",
         help="also write the change against the neutral face: median, the number of a frame, or a picture",
@@ -82,25 +83,30 @@ def _add_videos(parser: CommandParser) -> None:
 
 def _add_outputs(parser: CommandParser) -> None:
     add = parser.add_argument
-    add("--out", type=Path, help="table to write: .csv, .parquet, or .jsonl, which holds everything that is read")
-    add("--picture", type=Path, help="figure to write of the first faces of the pictures, annotated (PNG, PDF or SVG)")
+    add("--out", type=Path, metavar="TABLE", help="table to write: .csv, .parquet, or .jsonl, which holds the most")
+    add(
+        "--picture",
+        type=Path,
+        metavar="FIGURE",
+        help="draw the first faces of the pictures and what is read off them (PNG, PDF or SVG)",
+    )
     add(
         "--explain",
         type=Path,
-        metavar="PICTURE",
-        help="figure to write of where on the first faces of the pictures each AU's reading rests (PNG, PDF or SVG): a "
-        "tint on the face, and the reason in words, which a .jsonl table holds too. Takes about a second per face. It "
-        "shows what a reading depends on, not whether it is right (docs/recognize.md)",
+        metavar="FIGURE",
+        help="draw where on the first faces of the pictures each AU's reading rests, and give the reason in words "
+        "(PNG, PDF or SVG; a .jsonl table holds the words too). Takes about a second per face. It shows what a reading "
+        "depends on, not whether it is right (docs/recognize.md)",
     )
-    add("--picture-faces", type=int, default=6, help="most faces in --picture and in --explain (default: 6)")
-    add("--timeline", type=Path, help="figure to write of the AUs of a video over time (PNG, PDF or SVG)")
+    add("--picture-faces", type=int, metavar="N", default=6, help="faces that these two draw at most (default: 6)")
+    add("--timeline", type=Path, metavar="FIGURE", help="draw the AUs of a video over time (PNG, PDF or SVG)")
     add(
         "--curves",
         nargs="+",
         metavar="AU",
         help="AUs drawn as curves in the timeline (default: the four that move most)",
     )
-    add("--video", type=Path, help="annotated copy of the video to write (MP4), without sound")
+    add("--video", type=Path, help="write an annotated copy of the video (MP4), without sound")
 
 
 def check_options(arguments: argparse.Namespace, files: Sequence[Path]) -> None:

@@ -50,7 +50,7 @@ from au_llava.au_evaluation.photographs import (
     read_crops,
     shares,
 )
-from au_llava.au_readers.files import Picture
+from au_llava.au_readers.source import Picture
 from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.commands import CommandParser
 from au_llava.au_runs.files import check_writable

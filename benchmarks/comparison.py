@@ -267,7 +267,7 @@ def main(arguments: argparse.Namespace) -> None:
     out, formats = arguments.out, list(MAIN_FORMATS)
     base = out / "base"
     if not base.is_dir():
-        run_script("maintenance/build_tiny_base.py", "--image_size", arguments.image_size, "--out", base)
+        run_script("maintenance/build_tiny_base.py", "--image-size", arguments.image_size, "--out", base)
     ours, taken = train_ours("ours", formats, arguments)
     evaluate(ours, arguments, out / "eval" / "slots")
     evaluate(ours, arguments, out / "eval" / "free", "--decoding", "free")

@@ -25,104 +25,48 @@ import numpy as np
 import torch
 from page import add_write_option, make_table, runner, show
 from rich.table import Table
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import (
-    CLIPVisionConfig,
-    LlamaConfig,
-    PreTrainedTokenizerFast,
-    SiglipVisionConfig,
-)
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS, prompt, write_answer
 from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.commands import CommandParser
-from au_llava.configuration_au_llava import AuLlavaConfig, add_image_token
+from au_llava.au_training.untrained import byte_pair_tokenizer, published_shape, untrained
 from au_llava.decoding_au_llava import DECODERS
-from au_llava.image_processing_au_llava import AuLlavaImageProcessor
-from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
-from au_llava.processing_au_llava import CHATML_TEMPLATE, PLAIN_TEMPLATE, AuLlavaProcessor
+from au_llava.processing_au_llava import CHATML_TEMPLATE, PLAIN_TEMPLATE
 from au_llava.slot_tree_au_llava import compile_slots
 
 ALL = tuple(FORMATS[name] for name in MAIN_FORMATS)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SHAPES = ("siglip2-smollm2", "clip-vicuna-7b")
 
 
 # ---- What is measured -----------------------------------------------------------------------------------------
-def word_tokenizer() -> PreTrainedTokenizerFast:
-    """About a token a word and a token a digit; SmolLM2's tokenizer gives that for this text, Llama's some more."""
-    tokenizer = Tokenizer(models.BPE())
-    pattern = Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(pattern, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=2000,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([prompt(fmt) + "user assistant" for fmt in ALL], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=special[2], pad_token=special[0])
-
-
-def siglip2_smollm2() -> tuple[dict, str]:
-    """google/siglip2-base-patch16-224 and HuggingFaceTB/SmolLM2-135M: settings of `AuLlavaConfig`, chat template."""
-    text = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-    )
-    vision = SiglipVisionConfig(image_size=224, patch_size=16, vision_use_head=False)
-    return {"vision_config": vision, "text_config": text, "pixel_unshuffle": 2}, CHATML_TEMPLATE
-
-
-def clip_vicuna_7b() -> tuple[dict, str]:
-    """openai/clip-vit-large-patch14-336 and lmsys/vicuna-7b-v1.5, joined as in LLaVA-1.5-7B."""
-    vision = CLIPVisionConfig(
-        hidden_size=1024,
-        image_size=336,
-        intermediate_size=4096,
-        num_attention_heads=16,
-        num_hidden_layers=24,
-        patch_size=14,
-        projection_dim=768,
-    )
-    text = LlamaConfig(
-        vocab_size=32000,
-        hidden_size=4096,
-        intermediate_size=11008,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        max_position_embeddings=4096,
-        rms_norm_eps=1e-5,
-    )
-    return {"vision_config": vision, "text_config": text, "vision_feature_layer": -2}, PLAIN_TEMPLATE
+WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+"  # a digit is a token
+SHAPES = {  # name: vision, text, chat template, settings of `AuLlavaConfig`
+    "siglip2-smollm2": (
+        *("google/siglip2-base-patch16-224", "HuggingFaceTB/SmolLM2-135M-Instruct", CHATML_TEMPLATE),
+        {"pixel_unshuffle": 2},
+    ),
+    "clip-vicuna-7b": (  # as in LLaVA-1.5-7B
+        *("openai/clip-vit-large-patch14-336", "lmsys/vicuna-7b-v1.5", PLAIN_TEMPLATE),
+        {"vision_feature_layer": -2},
+    ),
+}
 
 
 def build(shape: str, dtype: torch.dtype, device: str = DEVICE):
-    """Random weights of a shape, made on the device and in the dtype, and a processor that fits: (model, processor)."""
-    settings, template = {"siglip2-smollm2": siglip2_smollm2, "clip-vicuna-7b": clip_vicuna_7b}[shape]()
-    tokenizer = word_tokenizer()
-    text, side = settings["text_config"], settings["vision_config"].image_size
-    text.bos_token_id, text.eos_token_id, text.pad_token_id = None, tokenizer.eos_token_id, tokenizer.pad_token_id
-    config = AuLlavaConfig(**settings, image_token_id=add_image_token(tokenizer))
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = AuLlavaForConditionalGeneration._from_config(config, dtype=dtype).eval()
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    images = AuLlavaImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-    fold = {"vision_stride": config.vision_stride, "pixel_unshuffle": config.pixel_unshuffle}
-    return model, AuLlavaProcessor(images, tokenizer, **fold, chat_template=template)
+    """Random weights of a shape, made on the device and in the dtype, and a processor that fits: (model, processor).
+
+    The tokenizer takes about a token a word and a token a digit, as SmolLM2's does for our prompts; Llama's takes more.
+    """
+    vision, text, template, settings = SHAPES[shape]
+    texts = [prompt(fmt) + "user assistant" for fmt in ALL]
+    tokenizer, vision = byte_pair_tokenizer(texts, WORDS, 2000), published_shape(vision)
+    if vision.model_type.startswith("siglip"):
+        vision.vision_use_head = False
+    side, text = vision.image_size, published_shape(text)
+    model, processor = untrained(vision, text, tokenizer, side, template, 0, dtype, device, **settings)
+    return model.eval(), processor
 
 
 def load(arguments: argparse.Namespace):

@@ -1,6 +1,6 @@
 """The cost of 16, 8 and 4 bits: scores, memory and processor time of a checkpoint, measured in one run.
 
-    OMP_NUM_THREADS=1 python benchmarks/quantization.py --data data/rendered-test --images 500 --write quantization
+    OMP_NUM_THREADS=1 python benchmarks/quantization.py --data data/rendered-test --images 500 --write quantisation
 
 Every precision reads the same images with the slots decoder, calibrated, in all annotated formats. Scores are means
 over AUs, as in eval_au.py. Memory is that of weights and buffers. Seconds are processor time, which other programs do

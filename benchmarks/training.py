@@ -38,7 +38,7 @@ from au_llava.au_training.options import AUTrainingConfig
 from au_llava.au_training.start import freeze_parts
 from au_llava.au_training.trainer import AUTrainer
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
-from au_llava.prepare_data import main as prepare_data
+from au_llava.prepare_data import run as prepare_data
 
 PLAIN = "plain TRL: a sequence per record"
 

@@ -47,7 +47,7 @@ def test_falls_are_those_of_recognize(image, tower, mirror):
     wanted = {BP4D: BP4D.labels, FEAFA: ("AU12L", "AU9"), DISFA: ("AU12",)}
     of_format = {"bp4d": maps[:12], "feafa": maps[12:14], "disfa": maps[14:]}
     falls = falls_when_hidden(model, processor, image, wanted, of_format)
-    painted = [Image.fromarray(np.where(each[..., None] > 0.5, np.uint8(100), image)) for each in maps]
+    painted = [Image.fromarray(np.where(evidence[..., None] > 0.5, np.uint8(100), image)) for evidence in maps]
     whole, *hidden = model.recognize(processor, [image, *painted])
     asked = [(fmt.name, label) for fmt, labels in wanted.items() for label in labels]
     expected = [
@@ -73,11 +73,11 @@ def test_the_one_patch_that_counts_is_found(image):
     reach = round(4 * BLUR * IMAGE_SIZE)  # of the blur
     around = np.zeros((IMAGE_SIZE, IMAGE_SIZE), bool)
     around[rows.start - reach : rows.stop + reach, columns.start - reach :] = True
-    for each in maps:
-        assert each[rows, columns].max() == each.max() == 1
-        assert (each[rows, columns] > 0.01).all()
-        assert (each[~around] == 0).all()
-        assert each.min() == 0
+    for evidence in maps:
+        assert evidence[rows, columns].max() == evidence.max() == 1
+        assert (evidence[rows, columns] > 0.01).all()
+        assert (evidence[~around] == 0).all()
+        assert evidence.min() == 0
 
 
 @pytest.mark.parametrize("tower", ["resnet", "dinov3"])
@@ -148,21 +148,21 @@ def test_every_au_found_is_explained(tiny, image):
     model, processor = tiny
     answers = reading_of(model.recognize(processor, image, [BP4D, DISFA])[0])["answers"]
     explained = explain(model, processor, image, answers, [BP4D, DISFA])
-    found = [
+    present = [
         (fmt, label, probability)
         for fmt in (BP4D, DISFA)
-        for label, present, probability in zip(
+        for label, there, probability in zip(
             fmt.labels, answers[fmt.name]["present"], answers[fmt.name]["probability"], strict=True
         )
-        if present
+        if there
     ]
-    assert found
-    assert [(each.format, each.label, each.probability) for each in explained] == found
-    for each in explained:
-        assert each.evidence.shape == (IMAGE_SIZE, IMAGE_SIZE)
+    assert present
+    assert [explanation[:3] for explanation in explained] == present
+    for explanation in explained:
+        assert explanation.evidence.shape == (IMAGE_SIZE, IMAGE_SIZE)
     add_reasons({"answers": answers}, explained)
     reasons = [reason for fmt in (BP4D, DISFA) for reason in answers[fmt.name].get("reason", ())]
-    assert [each for each in reasons if each] == [each.reason for each in explained]
+    assert list(filter(None, reasons)) == [explanation.reason for explanation in explained]
     nothing = {"bp4d": {"present": [False] * 12}}
     assert explain(model, processor, image, nothing, [BP4D]) == []
 

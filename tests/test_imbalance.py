@@ -55,7 +55,7 @@ def test_runs_and_goes_on(tiny_checkpoint, tmp_path_factory, tmp_path, monkeypat
     monkeypatch.setattr(imbalance, "RARE", ("AU23",))  # few faces might all show one of the usual three
     records = tmp_path_factory.mktemp("records") / "rendered"  # enough people to choose thresholds on
     options = "--subjects 20 --images-per-subject 1 --size 32 --validation 0.5 --test 0.2 --workers 1"
-    assert prepare_data.main(["rendered", *options.split(), "--out", str(records)]) == 0
+    assert prepare_data.run(["rendered", *options.split(), "--out", str(records)]) == 0
     words = ["--data", records, "--test", records, "--base", tiny_checkpoint, "--out", tmp_path]
     words += ["--rate", 0.4, "--steps", 1, "--batch_size", 2, "--seeds", 0, "--freeze", "vision_tower"]
     for arms in (["plain"], ["plain", "both"]):  # the second continues

@@ -522,8 +522,8 @@ def test_counted_reading_ends_where_frames_are_lost(tmp_path):
 
 def test_preparation_reads_as_recognition_does(tmp_path):
     from au_llava.au_datasets.records import Defects
-    from au_llava.au_readers.files import Picture
-    from au_llava.au_readers.files import video_frames as labelled_frames
+    from au_llava.au_readers.pictures import video_frames as labelled_frames
+    from au_llava.au_readers.source import Picture
 
     clear = quarters().convert("RGBA")
     clear.putalpha(120)

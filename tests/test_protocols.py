@@ -105,7 +105,7 @@ def test_parts_are_tested_by_their_own_checkpoint(fake_records, tiny_checkpoint,
     assert results["missing"] == {"P1": ["F001"]}
     assert {each["trained_people"] for each in results["provenance"].values()} == {"checked"}
     swapped = {**checkpoints, "P1": checkpoints["P2"]}
-    with pytest.raises(ValueError, match=r"has met 13 of the 13 tested people in its train part: bp4d:F002"):
+    with pytest.raises(ValueError, match=r"has seen 13 of the 13 tested people in its train part: bp4d:F002"):
         run(**swapped)
     with pytest.raises(ValueError, match="--model P1=CHECKPOINT P2=CHECKPOINT P3=CHECKPOINT"):
         run(P1=checkpoints["P1"])

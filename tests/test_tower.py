@@ -76,5 +76,5 @@ def test_a_pre_trained_base_records_who_its_tower_has_seen(
     assert manifest["people"]["validation"] == people["validation"]
     assert manifest["recipe"]["epochs"] == 1
     assert check_unseen(str(tmp_path), people["test"]) == "checked"
-    with pytest.raises(ValueError, match="has met"):
+    with pytest.raises(ValueError, match="has seen"):
         check_unseen(str(tmp_path), people["train"])

@@ -106,7 +106,7 @@ def test_checkpoints_say_who_was_seen(tiny_checkpoint, rendered_records, tmp_pat
     train(tiny_checkpoint, rendered_records, tmp_path / "one", *flags, "--learning_rate", 0.001)
     records = {part: people_of(load_records(rendered_records, part=part)) for part in ("train", "validation", "test")}
     for folder in (tmp_path / "one", tmp_path / "one" / "checkpoint-1"):
-        manifest = json.loads((folder / "training_manifest.json").read_text())
+        manifest = read_training_manifest(str(folder))
         assert manifest["people"] == {
             "train": records["train"],
             "unlabelled": [],

@@ -21,11 +21,11 @@ from au_llava.au_evaluation import calibration
 from au_llava.au_evaluation.command import main as evaluate
 from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT, crop_face
 from au_llava.au_faces.table import FacesTable
-from au_llava.au_readers import fairface, unlabelled
-from au_llava.au_readers import prepare as sources
+from au_llava.au_readers import crops, fairface
+from au_llava.au_readers import faces as sharing
 from au_llava.au_readers.fairface import lowest_age
-from au_llava.au_readers.files import local_name
-from au_llava.prepare_data import main
+from au_llava.au_readers.source import local_name
+from au_llava.prepare_data import run as prepare_data
 
 FACES = Path(__file__).resolve().parents[1] / "assets" / "faces"
 SIDE, LEFT, TOP = 112, 60, 40  # of a face in a photograph of 224 x 224
@@ -53,7 +53,7 @@ def encoded(image=None, kind="JPEG"):
 
 
 def run(command, root, out, *words):
-    return main([command, *map(str, ["--root", root, "--out", out, "--workers", 1, *words])])
+    return prepare_data([command, *map(str, ["--root", root, "--out", out, "--workers", 1, *words])])
 
 
 def manifest(out):
@@ -97,13 +97,13 @@ def teacher(monkeypatch):
             stand_in.seen.append(image)
             return stand_in.measured.pop(0)
 
-    monkeypatch.setattr(unlabelled, "WeakTeacher", WeakTeacher)
-    monkeypatch.setattr(unlabelled, "Landmarker", Landmarker)
+    monkeypatch.setattr(sharing, "WeakTeacher", WeakTeacher)
+    monkeypatch.setattr(sharing, "Landmarker", Landmarker)
     monkeypatch.setattr(fairface, "BLENDSHAPES", ("_neutral", "jawOpen", "mouthSmileLeft"))
-    for cached in (unlabelled._weak_teacher, unlabelled.landmarker, fairface.blendshape_order, fairface._rows_of):
+    for cached in (sharing.weak_teacher, sharing.landmarker, fairface.blendshape_order, fairface.rows_of):
         cached.cache_clear()
     yield stand_in
-    for cached in (unlabelled._weak_teacher, unlabelled.landmarker, fairface.blendshape_order):
+    for cached in (sharing.weak_teacher, sharing.landmarker, fairface.blendshape_order):
         cached.cache_clear()
 
 
@@ -112,8 +112,8 @@ def no_detector(monkeypatch):
     def refuse(*_):
         raise AssertionError("nothing has to be detected")
 
-    sources._finder.cache_clear()
-    monkeypatch.setattr(sources, "YuNet", refuse)
+    crops.face_finder.cache_clear()
+    monkeypatch.setattr(crops, "YuNet", refuse)
 
 
 # ---- FairFace as Parquet --------------------------------------------------------------------------------------
@@ -301,7 +301,7 @@ def test_what_is_no_copy_is_refused_in_one_sentence(make, words, message, tmp_pa
     assert run("fairface", tmp_path / "fair", tmp_path / "out", *words) == 1
     error = capsys.readouterr().err
     assert message in error
-    assert error.count("\n") == 1
+    assert error[error.index("prepare_data.py: ") :].count("\n") == 1  # after the progress bar
 
 
 # ---- FairFace as released -------------------------------------------------------------------------------------
@@ -540,7 +540,7 @@ def test_a_folder_without_faces_is_refused_in_one_sentence(make, message, tmp_pa
     assert run("unlabelled", tmp_path / "in", tmp_path / "out", "--validation", 0) == 1
     error = capsys.readouterr().err
     assert message in error
-    assert error.count("\n") == 1
+    assert error[error.index("prepare_data.py: ") :].count("\n") == 1  # after the progress bar
 
 
 def test_loose_files_are_nobodys(tmp_path, capsys):
@@ -586,7 +586,7 @@ def test_their_people_can_be_tested_and_so_not_trained_on(faces):
     rows = [{**each, "image": {"bytes": encoded(), "path": None}} for each in table.load("train", labelled=False)]
     write_shard(
         [{**each, "part": "test"} for each in rows],
-        record_features(unlabelled.UNLABELLED_METADATA),
+        record_features(sharing.UNLABELLED_METADATA),
         shard_path(faces, "train", 0, 1),
     )
     assert table.tested_people() == {(rows[0]["dataset"], rows[0]["subject"])}
@@ -597,7 +597,7 @@ def test_one_label_is_enough(faces):
     records = load_records(faces, part="train", labelled=False)
     rows = [{**each, "image": {"bytes": encoded(), "path": None}} for each in records]
     rows[0]["values"] = [1.0] + [np.nan] * (len(rows[0]["values"]) - 1)
-    features = record_features(unlabelled.UNLABELLED_METADATA)
+    features = record_features(sharing.UNLABELLED_METADATA)
     write_shard(rows, features, shard_path(faces, "train", 0, 1))
     finish_folder(faces, manifest(faces)["arguments"])
     assert len(load_records(faces)) == 6

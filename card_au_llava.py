@@ -4,7 +4,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
-TAGS = ["facial-action-units", "facs", "llava"]
+TAGS = ["facial-action-units", "facs", "llava", "decision-model", "system-one", "calibrated-probabilities"]
 TEMPLATE = """\
 ---
 {{ card_data }}

@@ -26,6 +26,8 @@ AUTO_MAP = {
     "AutoConfig": "configuration_au_llava.AuLlavaConfig",
     "AutoModel": "modeling_au_llava.AuLlavaForConditionalGeneration",
     "AutoModelForImageTextToText": "modeling_au_llava.AuLlavaForConditionalGeneration",
+    "AutoModelForMultimodalLM": "modeling_au_llava.AuLlavaForConditionalGeneration",
+    "AutoModelForDecision": "modeling_au_llava.AuLlavaForConditionalGeneration",
 }
 
 # The file and class that `transformers.pipeline` loads, by task.
@@ -193,8 +195,7 @@ class AuLlavaConfig(PreTrainedConfig):
             named = (key + "".join(f" (did you mean {match}?)" for match in near[key]) for key in unknown)
             logger.warning_once(f"AuLlavaConfig keeps but does not use keys that it does not know: {', '.join(named)}.")
         super().__post_init__(**kwargs)
-        if getattr(self, "auto_map", None) is None:
-            self.auto_map = dict(AUTO_MAP)
+        self.auto_map = AUTO_MAP | (getattr(self, "auto_map", None) or {})  # older checkpoints name fewer
         if getattr(self, "custom_pipelines", None) is None:
             self.custom_pipelines = deepcopy(CUSTOM_PIPELINES)  # `pipeline` writes classes into it
         drop_unused_heads(self.vision_config)

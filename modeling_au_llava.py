@@ -11,6 +11,7 @@ This is LLaVA as in Transformers (forward, generation, caching and parallelism a
 """
 
 import copy
+from importlib.util import find_spec
 
 import torch
 from torch import nn
@@ -41,6 +42,14 @@ from .decoding_au_llava import recognize
 from .pipeline_au_llava import AURecognitionPipeline
 from .quantization_au_llava import check_computable, check_savable, with_default_skips
 from .slot_tree_au_llava import TreeMask
+
+if find_spec("transformers.decision"):
+    from .decision_au_llava import AuDecisionMixin
+else:  # Transformers 5.20 and older have no decision models
+
+    class AuDecisionMixin:
+        pass
+
 
 logger = logging.get_logger(__name__)
 
@@ -212,7 +221,7 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
         return additive.masked_fill(~mask, torch.finfo(dtype).min)
 
 
-class AuLlavaForConditionalGeneration(AuLlavaPreTrainedModel, LlavaForConditionalGeneration):
+class AuLlavaForConditionalGeneration(AuDecisionMixin, AuLlavaPreTrainedModel, LlavaForConditionalGeneration):
     """AU-LLaVA with its language-modelling head: generates text, and reads AUs with `recognize`.
 
     Args:

@@ -3,12 +3,15 @@
 Owns the chat templates and the number of tokens per image. action_units.py owns the wording of prompts.
 """
 
+from pathlib import Path
+
 from transformers import AutoConfig, AutoTokenizer
 from transformers.image_utils import get_image_size, to_numpy_array
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from .action_units import AUFormat, get_format, prompt
 from .configuration_au_llava import IMAGE_TOKEN, AuLlavaConfig, add_image_token
+from .decision_template_au_llava import DECISION_TEMPLATE_NAME, decision_template
 from .image_processing_au_llava import AuLlavaImageProcessor
 
 # Contents may be strings or lists; {% generation %} marks the assistant's words, with their end token.
@@ -121,6 +124,12 @@ class AuLlavaProcessor(ProcessorMixin):
             pixel_unshuffle=pixel_unshuffle,
             chat_template=CHATML_TEMPLATE if chatml else PLAIN_TEMPLATE,
         )
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As in Transformers; the folder also gets the template of decision models."""
+        saved = super().save_pretrained(save_directory, **kwargs)
+        Path(save_directory, DECISION_TEMPLATE_NAME).write_text(decision_template(self), encoding="utf-8")
+        return saved
 
     def num_image_tokens(self, height: int, width: int) -> int:
         """Number of tokens in the prompt for one image of `height` x `width` pixels, after preprocessing."""

@@ -18,6 +18,8 @@ WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 # File of a checkpoint, beside weights and code -> whether a checkpoint may lack it.
 CHECKPOINT_FILES = {
     "config.json": False,
+    "decision.json": True,
+    "decision_template.jinja": True,
     "generation_config.json": True,
     "processor_config.json": False,
     "chat_template.jinja": True,

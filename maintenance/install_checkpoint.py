@@ -23,6 +23,8 @@ from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 FILES = (
     "chat_template.jinja",
     "config.json",
+    "decision.json",
+    "decision_template.jinja",
     "generation_config.json",
     "model.safetensors",
     "processor_config.json",

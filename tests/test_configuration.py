@@ -133,6 +133,8 @@ def test_auto_map_sends_every_auto_class_to_this_code(tmp_path):
         "AutoConfig": "configuration_au_llava.AuLlavaConfig",
         "AutoModel": "modeling_au_llava.AuLlavaForConditionalGeneration",
         "AutoModelForImageTextToText": "modeling_au_llava.AuLlavaForConditionalGeneration",
+        "AutoModelForMultimodalLM": "modeling_au_llava.AuLlavaForConditionalGeneration",
+        "AutoModelForDecision": "modeling_au_llava.AuLlavaForConditionalGeneration",
     }
 
 

@@ -89,14 +89,16 @@ def run(*words) -> int:
 def expected_files(folder):
     weights = {path.name for path in folder.glob("model-*.safetensors")} | {"model.safetensors.index.json"}
     code = {path.name for path in folder.glob("*.py")}
-    processor = {"processor_config.json", "chat_template.jinja", "tokenizer.json", "tokenizer_config.json"}
+    templates = {"chat_template.jinja", "decision_template.jinja"}
+    processor = templates | {"processor_config.json", "tokenizer.json", "tokenizer_config.json"}
     assert len(weights) > 2
     assert "pipeline_au_llava.py" in code
     return (
         weights
         | code
         | processor
-        | {*("README.md", "config.json", "generation_config.json", "training_manifest.json", "recipe.yaml")}
+        | {*("README.md", "config.json", "decision.json", "generation_config.json")}
+        | {*("training_manifest.json", "recipe.yaml")}
     )
 
 

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoProcessor
 
 from au_llava.au_runs.commands import CommandParser, run_command
 from au_llava.au_runs.files import HOME
 from au_llava.au_runs.manifests import read_training_manifest, write_training_manifest
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
+from au_llava.processing_au_llava import AuLlavaProcessor
 
 FILES = (
     "chat_template.jinja",
@@ -45,7 +45,8 @@ def install(checkpoint: Path, root: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = AuLlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.bfloat16)
         model.save_pretrained(folder)
-        processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
+        # This class, as for the model: older code than this may lie beside the weights.
+        processor = AuLlavaProcessor.from_pretrained(checkpoint, trust_remote_code=True)
         processor.tokenizer.init_kwargs["local_files_only"] = False  # how it was loaded here, not a trait of it
         processor.save_pretrained(folder)
         model.config.dtype = torch.float32

@@ -1,7 +1,11 @@
-# make demo: see it work on sample faces and on a photograph. make test: the test suite. Both set everything up by themselves.
+# make demo: see it work on sample faces and on a photograph. make test: the test suite, without the slow tests.
+# make test-slow: the slow tests. All of them set everything up by themselves.
+SHELL := bash
+.SHELLFLAGS := -e -o pipefail -c
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
@@ -15,10 +19,11 @@ demo: $(VENV)/.installed
 	$(BIN)/python eval_au.py --data data/demo --out runs/demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(PYTEST)
 
+# What each of them took is in slow-tests.txt.
 test-slow: $(VENV)/.installed
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow --durations=0 | tee slow-tests.txt
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -1,1 +1,1 @@
-"""AU-LLaVA reads facial action units off face images. Import from the modules: `au_llava.action_units`, …"""
+"""AU-LLaVA reads facial action units from face images. Import from its modules, such as `au_llava.action_units`."""

@@ -1,17 +1,26 @@
-"""The one owner of what the project knows about action units: the catalogue, the formats and the prompt wording.
+"""Facts about action units: the catalogue, the formats and the wording of prompts.
 
-Standard library only, and free of the model: datasets, training, decoding, evaluation and the processor all read
-AU facts here. How answers are written and parsed lives in `answers_au_llava.py`; import it from either file.
+Standard library only, independent of the model: data sets, training, decoding, evaluation and the processor take their
+AU facts from here. `answers_au_llava.py` writes and parses answers; its functions can be imported from either file.
 
-A format is always recognised by its attributes (`.labels`, `.scale`), never by its class: with transformers'
-remote code this file can be loaded twice in one process, and then the "same" class exists twice.
+Code recognizes a format by its attributes (`.labels`, `.scale`), never by its class: Transformers' remote code can load
+this file twice in one process, and then the class exists twice.
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from .answers_au_llava import SCALES, ParsedAnswer, parse_answer, quantise, write_answer
+from .answers_au_llava import (
+    SCALES,
+    SEPARATOR,
+    ParsedAnswer,
+    parse_answer,
+    round_to_scale,
+    value_prefix,
+    value_texts,
+    write_answer,
+)
 
 __all__ = [
     "ACTION_UNITS",
@@ -19,6 +28,7 @@ __all__ = [
     "MAIN_FORMATS",
     "PURPOSE",
     "SCALES",
+    "SEPARATOR",
     "AUFormat",
     "ActionUnit",
     "ParsedAnswer",
@@ -28,30 +38,32 @@ __all__ = [
     "parse_answer",
     "prompt",
     "prompt_parts",
-    "quantise",
+    "round_to_scale",
+    "value_prefix",
+    "value_texts",
     "write_answer",
 ]
 
 
 @dataclass(frozen=True)
 class ActionUnit:
-    """One action unit (AU) or action descriptor (AD, a movement that FACS defines without a muscle).
+    """One action unit (AU) or action descriptor (AD, a movement that FACS defines without naming muscles).
 
-    Left and right are the subject's own sides, as in FACS. Whether FEAFA's files follow that is not documented and
-    has to be checked on an asymmetric frame of the real data.
+    Left and right are the subject's own sides, as in FACS. FEAFA does not document whether its files do the same: check
+    an asymmetric frame of the real data.
     """
 
-    label: str  # as answers write it: "AU12", "AU43L", "AU28T", "AD30R"
-    facs: int  # FACS number, shared by the sided and the unsided labels
+    label: str  # as in answers: "AU12", "AU43L", "AU28T", "AD30R"
+    facs: int  # FACS number, the same for sided and unsided labels
     side: str | None  # "left", "right", "top" (upper lip), "bottom" (lower lip), or None for the whole AU
     name: str
-    muscles: str  # empty where FACS names none
-    definition: str  # one short clause: the model reads it, so every word costs compute
+    muscles: str  # empty for action descriptors
+    definition: str  # one short clause; part of the prompt, so every word costs compute
     region: str  # "brow", "eye", "gaze", "cheek", "nose", "upper lip", "lip corner", "lips", "lower lip", …
 
 
-# label | sides it may be scored on | name | muscles | definition | region
-# Numbers, names and muscles: Ekman, Friesen and Hager, Facial Action Coding System (2002). Definitions are our own.
+# label | sides that can be scored | name | muscles | definition | region
+# Numbers, names and muscles: Ekman, Friesen and Hager, Facial Action Coding System (2002). The definitions are ours.
 _CATALOGUE = """
 AU1  |LR| inner brow raiser       | frontalis, medial part | the inner brow ends are pulled up | brow
 AU2  |LR| outer brow raiser       | frontalis, lateral part | the outer brow ends are pulled up | brow
@@ -116,7 +128,7 @@ _SIDES = {"L": "left", "R": "right", "T": "top", "B": "bottom"}
 
 
 def _read_catalogue(table: str) -> dict[str, ActionUnit]:
-    """Label -> AU for every row of the table and for every side that the row allows."""
+    """Label -> AU, for every row of the table and each side that the row lists."""
     units = {}
     for row in table.strip().splitlines():
         label, letters, name, muscles, definition, region = (cell.strip() for cell in row.split("|"))
@@ -134,7 +146,7 @@ def _read_catalogue(table: str) -> dict[str, ActionUnit]:
 
 ACTION_UNITS: dict[str, ActionUnit] = _read_catalogue(_CATALOGUE)
 
-# Unsided codes that name a direction: they swap when an image is flipped.
+# Unsided AUs that name a direction: they swap when an image is flipped.
 _MIRROR = {"AU51": "AU52", "AU55": "AU56", "AU61": "AU62"}
 _MIRROR |= {right: left for left, right in _MIRROR.items()}
 
@@ -147,13 +159,12 @@ def mirrored_label(label: str) -> str:
     return _MIRROR.get(label, label)
 
 
-# From which value on an AU counts as present, where a scale has to be read as present or absent.
+# The least value that counts as present, by scale.
 _PRESENCE_THRESHOLDS = {
     "occurrence": 1.0,
-    "intensity": 2.0,  # DISFA's community rule: tool/DISFA_image_label_process.py of CVI-SZU/ME-GraphAU
-    "continuous": 0.30,  # our choice: the least strength whose share of 5 (1.5) rounds half up to intensity 2
+    "intensity": 2.0,  # usual for DISFA: tool/DISFA_image_label_process.py of CVI-SZU/ME-GraphAU
+    "continuous": 0.30,  # our choice: 0.30 of 5 is 1.5, which rounds to intensity 2
 }
-
 
 _NUMBERS = {scale: tuple(map(float, strings)) for scale, strings in SCALES.items()}
 
@@ -163,11 +174,14 @@ class AUFormat:
     """What an answer must hold: which AUs, and on which scale.
 
     Args:
-        name: how records, results and tables call the format.
-        labels: labels of `ACTION_UNITS`, in the order of the answer and of a record's `values`.
-        scale: "occurrence" (0 or 1), "intensity" (0 to 5) or "continuous" (0.00 to 1.00), a key of `SCALES`.
+        name: the format's name in records, results and tables.
+        labels: keys of `ACTION_UNITS`, in the order of the answer and of a record's `values`.
+        scale: a key of `SCALES`: "occurrence" (0 or 1), "intensity" (0 to 5) or "continuous" (0.00 to 1.00).
         presence_threshold: the least value that counts as present, one of the scale's values above 0. By default
             1, 2 and 0.30 on the three scales.
+
+    Raises:
+        ValueError: an empty name, no labels, an unknown or repeated label, an unknown scale, or a threshold off it.
     """
 
     name: str
@@ -204,7 +218,7 @@ class AUFormat:
 
     @property
     def value_strings(self) -> tuple[str, ...]:
-        """The values an AU can take, as answers write them: 2, 6 or 101 strings in rising order."""
+        """The values that an AU can take, as answers write them: 2, 6 or 101 strings in rising order."""
         return SCALES[self.scale]
 
     @property
@@ -213,12 +227,12 @@ class AUFormat:
         return _NUMBERS[self.scale]
 
     def to_dict(self) -> dict:
-        """Plain JSON types, for a config or a manifest; `from_dict` reads it back."""
+        """The format in JSON's types, for a config or a manifest; `from_dict` reads it back."""
         return {**asdict(self), "labels": list(self.labels)}
 
     @classmethod
     def from_dict(cls, entries: Mapping) -> "AUFormat":
-        """The format that `to_dict` described; `presence_threshold` may be left out."""
+        """The format of a dict from `to_dict`; `presence_threshold` may be left out."""
         needed, allowed = {"name", "labels", "scale"}, {"name", "labels", "scale", "presence_threshold"}
         if not needed <= set(entries) <= allowed:
             raise ValueError(f"a format's dict needs name, labels, scale (and presence_threshold), not {list(entries)}")
@@ -234,10 +248,10 @@ _BUILT_IN = (
     _built_in("bp4d", "AU1 AU2 AU4 AU6 AU7 AU10 AU12 AU14 AU15 AU17 AU23 AU24", "occurrence"),
     # The 12 AUs that DISFA codes from 0 to 5.
     _built_in("disfa", "AU1 AU2 AU4 AU5 AU6 AU9 AU12 AU15 AU17 AU20 AU25 AU26", "intensity"),
-    # The five AUs whose intensity BP4D codes (AU_INT), the format of FERA 2015's intensity challenge.
+    # The five AUs whose intensity BP4D codes (AU_INT), as in FERA 2015's intensity challenge.
     _built_in("bp4d-intensity", "AU6 AU10 AU12 AU14 AU17", "intensity"),
-    # FEAFA's 24 channels in the order of its files, with the FACS numbers that sccnlab/E-DFE
-    # (facial_animation/makehuman_face.py) gives them. AU26 stands for jaw-driven mouth opening, 26 and 27.
+    # FEAFA's 24 channels in the order of its files, with the FACS numbers of sccnlab/E-DFE
+    # (facial_animation/makehuman_face.py). AU26 is mouth opening by the jaw, AU26 and AU27 of FACS.
     _built_in(
         "feafa",
         "AU43L AU43R AU5L AU5R AU4L AU4R AU2L AU2R AU26 AD30L AD30R AU12L AU12R AU20L AU20R AU28T AU28B "
@@ -248,19 +262,22 @@ _BUILT_IN = (
     _built_in("gft", "AU1 AU2 AU4 AU6 AU10 AU12 AU14 AU15 AU23 AU24", "occurrence"),
     # The 12 AUs of Aff-Wild2's challenges since 2021.
     _built_in("aff-wild2", "AU1 AU2 AU4 AU6 AU7 AU10 AU12 AU15 AU23 AU24 AU25 AU26", "occurrence"),
-    # The 17 AUs that CK+'s authors score (Lucey et al. 2010, recalled and not verified).
+    # The 17 AUs that CK+'s authors score (Lucey et al. 2010; from memory, not verified).
     _built_in("ck-plus", "AU1 AU2 AU4 AU5 AU6 AU7 AU9 AU11 AU12 AU15 AU17 AU20 AU23 AU24 AU25 AU26 AU27", "occurrence"),
     # The 12 AUs of EmotioNet that lkq52110/au-recognition and others use.
     _built_in("emotionet", "AU1 AU2 AU4 AU5 AU6 AU9 AU12 AU17 AU20 AU25 AU26 AU43", "occurrence"),
 )
 FORMATS: dict[str, AUFormat] = {fmt.name: fmt for fmt in _BUILT_IN}
-MAIN_FORMATS = ("bp4d", "disfa", "feafa")  # one of each scale: what is asked for unless somebody says otherwise
+MAIN_FORMATS = ("bp4d", "disfa", "feafa")  # one per scale: the default everywhere
 
 
 def get_format(format_or_name) -> AUFormat:
-    """The format meant by a name in `FORMATS`, by the dict of `AUFormat.to_dict`, or by a format itself.
+    """The format for a name in `FORMATS` or a dict from `AUFormat.to_dict`.
 
-    A format is anything with `.labels` and `.scale`; it is handed back as it is.
+    A format, which is any object with `.labels` and `.scale`, is returned unchanged.
+
+    Raises:
+        ValueError: an unknown name, or anything else.
     """
     if isinstance(format_or_name, str):
         if format_or_name not in FORMATS:
@@ -269,12 +286,12 @@ def get_format(format_or_name) -> AUFormat:
     if isinstance(format_or_name, Mapping):
         return AUFormat.from_dict(format_or_name)
     if not (hasattr(format_or_name, "labels") and hasattr(format_or_name, "scale")):
-        raise ValueError(f"{format_or_name!r} is no format; pass one of {list(FORMATS)}, an AUFormat or its dict")
+        raise ValueError(f"{format_or_name!r} is not a format; pass one of {list(FORMATS)}, an AUFormat or its dict")
     return format_or_name
 
 
-# The text description has three parts, as in "Towards Unified Facial Action Unit Recognition Framework by Large
-# Language Models" (arXiv 2409.08444): purpose, AU definitions, expected output. The wording is our own.
+# A prompt has three parts, as in "Towards Unified Facial Action Unit Recognition Framework by Large Language Models"
+# (arXiv 2409.08444): purpose, AU definitions, expected output. The wording is ours.
 PURPOSE = "Read the facial action units (AUs) in this face image. Left and right are the person's own.\n"
 
 _VALUE_WORDING = {
@@ -285,21 +302,20 @@ _VALUE_WORDING = {
 
 
 def definition_line(label: str) -> str:
-    """The line that tells the model what an AU is, newline included."""
+    """The line that tells the model what an AU is, with its newline."""
     unit = ACTION_UNITS[label]
     return f"{label} ({unit.name}): {unit.definition}.\n"
 
 
 def prompt_parts(fmt: AUFormat) -> tuple[str, ...]:
-    """The text description in pieces: the purpose, one line per AU, the expected output.
+    """The prompt in pieces: the purpose, one line per AU, the expected output.
 
-    The first piece is the same for every format and a definition line depends on its AU alone, so several formats
-    can share them.
+    The purpose is the same for every format, and a definition line depends only on its AU, so that formats share them.
     """
     expected_output = f'Answer "AU: value" for each AU, separated by commas; value is {_VALUE_WORDING[fmt.scale]}.'
     return (PURPOSE, *map(definition_line, fmt.labels), expected_output)
 
 
 def prompt(fmt: AUFormat) -> str:
-    """The whole text description that asks for `fmt`."""
+    """The prompt that asks for `fmt`."""
     return "".join(prompt_parts(fmt))

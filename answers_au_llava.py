@@ -1,10 +1,10 @@
-"""Answers as text: the closed list of values of each scale, how an answer is written, and how one is read.
+"""Answers as text, such as `AU1: 0, AU2: 0, AU4: 3`: the values of each scale, writing answers, parsing them.
 
-An answer looks like `AU1: 0, AU2: 0, AU4: 3`. Everything here takes the format as any object with `.labels` and
-`.scale`, and imports nothing of the package: `action_units.py` builds on this file and re-exports its functions.
+The functions take any object with `.labels` and `.scale` as the format. This file imports nothing from the package;
+`action_units.py` builds on it and re-exports its functions.
 
-Reading is lenient about spelling and strict about meaning: where a text does not say an AU's value beyond doubt,
-that AU stays unread. What counts as said is a closed grammar, described at `parse_answer`.
+The parser is lenient about spelling and strict about meaning: an AU whose value the text leaves in doubt stays unread.
+`parse_answer` describes the grammar.
 """
 
 import math
@@ -15,7 +15,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from functools import lru_cache
 from typing import NamedTuple
 
-# The values an AU can take, as they are written. The set of valid answers is therefore finite and known.
+# The values that an AU can take, as they are written.
 SCALES: dict[str, tuple[str, ...]] = {
     "occurrence": ("0", "1"),  # absent, present
     "intensity": ("0", "1", "2", "3", "4", "5"),  # 0 absent; 1-5 are FACS A-E
@@ -23,11 +23,14 @@ SCALES: dict[str, tuple[str, ...]] = {
 }
 
 
-def quantise(value: float, fmt) -> float:
+def round_to_scale(value: float, fmt) -> float:
     """The value of `fmt`'s scale nearest to `value`; ties go up (2.5 -> 3, 0.125 -> 0.13).
 
-    Ties are judged on the shortest decimal that denotes the number, so 0.285 goes to 0.29 although its binary form
-    lies a hair below. Raises ValueError for a value that is not a finite number inside the scale's range.
+    Ties are judged by the shortest decimal that denotes the number: 0.285 becomes 0.29 although its binary form is
+    slightly smaller.
+
+    Raises:
+        ValueError: `value` is NaN or outside the scale.
     """
     number, strings = float(value), SCALES[fmt.scale]
     if not float(strings[0]) <= number <= float(strings[-1]):
@@ -37,22 +40,35 @@ def quantise(value: float, fmt) -> float:
     return _nearest(number, fmt.scale)
 
 
-@lru_cache(maxsize=1024)  # the same few numbers come again and again
+@lru_cache(maxsize=1024)
 def _nearest(number: float, scale: str) -> float:
     return float(Decimal(repr(number)).quantize(Decimal(SCALES[scale][1]), rounding=ROUND_HALF_UP))
+
+
+SEPARATOR = ", "  # between the AUs of an answer
+
+
+def value_prefix(label: str) -> str:
+    """What an answer writes before an AU's value: "AU12: "."""
+    return f"{label}: "
+
+
+def value_texts(label: str, fmt) -> list[str]:
+    """An AU with each value of `fmt`'s scale, as answers write it: ["AU12: 0", "AU12: 1", ...]."""
+    return [value_prefix(label) + value for value in SCALES[fmt.scale]]
 
 
 def write_answer(values: Mapping[str, float | None], fmt) -> str:
     """Write AU values as the answer text that `fmt` asks for, in the order of `fmt.labels`.
 
     Args:
-        values: label -> value on the format's scale. A label that is missing, None or NaN is unknown and is left
-            out: unknown is not absent. With nothing known the answer is the empty string.
-        fmt: the format. Continuous values are rounded half up to the 0.01 grid; the other scales must already be
-            whole numbers of the scale.
+        values: label -> value on the format's scale. AUs that are missing, None or NaN are unknown and left out:
+            unknown is not absent. Without any known value the answer is the empty string.
+        fmt: the format. Continuous values are rounded to two decimals, ties up; values on the other scales must already
+            be whole numbers.
 
     Raises:
-        ValueError: a label outside the format, or a value that is off the scale.
+        ValueError: a label outside the format, or a value off the scale.
     """
     foreign = [label for label in values if label not in fmt.labels]
     if foreign:
@@ -62,22 +78,22 @@ def write_answer(values: Mapping[str, float | None], fmt) -> str:
         value = values.get(label)
         if value is None or math.isnan(value):
             continue
-        number = quantise(value, fmt)
+        number = round_to_scale(value, fmt)
         if fmt.scale != "continuous" and number != value:
             raise ValueError(
                 f"{label} is {value}, but {fmt.scale} values are {', '.join(SCALES[fmt.scale])}: round first"
             )
-        items.append(f"{label}: {number:.2f}" if fmt.scale == "continuous" else f"{label}: {number:.0f}")
-    return ", ".join(items)
+        items.append(value_prefix(label) + f"{number:.{2 if fmt.scale == 'continuous' else 0}f}")
+    return SEPARATOR.join(items)
 
 
 @dataclass(frozen=True)
 class ParsedAnswer:
     """What a text says about the AUs of a format.
 
-    `status` holds one word per AU: "read"; "missing" (never named); "unclear" (named, but without a value that is
-    beyond doubt); "out of range"; "off grid" (a number between two values of the scale); "conflict" (given different
-    values); "too long" (the answer is: more than `LONGEST` characters). `values` is None for all but "read".
+    `status` holds one word per AU: "read"; "missing" (never named); "unclear" (named, but its value is in doubt);
+    "out of range"; "off grid" (a number between two values of the scale); "conflict" (given different values); "too
+    long" (the answer has more than `LONGEST` characters). `values` is None for all but "read".
     """
 
     values: dict[str, float | None]
@@ -165,10 +181,10 @@ _NOTHING = re.compile(
     r"(?:(?:the|there are|i see|(?:active |present |facial )?(?:aus?|action units?)(?: present)?:|answer:) ?)*"
     rf"(?:none|no (?:(?:{_PRESENT}|facial) )?(?:aus?|action units?)(?: (?:are|is|were))?(?: (?:{_PRESENT}))?)[.! ]*"
 )
-LONGEST = 100_000  # characters of an answer: a hundred times what the longest format takes; what is longer is no answer
-_TAIL, _HEAD = 200, 120  # characters after and before an AU's name that can bear on it
+LONGEST = 100_000  # characters of an answer that is parsed: a hundred times what the longest format takes
+_TAIL, _HEAD = 200, 120  # characters after and before an AU's name that can say something about it
 
-# Spelling without meaning: full-width forms, typographic signs and markup.
+# Spelling that carries no meaning: full-width forms, typographic signs and markup.
 _SPELLING = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 _SPELLING |= str.maketrans({"\u2019": "'", "\u2212": "-", "\u2013": "-", "\u2014": " - ", "→": ">", "⇒": ">", "…": "."})
 _SPELLING |= str.maketrans(dict.fromkeys('*`"“”„«»•_#\\$', " "))
@@ -177,51 +193,51 @@ _SIDE_LETTERS = {"left": "L", "right": "R", "top": "T", "bottom": "B"}
 
 
 class _Reading(NamedTuple):
-    """What the text after an AU's name says of it."""
+    """What the text after an AU's name says about it."""
 
     value: float | str | None  # a number; "present", "absent"; "unclear", "out of range", "off grid"; None: nothing
-    end: int = 0  # characters used up
-    firm: bool = False  # introduced by punctuation such as ":", so a doubt before the name does not touch it
-    plural: bool = False  # speaks of a whole list: "AU1 and AU2 are present"
+    end: int = 0  # characters consumed
+    firm: bool = False  # introduced by punctuation such as ":", so that a doubt before the name does not apply
+    plural: bool = False  # about a whole list: "AU1 and AU2 are present"
 
 
 class _Lead(NamedTuple):
-    """What the text before an AU's name says of it."""
+    """What the text before an AU's name says about it."""
 
-    join: str | None  # how it continues the AU before it: "," "and" "or" "nor" …, None when it does not
-    in_list: bool  # there is nothing but list punctuation since the AU before it
+    join: str | None  # what joins it to the AU before it: "," "and" "or" "nor" …, or None
+    in_list: bool  # only list punctuation separates it from the AU before it
     heading: str | None  # "present", "absent" or "unclear", from a heading such as "Not visible:"
     denied: bool  # "no AU4"
     doubted: bool  # "I cannot tell whether AU4"
 
 
 def parse_answer(text: str, fmt) -> ParsedAnswer:
-    """Read the AU values that a text states. Never raises on a string; takes time linear in its length.
+    """Parse the AU values that a text states. Never raises on a string; takes time linear in its length.
 
-    - A value follows its AU's name after ":", "=", "->", "|", ";", " - ", "is", "has intensity", a bracket, a blank
-      or a line break; a gloss may stand between ("AU12 (lip corner puller): 3"). JSON and Markdown need no rule of
-      their own. Words count ("present", "not visible", "yes" …): "absent" is 0 on every scale, while "present"
-      leaves a strength open and is then unclear. FACS letters A-E are 1-5 on the intensity scale.
-    - "AU12 is not visible", "no AU4", "without AU4", "neither AU1 nor AU2", "Absent: AU1, AU2" are absence. A plural
-      speaks of its whole list ("AU1 and AU2 are absent"); "no AU1 or AU2" denies both, "no AU1 and AU2" only AU1.
-    - Hedges, refusals, questions, ranges ("2 or 3"), "AU1 or AU2 is present", "null" and numbers in prose are
-      unclear. A draft inside <think>…</think> is no part of the answer.
-    - A plain list ("AU1, AU4", "Present: AU1, AU4", "The face shows AU1 and AU4.") answers an occurrence format in
-      full: the AUs that it leaves out are absent. It is a plain list only if it holds nothing but AUs without
-      values, list words and glosses in brackets. Elsewhere an AU without a value is unclear, and one that is not
-      named is missing, never absent. "None" or "No AUs are present" as the whole answer is 0 for all AUs.
-    - An AU that is named twice has to agree with itself. A FACS number is enough to know an AU by ("AU29" is AD29),
-      but a side is never dropped: AU12L does not answer AU12.
+    - A value follows its AU's name after ":", "=", "->", "|", ";", " - ", "is", "has intensity", a bracket, a space
+      or a line break; a gloss may come between ("AU12 (lip corner puller): 3"). JSON and Markdown fit the same rules.
+      Words count ("present", "not visible", "yes" …): "absent" is 0 on every scale; "present" is 1 on the occurrence
+      scale and unclear on the others, as it gives no strength. FACS letters A-E are 1-5 on the intensity scale.
+    - "AU12 is not visible", "no AU4", "without AU4", "neither AU1 nor AU2", "Absent: AU1, AU2" mean absence. A plural
+      applies to its whole list ("AU1 and AU2 are absent"); "no AU1 or AU2" denies both, "no AU1 and AU2" only AU1.
+    - Hedges, refusals, questions, ranges ("2 or 3"), "AU1 or AU2 is present", "null" and numbers in prose are unclear.
+      A draft inside <think>…</think> does not count.
+    - A plain list ("AU1, AU4", "Present: AU1, AU4", "The face shows AU1 and AU4.") is a full answer in an occurrence
+      format: the AUs that it leaves out are absent. A plain list holds only AUs without values, list words and glosses
+      in brackets. Elsewhere an AU without a value is unclear, and one that is not named is missing, never absent.
+      "None" or "No AUs are present" as the whole answer is 0 for all AUs.
+    - If an AU is named twice, the values must agree. The FACS number identifies an AU ("AU29" is AD29), but a side is
+      never dropped: AU12L does not answer AU12.
     - The continuous scale also takes percent (37%), a decimal comma (0,37) and more than two decimals.
-    - An answer of more than `LONGEST` characters is not read at all.
+    - Answers of more than `LONGEST` characters are not parsed.
     """
     answer = text.rpartition("</think>")[2].partition("<think>")[0]
     if len(answer) > LONGEST:
-        problem = f"the answer has {len(answer):,} characters; none of more than {LONGEST:,} is read"
+        problem = f"the answer has {len(answer):,} characters; at most {LONGEST:,} are read"
         return ParsedAnswer(dict.fromkeys(fmt.labels), dict.fromkeys(fmt.labels, "too long"), (), [problem])
     folded = _fold(answer)
     labels = {_key(label): label for label in fmt.labels}
-    said: dict[str, set[float | str]] = {}  # label -> all that the text says of it
+    said: dict[str, set[float | str]] = {}  # label -> everything that the text says about it
     foreign: dict[str, None] = {}
     plain = fmt.scale == "occurrence"
     for label, value in _statements(folded, labels, fmt.scale):
@@ -246,7 +262,7 @@ def parse_answer(text: str, fmt) -> ParsedAnswer:
 
 
 def _fold(answer: str) -> str:
-    """The answer in lower case and plain signs, with single blanks and no blank lines."""
+    """The answer in lower case and plain signs, with single spaces and no blank lines."""
     answer = _QUOTE.sub(" ", answer.translate(_SPELLING).lower())
     return "\n".join(line for line in (" ".join(line.split()) for line in answer.splitlines()) if line)
 
@@ -258,10 +274,10 @@ def _key(label: str) -> tuple[int, str]:
 
 
 def _statements(folded: str, labels: Mapping[tuple[int, str], str], scale: str) -> Iterator[tuple[str, float | str]]:
-    """The label of every AU named in the text, with what is said of it there.
+    """The label of every AU named in the text, with what the text says about it at that place.
 
-    That is a value of the scale, "listed" (under a heading such as "Present:"), "named" (nothing is said), or one of
-    the statuses "unclear", "out of range" and "off grid".
+    That is a value of the scale, "listed" (under a heading such as "Present:"), "named" (nothing), or one of the
+    statuses "unclear", "out of range" and "off grid".
     """
     run: list[tuple[str, _Reading, _Lead, str | None]] = []  # AUs joined by commas and conjunctions
     meanings: dict[str, tuple[str, str | None]] = {}
@@ -289,7 +305,7 @@ def _statements(folded: str, labels: Mapping[tuple[int, str], str], scale: str) 
 
 
 def _label_and_grade(mention: re.Match, labels: Mapping[tuple[int, str], str]) -> tuple[str, str | None]:
-    """The label that a mention stands for, one of the format's if number and side fit, and its FACS letter if any."""
+    """The label that a mention stands for (the format's if number and side match), and its FACS letter or None."""
     number, grade, suffix = int(mention["number"]), mention["grade"], mention["suffix"]
     side = _SIDE_LETTERS.get(mention["after"] or mention["before"], (suffix or mention["prefix"] or "").upper())
     attached = mention.end("number") == mention.start("suffix")
@@ -363,7 +379,7 @@ def _read_value(link: str, value: re.Match, rest: str, scale: str) -> _Reading:
 
 
 def _read_number(value: re.Match, rest: str, stated: bool, next_line: bool, scale: str) -> float | str:
-    """The value of the scale that a number in the text stands for, or why it stands for none."""
+    """The value of the scale that a number in the text stands for, or the status that says why there is none."""
     text, highest = value["number"], float(SCALES[scale][-1])
     fraction = _FRACTION.match(rest)
     if fraction and float(fraction[1]) == highest:
@@ -382,7 +398,7 @@ def _read_number(value: re.Match, rest: str, stated: bool, next_line: bool, scal
 
 
 def _settle_run(run: list[tuple[str, _Reading, _Lead, str | None]], scale: str) -> Iterator[tuple[str, float | str]]:
-    """What is said of each AU of a run such as "no AU1, AU2 or AU4" or "AU6 and AU12 are visible"."""
+    """What a run such as "no AU1, AU2 or AU4" or "AU6 and AU12 are visible" says about each of its AUs."""
     last, first = run[-1][1], run[0][2]
     choice = any(lead.join == "or" for _, _, lead, _ in run[1:])  # "AU1 or AU2"
     all_denied = first.denied and len(run) > 1 and run[-1][2].join in ("or", "nor")
@@ -410,7 +426,7 @@ def _settle_run(run: list[tuple[str, _Reading, _Lead, str | None]], scale: str) 
 
 
 def _is_plain_list(folded: str) -> bool:
-    """Whether the text holds nothing but AUs, list words, glosses in brackets and list numbers."""
+    """Whether the text holds only AUs, list words, glosses in brackets and list numbers."""
     if _DOUBT.search(folded) or _NEGATION.search(folded) or re.search(r"\d ?(?:-|to|through) ?a[ud]", folded):
         return False
     rest = re.sub(_GLOSS, " ", _MENTION.sub("@", folded))
@@ -419,7 +435,7 @@ def _is_plain_list(folded: str) -> bool:
 
 
 def _settle(said: set[float | str]) -> tuple[float | None, str]:
-    """Value and status of one AU, from all that was said of it; saying nothing adds nothing to a value."""
+    """Value and status of one AU, from everything said about it; mentions without a value do not count."""
     readings = {1.0 if word == "listed" else word for word in said} - {"named", "unclear"}
     if len(readings) > 1:
         return None, "conflict"

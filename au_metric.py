@@ -1,10 +1,10 @@
-"""The `evaluate` metric: scores answers, or values that were read already, against AU values.
+"""The `evaluate` metric: scores answers, or values already read from them, against AU labels.
 
     metric = evaluate.load("./au_metric.py", "bp4d")
     metric.compute(predictions=["AU1: 0, AU2: 1, …"], references=[[0, 1, …]])
 
-Works offline. Parsing is `answers_au_llava.parse_answer`, scoring is `metrics_au.score`; this file joins them, and
-`tools/release_metric.py` makes a Space of it. `evaluate` copies only the files that a script names itself, one per
+Works offline. `answers_au_llava.parse_answer` parses, `metrics_au.score` scores; this file joins them, and
+`tools/release_metric.py` makes a Space of it. `evaluate` copies only the files that a script imports itself, one per
 line, hence the import of `answers_au_llava`.
 """
 
@@ -17,32 +17,32 @@ from .answers_au_llava import parse_answer
 from .metrics_au import score
 
 DESCRIPTION = """\
-Scores facial action units (AUs) that were read off faces, given as answers such as "AU1: 0, AU2: 0, AU4: 3" or as
-numbers: F1, precision, recall, accuracy, balanced accuracy and MCC of presence; for intensity and continuous formats
-also ICC, Pearson correlation, mean absolute and squared error. AUs without a label are left out, unread ones counted.
+Scores facial action units (AUs) read from faces, given as answers such as "AU1: 0, AU2: 0, AU4: 3" or as numbers: F1,
+precision, recall, accuracy, balanced accuracy and MCC of presence; for intensity and continuous formats also ICC,
+Pearson correlation, mean absolute and squared error. AUs without a label are left out, unread ones are counted.
 """
 
 USAGE = """
 Args:
     predictions: all of one kind.
-        Answers: strings. Whatever an answer does not say beyond doubt is unread.
+        Answers: strings. An AU whose value the answer does not state clearly is unread.
         Values: lists of numbers, one per AU in the order of the format's labels, NaN where unread. 0 or 1 if the
         format codes occurrence, else any finite number, such as the mean of a distribution.
     references: list of lists of numbers, one per AU in the order of the format's labels; NaN where not annotated.
     format: name of a built-in format, such as "bp4d", "disfa" or "feafa", an AUFormat, or its dict: name, labels,
         scale ("occurrence", "intensity" or "continuous") and optionally presence_threshold, from which on labels and
         values count as present: by default 1, 2 and 0.30 on the three scales.
-    unparsed: what to do with a labelled AU that is unread. Either way it is counted.
-        "left_out" (default): it is not scored. That flatters a system that stays silent where it is hard, so quote
+    unparsed: what to do with a labeled AU that is unread. It is counted either way.
+        "left_out" (default): it is not scored. That flatters a system that says nothing on hard images, so quote
         unparsed_rate beside the scores.
         "absent": it is scored as a prediction of 0.
 
-    `format` and `unparsed` can also be set for all computations where the metric is loaded, which
-    `evaluate.combine` needs unless all its modules know them: evaluate.load(…, format=fmt, unparsed="absent"). The
+    `format` and `unparsed` can also be set for all computations when the metric is loaded:
+    evaluate.load(…, format=fmt, unparsed="absent"). `evaluate.combine` needs that unless all its modules take them. The
     name of a built-in format may be the config_name: evaluate.load(…, "disfa").
 
 Returns:
-    a dict of numbers, and "undefined". What is undefined is NaN, never 0.
+    a dict of numbers, and "undefined". An undefined score is NaN, never 0.
     Means over the AUs for which they are defined:
         f1, precision, recall, accuracy, balanced_accuracy, mcc: of presence.
         f1_skew_normalised: F1 with the negatives weighted to weigh as much as the positives.
@@ -53,11 +53,11 @@ Returns:
     Each of them per AU, such as f1_AU12, and besides:
         support_AU12: present labels among the scored ones.
         n_AU12: scored images.
-        unparsed_AU12: labelled images where it is unread.
+        unparsed_AU12: labeled images where it is unread.
     Of the whole:
         n: images.
-        annotated: labelled (image, AU) cells.
-        unparsed_rate: share of these that is unread.
+        annotated: labeled (image, AU) cells.
+        unparsed_rate: share of them that is unread.
         undefined: which scores of AUs are NaN, and why, such as {"recall_AU6": "no positive label"}.
 
 Examples:
@@ -94,7 +94,7 @@ class AUMetric(evaluate.Metric):
         self._format = config_name if format is None else format
         self._unparsed = _checked_convention(unparsed)
         if self._format is not None:
-            get_format(self._format)  # what is wrong already here is to fail here
+            get_format(self._format)  # a wrong format fails when the metric is loaded
         super().__init__(config_name, **settings)
 
     def _info(self):
@@ -110,8 +110,8 @@ class AUMetric(evaluate.Metric):
         )
 
     def add_batch(self, *, predictions=None, references=None, **others):
-        """Add a batch of predictions and references, which `compute` scores together with all that were added."""
-        if len(predictions) != len(references):  # found out later, it would leave a half-written batch behind
+        """Add a batch of predictions and references; `compute` scores all that were added."""
+        if len(predictions) != len(references):  # later, the error would leave a half-written batch behind
             raise ValueError(f"there are {len(predictions)} predictions but {len(references)} references")
         if len({isinstance(prediction, str) for prediction in predictions}) > 1:  # `evaluate` looks at the first only
             raise ValueError("predictions must be all answers (strings; '' for none) or all values (lists of numbers)")

@@ -1,8 +1,8 @@
-"""Calibration: what makes the probabilities of the slots decoder mean what they say, and where "present" begins.
+"""Calibration: makes the slots decoder's probabilities mean what they say, and sets from where an AU is "present".
 
-Owns the entries of `AuLlavaConfig.calibration` and how they are applied. `eval_au.py --calibrate` fits them on
-validation subjects (au_evaluation/calibration.py). They travel in config.json, so that every way to load a checkpoint
-applies them. Shape of the entry:
+Owns the entries of `AuLlavaConfig.calibration` and how they are applied, to NumPy arrays as to tensors in a graph.
+au_evaluation/calibration.py fits them on validation subjects (`eval_au.py --calibrate`). They are stored in
+config.json, so that every way to load a checkpoint applies them. An example:
 
     {"formats": {"disfa": {"scale": "intensity", "presence_threshold": 2.0, "aus": {
          "AU12": {"method": "temperature", "temperature": 1.3, "threshold": 0.41},
@@ -12,31 +12,36 @@ applies them. Shape of the entry:
      "prior": "photographs",
      "fitted_on": {...}}
 
-- temperature: the distribution p becomes p^(1/T), normalised (Guo et al., On Calibration of Modern Neural Networks,
-  2017): above 1 less certain, below 1 more.
-- isotonic: the probability of presence is mapped by a rising piecewise linear function (Zadrozny and Elkan, 2002), and
-  the values above and below the presence threshold are scaled to match, so that the distribution still sums to 1.
-- threshold: an AU is read as present from this calibrated probability on.
-- reject_below: advice, not applied: answers of less confidence (the probability that the decision is right) are wrong
-  too often to be given; see au_evaluation/audits.py.
-- prior: how frequent AUs are among the faces to be read. "rendered": as among the people that all of the above was
-  fitted to. "photographs": as among unlabelled photographs; then every AU has an entry "photographs", whose shift is
-  added to the calibrated log-odds of presence (Saerens, Latinne and Decaestecker, 2002; au_evaluation/priors.py
-  estimates it) and whose threshold takes the place of the other. Without this key, as in older checkpoints, "rendered"
-  is all there is.
+- temperature: the distribution p becomes p^(1/T), normalized (Guo et al., On Calibration of Modern Neural Networks,
+  2017): less certain with T above 1, more certain below 1.
+- isotonic: a rising piecewise linear function maps the probability of presence (Zadrozny and Elkan, 2002); the values
+  above and below the presence threshold are scaled to match, so that the distribution still sums to 1.
+- threshold: the least calibrated probability at which an AU counts as present.
+- reject_below: advice, not applied: answers with less confidence (the probability that the decision is right) are wrong
+  too often to give; see au_evaluation/abstention.py.
+- prior: how frequent AUs are among the faces to be read. "rendered": as among the people of the fit. "photographs": as
+  among unlabeled photographs; then every AU has an entry "photographs", whose shift is added to the calibrated log-odds
+  of presence (Saerens, Latinne and Decaestecker, 2002; estimated by au_evaluation/priors.py) and whose threshold
+  replaces the other. Without this key, as in older checkpoints, only "rendered" exists.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 
 METHODS = ("none", "temperature", "isotonic")
 PRIORS = ("photographs", "rendered")
 DEFAULT_THRESHOLD = 0.5
+LEAST_MASS = 1e-9  # of presence and of absence, before a curve divides by them
 
 
 def check_calibration(calibration: Mapping | None) -> None:
-    """Raise ValueError, in one sentence, where `calibration` is not what the head of this file describes."""
+    """Check `calibration` against the description at the head of this file.
+
+    Raises:
+        ValueError: it differs; the message says where.
+    """
     if calibration is None:
         return
     if not isinstance(calibration, Mapping) or "formats" not in calibration:
@@ -47,18 +52,23 @@ def check_calibration(calibration: Mapping | None) -> None:
     for name, of_format in calibration["formats"].items():
         for label, entry in of_format["aus"].items():
             where = f"calibration of {name} {label}"
-            if entry.get("method") not in METHODS:
-                raise ValueError(f"{where}: method is {entry.get('method')!r}; it must be one of {', '.join(METHODS)}.")
-            if not 0 <= entry["threshold"] <= 1:
-                raise ValueError(f"{where}: threshold is {entry['threshold']}; it is a probability, 0 to 1.")
-            if entry["method"] == "temperature" and not entry["temperature"] > 0:
-                raise ValueError(f"{where}: temperature is {entry['temperature']}; it must be above 0.")
-            if entry["method"] == "isotonic":
-                curve = np.array([entry["probability"], entry["calibrated"]])
-                if (np.diff(curve) < 0).any() or curve.min() < 0 or curve.max() > 1:
-                    raise ValueError(f"{where}: an isotonic curve must rise within 0 to 1.")
+            _check_entry(entry, where)
             if prior is not None:
                 _check_photographs(entry.get("photographs"), where)
+
+
+def _check_entry(entry: Mapping, where: str) -> None:
+    method = entry.get("method")
+    if method not in METHODS:
+        raise ValueError(f"{where}: method is {method!r}; it must be one of {', '.join(METHODS)}.")
+    if not 0 <= entry["threshold"] <= 1:
+        raise ValueError(f"{where}: threshold is {entry['threshold']}; it is a probability, 0 to 1.")
+    if method == "temperature" and not entry["temperature"] > 0:
+        raise ValueError(f"{where}: temperature is {entry['temperature']}; it must be above 0.")
+    if method == "isotonic":
+        curve = np.array([entry["probability"], entry["calibrated"]])
+        if (np.diff(curve) < 0).any() or curve.min() < 0 or curve.max() > 1:
+            raise ValueError(f"{where}: an isotonic curve must rise within 0 to 1.")
 
 
 def _check_photographs(entry: Mapping | None, where: str) -> None:
@@ -71,10 +81,10 @@ def _check_photographs(entry: Mapping | None, where: str) -> None:
 
 
 def with_prior(calibration: Mapping | None, prior: str) -> Mapping | None:
-    """The calibration for faces among which AUs are as frequent as `prior`, one of `PRIORS`, says.
+    """The calibration with its prior set to one of `PRIORS`.
 
     Raises:
-        ValueError: another prior, or photographs where the calibration knows nothing of them.
+        ValueError: an unknown prior, or "photographs" for a calibration without entries for photographs.
     """
     if prior not in PRIORS:
         raise ValueError(f"prior is {prior!r}; it must be one of {', '.join(PRIORS)}.")
@@ -86,13 +96,15 @@ def with_prior(calibration: Mapping | None, prior: str) -> Mapping | None:
 
 
 def entries_for(calibration: Mapping | None, fmt) -> dict[str, Mapping]:
-    """The entries that apply to `fmt`, by the calibration's prior: label -> entry, where "shift" and "threshold" are
-    those of photographs if it says so. None for a format of the same name that means something else."""
+    """The entries that apply to `fmt`: label -> entry, with the calibration's prior taken into account.
+
+    With the prior "photographs", "shift" and "threshold" of an entry are those of its "photographs". The dict is empty
+    if the calibration has no such format, or if its format of that name has another scale or presence threshold.
+    """
     of_format = (calibration or {}).get("formats", {}).get(fmt.name)
-    if of_format is None or (of_format["scale"], of_format["presence_threshold"]) != (
-        fmt.scale,
-        fmt.presence_threshold,
-    ):
+    if of_format is None:
+        return {}
+    if (of_format["scale"], of_format["presence_threshold"]) != (fmt.scale, fmt.presence_threshold):
         return {}
     entries = {label: of_format["aus"][label] for label in fmt.labels if label in of_format["aus"]}
     if calibration.get("prior") == "photographs":
@@ -100,28 +112,75 @@ def entries_for(calibration: Mapping | None, fmt) -> dict[str, Mapping]:
     return entries
 
 
-def apply_temperature(distributions: np.ndarray, temperature: float) -> np.ndarray:
-    """(…, values) distributions with the exponent 1 / temperature."""
-    with np.errstate(divide="ignore"):
-        powers = np.log(distributions) / temperature
-    powers = np.exp(powers - powers.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
+def present_values(fmt) -> np.ndarray:
+    """(values,) booleans: which values of the format's scale count as present."""
+    return np.array(fmt.value_numbers) >= fmt.presence_threshold
 
 
-def apply_isotonic(distributions: np.ndarray, present: np.ndarray, entry: Mapping) -> np.ndarray:
-    """(…, values) distributions whose mass on the `present` values (boolean, (values,)) follows the entry's curve."""
-    mass = distributions[..., present].sum(axis=-1, keepdims=True).clip(1e-9, 1 - 1e-9)
-    target = np.interp(mass, entry["probability"], entry["calibrated"])
-    return distributions * np.where(present, target / mass, (1 - target) / (1 - mass))
+def probability_of_presence(distributions: np.ndarray, fmt) -> np.ndarray:
+    """(…, values) distributions over the scale of `fmt` to (…) probabilities of presence, 0 to 1."""
+    return distributions[..., present_values(fmt)].sum(axis=-1).clip(0, 1)
 
 
-def apply_shift(distributions: np.ndarray, present: np.ndarray, shift: float) -> np.ndarray:
-    """(…, values) distributions whose log-odds of the `present` values (boolean, (values,)) are `shift` higher.
+class Calibration:
+    """What calibration does to the distributions of some AUs, in tensor operations that `torch.export` can follow.
 
-    The values of one side keep their proportions.
+    Args:
+        entries: one per AU, as `entries_for` gives them; {} changes nothing.
+        present: (values,) booleans, which values count as present.
     """
-    weighted = distributions * np.where(present, np.exp(shift), 1.0)
-    return weighted / weighted.sum(axis=-1, keepdims=True)
+
+    def __init__(self, entries: Sequence[Mapping], present: np.ndarray):
+        column = lambda key, default: torch.tensor([[entry.get(key, default)] for entry in entries], dtype=torch.double)
+        self.present = torch.from_numpy(present)
+        self.temperatures = column("temperature", 1.0)  # (AUs, 1)
+        self.shifts = torch.where(self.present, column("shift", 0.0), 0.0)  # (AUs, values), added to log-probabilities
+        self.curves = None
+        if any("calibrated" in entry for entry in entries):
+            keys = ("probability", "calibrated")
+            self.curves = tuple(_padded([entry.get(key, (0.0, 1.0)) for entry in entries]) for key in keys)
+
+    @classmethod
+    def of(cls, calibration: Mapping | None, fmt) -> "Calibration":
+        """What `calibration`, an `AuLlavaConfig.calibration`, does in the format `fmt`."""
+        entries = entries_for(calibration, fmt)
+        return cls([entries.get(label, {}) for label in fmt.labels], present_values(fmt))
+
+    def __call__(self, log_probabilities: torch.Tensor) -> torch.Tensor:
+        """(…, AUs, values) log-probabilities to (…, AUs, values) calibrated probabilities that sum to 1."""
+        dtype = log_probabilities.dtype
+        scaled = log_probabilities / self.temperatures.to(dtype)
+        if self.curves is None:
+            return (scaled + self.shifts.to(dtype)).softmax(-1)
+        distributions = scaled.double().softmax(-1)  # a curve divides by masses near 0
+        mass = (distributions * self.present).sum(-1, keepdim=True).clamp(LEAST_MASS, 1 - LEAST_MASS)
+        target = self._on_curve(mass)
+        factors = torch.where(self.present, target / mass, (1 - target) / (1 - mass))
+        weighted = distributions * factors * self.shifts.exp()
+        return (weighted / weighted.sum(-1, keepdim=True)).to(dtype)
+
+    def _on_curve(self, mass: torch.Tensor) -> torch.Tensor:
+        """(…, AUs, 1) probabilities of presence to what the curves make of them, as `np.interp` does."""
+        probability, calibrated = self.curves  # (AUs, points) each
+        start, width = probability[:, :-1], probability.diff(dim=-1)
+        share = ((mass - start) / width.clamp(min=1e-300)).clamp(0, 1)  # of each segment that lies below the mass
+        share = torch.where(width > 0, share, (mass >= start).to(share.dtype))  # a step has no width
+        return calibrated[:, :1] + (share * calibrated.diff(dim=-1)).sum(-1, keepdim=True)
+
+
+def _padded(rows: Sequence[Sequence[float]]) -> torch.Tensor:
+    """(rows, longest row) float64; shorter rows repeat their last number."""
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *row[-1:] * (longest - len(row))] for row in rows], dtype=torch.double)
+
+
+def apply_entries(distributions: np.ndarray, entries: Sequence[Mapping], present: np.ndarray) -> np.ndarray:
+    """(…, AUs, values) distributions to calibrated ones; `entries` and `present` as in `Calibration`."""
+    return Calibration(entries, present)(_logs(distributions)).numpy()
+
+
+def _logs(distributions: np.ndarray) -> torch.Tensor:
+    return torch.tensor(np.ascontiguousarray(distributions, dtype=np.float64)).log()
 
 
 def calibrate(distributions: np.ndarray, fmt, calibration: Mapping | None) -> tuple[np.ndarray, np.ndarray]:
@@ -132,35 +191,27 @@ def calibrate(distributions: np.ndarray, fmt, calibration: Mapping | None) -> tu
         calibration: `AuLlavaConfig.calibration`.
 
     Returns:
-        the calibrated distributions, and (AUs,) the probability from which on each AU counts as present.
+        the calibrated distributions, and (AUs,) the probability from which each AU counts as present.
     """
-    thresholds = np.full(len(fmt.labels), DEFAULT_THRESHOLD)
     entries = entries_for(calibration, fmt)
+    thresholds = np.full(len(fmt.labels), DEFAULT_THRESHOLD)
     if not entries:
         return distributions, thresholds
-    distributions = distributions.copy()
-    present = np.array(fmt.value_numbers) >= fmt.presence_threshold
     for column, label in enumerate(fmt.labels):
-        entry = entries.get(label, {"method": "none", "threshold": DEFAULT_THRESHOLD})
-        thresholds[column] = entry["threshold"]
-        if entry["method"] == "temperature":
-            distributions[:, column] = apply_temperature(distributions[:, column], entry["temperature"])
-        elif entry["method"] == "isotonic":
-            distributions[:, column] = apply_isotonic(distributions[:, column], present, entry)
-        if "shift" in entry:
-            distributions[:, column] = apply_shift(distributions[:, column], present, entry["shift"])
-    return distributions, thresholds
+        thresholds[column] = entries.get(label, {}).get("threshold", DEFAULT_THRESHOLD)
+    return Calibration.of(calibration, fmt)(_logs(distributions)).numpy(), thresholds
 
 
 __all__ = [
     "DEFAULT_THRESHOLD",
     "METHODS",
     "PRIORS",
-    "apply_isotonic",
-    "apply_shift",
-    "apply_temperature",
+    "Calibration",
+    "apply_entries",
     "calibrate",
     "check_calibration",
     "entries_for",
+    "present_values",
+    "probability_of_presence",
     "with_prior",
 ]

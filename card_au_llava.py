@@ -1,10 +1,10 @@
-"""The model card that every saved checkpoint carries: how to load it, what it was trained on where that is known."""
+"""The model card in every saved checkpoint: how to load it and, where known, how it was trained."""
 
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
-TAGS = ["facial-action-units", "facs", "llava"]
+TAGS = ["facial-action-units", "facs", "llava", "decision-model", "system-one", "calibrated-probabilities"]
 TEMPLATE = """\
 ---
 {{ card_data }}
@@ -12,7 +12,7 @@ TEMPLATE = """\
 
 # AU-LLaVA checkpoint
 
-Reads facial action units (AUs) off an aligned face image, in the formats it was trained on, with a probability for
+Reads facial action units (AUs) from an aligned face image, in the formats it was trained on, with a probability for
 every AU.
 
 {% if data %}
@@ -34,7 +34,7 @@ print(result["disfa"].text)
 {% if scores %}
 ## Scores on the validation part during training
 
-They were looked at during training; evaluate on people that were not, with eval_au.py, before you quote any.
+These people influenced the training. Before you quote scores, evaluate on other people with eval_au.py.
 
 | step | metric | value |
 |---:|---|---:|
@@ -43,17 +43,16 @@ They were looked at during training; evaluate on people that were not, with eval
 
 ## Limits
 
-Action units are movements of the face. They are not emotions, intentions or truthfulness; do not use this model to
-infer those, nor for surveillance. Weights trained on licensed data sets (BP4D, DISFA, FEAFA) fall under those sets'
-agreements.
+Action units are movements of the face, not emotions, intentions or truthfulness: do not use this model to infer those,
+nor for surveillance. The agreements of licensed data sets (BP4D, DISFA, FEAFA) also cover weights trained on them.
 """
 
 
 def write_card(folder: str | Path, **facts) -> None:
-    """Write README.md into `folder`, unless there is one and no facts are given.
+    """Write README.md into `folder`; without facts an existing one is kept.
 
     Args:
-        facts: of the training, all or none: `base`, `data`, `images`, `steps`, and `scores`, a list of
+        facts: about the training, all or none: `base`, `data`, `images`, `steps`, and `scores`, a list of
             (step, metric, value).
     """
     path = Path(folder) / "README.md"

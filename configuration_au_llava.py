@@ -1,9 +1,9 @@
-"""Configuration of AU-LLaVA: which vision tower, which language model, and how image features become tokens.
+"""Configuration of AU-LLaVA: the vision tower, the language model, and how image features become tokens.
 
-Owns every architectural number that the network and the processor must agree on: the stride and the width of the vision
-features, the pixel-unshuffle factor, the id of the image token; which of the two parts can take a setting; and by which
-of its code files a checkpoint is loaded. A key that it does not know is kept, since newer versions and other libraries
-write their own, and named once in a warning, since it may be a misspelt setting.
+Owns every number that the network and the processor must agree on (stride and width of the vision features, the
+pixel-unshuffle factor, the id of the image token), which part can use an attention implementation, and which code files
+a checkpoint is loaded with. Unknown keys are kept, since newer versions and other libraries write their own, and named
+in a warning, since they may be misspelled settings.
 """
 
 from copy import deepcopy
@@ -21,14 +21,16 @@ logger = logging.get_logger(__name__)
 
 IMAGE_TOKEN = "<image>"
 
-# Which file and class the Auto classes load from a checkpoint with trust_remote_code.
+# The file and class that the Auto classes load from a checkpoint with trust_remote_code.
 AUTO_MAP = {
     "AutoConfig": "configuration_au_llava.AuLlavaConfig",
     "AutoModel": "modeling_au_llava.AuLlavaForConditionalGeneration",
     "AutoModelForImageTextToText": "modeling_au_llava.AuLlavaForConditionalGeneration",
+    "AutoModelForMultimodalLM": "modeling_au_llava.AuLlavaForConditionalGeneration",
+    "AutoModelForDecision": "modeling_au_llava.AuLlavaForConditionalGeneration",
 }
 
-# Which file and class `transformers.pipeline` makes a pipeline of, by task.
+# The file and class that `transformers.pipeline` loads, by task.
 CUSTOM_PIPELINES = {
     "au-recognition": {
         "impl": "pipeline_au_llava.AURecognitionPipeline",
@@ -37,9 +39,9 @@ CUSTOM_PIPELINES = {
     }
 }
 
-# Total stride of convolutional towers with n stages, from their modeling files in Transformers: ResNet's stem divides
-# by four and every stage but the first by two; RegNet's stem and every stage by two; ConvNeXt's patches are patch_size
-# wide.
+# Total stride of convolutional towers, from their modeling files in Transformers. ResNet divides by four in the stem
+# and by two in every stage but the first; RegNet by two in the stem and in every stage; ConvNeXt by patch_size in the
+# stem and by two in every stage but the first.
 CONVOLUTIONAL_STRIDES = {
     "resnet": lambda config: 4 * 2 ** (len(config.depths) - 1 + config.downsample_in_first_stage),
     "regnet": lambda config: 2 * 2 ** len(config.depths),
@@ -48,11 +50,11 @@ CONVOLUTIONAL_STRIDES = {
     "dinov3_convnext": lambda config: 4 * 2 ** (len(config.depths) - 1),
 }
 
-# What switches on a tower's pooled output (SigLIP, AIMv2): it is not used, would never learn, and PyTorch's attention,
-# which computes it, reads its weights past the hooks of offloading.
+# Settings that switch on a tower's pooling head (SigLIP, AIMv2). Its output is not used, so it would never learn; and
+# PyTorch's attention, which computes it, bypasses the hooks of offloading.
 UNUSED_HEADS = ("vision_use_head", "use_head")
 
-# What Transformers itself puts beside a model's own fields in config.json.
+# Keys that Transformers itself writes into config.json.
 _COMMON_KEYS = {
     "_attn_implementation",
     "_attn_implementation_internal",
@@ -76,19 +78,26 @@ _COMMON_KEYS = {
 
 
 def add_image_token(tokenizer) -> int:
-    """Make sure that `tokenizer` knows `IMAGE_TOKEN` as one special token, and return its id.
+    """Add `IMAGE_TOKEN` to `tokenizer` as a special token if it is missing; returns its id.
 
-    The token is added after all existing ones, so that two callers starting from the same tokenizer get the same id.
+    It is added after all existing tokens, so that the same tokenizer always gets the same id.
     """
     if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) in (None, tokenizer.unk_token_id):
         tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
     return tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
 
 
-def takes_attention(config: PreTrainedConfig, implementation: str | None) -> bool:
-    """Whether the model of `config` can attend by `implementation`; a convolutional one attends by none.
+def drop_unused_heads(vision_config: PreTrainedConfig) -> None:
+    """Switch off the pooling head of a vision tower, see `UNUSED_HEADS`."""
+    for switch in UNUSED_HEADS:
+        if getattr(vision_config, switch, False):
+            setattr(vision_config, switch, False)
 
-    True for an unknown implementation and for a model of unknown code: building the model tells.
+
+def takes_attention(config: PreTrainedConfig, implementation: str | None) -> bool:
+    """Whether the model of `config` supports the attention `implementation`; a convolutional one supports none.
+
+    True for unknown implementations and for models with code of their own: building the model will tell.
     """
     if implementation not in ALL_ATTENTION_FUNCTIONS.valid_keys() or type(config) not in AutoModel._model_mapping:
         return True
@@ -98,15 +107,15 @@ def takes_attention(config: PreTrainedConfig, implementation: str | None) -> boo
 
 
 def attention_of_parts(config: PreTrainedConfig, asked: str | dict | None) -> dict[str, str | None]:
-    """What an `attn_implementation` means for the whole ("") and each part of `config`.
+    """An `attn_implementation` by part of `config`; "" is the whole.
 
-    The vision tower keeps what it has where it cannot take what is asked for.
+    The vision tower is left out, and so keeps its own, if it does not support what is asked for.
 
     Args:
-        asked: one for all, or a dict by part: "text_config", "vision_config", "" (the whole).
+        asked: one implementation for all parts, or a dict by part: "text_config", "vision_config", "".
 
     Raises:
-        ValueError: a part that there is not.
+        ValueError: an unknown part.
     """
     parts = ("", *config.sub_configs)
     if not isinstance(asked, dict):
@@ -118,7 +127,7 @@ def attention_of_parts(config: PreTrainedConfig, asked: str | dict | None) -> di
         )
     vision = asked.get("vision_config")
     if vision is not None and not takes_attention(config.vision_config, vision):
-        asked = {part: each for part, each in asked.items() if part != "vision_config"}
+        asked = {part: implementation for part, implementation in asked.items() if part != "vision_config"}
     return asked
 
 
@@ -131,22 +140,21 @@ class AuLlavaConfig(PreTrainedConfig):
             `last_hidden_state` as tokens (batch, tokens, width) or as a feature map (batch, width, rows, columns).
         text_config: configuration (or its dict) of any causal language model in Transformers.
         image_token_id: id of the placeholder `<image>` that image features replace.
-        vision_feature_layer: `None` takes the tower's `last_hidden_state`; an index takes that entry of `hidden_states`
+        vision_feature_layer: None takes the tower's `last_hidden_state`; an index takes that entry of `hidden_states`
             (LLaVA-1.5 uses -2); several indices are concatenated along the width.
-        vision_stride: input pixels per feature along one side. Read from `vision_config` for ViTs (`patch_size`) and
-            the convolutional towers in `CONVOLUTIONAL_STRIDES`; to be given for any other.
-        vision_width: channels of one vision feature. Read from `vision_config` where possible.
-        pixel_unshuffle: r folds r x r neighbouring features into one token of r*r times the width, so that an image
-            costs r*r times fewer tokens.
+        vision_stride: input pixels per feature along one side. Derived from `vision_config` for ViTs (`patch_size`) and
+            the convolutional towers in `CONVOLUTIONAL_STRIDES`; required for all others.
+        vision_width: channels of one vision feature. Derived from `vision_config` where possible.
+        pixel_unshuffle: r folds r x r neighboring features into one token of r*r times the width, so that an image
+            takes r*r times fewer tokens.
         projector_bias: whether the linear projector has a bias.
-        calibration: what the slots decoder applies to its readings, see calibration_au_llava.py; None applies nothing.
-        mirror_images: whether the slots decoder reads the mirror image too, in the same pass, and gives the mean of the
-            two: more accurate, and a mirrored face gets exactly the mirrored answer, for up to twice the time. (A key
-            named `mirror` could not be given to `from_pretrained`, which drops it.)
+        calibration: what the slots decoder applies to its readings, see calibration_au_llava.py; None for nothing.
+        mirror_images: whether the slots decoder also reads the mirror image, in the same pass, and gives the mean of
+            both. This is more accurate, gives a mirrored face exactly the mirrored answer, and takes up to twice the
+            time. (`from_pretrained` would drop a key named `mirror`.)
 
     Raises:
-        ValueError: calibration of another shape, number below 1, or a stride or width that cannot be
-            derived and was not given.
+        ValueError: a malformed calibration, a number below 1, or a stride or width that is neither given nor derivable.
     """
 
     model_type = "au_llava"
@@ -183,17 +191,14 @@ class AuLlavaConfig(PreTrainedConfig):
         known = _COMMON_KEYS | set(PreTrainedConfig.__dataclass_fields__)
         unknown = sorted(key for key in kwargs if key not in known)
         if unknown:
-            meant = {key: get_close_matches(key, AuLlavaConfig.__annotations__, 1) for key in unknown}
-            named = (key + "".join(f" (did you mean {near}?)" for near in meant[key]) for key in unknown)
+            near = {key: get_close_matches(key, AuLlavaConfig.__annotations__, 1) for key in unknown}
+            named = (key + "".join(f" (did you mean {match}?)" for match in near[key]) for key in unknown)
             logger.warning_once(f"AuLlavaConfig keeps but does not use keys that it does not know: {', '.join(named)}.")
         super().__post_init__(**kwargs)
-        if getattr(self, "auto_map", None) is None:
-            self.auto_map = dict(AUTO_MAP)
+        self.auto_map = AUTO_MAP | (getattr(self, "auto_map", None) or {})  # older checkpoints name fewer
         if getattr(self, "custom_pipelines", None) is None:
             self.custom_pipelines = deepcopy(CUSTOM_PIPELINES)  # `pipeline` writes classes into it
-        for switch in UNUSED_HEADS:
-            if getattr(self.vision_config, switch, False):
-                setattr(self.vision_config, switch, False)
+        drop_unused_heads(self.vision_config)
         self.tie_word_embeddings = self.tie_word_embeddings or self.text_config.tie_word_embeddings
         check_calibration(self.calibration)
         if self.vision_feature_layer == []:
@@ -242,7 +247,7 @@ class AuLlavaConfig(PreTrainedConfig):
 
     @property
     def projector_in_features(self) -> int:
-        """Width of one image token before the projector: layers x pixel_unshuffle^2 x vision_width."""
+        """Width of one image token before the projector: layers * pixel_unshuffle^2 * vision_width."""
         layers = len(self.vision_feature_layer) if isinstance(self.vision_feature_layer, list) else 1
         return layers * self.pixel_unshuffle**2 * self.vision_width
 

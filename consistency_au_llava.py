@@ -1,14 +1,13 @@
-"""How the answers about one image in several formats relate: which of them contradict each other.
+"""Contradictions between the answers about one image in several formats.
 
-The rule. A format says of an AU that it is present (its probability reaches the threshold, or without probabilities
-its value reaches the format's presence_threshold), that it is absent altogether (the most probable value is 0, and it
-is not present), or something weaker in between (intensity 1 of DISFA: neither). Two formats contradict each other on an
-AU where one says present and the other absent altogether. Occurrence 1 beside intensity 1 is therefore no
-contradiction, occurrence 1 beside intensity 0 and occurrence 0 beside intensity 2 are.
+In a format, an AU is present (its probability reaches the threshold or, without probabilities, its value reaches the
+format's presence_threshold), absent altogether (the most probable value is 0, and it is not present), or weak (neither,
+such as intensity 1 in DISFA). Two formats contradict each other on an AU if it is present in one and absent altogether
+in the other: occurrence 1 with intensity 0, or occurrence 0 with intensity 2, but not occurrence 1 with intensity 1.
 
-Sides. A sided AU is part of the unsided one: AU12 present contradicts AU12L and AU12R both absent, and AU12 absent
-contradicts AU12L present; AU12 present beside AU12L absent says nothing, as the right side may have moved. What was not
-read (free decoding) contradicts nothing.
+A sided AU is part of the unsided one: AU12 present contradicts AU12L and AU12R both absent, and AU12 absent contradicts
+AU12L present. AU12 present does not contradict AU12L absent, as the right side may have moved. Unread AUs (free
+decoding) contradict nothing.
 """
 
 from collections.abc import Mapping
@@ -34,9 +33,9 @@ class Contradiction:
 
 @lru_cache(maxsize=256)
 def _covers(label: str, others: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-    """The sets of `others` whose joint absence contradicts `label` being present."""
+    """The groups of `others` that contradict the presence of `label` if all of a group are absent."""
     unit = ACTION_UNITS[label]
-    if unit.side is not None:  # itself, or the whole AU
+    if unit.side is not None:  # the same side, or the whole AU
         return tuple((other,) for other in (label, label[:-1]) if other in others)
     sides = [("L", "R"), ("T", "B")]
     pairs = [tuple(label + side for side in pair) for pair in sides]
@@ -45,19 +44,22 @@ def _covers(label: str, others: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
 
 
 def contradictions(answers: Mapping[str, Mapping]) -> tuple[Contradiction, ...]:
-    """The contradictions between the answers (format name -> `AUAnswer`) about one image, in the formats' order."""
+    """The contradictions between the answers about one image (format name -> `AUAnswer`), in the formats' order."""
     labels = {name: tuple(answer) for name, answer in answers.items()}
     present = {
         name: [label for label, reading in answer.items() if reading.present] for name, answer in answers.items()
     }
-    found = []
-    for name, other_name in permutations(answers, 2):
-        other = answers[other_name]
-        for label in present[name]:
-            for absent in _covers(label, labels[other_name]):
-                if all(other[each].value == 0 and other[each].present is False for each in absent):
-                    found.append(Contradiction(label, name, absent, other_name))
-    return tuple(found)
+    return tuple(
+        Contradiction(label, name, group, other_name)
+        for name, other_name in permutations(answers, 2)
+        for label in present[name]
+        for group in _covers(label, labels[other_name])
+        if all(_absent(answers[other_name][member]) for member in group)
+    )
+
+
+def _absent(reading) -> bool:
+    return reading.value == 0 and reading.present is False
 
 
 __all__ = ["Contradiction", "contradictions"]

@@ -1,21 +1,31 @@
-"""How answers are read out of the network: `recognize`, and the three decoders behind it.
+"""Reading answers out of the network: `recognize` and its three decoders.
 
-- slots (default): one forward pass over a token tree (slot_tree_au_llava.py) reads the value distribution of every AU
-  of every requested format. Its two steps, `read_slots` and `slot_answers`, are also those of pipeline_au_llava.py.
-- constrained: autoregressive over the values only; the fixed text between them costs no step of its own.
-- free: plain `generate`, then `parse_answer`: what other LLM-based recognisers do, kept as the honest baseline.
+- slots (default): one forward pass over a token tree (slot_tree_au_llava.py) reads the distribution over the values of
+  every AU in every format. pipeline_au_llava.py uses its two steps, `read_slots` and `slot_answers`, too.
+- constrained: autoregressive over the values only; the fixed text between them needs no steps of its own.
+- free: plain `generate`, then `parse_answer`, as other LLM-based recognizers do; the baseline.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
 
-from .action_units import MAIN_FORMATS, AUFormat, get_format, mirrored_label, parse_answer, write_answer
-from .calibration_au_llava import DEFAULT_THRESHOLD, calibrate
+from .action_units import (
+    MAIN_FORMATS,
+    SEPARATOR,
+    AUFormat,
+    get_format,
+    mirrored_label,
+    parse_answer,
+    value_prefix,
+    write_answer,
+)
+from .calibration_au_llava import DEFAULT_THRESHOLD, calibrate, probability_of_presence
 from .consistency_au_llava import Contradiction, contradictions
 from .slot_tree_au_llava import SlotTree, compile_slots
 
@@ -24,17 +34,17 @@ DECODERS = ("slots", "constrained", "free")
 
 @dataclass(frozen=True)
 class AUReading:
-    """What was read for one AU. `None` marks what the decoder cannot tell (free decoding, an unread AU)."""
+    """The reading of one AU. None stands for what the decoder does not give (free decoding) and for an unread AU."""
 
-    value: float | None  # on the format's scale: the most probable value; on the occurrence scale, 1 if present
+    value: float | None  # the most probable value on the format's scale; on the occurrence scale, 1 if present
     expected: float | None  # mean of the distribution, on the format's scale
-    median: float | None  # of the distribution: the least value that at least half of the probability is at or below
+    median: float | None  # of the distribution, on the format's scale: the least value with P(up to it) >= 0.5
     probability: float | None  # of presence: P(value >= the format's presence_threshold), 0 to 1
-    present: bool | None  # whether the probability reaches the AU's decision threshold (0.5 unless calibrated)
+    present: bool | None  # whether the probability reaches the AU's threshold (0.5 unless calibrated)
     distribution: tuple[float, ...] | None  # probability of each of the format's value_numbers, sums to 1
 
     def to_dict(self) -> dict[str, float | bool | list[float] | None]:
-        """The fields in JSON's types."""
+        """The fields in JSON's types, for `json.dumps`."""
         return asdict(self) | {"distribution": None if self.distribution is None else list(self.distribution)}
 
 
@@ -43,9 +53,9 @@ class AUAnswer(dict):
 
     Attributes:
         format: the `AUFormat` that was asked for.
-        text: the answer as text; slots and constrained decoding always write one that `parse_answer` reads in full,
-            free decoding keeps what the model said.
-        problems: what `parse_answer` found wrong with `text` (empty except in free decoding).
+        text: the answer as text. Slots and constrained decoding write one that `parse_answer` reads in full; free
+            decoding keeps the model's own words.
+        problems: what `parse_answer` could not read in `text` (empty except in free decoding).
     """
 
     def __init__(self, fmt: AUFormat, readings: dict[str, AUReading], text: str, problems: Sequence[str] = ()):
@@ -60,10 +70,10 @@ class AUAnswer(dict):
 
 
 class AUResult(dict):
-    """What was read off one image: a dict of format name -> `AUAnswer`, in the order asked for.
+    """The answers about one image: a dict of format name -> `AUAnswer`, in the order asked for.
 
     Attributes:
-        contradictions: where one of the formats finds an AU present and another finds it absent altogether, see
+        contradictions: where one format finds an AU present and another finds it absent altogether, see
             consistency_au_llava.py.
     """
 
@@ -72,15 +82,15 @@ class AUResult(dict):
         self.contradictions: tuple[Contradiction, ...] = contradictions(answers)
 
     def to_dict(self) -> dict[str, dict[str, dict]]:
-        """Format name -> label -> the fields of its `AUReading`, in JSON's types: for `json.dumps`."""
+        """Format name -> label -> the fields of its `AUReading`, in JSON's types."""
         return {name: answer.to_dict() for name, answer in self.items()}
 
 
 def chosen_formats(formats: str | AUFormat | Sequence[str | AUFormat]) -> tuple[AUFormat, ...]:
-    """The formats that a user asks for, by what `get_format` takes: one, or a sequence of them.
+    """The formats that a user asks for: one or a sequence, each a name, an `AUFormat` or its dict.
 
     Raises:
-        ValueError: an unknown format, none, or two of one name.
+        ValueError: an unknown format, no format, or two with the same name.
     """
     one = isinstance(formats, (str, Mapping)) or not isinstance(formats, Iterable)
     chosen = tuple(get_format(fmt) for fmt in ([formats] if one else formats))
@@ -101,23 +111,24 @@ def recognize(
 ) -> list[AUResult]:
     """Read the action units of face images.
 
-    The slots decoder applies the checkpoint's calibration (`model.config.calibration`), if it has one, and takes the
-    mean with what it reads off the mirror images if `model.config.mirror_images` says so.
+    The slots decoder applies the checkpoint's calibration (`model.config.calibration`) if there is one. With
+    `model.config.mirror_images` it also reads the mirror images and gives the mean of both.
 
     Args:
         processor: the `AuLlavaProcessor` of this model.
-        images: one image or a sequence of them: paths, PIL images, NumPy arrays or tensors (see `load_face_image`),
-            each showing one aligned face.
-        formats: names of built-in formats, or `AUFormat`s.
+        images: one image or a sequence of images, each showing one aligned face: paths, PIL images, NumPy arrays or
+            tensors (see `load_face_image`).
+        formats: one format or a sequence: names of built-in formats, `AUFormat`s or their dicts.
         decoding: "slots", "constrained" or "free" (see the head of this file).
-        batch_size: images per forward pass. Answers do not depend on it.
-        generate_kwargs: for free decoding, passed to `generate` (`do_sample`, `max_new_tokens`, ...).
+        batch_size: images per forward pass. It does not change the answers.
+        generate_kwargs: only for free decoding, passed to `generate` (`do_sample`, `max_new_tokens`, ...).
 
     Returns:
-        per image an `AUResult`: format name -> `AUAnswer`, itself a dict of label -> `AUReading`.
+        one `AUResult` per image: format name -> `AUAnswer`, itself a dict of label -> `AUReading`.
 
     Raises:
-        ValueError: unknown decoder or format, no image, or an image that cannot be read.
+        ValueError: an unknown decoder or format, no image, or an image that cannot be read.
+        FileNotFoundError: no such image file.
     """
     if decoding not in DECODERS:
         raise ValueError(f"decoding={decoding!r} is not known: choose one of {', '.join(DECODERS)}.")
@@ -129,58 +140,67 @@ def recognize(
     stacked = hasattr(images, "shape") and len(images.shape) == 4  # an array or tensor of several images
     images = list(images) if isinstance(images, (list, tuple)) or stacked else [images]
     if not images:
-        raise ValueError("There is no image to recognise: images is empty.")
+        raise ValueError("There is no image to read: images is empty.")
     decode = {"slots": _decode_slots, "constrained": _decode_constrained, "free": _decode_free}[decoding]
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        results = []
+    results = []
+    with _evaluation_mode(model):
         for start in range(0, len(images), batch_size):
             batch = processor.image_processor(images[start : start + batch_size], return_tensors="pt")
             pixel_values = batch["pixel_values"].to(model.device, model.dtype)
             for answers in decode(model, processor, pixel_values, formats, **generate_kwargs):
                 results.append(AUResult({fmt.name: answer for fmt, answer in zip(formats, answers, strict=True)}))
-        return results
+    return results
+
+
+@contextmanager
+def _evaluation_mode(model) -> Iterator[None]:
+    """The model in evaluation mode; afterwards each of its parts is in the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
     finally:
-        for module, mode in modes.items():  # a part may have been in another mode than the whole
+        for module, mode in modes.items():
             module.training = mode
 
 
-def _answer(fmt: AUFormat, found: Sequence[int], distributions=None, thresholds=None) -> AUAnswer:
-    """The answer whose AUs have these values (indices into the scale) and, where known, these distributions.
+def _answer(fmt: AUFormat, indices: Sequence[int], distributions=None, thresholds=None) -> AUAnswer:
+    """The answer with these values, and with these distributions where there are any.
 
     Args:
+        indices: (AUs,) the values, as indices into the scale.
         distributions: (AUs, values) array, or None.
-        thresholds: (AUs,) decision thresholds of presence; by default what the values say.
+        thresholds: (AUs,) probabilities from which AUs count as present. By default 0.5; then the values of the
+            occurrence scale stay as they are, too.
     """
-    values = [fmt.value_numbers[index] for index in found]
+    values = [fmt.value_numbers[index] for index in indices]
     if distributions is None:
         readings = [AUReading(value, None, None, None, value >= fmt.presence_threshold, None) for value in values]
     else:
         numbers = np.array(fmt.value_numbers)
-        probability = distributions[:, numbers >= fmt.presence_threshold].sum(axis=1).clip(max=1)
+        probability = probability_of_presence(distributions, fmt)
         present = probability >= (DEFAULT_THRESHOLD if thresholds is None else thresholds)
         if thresholds is not None and fmt.scale == "occurrence":
             values = present.astype(float).tolist()
         medians = numbers[(distributions.cumsum(axis=1) >= 0.5 - 1e-9).argmax(axis=1)]
         columns = (values, (distributions @ numbers).tolist(), medians.tolist(), probability.tolist(), present.tolist())
         rows = map(tuple, distributions.tolist())
-        readings = [AUReading(*each) for each in zip(*columns, rows, strict=True)]
+        readings = [AUReading(*fields) for fields in zip(*columns, rows, strict=True)]
     text = write_answer(dict(zip(fmt.labels, values, strict=True)), fmt)
     return AUAnswer(fmt, dict(zip(fmt.labels, readings, strict=True)), text)
 
 
 def read_slots(model, processor, pixel_values: torch.Tensor, formats: tuple[AUFormat, ...]) -> dict[str, torch.Tensor]:
-    """What one forward pass over `pixel_values` (images, 3, height, width) reads, before calibration.
+    """Read distributions with one forward pass over `pixel_values` (images, 3, height, width), before calibration.
 
-    With `model.config.mirror_images` the pass holds the mirror images too, and what is read is the mean of the two.
+    With `model.config.mirror_images` the pass includes the mirror images, and the mean of both is returned.
 
     Returns:
         format name -> (images, AUs, values) probabilities, float64 on the CPU; those of one AU sum to 1.
     """
     tree = compile_slots(processor, formats, processor.num_image_tokens(*pixel_values.shape[-2:])).to(model.device)
     read = read_tree(model, tree, pixel_values, [fmt.labels for fmt in formats])
-    # Float32 sums to 1 but for 1e-7, which is much where calibration divides by what an AU that is certain leaves over.
+    # In float32 sums are off by 1e-7: too much for calibration, which divides by probabilities near 0.
     return {fmt.name: logs.cpu().double().softmax(-1) for fmt, logs in zip(formats, read, strict=True)}
 
 
@@ -191,10 +211,11 @@ def read_tree(
     labels: Sequence[Sequence[str]],
     mirror_images: bool | None = None,
 ) -> list[torch.Tensor]:
-    """Per format of `tree`, whose AUs are `labels`: (images, AUs, values) log-probabilities that one pass reads.
+    """Read one (images, AUs, values) tensor of log-probabilities per format of `tree` with one forward pass.
 
     Args:
-        mirror_images: whether to take the mean with the mirror images; by default what the configuration says.
+        labels: the AUs of each format, as in `tree`.
+        mirror_images: whether to take the mean with the mirror images (default: as in the configuration).
     """
     mirror_images = model.config.mirror_images if mirror_images is None else mirror_images
     views = with_mirror_images(pixel_values) if mirror_images else pixel_values
@@ -205,16 +226,16 @@ def read_tree(
 
 
 def with_mirror_images(pixel_values: torch.Tensor) -> torch.Tensor:
-    """(images, 3, height, width) to (2 images, 3, height, width): the images, then their mirror images."""
+    """(images, 3, height, width) to (2 * images, 3, height, width): the images, then their mirror images."""
     return torch.cat([pixel_values, pixel_values.flip(-1)])
 
 
 def mirror_mean(log_probabilities: torch.Tensor, labels: Sequence[str]) -> torch.Tensor:
-    """The mean of what was read off images and off their mirror images, where left and right have changed places.
+    """The mean distribution of images and their mirror images, in which left and right are swapped back.
 
     Args:
-        log_probabilities: (2 images, AUs, values) of `with_mirror_images`, normalised.
-        labels: of the AUs. One whose other side is not among them is read off the image alone.
+        log_probabilities: (2 * images, AUs, values), normalized, in the order of `with_mirror_images`.
+        labels: of the AUs. A sided AU whose other side is missing keeps the distribution of the image itself.
 
     Returns:
         (images, AUs, values) log-probabilities.
@@ -233,11 +254,11 @@ def slot_answers(
     calibration: Mapping | None,
     threshold: float | None = None,
 ) -> list[list[AUAnswer]]:
-    """Per image one answer for each of `formats`, from what `read_slots` read.
+    """The answers of each image, one per format, from the distributions of `read_slots`.
 
     Args:
         calibration: `AuLlavaConfig.calibration`.
-        threshold: the probability, 0 to 1, from which on every AU counts as present; by default each AU's own.
+        threshold: the probability, 0 to 1, from which every AU counts as present (default: each AU's own).
     """
     columns = []
     for fmt in formats:
@@ -253,7 +274,7 @@ def _decode_slots(model, processor, pixel_values, formats) -> list[list[AUAnswer
 
 
 def compile_template(processor, fmt: AUFormat) -> list[tuple[tuple[int, ...], list[tuple[int, ...]]]]:
-    """Per AU of a whole answer: the fixed tokens before its value, and the tokens of every value of the scale.
+    """Per AU of an answer: the fixed tokens before its value, and the tokens of every value of the scale.
 
     Raises:
         ValueError: the tokenizer is not a fast one (no character offsets), or merges a value with the text around it.
@@ -267,7 +288,7 @@ def _template(tokenizer, fmt: AUFormat) -> list[tuple[tuple[int, ...], list[tupl
     for value in fmt.value_strings:
         text, row = "", []
         for label in fmt.labels:
-            text += f"{', ' if text else ''}{label}: "
+            text += (SEPARATOR if text else "") + value_prefix(label)
             row.append((len(text), len(text) + len(value)))
             text += value
         texts.append(text)
@@ -301,19 +322,19 @@ def _decode_constrained(model, processor, pixel_values, formats) -> list[list[AU
         walker = _Walker(model, [list(prompt) for _ in pixel_values], {"image": images})
         chosen = [walker.choose(fixed, values) for fixed, values in compile_template(processor, fmt)]
         answers = []
-        for choices in zip(*chosen, strict=True):  # of one image: (value, distribution or None) per AU
-            values, distributions = zip(*choices, strict=True)
-            known = None if any(each is None for each in distributions) else np.stack(distributions)
-            answers.append(_answer(fmt, values, known))
+        for choices in zip(*chosen, strict=True):  # of one image: (index of the value, distribution or None) per AU
+            indices, distributions = zip(*choices, strict=True)
+            complete = all(distribution is not None for distribution in distributions)
+            answers.append(_answer(fmt, indices, np.stack(distributions) if complete else None))
         columns.append(answers)
     return [list(answers) for answers in zip(*columns, strict=True)]
 
 
 class _Walker:
-    """Greedy decoding of values with forced text between them, batched, over one key-value cache.
+    """Greedy decoding of values with forced text between them, batched, with one key-value cache.
 
-    Tokens wait in `pending` until a decision needs the logits after them; rows that need fewer tokens than others in a
-    step are padded on the left of that step and the padding is masked.
+    Tokens wait in `pending` until a decision needs the logits after them. In each step, rows with fewer pending tokens
+    are padded on the left, and the padding is masked.
     """
 
     def __init__(self, model, pending: list[list[int]], encoder_outputs: dict):
@@ -325,7 +346,7 @@ class _Walker:
         self.pad = pending[0][-1]  # any token but the image token: its embedding is masked
 
     def _advance(self) -> torch.Tensor:
-        """Feed what is pending; returns the logits (batch, vocabulary) after each row's last token."""
+        """Feed the pending tokens; returns the logits (batch, vocabulary) after each row's last token."""
         width = max(map(len, self.pending))
         rows = [[self.pad] * (width - len(row)) + row for row in self.pending]
         step_mask = [[0] * (width - len(row)) + [1] * len(row) for row in self.pending]
@@ -347,10 +368,10 @@ class _Walker:
         return outputs.logits[:, -1]
 
     def choose(self, fixed: tuple[int, ...], values: list[tuple[int, ...]]) -> list[tuple[int, np.ndarray | None]]:
-        """Append `fixed` to every row, then the greedily best of `values`.
+        """Append `fixed` to every row, then the most probable of `values`, chosen token by token.
 
         Returns:
-            per row the index of the value, and its distribution (values,) if a single token decides.
+            per row the index of the value, and the distribution (values,) if a single token decides, else None.
         """
         for row in self.pending:
             row.extend(fixed)
@@ -367,7 +388,7 @@ class _Walker:
                 token = options[int(scores.argmax())]
                 chosen[i] += (token,)
                 self.pending[i].append(token)
-        return [(values.index(tokens), rest) for tokens, rest in zip(chosen, distributions, strict=True)]
+        return list(zip(map(values.index, chosen), distributions, strict=True))
 
 
 def _decode_free(model, processor, pixel_values, formats, **generate_kwargs) -> list[list[AUAnswer]]:
@@ -377,7 +398,7 @@ def _decode_free(model, processor, pixel_values, formats, **generate_kwargs) -> 
         prompt = torch.tensor(processor.prompt_ids(fmt, image_tokens), device=model.device)
         input_ids = prompt.expand(len(pixel_values), -1)
         longest = write_answer(dict.fromkeys(fmt.labels, fmt.value_numbers[-1]), fmt)
-        limit = len(processor.tokenizer(longest, add_special_tokens=False)["input_ids"]) + 8  # room to end it
+        limit = len(processor.tokenizer(longest, add_special_tokens=False)["input_ids"]) + 8  # a few more to end it
         output = model.generate(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),
@@ -393,9 +414,8 @@ def _parsed_answer(fmt: AUFormat, text: str) -> AUAnswer:
     parsed = parse_answer(text, fmt)
     readings = {}
     for label, value in parsed.values.items():
-        readings[label] = AUReading(
-            value, value, value, None, None if value is None else value >= fmt.presence_threshold, None
-        )
+        present = None if value is None else value >= fmt.presence_threshold
+        readings[label] = AUReading(value, value, value, None, present, None)
     return AUAnswer(fmt, readings, text, parsed.problems)
 
 

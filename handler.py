@@ -1,16 +1,16 @@
-"""The request handler of Hugging Face Inference Endpoints: pictures in, what the pipeline reads out.
+"""The request handler for Hugging Face Inference Endpoints: pictures in, the pipeline's readings out.
 
-Owns what a request may hold; pipeline_au_llava.py owns what is read. The inference toolkit imports this file from the
-folder of a checkpoint, by its path and not as part of a package, and calls `EndpointHandler(folder)` once, then the
-handler for every request:
+Owns what a request may hold; pipeline_au_llava.py owns the readings. The inference toolkit imports this file from the
+folder of a checkpoint, by its path and not as part of a package. It calls `EndpointHandler(folder)` once and the
+handler for every request, such as
 
     {"inputs": "<base64 of a picture file>", "parameters": {"formats": ["disfa"], "top_k": 5}}
 
-Whatever is wrong with a request raises a ValueError of one sentence. The toolkit (webservice_starlette.py of
-huggingface/huggingface-inference-toolkit, 0f1a886) answers an exception with status 400 and {"error": "<sentence>"}; a
-returned {"error": ...} would be sent as a success, status 200.
+A bad request raises a ValueError with one sentence. The toolkit (webservice_starlette.py of
+huggingface/huggingface-inference-toolkit, 0f1a886) answers an exception with status 400 and {"error": "<sentence>"}; it
+would send a returned {"error": ...} as a success, with status 200.
 
-Nothing is fetched, nothing on the machine is read: a string is the picture itself, never its URL or path.
+The handler fetches nothing and reads no local files: a string is the picture itself, never a URL or path.
 """
 
 import base64
@@ -20,12 +20,12 @@ from pathlib import Path
 from PIL import Image
 from transformers import dynamic_module_utils, pipeline
 
-# What one request may hold in all: enough for a photograph of 24 megapixels, or for 32 face crops of 800 x 800.
+# The most that one request may hold: a photograph of 24 megapixels, or 32 face crops of 800 x 800.
 MAX_IMAGES = 32
-MAX_BYTES = 20 * 2**20  # of the files
-MAX_PIXELS = 25_000_000  # a small file can hold a picture that fills the memory
+MAX_BYTES = 20 * 2**20  # of all files
+MAX_PIXELS = 25_000_000  # of all pictures: a small file can hold a picture that fills the memory
 
-# The picture types of the toolkit. Pillow opens more, and runs another program for some of them (EPS).
+# The picture types of the toolkit. Pillow opens more types, some of them (EPS) by running another program.
 PICTURES = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 
 PARAMETERS = ("formats", "top_k", "threshold")
@@ -36,10 +36,10 @@ class EndpointHandler:
     """Answers requests with the checkpoint in a folder.
 
     Args:
-        path: folder of the checkpoint; by default the one that this file is in.
+        path: folder of the checkpoint (default: the folder of this file).
 
     Raises:
-        OSError: the checkpoint cannot be loaded, or its code cannot be kept.
+        OSError: the checkpoint cannot be loaded, or its code cannot be cached.
     """
 
     def __init__(self, path: str = ""):
@@ -48,28 +48,28 @@ class EndpointHandler:
         try:
             self.recognize = pipeline("au-recognition", model=str(folder), **options)
         except OSError as error:
-            place, kept = Path(error.filename or ""), Path(dynamic_module_utils.HF_MODULES_CACHE)
-            if error.filename is None or not (place.is_relative_to(kept) or kept.is_relative_to(place)):
+            place, cache = Path(error.filename or ""), Path(dynamic_module_utils.HF_MODULES_CACHE)
+            if error.filename is None or not (place.is_relative_to(cache) or cache.is_relative_to(place)):
                 raise
             raise OSError(
                 f"{place} cannot be written ({error.strerror}), where Transformers keeps the code of checkpoints: set "
-                "HF_HOME to a folder that can be."
+                "HF_HOME to a writable folder."
             ) from error
 
     def __call__(self, data: dict) -> list[dict] | list[list[dict]]:
-        """Read the action units of the images of one request.
+        """Read the action units of the images in one request.
 
         Args:
-            data: `inputs`: an image or a list of at most 32, each a base64 string, a data URL, the bytes of a picture
-                file or a PIL image; and optionally `parameters`: `formats` (a name or a list of names), `top_k` and
+            data: `inputs`: one image or a list of at most 32, each a base64 string, a data URL, the bytes of a picture
+                file or a PIL image; optionally `parameters`: `formats` (a name or a list of names), `top_k` and
                 `threshold`, as in `AURecognitionPipeline.__call__`.
 
         Returns:
-            what the pipeline returns: a list of dicts for an image, a list of such lists for a list of images.
+            the pipeline's result: a list of dicts for one image, a list of such lists for a list of images.
 
         Raises:
-            ValueError: anything else than the above, more than `MAX_IMAGES`, `MAX_BYTES` or `MAX_PIXELS`, or what is
-                not, or no longer, a picture.
+            ValueError: a malformed request, more than `MAX_IMAGES`, `MAX_BYTES` or `MAX_PIXELS`, or a file that is not
+                a picture or is damaged.
         """
         if not isinstance(data, dict) or "inputs" not in data or not data.keys() <= {"inputs", "parameters"}:
             raise ValueError('A request must be {"inputs": ..., "parameters": {...}}; parameters may be left out.')
@@ -77,13 +77,13 @@ class EndpointHandler:
         parameters = checked_parameters(data.get("parameters"))
         if not isinstance(inputs, (list, tuple)):
             return self.recognize(read_images({"inputs": inputs}), **parameters)[0]
-        return self.recognize(read_images({f"inputs[{i}]": each for i, each in enumerate(inputs)}), **parameters)
+        return self.recognize(read_images({f"inputs[{i}]": image for i, image in enumerate(inputs)}), **parameters)
 
 
 def checked_parameters(parameters: dict | None) -> dict:
-    """`parameters` of a request for the pipeline, which checks `top_k` and `threshold` itself.
+    """The `parameters` of a request, checked; the pipeline itself checks `top_k` and `threshold`.
 
-    Formats go by name here: one that a stranger describes could be of any size.
+    Formats must be names here: a format described by a stranger could have any size.
     """
     if parameters is None:
         return {}
@@ -100,25 +100,16 @@ def checked_parameters(parameters: dict | None) -> dict:
 
 
 def read_images(contents: dict[str, object]) -> list[Image.Image]:
-    """Decode the images of a request; what is too much is refused before anything is decoded.
+    """Decode the images of a request; requests that are too large are refused before anything is decoded.
 
     Args:
         contents: what messages call an image -> the image as it arrived.
     """
     if not 1 <= len(contents) <= MAX_IMAGES:
         raise ValueError(f"inputs holds {len(contents)} images; a request must hold 1 to {MAX_IMAGES}.")
-    files = 0
-    for name, content in contents.items():
-        if isinstance(content, str):
-            files += len(content) * 3 // 4  # four characters of base64 are three bytes
-        elif isinstance(content, bytes):
-            files += len(content)
-        elif not isinstance(content, Image.Image):
-            raise ValueError(
-                f"{name} is a {type(content).__name__}; an image must be a base64 string, a data URL or bytes."
-            )
-    if files > MAX_BYTES:
-        raise ValueError(f"The images have {files:,} bytes; a request may have {MAX_BYTES:,}: make them smaller.")
+    size = sum(bytes_of(name, content) for name, content in contents.items())
+    if size > MAX_BYTES:
+        raise ValueError(f"The images have {size:,} bytes; a request may have {MAX_BYTES:,}: make them smaller.")
     images = {
         name: content if isinstance(content, Image.Image) else open_picture(name, content)
         for name, content in contents.items()
@@ -127,24 +118,40 @@ def read_images(contents: dict[str, object]) -> list[Image.Image]:
     if pixels > MAX_PIXELS:
         raise ValueError(f"The images have {pixels:,} pixels; a request may have {MAX_PIXELS:,}: make them smaller.")
     for name, image in images.items():
-        try:
-            pictures = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO: views of one scene
-            image.load()
-        except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
-            raise ValueError(f"{name} cannot be read as an image: {error}") from error
-        if pictures > 1 and not isinstance(contents[name], Image.Image):
-            raise ValueError(f"{name} holds {pictures} pictures, an animation or pages: send each by itself.")
-        image.filename = name  # what the pipeline's own messages call it
+        decode(name, image, single=not isinstance(contents[name], Image.Image))
     return list(images.values())
 
 
+def bytes_of(name: str, content: object) -> int:
+    """Bytes of a picture file, from its base64 or the file itself; 0 for a PIL image."""
+    if isinstance(content, str):
+        return len(content) * 3 // 4  # four characters of base64 are three bytes
+    if isinstance(content, bytes):
+        return len(content)
+    if isinstance(content, Image.Image):
+        return 0
+    raise ValueError(f"{name} is a {type(content).__name__}; an image must be a base64 string, a data URL or bytes.")
+
+
+def decode(name: str, image: Image.Image, single: bool) -> None:
+    """Decode the pixels of an opened picture; with `single`, refuse files with several pictures."""
+    try:
+        pictures = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO: views of one scene
+        image.load()
+    except Exception as error:  # Pillow's readers raise all kinds of errors on damaged files
+        raise ValueError(f"{name} cannot be read as an image: {error}") from error
+    if pictures > 1 and single:
+        raise ValueError(f"{name} holds {pictures} pictures, an animation or pages: send each by itself.")
+    image.filename = name  # what the pipeline's own messages call it
+
+
 def open_picture(name: str, content: str | bytes) -> Image.Image:
-    """Read the head of a picture file, which is given as base64, as a data URL or as bytes."""
+    """Open a picture file, given as base64, as a data URL or as bytes, without decoding its pixels."""
     if isinstance(content, str):
         if content.startswith("data:"):
             content = content.partition(";base64,")[2]
         try:
-            content = base64.b64decode("".join(content.split()), validate=True)  # many tools break its lines
+            content = base64.b64decode("".join(content.split()), validate=True)  # many tools insert line breaks
         except ValueError as error:
             raise ValueError(f"{name} is not base64: send the picture file itself, not its path or URL.") from error
     try:
@@ -152,4 +159,4 @@ def open_picture(name: str, content: str | bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} has too many pixels; a request may have {MAX_PIXELS:,}: make it smaller.") from error
     except Exception as error:
-        raise ValueError(f"{name} is no picture: send the content of a {', '.join(PICTURES)} file.") from error
+        raise ValueError(f"{name} is not a picture: send the content of a {', '.join(PICTURES)} file.") from error

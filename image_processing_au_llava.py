@@ -1,7 +1,7 @@
-"""From whatever a user has (a path, a PIL image, an array, a tensor) to normalised pixels of one face.
+"""From a path, a PIL image, an array or a tensor to the normalized pixels of one face.
 
-Owns how pictures are opened and made 8-bit sRGB, everywhere in this project, and the image processor. The processor
-works on Pillow everywhere, so that a checkpoint gives the same numbers with and without torchvision installed.
+Owns how this project opens pictures and converts them to 8-bit sRGB, and the image processor. The processor always uses
+Pillow, so that a checkpoint gives the same numbers with and without torchvision.
 """
 
 import io
@@ -14,39 +14,37 @@ import torch
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from transformers.image_processing_backends import PilBackend
 
-try:  # photographs of iPhones, for those who have the plugin
+try:  # photographs of iPhones, if the plugin is installed
     from pillow_heif import register_heif_opener
 
     register_heif_opener()
 except ImportError:
     pass
 
-GROUND = "white"  # what transparent pictures and videos are laid over
-TOPS = (1.0, 255.0, 65535.0)  # white in pictures of more than 8 bits: of floats, of either, of 16 bits
-OVERSHOOT = 0.05  # share of white by which floats may leave their range, as sharpening and resizing make them
-MIN_SIDE = 16  # pixels; below this no action unit can be seen
-MAX_DOWNLOAD = 50 * 2**20  # bytes that a URL may send
+GROUND = "white"  # the background of transparent pictures and videos
+TOPS = (1.0, 255.0, 65535.0)  # white in pictures of more than 8 bits: in floats, in floats or integers, in 16 bits
+OVERSHOOT = 0.05  # share of white by which floats may exceed their range, as after sharpening and resizing
+MIN_SIDE = 16  # pixels; no action unit is visible below
+MAX_DOWNLOAD = 50 * 2**20  # bytes from a URL
 
 
 def load_face_image(image, allow_urls: bool = False) -> Image.Image:
     """Open `image` and return it upright, as 8-bit sRGB.
 
-    Whatever way the file stores it: any of EXIF's eight orientations, transparency (laid over white), a palette, CMYK,
-    an embedded colour profile (converted to sRGB), grey of 16 or 32 bits. Of a file that holds several pictures the
-    first is read, with a warning.
+    Handles EXIF's eight orientations, transparency (over white), palettes, CMYK, embedded color profiles (converted to
+    sRGB) and 16 or 32 bits of gray. If a file holds several pictures, the first is read, with a warning.
 
     Args:
-        image: a path; a PIL image of any mode; a NumPy array or tensor of (height, width), (height, width, 1, 3 or 4),
-            or (3, height, width), holding integers 0 to 255 (uint16: 0 to 65535) or floats 0 to 1; or, with
-            `allow_urls`, an http(s) URL.
-        allow_urls: whether a URL may be fetched. Off by default: nothing is loaded from the network unasked.
+        image: a path; a PIL image of any mode; a NumPy array or tensor of (height, width), (height, width, 1, 3 or 4)
+            or (3, height, width), with integers 0 to 255 (uint16: 0 to 65535) or floats 0 to 1; or, with `allow_urls`,
+            an http(s) URL.
+        allow_urls: whether URLs are fetched (default: no, nothing is loaded from the network unasked).
 
     Raises:
-        ValueError: not an image, a URL that was not allowed, a shape or range other than the above, or a side shorter
-            than 16 pixels.
+        ValueError: not an image, a URL without `allow_urls`, another shape or range, or a side shorter than 16 pixels.
         FileNotFoundError: no such file.
     """
-    name = getattr(image, "filename", "") or "The image"  # a PIL image knows the file it was opened from
+    name = getattr(image, "filename", "") or "The image"  # PIL images remember their file
     if isinstance(image, (str, os.PathLike)):
         name = os.fsdecode(image)
         image = open_image(_file(name, allow_urls), name)
@@ -62,12 +60,12 @@ def load_face_image(image, allow_urls: bool = False) -> Image.Image:
         )
     try:
         return _to_rgb(ImageOps.exif_transpose(image))
-    except Exception as error:  # a lazily opened file that is damaged, a broken EXIF block, an exotic mode
+    except Exception as error:  # a damaged file that was opened lazily, a broken EXIF block, an exotic mode
         raise ValueError(f"{name} cannot be read as an image: {error}") from error
 
 
 def _file(name: str, allow_urls: bool) -> str | io.BytesIO:
-    """What a path or URL leads to, for Pillow to open."""
+    """The file at a path, or the bytes at a URL, for Pillow to open."""
     is_url = name.lower().startswith(("http://", "https://"))
     if is_url and not allow_urls:
         raise ValueError(
@@ -78,36 +76,38 @@ def _file(name: str, allow_urls: bool) -> str | io.BytesIO:
         raise ValueError(f"{name} is a folder, not an image file.")
     if not is_url and not os.path.isfile(name):
         raise FileNotFoundError(f"There is no image file {name[:200]!r}.")
-    if not is_url:
-        return name
+    return _download(name) if is_url else name
+
+
+def _download(url: str) -> io.BytesIO:
     try:
-        with urllib.request.urlopen(name, timeout=30) as response:
+        with urllib.request.urlopen(url, timeout=30) as response:
             content = response.read(MAX_DOWNLOAD + 1)
         if len(content) > MAX_DOWNLOAD:
             raise ValueError(f"more than {MAX_DOWNLOAD // 2**20} MiB; download it and make it smaller")
-    except Exception as error:  # of the network, in many ways
-        raise ValueError(f"{name} cannot be read as an image: {error}") from error
+    except Exception as error:  # networks fail in many ways
+        raise ValueError(f"{url} cannot be read as an image: {error}") from error
     return io.BytesIO(content)
 
 
 def open_image(file: str | io.BytesIO, name: str) -> Image.Image:
-    """The first picture in a file or the bytes of one, as it is stored; `load_face_image` sets it upright.
+    """The first picture in a file or in its bytes, as stored; `load_face_image` turns it upright.
 
     Args:
-        name: what errors call it.
+        name: what errors call the picture.
 
     Raises:
-        ValueError: no whole picture.
+        ValueError: not a picture, or an incomplete one.
     """
     try:
         image = Image.open(file)
         if image.format == "EPS":
-            raise ValueError("EPS is a program, which Pillow would run; convert it to PNG")
+            raise ValueError("EPS is a program that Pillow would run; convert it to PNG")
         pictures = pictures_in(image)
         image.load()
-    except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
-        unknown = isinstance(error, UnidentifiedImageError) and file is not name  # tells where in memory it lies
-        problem = "it is of no kind that Pillow knows" if unknown else error
+    except Exception as error:  # Pillow's readers raise all kinds of errors on damaged files
+        unknown = isinstance(error, UnidentifiedImageError) and file is not name  # its message is a memory address
+        problem = "its format is unknown to Pillow" if unknown else error
         raise ValueError(f"{name} cannot be read as an image: {problem}") from error
     image.filename = name
     if pictures > 1:
@@ -116,7 +116,7 @@ def open_image(file: str | io.BytesIO, name: str) -> Image.Image:
 
 
 def pictures_in(image: Image.Image) -> int:
-    """How many pictures an opened file holds: frames of an animation, pages, views. Layers (PSD) are one picture."""
+    """Number of pictures in an opened file: frames of an animation, pages, views. Layers (PSD) are one picture."""
     return 1 if image.format == "PSD" else getattr(image, "n_frames", 1)
 
 
@@ -145,7 +145,7 @@ def _from_array(array) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     profile = image.info.get("icc_profile")
-    if image.mode.startswith(("I", "F")):  # 16 or 32 bits of grey
+    if image.mode.startswith(("I", "F")):  # 16 or 32 bits of gray
         image = _eight_bits(image)
     alpha = None
     if image.mode == "LA":
@@ -162,26 +162,26 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey integers or floats as mode L; LA where a value stands for transparency, as in 16-bit PNG."""
-    grey = np.asarray(image, dtype=np.float64)
-    lowest, highest = grey.min(), grey.max()
+    """Gray integers or floats as mode L, or as LA where a value stands for transparency, as in 16-bit PNG."""
+    gray = np.asarray(image, dtype=np.float64)
+    lowest, highest = gray.min(), gray.max()
     tops = TOPS[2:] if "16" in image.mode else TOPS[1:] if image.mode == "I" else TOPS
     top = next((top for top in tops if highest <= (1 + OVERSHOOT) * top), None)
     if top is None or lowest < -OVERSHOOT * top:
-        raise ValueError(f"its grey values go from {lowest:g} to {highest:g}; expected 0 to 1, to 255 or to 65535")
-    eight = Image.fromarray(np.round(grey.clip(0, top) / top * 255).astype(np.uint8))
+        raise ValueError(f"its gray values go from {lowest:g} to {highest:g}; expected 0 to 1, to 255 or to 65535")
+    eight = Image.fromarray(np.round(gray.clip(0, top) / top * 255).astype(np.uint8))
     if "transparency" in image.info:
-        eight.putalpha(Image.fromarray(np.where(grey == image.info["transparency"], 0, 255).astype(np.uint8)))
+        eight.putalpha(Image.fromarray(np.where(gray == image.info["transparency"], 0, 255).astype(np.uint8)))
     return eight
 
 
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """Colours as the ICC profile means them; unchanged where it is damaged or made for pixels of another kind."""
+    """Colors converted by the ICC profile; unchanged if the profile is damaged or for another kind of pixels."""
     kind = "GRAY" if image.mode in ("1", "L") else "CMYK" if image.mode == "CMYK" else "RGB"
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         space = source.profile.xcolor_space.strip()
-        if space != kind and (kind, space) != ("GRAY", "RGB"):  # grey is often saved with the profile of colours
+        if space != kind and (kind, space) != ("GRAY", "RGB"):  # gray pictures often carry a color profile
             return image
         return ImageCms.profileToProfile(
             image.convert({"GRAY": "L"}.get(space, space)),
@@ -196,10 +196,11 @@ def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
 
 
 class AuLlavaImageProcessor(PilBackend):
-    """Resize the shorter side, cut the centre square, scale and normalise.
+    """Resizes the shorter side, crops the center, scales to 0..1 and normalizes.
 
     Args:
-        size: `{"shortest_edge": pixels}`. crop_size: `{"height": pixels, "width": pixels}`.
+        size: `{"shortest_edge": pixels}`.
+        crop_size: `{"height": pixels, "width": pixels}`.
         image_mean, image_std: per channel, for pixels scaled to 0..1.
         allow_urls: see `load_face_image`; not saved with the checkpoint.
     """
@@ -219,7 +220,7 @@ class AuLlavaImageProcessor(PilBackend):
     allow_urls = False
 
     def fetch_images(self, images):
-        """Open and convert every image of a (nested) list; Transformers calls this before anything else."""
+        """Open and convert every image of a (nested) list; Transformers calls this first."""
         if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
             images = list(images)
         if isinstance(images, (list, tuple)):
@@ -236,9 +237,9 @@ class AuLlavaImageProcessor(PilBackend):
 
     @classmethod
     def like(cls, source: str, **kwargs) -> "AuLlavaImageProcessor":
-        """The image processor that feeds the vision encoder of `source` (Hub id or folder): its size, mean and std.
+        """An image processor with the size, mean and std of the vision encoder `source` (Hub id or folder).
 
-        Its settings are read from its file, not from its class, which may need torchvision (DINOv3's does).
+        The settings come from its file, not from its class, which may need torchvision (DINOv3's does).
         """
         settings, _ = cls.get_image_processor_dict(source, **kwargs)
         size = settings["size"]

@@ -1,19 +1,19 @@
 """Scores of AU values, as pure functions of arrays.
 
-The rules, which differ between published evaluations and so are stated here:
+The rules, stated here because published evaluations differ in them:
 
 - A NaN label means "not annotated": that (image, AU) cell is left out, and only that cell.
 - A NaN prediction or decision means "the answer could not be read": its cell is left out of the scores and counted as
-  `unparsed`. Quote that count beside the scores, since leaving cells out flatters a model that fails on hard images.
-- What is undefined is NaN and comes with a reason, never 0. A mean over AUs leaves it out, and `averaged` says how many
-  AUs the mean covers.
+  `unparsed`. Quote that count beside the scores: leaving cells out flatters a model that fails on hard images.
+- An undefined score is NaN and comes with a reason, never 0. A mean over AUs leaves it out, and `averaged` says how
+  many AUs the mean covers.
 - An AU's scores pool all its images; labels and values from `fmt.presence_threshold` on are present.
 
 Each metric is written once, as a function of counts, moments or histograms of the images (`metrics_of_…`). Summed over
-all images these give a score, summed per subject the scores of subjects and, weighted, the resamples of
-`au_evaluation/intervals.py`. The tests hold every metric against scikit-learn, SciPy or a plain loop.
+all images they give a score; summed per subject, the scores of subjects; weighted, the resamples of
+`au_evaluation/intervals.py`. The tests check every metric against scikit-learn, SciPy or a plain loop.
 
-This file travels with the metric script `au_metric.py`: it needs numpy only and imports nothing of the package.
+This file travels with the metric script `au_metric.py`, so it needs only NumPy and imports nothing of the package.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,8 +36,8 @@ def detection(predictions: np.ndarray, references: np.ndarray) -> dict:
         predictions, references: (n,) booleans, True for present.
 
     Returns:
-        f1, precision, recall, accuracy, balanced_accuracy, mcc, f1_skew_normalised; "support": the present labels;
-        "undefined": metric -> why it is NaN.
+        f1, precision, recall, accuracy, balanced_accuracy, mcc, f1_skew_normalised; "support": how many labels are
+        present; "undefined": metric -> why it is NaN.
     """
     tp, fp, fn, tn = _totals(count_terms(predictions, references))
     scores = _floats(metrics_of_counts(tp, fp, fn, tn))
@@ -56,7 +56,7 @@ def detection(predictions: np.ndarray, references: np.ndarray) -> dict:
 
 
 def presence(probabilities: np.ndarray, references: np.ndarray) -> dict:
-    """Scores of one AU's probabilities of presence: how they rank the images, and how far they can be believed.
+    """Scores of one AU's probabilities of presence: how well they rank the images and how well they are calibrated.
 
     `average_precision` is the mean, over positives, of the precision at their score, without interpolation.
     `ece`, the expected calibration error, is that of Guo et al. (2017) for the event "present" instead of "the
@@ -78,15 +78,15 @@ def presence(probabilities: np.ndarray, references: np.ndarray) -> dict:
 
 
 def agreement(predictions: np.ndarray, references: np.ndarray, medians: np.ndarray | None = None) -> dict:
-    """Agreement of one AU's values with its labels, which `icc` and `icc_1_1` take as two raters.
+    """Agreement of one AU's values with its labels; `icc` and `icc_1_1` treat them as two raters.
 
-    The number that is best for a squared error, and so for ICC and PCC, is the mean of a predictive distribution; for
-    an absolute error it is its median (Gneiting 2011, "Making and evaluating point forecasts"). Whoever has a
-    distribution can give both.
+    The best point forecast under a squared error, and so for ICC and PCC, is the mean of the predictive distribution;
+    under an absolute error it is the median (Gneiting 2011, "Making and evaluating point forecasts"). A system that
+    predicts distributions can give both.
 
     Args:
-        predictions, references: (n,) finite numbers. medians: (n,) what mae and mae_nonzero are taken from instead of
-            the predictions, or None.
+        predictions, references: (n,) finite numbers. medians: (n,) numbers from which mae and mae_nonzero are taken
+            instead of the predictions, or None.
 
     Returns:
         icc, icc_1_1, pcc (Pearson), -1 to 1; mae, mse, and mae_nonzero (over the labels above 0), in units of the
@@ -111,7 +111,7 @@ def icc(ratings: np.ndarray) -> float:
     """ICC(3,1) of Shrout and Fleiss (1979): consistency of single ratings by fixed raters, at most 1.
 
     (BMS - EMS) / (BMS + (k - 1) EMS), with BMS the mean square between targets and EMS the residual mean square. NaN
-    for fewer than two targets and where no rater tells the targets apart.
+    for fewer than two targets, and where every rater gives all targets the same rating.
 
     Args:
         ratings: (targets, k raters), complete, k at least 2.
@@ -119,10 +119,10 @@ def icc(ratings: np.ndarray) -> float:
     targets, raters = ratings.shape
     if targets < 2 or not np.ptp(ratings, axis=0).any():
         return float("nan")
-    centred = ratings - ratings.mean(axis=0)  # removes the raters' effect and the grand mean
-    target_means = centred.mean(axis=1, keepdims=True)
+    centered = ratings - ratings.mean(axis=0)  # removes the raters' effect and the grand mean
+    target_means = centered.mean(axis=1, keepdims=True)
     between = raters * np.sum(target_means**2) / (targets - 1)
-    error = np.sum((centred - target_means) ** 2) / ((targets - 1) * (raters - 1))
+    error = np.sum((centered - target_means) ** 2) / ((targets - 1) * (raters - 1))
     return float((between - error) / (between + (raters - 1) * error))
 
 
@@ -154,27 +154,27 @@ def score(
         references: (n images, AUs) values of the format's scale, NaN where not annotated.
         fmt: the AUFormat.
         probabilities: (n images, AUs) probabilities of presence, 0 to 1, NaN where there is none; adds `presence`.
-        decisions: (n images, AUs) 1 for present, 0 for absent, NaN where the answer could not be read: what detection
-            is scored by. Without them that is predictions >= fmt.presence_threshold.
+        decisions: (n images, AUs) 1 for present, 0 for absent, NaN where the answer could not be read; `detection`
+            scores them. Default: predictions >= fmt.presence_threshold.
         subjects: (n images) who is shown; adds icc_within and "per_subject".
-        medians: (n images, AUs) medians of the predicted distributions, NaN where there is none: what mae and
-            mae_nonzero are taken from, see `agreement`. Without one, that is the prediction.
+        medians: (n images, AUs) medians of the predicted distributions, from which mae and mae_nonzero are taken (see
+            `agreement`). Where one is missing or NaN, the prediction is taken.
 
     Returns:
-        "mean": metric -> mean over the AUs for which it is defined: those of `detection`; unless the format codes
-            occurrence, those of `agreement` and, with subjects, icc_within; with probabilities, those of `presence`;
+        "mean": metric -> mean over the AUs for which it is defined, of the metrics of `detection`; unless the format
+            codes occurrence, also of `agreement` and, with subjects, icc_within; with probabilities, of `presence`;
         "averaged": metric -> how many AUs that mean covers;
         "per_au": label -> the same metrics, "support" (present labels), "n" (scored images), "unparsed", with
             probabilities "n_probability" (images scored by `presence`), and "undefined": metric -> why it is NaN;
         "per_subject": subject -> f1, accuracy and, unless the format codes occurrence, icc and mae: means over AUs;
         "n": images; "annotated": annotated (image, AU) cells; "unparsed": those of them without a prediction.
 
-        icc_within is `icc` of each subject's images alone, averaged over the subjects for which it is defined: telling
-        faces apart earns nothing. A subject whose labels are constant counts 0, unless the predictions are constant
-        too; then, or with one image, it is undefined.
+        icc_within is `icc` of each subject's images alone, averaged over the subjects for which it is defined, so
+        telling faces apart earns nothing. A subject with constant labels counts as 0; with constant predictions too,
+        or with one image, it is undefined.
 
     Raises:
-        ValueError: shapes that do not fit, or values that are not on the scale, such as a dataset's code for missing.
+        ValueError: shapes that do not fit, or values off the scale, such as a dataset's code for a missing label.
     """
     columns = divide_by_au(predictions, references, fmt, probabilities, decisions, medians)
     people, who = name_subjects(subjects, columns) if subjects is not None else (None, None)
@@ -208,7 +208,7 @@ def score(
     }
     if subjects is not None:
         means = {
-            metric: mean_of_defined(np.stack([each[metric] for each in by_subject])).tolist()  # (subjects,)
+            metric: mean_of_defined(np.stack([of_au[metric] for of_au in by_subject])).tolist()  # (subjects,)
             for metric in PER_SUBJECT
             if metric in by_subject[0]
         }
@@ -219,11 +219,11 @@ def score(
 
 
 def fold_scores(folds: Mapping[str, Mapping], fmt) -> dict:
-    """The two aggregates of cross-validation that are published, which differ: say which one is quoted.
+    """The two aggregates of cross-validation in use. They differ: say which one you quote.
 
     Args:
         folds: name -> the arguments of `score` for the images of that fold, the same ones in every fold:
-            {"predictions": …, "references": …} and, where wanted, probabilities, decisions and subjects.
+            {"predictions": …, "references": …} and optionally probabilities, decisions, medians and subjects.
         fmt: the AUFormat.
 
     Returns:
@@ -247,7 +247,7 @@ def fold_scores(folds: Mapping[str, Mapping], fmt) -> dict:
     scores = {name: score(fmt=fmt, **fold) for name, fold in folds.items()}
 
     def mean(scores: list[Mapping]) -> dict[str, float]:
-        return {metric: float(mean_of_defined(np.array([each[metric] for each in scores]))) for metric in metrics}
+        return {metric: float(mean_of_defined(np.array([fold[metric] for fold in scores]))) for metric in metrics}
 
     def pool(argument: str):
         parts = [fold[argument] for fold in folds.values()]
@@ -259,23 +259,23 @@ def fold_scores(folds: Mapping[str, Mapping], fmt) -> dict:
     return {
         "folds": scores,
         "mean_of_folds": {
-            "mean": mean([each["mean"] for each in scores.values()]),
-            "per_au": {label: mean([each["per_au"][label] for each in scores.values()]) for label in fmt.labels},
+            "mean": mean([fold["mean"] for fold in scores.values()]),
+            "per_au": {label: mean([fold["per_au"][label] for fold in scores.values()]) for label in fmt.labels},
         },
         "pooled": score(fmt=fmt, **{argument: pool(argument) for argument in arguments[0]}),
     }
 
 
 def reliability_curve(probabilities, references, bins: int = ECE_BINS) -> dict[str, np.ndarray]:
-    """How often an AU is present where it was given a probability; the curve that `presence` sums up as ece.
+    """How often an AU is present at each predicted probability; `presence` sums this curve up as ece.
 
     Args:
         probabilities: (n,) probabilities of presence, 0 to 1. references: (n,) 1 or 0. NaN in either is left out.
-        bins: of equal width, each with its upper end.
+        bins: how many bins of equal width; each includes its upper end.
 
     Returns:
-        each (bins,): "probability": mean probability, "rate": share of present labels (both NaN in an empty bin),
-        "count": images.
+        "probability": mean probability, "rate": share of present labels (both NaN in an empty bin), "count": images;
+        each (bins,).
 
     Raises:
         ValueError: arrays of different lengths, or numbers out of range.
@@ -291,16 +291,16 @@ def reliability_curve(probabilities, references, bins: int = ECE_BINS) -> dict[s
 
 
 def risk_coverage(confidence, errors) -> dict:
-    """The error rate among an AU's most confident answers, for every share of answers that is kept.
+    """The error rate among an AU's most confident answers, for every share of answers that could be kept.
 
     Args:
         confidence: (n,) numbers, higher is surer. errors: (n,) 1 where the answer is wrong, 0 where it is right. NaN in
-            either is left out. Answers of equal confidence are kept or left together.
+            either is left out. Answers of equal confidence are kept or withheld together.
 
     Returns:
-        "coverage": share kept, rising to 1, and "risk": error rate among those, both (distinct confidences,); "aurc":
-        area under the curve, the mean over answers of the risk at their confidence (Geifman, Uziel and El-Yaniv 2019,
-        "Bias-reduced uncertainty estimation for deep neural classifiers"), NaN without answers.
+        "coverage": share kept, rising to 1, and "risk": error rate among the kept, both (distinct confidences,);
+        "aurc": area under the curve, the mean over answers of the risk at their confidence (Geifman, Uziel and
+        El-Yaniv 2019, "Bias-reduced uncertainty estimation for deep neural classifiers"), NaN without answers.
 
     Raises:
         ValueError: arrays of different lengths, or errors that are not 0 or 1.
@@ -315,10 +315,10 @@ def risk_coverage(confidence, errors) -> dict:
 
 
 def confusion(predictions, references, fmt) -> np.ndarray:
-    """How often each level of intensity was read as which.
+    """How often each level of intensity was read as each other level.
 
-    Levels are the values of the scale; of the continuous scale, the fifths 0, 0.2, … 1. Numbers go to the nearest
-    level, ties up, predictions beyond the scale to its ends.
+    Levels are the values of the scale; on the continuous scale, the fifths 0, 0.2, … 1. Numbers count as the nearest
+    level (ties go up), predictions beyond the scale as its ends.
 
     Args:
         predictions, references, fmt: as in `score`.
@@ -332,34 +332,40 @@ def confusion(predictions, references, fmt) -> np.ndarray:
     highest = 1 if fmt.scale == "occurrence" else 5
     table = np.zeros((len(fmt.labels), highest + 1, highest + 1), dtype=int)
     for counts, column in zip(table, divide_by_au(predictions, references, fmt), strict=True):
-        levels = (np.floor(each * (highest / fmt.value_numbers[-1]) + 0.5) for each in (column.label, column.value))
-        np.add.at(counts, tuple(np.clip(each, 0, highest).astype(int) for each in levels), 1)
+        scaled = (numbers * (highest / fmt.value_numbers[-1]) for numbers in (column.label, column.value))
+        levels = tuple(np.floor(numbers + 0.5).clip(0, highest).astype(int) for numbers in scaled)
+        np.add.at(counts, levels, 1)
     return table
 
 
-# What arrives, checked and divided by AU.
+# The arguments, checked and divided by AU.
 
 _OPTIONAL = ("probabilities", "decisions", "medians")
 _NO_METRICS = ("support", "n", "unparsed", "n_probability", "undefined")
 
 
 class Column(NamedTuple):
-    """The cells of one AU that can be scored: those that are annotated and read, and those with a probability."""
+    """The cells of one AU that can be scored: the annotated ones that are read, and those with a probability."""
 
     annotated: int
-    read: np.ndarray  # (n,) of all images, which are annotated and read
+    read: np.ndarray  # (n,) booleans: which of all images are annotated and read
     value: np.ndarray  # (read,) numbers, as are median and label
     median: np.ndarray
     label: np.ndarray
-    decision: np.ndarray  # (read,) booleans, as are present
+    decision: np.ndarray  # (read,) booleans, as is present
     present: np.ndarray
-    rated: np.ndarray  # (n,) of all images, which are annotated and have a probability
+    rated: np.ndarray  # (n,) booleans: which of all images are annotated and have a probability
     probability: np.ndarray | None  # (rated,), None if no probabilities were given
-    truth: np.ndarray  # (rated,) booleans
+    truth: np.ndarray  # (rated,) booleans: whether the label says present
+
+
+def decide(values: np.ndarray, fmt) -> np.ndarray:
+    """Values or labels of a format as presence: 1 from `fmt.presence_threshold` on, 0 below, NaN where NaN."""
+    return np.where(np.isnan(values), np.nan, values >= fmt.presence_threshold)
 
 
 def divide_by_au(predictions, references, fmt, probabilities=None, decisions=None, medians=None) -> list[Column]:
-    """Check what arrives and divide it by AU."""
+    """Check the arguments of `score` and divide them by AU."""
     optional = {"probabilities": probabilities, "decisions": decisions, "medians": medians}
     given = {"predictions": predictions, "references": references}
     given |= {name: values for name, values in optional.items() if values is not None}
@@ -367,15 +373,14 @@ def divide_by_au(predictions, references, fmt, probabilities=None, decisions=Non
     for name, values in given.items():
         _require_length(len(given["predictions"]), "predictions", len(values), name)
     predictions, references = given["predictions"], given["references"]
-    decisions = given.get("decisions", np.where(np.isnan(predictions), np.nan, predictions >= fmt.presence_threshold))
-
+    decisions = given.get("decisions", decide(predictions, fmt))
     medians = given.get("medians", predictions)
     medians = np.where(np.isnan(medians), predictions, medians)
 
     annotated = ~np.isnan(references)
     read = annotated & ~np.isnan(predictions) & ~np.isnan(decisions)
     rated = annotated & ~np.isnan(given.get("probabilities", np.nan))
-    present = references >= fmt.presence_threshold
+    present = decide(references, fmt) == 1
     return [
         Column(
             annotated=int(annotated[:, au].sum()),
@@ -394,17 +399,17 @@ def divide_by_au(predictions, references, fmt, probabilities=None, decisions=Non
 
 
 def require_arguments(whose: str, arguments: Mapping, needed: Sequence[str], optional: Sequence[str]):
-    """Raise a ValueError unless `arguments` is a dict with all needed keys and, beyond them, none but optional ones."""
+    """Raise a ValueError unless `arguments` is a dict with all needed keys and otherwise only optional ones."""
     keys = list(arguments) if isinstance(arguments, Mapping) else None
     if keys is None or not set(needed) <= set(keys) <= {*needed, *optional}:
         raise ValueError(
-            f"{whose} must be a dict with {' and '.join(needed)} and, where wanted, {', '.join(optional)}; it is "
+            f"{whose} must be a dict with {' and '.join(needed)} and optionally {', '.join(optional)}; it is "
             + (f"one with {keys}" if keys is not None else f"of type {type(arguments).__name__}")
         )
 
 
 def _checked(name: str, values, fmt) -> np.ndarray:
-    """The values as a (n, AUs) array of float64, or a ValueError that says what is wrong with them."""
+    """The values as an (n, AUs) array of float64. Raises ValueError with what is wrong."""
     values = _numbers(name, values)
     if not values.size:
         values = values.reshape(0, len(fmt.labels))
@@ -428,9 +433,9 @@ def _checked(name: str, values, fmt) -> np.ndarray:
 def _known_pair(name: str, numbers, mark_name: str, marks) -> tuple[np.ndarray, np.ndarray]:
     """Numbers (n,) and marks of 0 or 1 (n,), without the positions where either is NaN."""
     numbers, marks = _numbers(name, numbers), _numbers(mark_name, marks)
-    for each_name, each in ((name, numbers), (mark_name, marks)):
-        if each.ndim != 1:
-            raise ValueError(f"{each_name} have shape {each.shape}; give one number per image, of one AU")
+    for what, array in ((name, numbers), (mark_name, marks)):
+        if array.ndim != 1:
+            raise ValueError(f"{what} have shape {array.shape}; give one number per image, of one AU")
     _require_length(len(numbers), name, len(marks), mark_name)
     _require(mark_name, marks, "0 or 1", (marks == 0) | (marks == 1))
     known = ~np.isnan(numbers) & ~np.isnan(marks)
@@ -448,8 +453,8 @@ def _require(name: str, values: np.ndarray, expected: str, right: np.ndarray):
     wrong = values[~right & ~np.isnan(values)]
     if wrong.size:
         raise ValueError(
-            f"{wrong.size} {name} are not {expected}, such as {wrong[0]:g}; write NaN for what is not annotated or not "
-            "read"
+            f"{wrong.size} {name} are not {expected}, such as {wrong[0]:g}; write NaN where a cell is not annotated or "
+            "not read"
         )
 
 
@@ -459,14 +464,14 @@ def _require_length(expected: int, of: str, length: int, name: str):
 
 
 def name_subjects(subjects: Sequence, columns: list[Column]) -> tuple[list, np.ndarray]:
-    """The different subjects, and for every image (n,) which of them it shows."""
+    """The distinct subjects, and for every image (n,) the index of the one it shows."""
     subjects = np.asarray(subjects)
     if subjects.ndim != 1:
         raise ValueError(f"subjects have shape {subjects.shape}; give one name or number per image")
     _require_length(len(columns[0].read), "predictions", len(subjects), "subjects")
     unknown = sum(subject is None or subject != subject for subject in subjects.tolist())
     if unknown:
-        raise ValueError(f"{unknown} images have no subject (None or NaN); leave them out or name whom they show")
+        raise ValueError(f"{unknown} images have no subject (None or NaN); leave them out or name the person shown")
     people, who = np.unique(subjects, return_inverse=True)
     return people.tolist(), who
 
@@ -482,19 +487,19 @@ def _metrics_by_subject(column: Column, who: np.ndarray, people: int, fmt) -> di
 
 
 def sum_by_subject(terms, who: np.ndarray, people: int) -> np.ndarray:
-    """Terms of (n,) images each, summed over the images of each subject: (terms, people)."""
+    """Terms, each (n,) images, summed over the images of each subject: (terms, people)."""
     return np.stack([np.bincount(who, weights=term, minlength=people) for term in terms])
 
 
 def mean_of_defined(values: np.ndarray) -> np.ndarray:
-    """Mean over the first axis of what is not NaN there, NaN where nothing is."""
+    """Mean over the first axis without NaN; NaN where all are."""
     defined = ~np.isnan(values)
     counts = defined.sum(axis=0)
     total = np.where(defined, values, 0).sum(axis=0)
     return np.divide(total, counts, out=np.full(np.shape(total), np.nan), where=counts > 0)
 
 
-# The metrics. `…_terms` is what each image of an AU adds, `metrics_of_…` what the sums say; they may have any shape.
+# The metrics. `…_terms` gives what each image of an AU adds, `metrics_of_…` turns the sums, of any shape, into scores.
 
 
 def count_terms(predictions: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -504,7 +509,7 @@ def count_terms(predictions: np.ndarray, references: np.ndarray) -> tuple[np.nda
 
 def metrics_of_counts(tp, fp, fn, tn) -> dict[str, np.ndarray]:
     """The metrics of `detection`, from the sums of `count_terms`."""
-    with np.errstate(divide="ignore", invalid="ignore"):  # what is undefined is 0 / 0, hence NaN
+    with np.errstate(divide="ignore", invalid="ignore"):  # an undefined score is 0 / 0, hence NaN
         recall, specificity = tp / (tp + fn), tn / (fp + tn)
         return {
             "f1": 2 * tp / (2 * tp + fp + fn),
@@ -520,7 +525,7 @@ def metrics_of_counts(tp, fp, fn, tn) -> dict[str, np.ndarray]:
 def moment_terms(predictions: np.ndarray, references: np.ndarray, medians: np.ndarray | None) -> tuple[np.ndarray, ...]:
     """Moments of numbers (n,), and errors: absolute ones of `medians` if there are any.
 
-    The moments are taken about the numbers' median, which is within a standard deviation of the mean: so the sums of
+    The moments are taken about the numbers' median, which is within a standard deviation of the mean. So the sums of
     squares hardly cancel, and those of a constant are exactly 0.
     """
     p, t = (values - np.median(values) if len(values) else values for values in (predictions, references))
@@ -548,15 +553,15 @@ def metrics_of_moments(n, p, t, pp, tt, pt, absolute, squared, positive, absolut
 
 
 def _bin(probabilities: np.ndarray, bins: int) -> np.ndarray:
-    """Which of equal bins a probability is in, its upper end included."""
+    """The index of the bin of each probability; a bin includes its upper end."""
     return np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], probabilities)
 
 
 def gap_terms(probabilities: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, ...]:
-    """1, squared error, and probability - label in the bin where the probability is: 2 + ECE_BINS terms (n,)."""
+    """1, squared error, and per bin probability - label if the probability is in it: 2 + ECE_BINS terms (n,)."""
     gap = probabilities - references
     of_bin = _bin(probabilities, ECE_BINS)
-    return np.ones(len(gap)), gap**2, *(gap * (of_bin == each) for each in range(ECE_BINS))
+    return np.ones(len(gap)), gap**2, *(gap * (of_bin == bin_) for bin_ in range(ECE_BINS))
 
 
 def metrics_of_gaps(n, squared, *gaps) -> dict[str, np.ndarray]:
@@ -566,13 +571,13 @@ def metrics_of_gaps(n, squared, *gaps) -> dict[str, np.ndarray]:
 
 
 def metrics_of_ranks(positives, negatives) -> dict[str, np.ndarray]:
-    """ROC AUC and average precision, from the numbers (ranks, …) of positives and negatives, highest rank first."""
+    """ROC AUC and average precision, from counts (ranks, …) of positives and negatives, highest probability first."""
     tp = np.cumsum(positives, axis=0)  # with the threshold at each rank
     every = tp + np.cumsum(negatives, axis=0)
     total, total_negative = positives.sum(axis=0), negatives.sum(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
         return {
-            # A negative loses to the positives above it and to half of those it ties with.
+            # A negative loses to the positives above it and to half of the ones it ties with.
             "roc_auc": np.sum(negatives * (tp - positives / 2), axis=0) / (total * total_negative),
             "average_precision": np.sum(positives * tp / np.maximum(every, 1), axis=0) / total,
         }

@@ -1,17 +1,17 @@
 """The AU-LLaVA network: vision tower -> one linear projector -> causal language model.
 
-Owns the network only. It is LLaVA as Transformers has it (its forward, generation, caching and parallelism are
-inherited), with these differences:
+This is LLaVA as in Transformers (forward, generation, caching and parallelism are inherited), with these differences:
 
-- the projector is a single linear layer, as in the paper (arXiv 2409.08444), optionally over r x r neighbouring
-  features folded into channels (pixel unshuffle), which divides the image tokens by r^2;
-- the vision tower may be convolutional: a feature map (batch, width, rows, columns) becomes rows * columns tokens;
-- class and register tokens of ViTs are dropped by count, whatever their number;
-- a 4-D boolean attention mask (batch or 1, 1, queries, keys) is accepted by every backend that can honour it, and the
-  logits can be asked for at some tokens only; the slots decoder and its training do both (see slot_tree_au_llava.py).
+- The projector is a single linear layer, as in the paper (arXiv 2409.08444), optionally over r x r neighboring features
+  folded into channels (pixel unshuffle), which divides the number of image tokens by r^2.
+- The vision tower may be convolutional: a feature map (batch, width, rows, columns) becomes rows * columns tokens.
+- Class and register tokens of ViTs are dropped, whatever their number.
+- Every attention backend that can honor a mask accepts a 4-D boolean one (batch or 1, 1, queries, keys), and logits can
+  be limited to some positions and tokens. The slots decoder and its training use both (slot_tree_au_llava.py).
 """
 
 import copy
+from importlib.util import find_spec
 
 import torch
 from torch import nn
@@ -37,18 +37,26 @@ from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from .card_au_llava import write_card
-from .configuration_au_llava import UNUSED_HEADS, AuLlavaConfig, add_image_token, attention_of_parts
+from .configuration_au_llava import AuLlavaConfig, add_image_token, attention_of_parts, drop_unused_heads
 from .decoding_au_llava import recognize
 from .pipeline_au_llava import AURecognitionPipeline
 from .quantization_au_llava import check_computable, check_savable, with_default_skips
-from .tree_attention_au_llava import TreeMask
+from .slot_tree_au_llava import TreeMask
+
+if find_spec("transformers.decision"):
+    from .decision_au_llava import AuDecisionMixin
+else:  # Transformers 5.20 and older have no decision models
+
+    class AuDecisionMixin:
+        pass
+
 
 logger = logging.get_logger(__name__)
 
-# By what `from_pretrained` finds a file.
+# Arguments of `from_pretrained` that say where files are.
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
-MAX_EXTRA_TOKENS = 32  # class token and registers of a ViT: 5 in DINOv3; more means that the stride is wrong
+MAX_EXTRA_TOKENS = 32  # class and register tokens of a ViT (5 in DINOv3); more would mean a wrong stride
 
 
 def features_to_tokens(features: torch.Tensor, grid: tuple[int, int], fold: int) -> torch.Tensor:
@@ -64,7 +72,7 @@ def features_to_tokens(features: torch.Tensor, grid: tuple[int, int], fold: int)
         (batch, rows / fold * columns / fold, fold * fold * width)
 
     Raises:
-        ValueError: the tower gave another grid than the configuration implies, or the grid does not divide by `fold`.
+        ValueError: the tower's grid differs from `grid`, or `fold` does not divide it.
     """
     rows, columns = grid
     if features.ndim == 3:
@@ -87,13 +95,14 @@ def features_to_tokens(features: torch.Tensor, grid: tuple[int, int], fold: int)
 
 
 def is_plain(layer: nn.Module) -> bool:
-    """Whether `layer` is a linear layer whose weight lies there, whole, and is all that it computes with.
+    """Whether `layer` is a linear layer that computes with nothing but its weight, which is present as a whole.
 
-    Of one that is quantised, adapted, sharded, offloaded or hooked only the module itself knows what it computes. What
-    FSDP has gathered is plain: its hooks do nothing else, and processes that do not all call it would wait forever.
+    A layer that is quantized, adapted, sharded, offloaded or hooked must be called, as only it knows what it computes.
+    A layer gathered by FSDP counts as plain: its hooks do nothing more, and a call by only some of the processes would
+    wait forever.
     """
     weight = getattr(layer, "weight", None)
-    gathered = any(kind.__name__ == "FSDPModule" for kind in type(layer).__mro__)
+    gathered = any(parent.__name__ == "FSDPModule" for parent in type(layer).__mro__)
     hooked = layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__
     return (
         isinstance(layer, nn.Linear)
@@ -105,34 +114,34 @@ def is_plain(layer: nn.Module) -> bool:
 
 
 class AuLlavaPreTrainedModel(LlavaPreTrainedModel):
-    """Weight initialisation and the flags of what is supported: those of LLaVA."""
+    """Weight initialization and support flags, those of LLaVA."""
 
     config_class = AuLlavaConfig
     config: AuLlavaConfig
     _keys_to_ignore_on_load_unexpected = [r"vision_tower\.head\."]  # noqa: RUF012 - see UNUSED_HEADS of the configuration
 
     def set_attn_implementation(self, attn_implementation: str | dict, allow_all_kernels: bool = False):
-        """As in Transformers; a part that cannot take what is asked for keeps what it has."""
+        """As in Transformers, but a vision tower that does not support the implementation keeps its own."""
         parts = attention_of_parts(self.config, attn_implementation)
         super().set_attn_implementation(parts, allow_all_kernels)
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes, also while accelerate keeps its parameters elsewhere (`device_map`, `cpu_offload`).
+        """Where the model computes, even while accelerate keeps parameters elsewhere (`device_map`, `cpu_offload`).
 
-        Such parameters are on no device, "meta", but for the time that their own module runs.
+        Those parameters are on the device "meta" except while their module runs.
         """
         for module in self.modules():
-            hook = vars(module).get("_hf_hook")
-            for each in getattr(hook, "hooks", [hook]):  # a sequence of hooks, or one
-                place = getattr(each, "execution_device", None)
+            placed = vars(module).get("_hf_hook")
+            for hook in getattr(placed, "hooks", [placed]):  # a sequence of hooks, or one
+                place = getattr(hook, "execution_device", None)
                 if place is not None:
                     return torch.device(place)
         return super().device
 
 
 class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
-    """Vision tower, linear projector and language model without its head.
+    """Vision tower, linear projector and language model, without the head.
 
     Args:
         config: `AuLlavaConfig`.
@@ -155,7 +164,7 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
         """Encode images into language-model embeddings.
 
         Args:
-            pixel_values: (images, 3, height, width), normalised as the processor does.
+            pixel_values: (images, 3, height, width), normalized as by the processor.
             vision_feature_layer: overrides the configuration's.
 
         Returns:
@@ -171,7 +180,7 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
         """The tower's output, and (images, tokens, hidden size) embeddings in one tensor."""
         layers = [vision_feature_layer] if isinstance(vision_feature_layer, int) else vision_feature_layer
         if layers is not None and not kwargs.get("output_hidden_states"):
-            kwargs["output_hidden_states"] = layers  # keeps these only; never a plain 0, which would mean none
+            kwargs["output_hidden_states"] = layers  # keeps only these; a list, as a plain 0 would mean none
         outputs = self.vision_tower(pixel_values, return_dict=True, **kwargs)
         features = [outputs.last_hidden_state] if layers is None else [outputs.hidden_states[i] for i in layers]
         stride = self.config.vision_stride
@@ -180,14 +189,14 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
         return outputs, self.multi_modal_projector(torch.cat(tokens, dim=-1))
 
     def get_placeholder_mask(self, input_ids, inputs_embeds, image_features):
-        """LLaVA's, whose message counts features rightly only where `image_features` has a batch dimension."""
+        """LLaVA's; its error message counts features correctly only if `image_features` has a batch dimension."""
         return super().get_placeholder_mask(input_ids, inputs_embeds, image_features[None])
 
     def forward(self, input_ids=None, pixel_values=None, attention_mask=None, **kwargs):
-        """LLaVA's forward; a 4-D boolean `attention_mask` (True = may attend) is fitted to the attention backend.
+        """LLaVA's forward; a 4-D boolean `attention_mask` (True = may attend) is converted for the attention backend.
 
         Raises:
-            ValueError: a 4-D mask with flash attention, which has no way to honour it.
+            ValueError: a 4-D mask with flash attention, which cannot honor it.
         """
         if attention_mask is not None and attention_mask.ndim == 4 and attention_mask.dtype == torch.bool:
             attention_mask = self._fit_tree_mask(attention_mask)
@@ -197,7 +206,7 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
         backend = self.language_model.config._attn_implementation
         if "flash" in backend:
             raise ValueError(
-                f"The attention backend {backend} cannot honour the tree mask of the slots decoder: load the model "
+                f"The attention backend {backend} cannot honor the tree mask of the slots decoder: load the model "
                 "with attn_implementation='sdpa' (or 'eager', 'flex_attention'), or use decoding='constrained' "
                 "or 'free'."
             )
@@ -212,7 +221,7 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
         return additive.masked_fill(~mask, torch.finfo(dtype).min)
 
 
-class AuLlavaForConditionalGeneration(AuLlavaPreTrainedModel, LlavaForConditionalGeneration):
+class AuLlavaForConditionalGeneration(AuDecisionMixin, AuLlavaPreTrainedModel, LlavaForConditionalGeneration):
     """AU-LLaVA with its language-modelling head: generates text, and reads AUs with `recognize`.
 
     Args:
@@ -230,16 +239,16 @@ class AuLlavaForConditionalGeneration(AuLlavaPreTrainedModel, LlavaForConditiona
 
     recognize = recognize
 
-    # One rule for `config.calibration`: it describes the weights that it was fitted on, and what changes them drops it.
-    # More rows for more tokens change nothing that is read; in fewer bits they are the same weights, rounded.
+    # `config.calibration` describes the weights that it was fitted on: whatever changes them drops it. Embeddings for
+    # more tokens change no reading, and quantized weights count as the same weights, rounded.
 
     def __setattr__(self, name, value):
-        if name == "peft_config":  # PEFT sets it on a model whose layers it adapts, whoever asked for that
+        if name == "peft_config":  # set by PEFT on every model whose layers it adapts
             self._drop_calibration("adapters were put into the model")
         super().__setattr__(name, value)
 
     def train(self, mode: bool = True):
-        """As in PyTorch. With `mode` the calibration is dropped: training changes the weights."""
+        """As in PyTorch. If `mode` is True, the calibration is dropped: training changes the weights."""
         if mode:
             self._drop_calibration("the model is trained")
         return super().train(mode)
@@ -263,15 +272,15 @@ class AuLlavaForConditionalGeneration(AuLlavaPreTrainedModel, LlavaForConditiona
         logit_tokens: torch.LongTensor | None = None,
         **kwargs,
     ) -> LlavaCausalLMOutputWithPast:
-        """LLaVA's forward (its signature is what `generate` reads); with `logit_tokens`, logits of these tokens only.
+        """LLaVA's forward, with the signature that `generate` inspects; `logit_tokens` limits the logits to compute.
 
         Args:
-            logits_to_keep: as in LLaVA: how many last positions, or which ones, get logits.
-            logit_tokens: (K,) ids of the tokens whose logits are wanted. A value is one of a few digits: their rows of
-                the head cost next to nothing, while a whole vocabulary at every decision of a batch takes gigabytes.
+            logits_to_keep: as in LLaVA: how many last positions, or which positions, get logits.
+            logit_tokens: (K,) token ids whose logits are wanted. Values are spelled with a few digits: their rows of
+                the head cost almost nothing, while the whole vocabulary at every decision of a batch takes gigabytes.
 
         Returns:
-            LLaVA's output; with `logit_tokens`, `logits` (batch, positions, K), in the order of `logit_tokens`.
+            LLaVA's output; with `logit_tokens`, `logits` is (batch, positions, K), in the order of `logit_tokens`.
         """
         inputs = {
             "input_ids": input_ids,
@@ -287,13 +296,13 @@ class AuLlavaForConditionalGeneration(AuLlavaPreTrainedModel, LlavaForConditiona
             return super().forward(labels=labels, logits_to_keep=logits_to_keep, **inputs)
         outputs = self.model(**inputs)
         hidden = outputs.last_hidden_state
-        last = isinstance(logits_to_keep, int)
-        kept = slice(-logits_to_keep, None) if last else logits_to_keep.to(hidden.device)
-        logits = self.token_logits(hidden[:, kept], logit_tokens)
+        count = isinstance(logits_to_keep, int)
+        positions = slice(-logits_to_keep, None) if count else logits_to_keep.to(hidden.device)
+        logits = self.token_logits(hidden[:, positions], logit_tokens)
         return LlavaCausalLMOutputWithPast(logits=logits, past_key_values=outputs.past_key_values)
 
     def token_logits(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """The head's logits (..., K) of the tokens (K,) after hidden states (..., hidden size)."""
+        """The head's logits (..., K) for the token ids (K,), given hidden states (..., hidden size)."""
         if is_plain(self.lm_head):
             weight = self.lm_head.weight
             return nn.functional.linear(hidden, weight.index_select(0, tokens.to(weight.device)))
@@ -302,11 +311,13 @@ class AuLlavaForConditionalGeneration(AuLlavaPreTrainedModel, LlavaForConditiona
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, quantization_config=None, **kwargs):
-        """As in Transformers; in 8 or 4 bits only the language model's layers are quantised by default, and a head that
-        shares its weights with the embeddings lies where they do, whatever `device_map` says of it.
+        """As in Transformers, with two differences.
+
+        In 8 or 4 bits only the language model's layers are quantized by default. A head that shares its weight with the
+        embeddings is placed on their device, whatever `device_map` says about it.
 
         Raises:
-            ValueError: a layer in 4 bits has a size in which this CPU cannot compute.
+            ValueError: this CPU cannot compute in a 4-bit layer of such a size.
         """
         quantization = with_default_skips(quantization_config)
         given = {} if quantization is None else {"quantization_config": quantization}
@@ -318,7 +329,7 @@ class AuLlavaForConditionalGeneration(AuLlavaPreTrainedModel, LlavaForConditiona
 
     @classmethod
     def _with_tied_head(cls, device_map: dict, name: str, options: dict) -> dict:
-        """`device_map` with the head where the embeddings are, if they share their weights: it has none of its own."""
+        """`device_map` with the head on the device of the embeddings, if they share their weight."""
         config = options.get("config")
         if not isinstance(config, PreTrainedConfig):
             hub = {key: options[key] for key in HUB_OPTIONS if key in options}
@@ -327,17 +338,17 @@ class AuLlavaForConditionalGeneration(AuLlavaPreTrainedModel, LlavaForConditiona
             return device_map
         with torch.device("meta"):
             embeddings = cls(copy.deepcopy(config))._tied_weights_keys["lm_head.weight"]
-        over = [key for key in device_map if not key or f"{embeddings}.".startswith(f"{key}.")]
-        if not over:
+        enclosing = [key for key in device_map if not key or f"{embeddings}.".startswith(f"{key}.")]
+        if not enclosing:
             return device_map
         rest = {key: place for key, place in device_map.items() if key.split(".")[0] != "lm_head"}
-        return {**rest, "lm_head": device_map[max(over, key=len)]}
+        return {**rest, "lm_head": device_map[max(enclosing, key=len)]}
 
     def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs):
-        """As in Transformers; the folder also gets the pipeline's code and, unless it has one, a model card.
+        """As in Transformers; also saves the pipeline's code and, if the folder has none, a model card.
 
         Raises:
-            ValueError: weights in 4 bits that have computed on a CPU and would be saved as other weights.
+            ValueError: 4-bit weights that a forward pass on a CPU has repacked, so that others would be saved.
         """
         check_savable(self)
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
@@ -358,19 +369,20 @@ class AuLlavaForConditionalGeneration(AuLlavaPreTrainedModel, LlavaForConditiona
         dtype: str | torch.dtype = "auto",
         trust_remote_code: bool = False,
     ) -> "AuLlavaForConditionalGeneration":
-        """Build a model from a pre-trained vision encoder and a pre-trained language model; the projector is new.
+        """Build a model from a pretrained vision encoder and a pretrained language model; the projector is new.
 
         Args:
-            vision: Hub id or folder of a vision encoder, of a two-tower model (CLIP, SigLIP: its vision half is taken)
-                or of a LLaVA checkpoint (its vision tower is taken).
+            vision: Hub id or folder of a vision encoder, of a two-tower model (CLIP, SigLIP) or of a LLaVA checkpoint,
+                whose vision tower is used.
             text: Hub id or folder of a causal language model with its tokenizer, or of a LLaVA checkpoint.
             pixel_unshuffle, vision_feature_layer, vision_stride, vision_width: see `AuLlavaConfig`.
-            dtype: of all weights; "auto" takes the language model's.
-            trust_remote_code: whether `vision` and `text` may bring code of their own.
+            dtype: of all weights; "auto" is the language model's.
+            trust_remote_code: whether to run code that comes with `vision` and `text`.
 
         Returns:
-            the model. The tokenizer of `text` gets the image token as its next id, the embeddings grow to hold it.
-            Build the matching processor with `AuLlavaProcessor.from_vision_text_pretrained(vision, text, ...)`.
+            the model, in evaluation mode. The image token is the next id after the tokenizer of `text`, and the
+            embeddings grow to hold it. Build the matching processor with
+            `AuLlavaProcessor.from_vision_text_pretrained(vision, text, ...)`.
 
         Raises:
             ValueError: `vision` does not hold the weights of a vision encoder.
@@ -396,13 +408,17 @@ class AuLlavaForConditionalGeneration(AuLlavaPreTrainedModel, LlavaForConditiona
         model.model.vision_tower.load_state_dict(vision_tower.state_dict())
         model.model.language_model.load_state_dict(language_model.base_model.state_dict())
         model.lm_head.load_state_dict(language_model.get_output_embeddings().state_dict())
-        model.generation_config.pad_token_id = (
-            tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        )
-        ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")]  # of a text, of a ChatML turn
-        known = dict.fromkeys(end for end in ends if end not in (None, tokenizer.unk_token_id))
-        model.generation_config.eos_token_id = list(known)
+        _set_special_tokens(model.generation_config, tokenizer)
         return model.eval()
+
+
+def _set_special_tokens(generation_config, tokenizer) -> None:
+    """Padding, and where generation ends: at the end of a text or of a ChatML turn."""
+    padded = tokenizer.pad_token_id is not None
+    generation_config.pad_token_id = tokenizer.pad_token_id if padded else tokenizer.eos_token_id
+    ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    known = dict.fromkeys(end for end in ends if end not in (None, tokenizer.unk_token_id))
+    generation_config.eos_token_id = list(known)
 
 
 def _load_part(source: str, part: str, **kwargs):
@@ -419,11 +435,9 @@ def _load_part(source: str, part: str, **kwargs):
         return language_model
     if part == "vision_tower":
         vision_config = config.vision_config if whole else config
-        for switch in UNUSED_HEADS:
-            if getattr(vision_config, switch, False):
-                setattr(vision_config, switch, False)
-        tower, found = AutoModel.from_pretrained(source, config=vision_config, output_loading_info=True, **kwargs)
-        missing = sorted(name for name in found["missing_keys"] if not name.startswith("pooler."))
+        drop_unused_heads(vision_config)
+        tower, loading = AutoModel.from_pretrained(source, config=vision_config, output_loading_info=True, **kwargs)
+        missing = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))
         if missing:
             raise ValueError(
                 f"{source} lacks weights of a {vision_config.model_type} vision encoder, such as {missing[0]}."

@@ -1,8 +1,9 @@
-"""The AU-LLaVA processor: image processor + tokenizer, and the way from an AU format to the tokens of its prompt.
+"""The AU-LLaVA processor: image processor and tokenizer, and the tokens of a format's prompt.
 
-Owns the chat templates and the number of tokens an image takes. The wording of prompts and answers belongs to
-action_units.py.
+Owns the chat templates and the number of tokens per image. action_units.py owns the wording of prompts.
 """
+
+from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer
 from transformers.image_utils import get_image_size, to_numpy_array
@@ -10,9 +11,10 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from .action_units import AUFormat, get_format, prompt
 from .configuration_au_llava import IMAGE_TOKEN, AuLlavaConfig, add_image_token
+from .decision_template_au_llava import DECISION_TEMPLATE_NAME, decision_template
 from .image_processing_au_llava import AuLlavaImageProcessor
 
-# String and list contents are both rendered; {% generation %} marks what the assistant says, its end token included.
+# Contents may be strings or lists; {% generation %} marks the assistant's words, with their end token.
 CHATML_TEMPLATE = """\
 {%- for message in messages %}
 {{- '<|im_start|>' + message['role'] + '\\n' }}
@@ -36,7 +38,7 @@ CHATML_TEMPLATE = """\
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}
 """
 
-# For language models without chat markers of their own, in the manner of Vicuna v1.5.
+# For language models without chat markers, as in Vicuna v1.5.
 PLAIN_TEMPLATE = """\
 {%- if bos_token %}{{- bos_token }}{% endif %}
 {%- for message in messages %}
@@ -67,13 +69,16 @@ class AuLlavaProcessor(ProcessorMixin):
 
     Args:
         image_processor: `AuLlavaImageProcessor`.
-        tokenizer: the language model's tokenizer, knowing the `<image>` token.
+        tokenizer: the language model's tokenizer, with the token `<image>`.
         vision_stride: input pixels per vision feature along one side, as in the model's configuration.
         pixel_unshuffle: as in the model's configuration.
-        chat_template: Jinja template; `CHATML_TEMPLATE` or `PLAIN_TEMPLATE` if built by `from_vision_text_pretrained`.
+        chat_template: Jinja template; `from_vision_text_pretrained` sets `CHATML_TEMPLATE` or `PLAIN_TEMPLATE`.
+
+    Raises:
+        ValueError: the tokenizer lacks the token `<image>`.
     """
 
-    text_kwargs = {"add_special_tokens": False}  # noqa: RUF012 - the chat template writes them: never twice
+    text_kwargs = {"add_special_tokens": False}  # noqa: RUF012 - the chat template writes them
 
     def __init__(self, image_processor, tokenizer, vision_stride=14, pixel_unshuffle=1, chat_template=None):
         self.image_token = IMAGE_TOKEN
@@ -97,10 +102,10 @@ class AuLlavaProcessor(ProcessorMixin):
         vision_stride: int | None = None,
         trust_remote_code: bool = False,
     ) -> "AuLlavaProcessor":
-        """The processor that fits `AuLlavaForConditionalGeneration.from_vision_text_pretrained(vision, text, ...)`.
+        """The processor for `AuLlavaForConditionalGeneration.from_vision_text_pretrained(vision, text, ...)`.
 
-        The tokenizer of `text` gets the image token as its next id. Its chat markers decide the template: ChatML where
-        it knows `<|im_start|>` (Qwen, SmolLM), Vicuna's plain "USER: ... ASSISTANT:" otherwise.
+        The image token is the next id after the tokenizer of `text`. The chat template is ChatML if the tokenizer knows
+        `<|im_start|>` (Qwen, SmolLM), otherwise Vicuna's plain "USER: ... ASSISTANT:".
         """
         tokenizer = AutoTokenizer.from_pretrained(text, trust_remote_code=trust_remote_code)
         chatml = tokenizer.convert_tokens_to_ids("<|im_start|>") not in (None, tokenizer.unk_token_id)
@@ -120,8 +125,14 @@ class AuLlavaProcessor(ProcessorMixin):
             chat_template=CHATML_TEMPLATE if chatml else PLAIN_TEMPLATE,
         )
 
+    def save_pretrained(self, save_directory, **kwargs):
+        """As in Transformers; the folder also gets the template of decision models."""
+        saved = super().save_pretrained(save_directory, **kwargs)
+        Path(save_directory, DECISION_TEMPLATE_NAME).write_text(decision_template(self), encoding="utf-8")
+        return saved
+
     def num_image_tokens(self, height: int, width: int) -> int:
-        """Tokens that one image of `height` x `width` pixels (after preprocessing) takes in the prompt."""
+        """Number of tokens in the prompt for one image of `height` x `width` pixels, after preprocessing."""
         stride = self.vision_stride * self.pixel_unshuffle
         return (height // stride) * (width // stride)
 
@@ -137,7 +148,7 @@ class AuLlavaProcessor(ProcessorMixin):
         return MultiModalData(num_image_tokens=[tokens] * len(image_sizes), num_image_patches=[1] * len(image_sizes))
 
     def messages(self, fmt: str | AUFormat, answer: str | None = None) -> list[dict]:
-        """The conversation that asks one image for `fmt`, for `apply_chat_template`; with `answer`, answered."""
+        """The conversation that asks for `fmt` about one image, for `apply_chat_template`; `answer` is its reply."""
         text = prompt(get_format(fmt))
         turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
         if answer is not None:
@@ -145,10 +156,10 @@ class AuLlavaProcessor(ProcessorMixin):
         return turns
 
     def prompt_ids(self, fmt: str | AUFormat, image_tokens: int) -> list[int]:
-        """Token ids of the prompt that asks one image for `fmt`, up to where the answer begins.
+        """Token ids of the prompt that asks for `fmt` about one image, up to where the answer begins.
 
         Args:
-            image_tokens: how many image tokens the image takes, see `num_image_tokens`.
+            image_tokens: number of image tokens, see `num_image_tokens`.
         """
         text = self.apply_chat_template(self.messages(fmt), add_generation_prompt=True)
         before, after = text.split(self.image_token)
@@ -157,8 +168,9 @@ class AuLlavaProcessor(ProcessorMixin):
 
     def answer_ids(self, answer: str) -> list[int]:
         """Token ids of an answer as training text: the answer and the marker that ends the assistant's turn."""
-        conversation = self.apply_chat_template(self.messages("bp4d", answer="AU1: 0"))
-        end = conversation.rpartition("AU1: 0")[2].strip()
+        placeholder = "the answer"
+        conversation = self.apply_chat_template(self.messages("bp4d", answer=placeholder))
+        end = conversation.rpartition(placeholder)[2].strip()
         ids = self.tokenizer([answer, end], add_special_tokens=False)["input_ids"]
         return ids[0] + ids[1]
 

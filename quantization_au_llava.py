@@ -1,8 +1,8 @@
-"""Loading in 8 or 4 bits with bitsandbytes: what keeps its precision, and what bitsandbytes cannot do.
+"""Loading in 8 or 4 bits with bitsandbytes: which parts keep their precision, and two limits of bitsandbytes on CPUs.
 
-Only the layers of the language model are quantised, unless `llm_int8_skip_modules` says otherwise. In a model of full
-size, vision tower and projector are a small share of the weights, and every answer rests on what they see; the head is
-often the weight of the embeddings too.
+By default (`llm_int8_skip_modules`) only the layers of the language model are quantized. In a full-size model the
+vision tower and the projector are a small share of the weights, and every answer depends on them; the head often shares
+its weight with the embeddings.
 """
 
 from copy import copy
@@ -14,42 +14,46 @@ from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import is_bitsandbytes_available
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-# Names of modules from the root of the model on, as Transformers matches them: "vision_tower" would match nothing.
-UNQUANTISED = ("lm_head", "model.vision_tower", "model.multi_modal_projector")
+# Module names, complete from the root of the model: Transformers would not match "vision_tower" alone.
+UNQUANTIZED = ("lm_head", "model.vision_tower", "model.multi_modal_projector")
 
-# What bitsandbytes 0.50.2 can repack for CPUs with AVX512-BF16: rows of whole blocks of 64 weights (the size that
-# Transformers always takes), outputs in blocks of 32 (bitsandbytes/functional.py, _convert_weight_packed_for_cpu).
+# On CPUs with AVX512-BF16 bitsandbytes 0.50.2 repacks 4-bit weights: inputs in blocks of 64 weights (the size that
+# Transformers always uses), outputs in blocks of 32 (bitsandbytes/functional.py, _convert_weight_packed_for_cpu).
 PACKED_INPUTS, PACKED_OUTPUTS = 64, 32
 
-QUANTISATIONS = ("8bit", "4bit")  # as commands name them
+QUANTIZATIONS = ("8bit", "4bit")  # choices of the commands
 
 
-def loading_options(quantise: str | None) -> dict:
-    """What `from_pretrained` is given for one of `QUANTISATIONS` (4 bits are NF4), or for None.
+def loading_options(quantize: str | None) -> dict:
+    """Arguments of `from_pretrained` for one of `QUANTIZATIONS` (4 bits are NF4), or for None.
 
     Raises:
         ValueError: bitsandbytes is not installed.
     """
-    if quantise is None:
+    if quantize is None:
         return {}
     if not is_bitsandbytes_available():
         raise ValueError("Loading in 8 or 4 bits needs bitsandbytes: pip install bitsandbytes")
-    getLogger("bitsandbytes.autograd._functions").setLevel(ERROR)  # in 8 bits a warning per layer and batch: of a cast
-    return {"quantization_config": BitsAndBytesConfig(**{f"load_in_{quantise}": True}, bnb_4bit_quant_type="nf4")}
+    getLogger("bitsandbytes.autograd._functions").setLevel(ERROR)  # warns of a cast, per layer and batch
+    return {"quantization_config": BitsAndBytesConfig(**{f"load_in_{quantize}": True}, bnb_4bit_quant_type="nf4")}
 
 
 def with_default_skips(quantization: QuantizationConfigMixin | dict | None) -> QuantizationConfigMixin | None:
-    """`quantization` as `from_pretrained` takes it; a bitsandbytes one that names no exceptions gets `UNQUANTISED`."""
+    """`quantization` as an object; a bitsandbytes one that names no modules to skip gets `UNQUANTIZED`."""
     if isinstance(quantization, dict):
         quantization = AutoQuantizationConfig.from_dict(quantization)
     if isinstance(quantization, BitsAndBytesConfig) and quantization.llm_int8_skip_modules is None:
         quantization = copy(quantization)
-        quantization.llm_int8_skip_modules = list(UNQUANTISED)
+        quantization.llm_int8_skip_modules = list(UNQUANTIZED)
     return quantization
 
 
 def check_computable(model: PreTrainedModel) -> None:
-    """Raise ValueError, with what to skip, where a 4-bit layer has a size in which this CPU cannot compute."""
+    """Check that this CPU can compute in all 4-bit layers.
+
+    Raises:
+        ValueError: it cannot, because of a layer's size; the message says which modules to skip.
+    """
     odd = {
         name: module
         for name, module in _layers_in_4_bits(model)
@@ -59,8 +63,8 @@ def check_computable(model: PreTrainedModel) -> None:
     }
     if odd:
         name, module = next(iter(odd.items()))
-        skipped = model.config.quantization_config.llm_int8_skip_modules or UNQUANTISED
-        skipped = [*skipped, *sorted({each.rpartition(".")[2] for each in odd})]
+        skipped = model.config.quantization_config.llm_int8_skip_modules or UNQUANTIZED
+        skipped = [*skipped, *sorted({layer.rpartition(".")[2] for layer in odd})]
         raise ValueError(
             f"{name} has {module.in_features} inputs and {module.out_features} outputs; in 4 bits this CPU computes "
             f"only in multiples of {PACKED_INPUTS} and {PACKED_OUTPUTS}: load in 8 bits, or set "
@@ -69,8 +73,11 @@ def check_computable(model: PreTrainedModel) -> None:
 
 
 def check_savable(model: PreTrainedModel) -> None:
-    """Raise ValueError where 4-bit weights have been repacked by a forward pass on a CPU: what bitsandbytes saves of
-    them are other weights."""
+    """Check that the 4-bit weights can be saved.
+
+    Raises:
+        ValueError: a forward pass on a CPU has repacked them, and bitsandbytes would save other weights.
+    """
     for name, module in _layers_in_4_bits(model):
         if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
             raise ValueError(
@@ -80,13 +87,13 @@ def check_savable(model: PreTrainedModel) -> None:
 
 
 def _layers_in_4_bits(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
-    """Told by the name of their class: whoever loads a checkpoint in full precision need not have bitsandbytes."""
+    """Name and module of each 4-bit layer, found by class name, since bitsandbytes need not be installed."""
     return [(name, module) for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"]
 
 
 __all__ = [
-    "QUANTISATIONS",
-    "UNQUANTISED",
+    "QUANTIZATIONS",
+    "UNQUANTIZED",
     "check_computable",
     "check_savable",
     "loading_options",

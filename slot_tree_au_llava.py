@@ -1,11 +1,15 @@
-"""The token tree that the slots decoder reads and that slot training trains.
+"""The token tree that the slots decoder reads and that slot training trains, and attention over it on a CPU.
 
-Everything that could be asked and answered about an image is a set of token sequences (a prompt, then "AU12: 3"), and
-that set is a tree whose trunk is the image. `SlotTree` lays the tree out as one sequence: a token attends to its
-ancestors and itself, and its position is its depth. Each token then has exactly the hidden state that ordinary causal
-attention over its own path would give it, so one pass equals asking for each AU on its own. Formats share the image and
-the purpose, values of several tokens (0.37) share their leading digits, and any tokenizer works, because nothing but
-token sequences is looked at.
+Each question about an image, with one possible answer, is a token sequence: a prompt, then "AU12: 3". Together these
+sequences form a tree whose trunk is the image. `SlotTree` lays the tree out as one sequence in which a token attends to
+its ancestors and itself, and its position is its depth. So each token has exactly the hidden state that ordinary causal
+attention over its own path would give it, and one forward pass equals asking for each AU separately. Formats share the
+image and the purpose; values of several tokens (0.37) share their leading digits. Only token sequences matter, so any
+tokenizer works.
+
+In the tree of several formats most pairs of tokens do not see each other. PyTorch's attention computes all pairs and
+masks them; on a CPU, `TreeMask` makes it work block by block, each block of queries with only the keys that it needs.
+The values are the same.
 """
 
 import copy
@@ -14,8 +18,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
-from .action_units import AUFormat
+from .action_units import AUFormat, value_texts
+
+BLOCK = 128  # queries in a block of `TreeMask`: fewer waste less work, more need fewer calls (64 to 256 about equal)
 
 
 @dataclass(frozen=True)
@@ -36,14 +43,16 @@ class SlotTree:
         answers: per format, per AU label, per value of the scale: the token ids of "label: value".
 
     Attributes (N tokens, D decisions, C = most choices at one decision, V = values of all slots together):
-        input_ids: (N,) long. positions: (N,) long, depth in the tree. mask: (N, N) bool, True = may attend.
-        slots: `Slot` per format and AU.
-        decision_nodes: (D,) long, the token whose next-token logits decide between values.
-        choices: (D, C) long, the token ids that may follow, -1 where there are fewer than C.
-        logit_tokens: (K,) long, the distinct token ids among the choices: the only logits that are needed.
-        choice_columns: (D, C) long, where each choice is in logit_tokens, 0 where there is none.
+        input_ids: (N,) long.
+        positions: (N,) long, depth in the tree.
+        mask: (N, N) bool, True = may attend.
+        slots: one `Slot` per format and AU.
+        decision_nodes: (D,) long, the tokens whose next-token logits decide between values.
+        choices: (D, C) long, the token ids that may follow, padded with -1.
+        logit_tokens: (K,) long, the distinct token ids among the choices: the only logits needed.
+        choice_columns: (D, C) long, the column of each choice in logit_tokens, 0 for padding.
         value_paths: (V, longest path) long, for each value the flat indices decision * C + choice that lead to it,
-            D * C where the path is shorter.
+            padded with D * C.
         value_targets: per value, the (decision, token id) pairs that lead to it: the training targets.
 
     Raises:
@@ -63,17 +72,18 @@ class SlotTree:
             start = self._add_path(-1, prompt)
             for label, sequences in labels.items():
                 first_decision, first_value = len(nodes), len(self.value_targets)
-                targets = self._add_slot(start, label, sequences, nodes, choices)
-                self.value_targets.extend(targets)
+                self.value_targets.extend(self._add_slot(start, label, sequences, nodes, choices))
                 self.slots.append(
                     Slot(index, label, slice(first_decision, len(nodes)), slice(first_value, len(self.value_targets)))
                 )
-        self._finish(nodes, choices)
+        self._lay_out()
+        self._index_decisions(nodes, choices)
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     def _add_path(self, node: int, tokens: Iterable[int]) -> int:
+        """Add tokens below `node` (-1 for the root), reusing those already there; returns the last node."""
         for token in tokens:
             child = self._children.get((node, token))
             if child is None:
@@ -85,8 +95,10 @@ class SlotTree:
         return node
 
     def _add_slot(self, start, label, sequences, nodes, choices) -> list[list[tuple[int, int]]]:
-        """Add the decisions of one AU; returns per value its (decision, token) pairs. Only tokens that lead to a
-        decision become part of the tree: the last token of a value is never an input."""
+        """Add the decisions of one AU to `nodes` and `choices`; returns the (decision, token) pairs of each value.
+
+        Only tokens that lead to a decision join the tree: the last token of a value is never an input.
+        """
         following: dict[tuple[int, ...], list[int]] = {}  # prefix of the answer -> tokens that may come next
         for sequence in sequences:
             for depth, token in enumerate(sequence):
@@ -106,8 +118,9 @@ class SlotTree:
                 choices.append(options)
         return [[(decisions[s[:d]], s[d]) for d in range(len(s)) if s[:d] in decisions] for s in map(tuple, sequences)]
 
-    def _finish(self, nodes: list[int], choices: list[list[int]]):
-        count, width = len(self._tokens), max(map(len, choices))
+    def _lay_out(self):
+        """Make input_ids, positions and mask of the tokens and their parents."""
+        count = len(self._tokens)
         self.input_ids = torch.tensor(self._tokens)
         self.positions = torch.zeros(count, dtype=torch.long)
         self.mask = torch.eye(count, dtype=torch.bool)
@@ -115,17 +128,20 @@ class SlotTree:
             if parent >= 0:
                 self.positions[node] = self.positions[parent] + 1
                 self.mask[node] |= self.mask[parent]
+
+    def _index_decisions(self, nodes: list[int], choices: list[list[int]]):
+        """Make the tensors by which logits become probabilities of values."""
+        width = max(map(len, choices))
         self.decision_nodes = torch.tensor(nodes)
         self.choices = torch.tensor([row + [-1] * (width - len(row)) for row in choices])
         self.logit_tokens = self.choices[self.choices >= 0].unique()
         self.choice_columns = torch.searchsorted(self.logit_tokens, self.choices.clamp(min=self.logit_tokens[0]))
-        flat = len(nodes) * width
         paths = [
             [decision * width + choices[decision].index(token) for decision, token in targets]
             for targets in self.value_targets
         ]
-        longest = max(map(len, paths))
-        self.value_paths = torch.tensor([path + [flat] * (longest - len(path)) for path in paths])
+        longest, padding = max(map(len, paths)), len(nodes) * width
+        self.value_paths = torch.tensor([path + [padding] * (longest - len(path)) for path in paths])
 
     def to(self, device) -> "SlotTree":
         """A copy whose tensors are on `device`."""
@@ -136,8 +152,10 @@ class SlotTree:
         return moved
 
     def model_inputs(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """One forward pass over `pixel_values` (batch, 3, height, width) that gives the logits (batch, D, K) at
-        `decision_nodes` of `logit_tokens`."""
+        """The arguments of one forward pass over `pixel_values` (batch, 3, height, width).
+
+        The pass gives logits (batch, D, K): at `decision_nodes`, of `logit_tokens`.
+        """
         batch = pixel_values.shape[0]
         return {
             "input_ids": self.input_ids.expand(batch, -1),
@@ -153,15 +171,14 @@ class SlotTree:
         """Log-probability of every value of every slot.
 
         Args:
-            logits: (batch, D, K) at `decision_nodes` of `logit_tokens`.
+            logits: (batch, D, K) at `decision_nodes`, of `logit_tokens`.
 
         Returns:
             (batch, V) float32; over the values of one slot the probabilities sum to 1.
         """
-        absent = self.choices < 0
         chosen = logits.gather(2, self.choice_columns.expand(logits.shape[0], -1, -1)).float()
-        steps = chosen.masked_fill(absent, -torch.inf).log_softmax(-1)  # (batch, D, C)
-        steps = torch.nn.functional.pad(steps.flatten(1), (0, 1))  # one more column: 0, for shorter paths
+        steps = chosen.masked_fill(self.choices < 0, -torch.inf).log_softmax(-1)  # (batch, D, C)
+        steps = torch.nn.functional.pad(steps.flatten(1), (0, 1))  # a last column of zeros, for the padding of paths
         return steps[:, self.value_paths].sum(-1)
 
     def by_format(self, values: torch.Tensor) -> list[torch.Tensor]:
@@ -174,20 +191,65 @@ class SlotTree:
 
 
 def compile_slots(processor, formats: tuple[AUFormat, ...], image_tokens: int) -> SlotTree:
-    """The `SlotTree` of `formats` for this processor's tokenizer; kept, since it is the same for every image."""
+    """The `SlotTree` of `formats` for this processor's tokenizer; cached, as it is the same for every image."""
     return _compiled(processor, processor.chat_template, processor.tokenizer, formats, image_tokens)
 
 
 @lru_cache(maxsize=16)
 def _compiled(processor, _template, _tokenizer, formats, image_tokens) -> SlotTree:
     prompts = [processor.prompt_ids(fmt, image_tokens) for fmt in formats]
-    answers = []
-    for fmt in formats:
-        texts = [f"{label}: {value}" for label in fmt.labels for value in fmt.value_strings]
-        ids = processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        width = len(fmt.value_strings)
-        answers.append({label: ids[i * width : (i + 1) * width] for i, label in enumerate(fmt.labels)})
-    return SlotTree(prompts, answers)
+    return SlotTree(prompts, [slot_ids(processor.tokenizer, fmt, fmt.labels) for fmt in formats])
 
 
-__all__ = ["Slot", "SlotTree", "compile_slots"]
+def slot_ids(tokenizer, fmt: AUFormat, labels: Iterable[str]) -> dict[str, list[list[int]]]:
+    """Label -> per value of the scale, the token ids of "label: value": what `SlotTree` takes as the answers."""
+    labels, count = tuple(labels), len(fmt.value_strings)
+    texts = [text for label in labels for text in value_texts(label, fmt)]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return {label: ids[i * count : (i + 1) * count] for i, label in enumerate(labels)}
+
+
+class TreeMask(torch.Tensor):
+    """A boolean mask, True = may attend, that `scaled_dot_product_attention` honors in blocks of queries."""
+
+    @classmethod
+    def of(cls, mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The `TreeMask` of `mask` (batch or 1, 1, N, N) for queries of `dtype`; a mask of one block stays as it is."""
+        if mask.shape[-2] <= BLOCK:
+            return mask
+        tree = mask.as_subclass(cls)
+        tree.blocks = []  # (rows, keys, additive mask) of each block
+        if mask.stride(0) == 0:  # one tree expanded over the batch
+            mask = mask[:1]
+        for start in range(0, mask.shape[-2], BLOCK):
+            rows = mask[:, :, start : start + BLOCK]
+            keys = rows.any(dim=(0, 1, 2)).nonzero().squeeze(1)
+            hidden = ~rows[..., keys]
+            additive = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf)
+            tree.blocks.append((slice(start, start + BLOCK), keys, additive))
+        return tree
+
+    def attend(self, query, key, value, **kwargs) -> torch.Tensor:
+        """Attention (batch, heads, N, width), block by block."""
+        outputs = [
+            scaled_dot_product_attention(
+                query[:, :, rows],
+                key.index_select(2, keys),
+                value.index_select(2, keys),
+                attn_mask=additive,
+                **kwargs,
+            )
+            for rows, keys, additive in self.blocks
+        ]
+        return torch.cat(outputs, dim=2)
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        with torch._C.DisableTorchFunctionSubclass():
+            if function is scaled_dot_product_attention and isinstance(kwargs.get("attn_mask"), cls):
+                return kwargs.pop("attn_mask").attend(*args, **kwargs)
+            return function(*args, **kwargs)
+
+
+__all__ = ["BLOCK", "Slot", "SlotTree", "TreeMask", "compile_slots", "slot_ids"]

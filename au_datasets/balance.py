@@ -1,38 +1,37 @@
-"""How often each AU occurs among training labels, and two cures for rare ones: which rows are seen more often, and
-which AUs weigh more in the loss.
+"""How often each AU occurs among training labels, and two remedies for rare AUs: showing their rows more often, and
+weighting them more in the loss.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-import torch
 
 from au_llava.action_units import get_format
 
-LEAST_RATE = 0.02  # an AU that is rarer weighs as much as one of this rate: of few labels, a weight is noise
+LEAST_RATE = 0.02  # rarer AUs get the weight of this rate: with few labels, a weight is noise
 
 
 def label_statistics(formats: Iterable[str], values: Iterable[Sequence[float]]) -> dict[str, dict[str, dict]]:
     """Format -> AU -> {"mean": of the labels, "rate": share of them that are present, "n": how many are known}.
 
     Args:
-        formats, values: of each row, the name of its format and its values in that format's order. NaN is unknown; an
-            AU without a known label is left out.
+        formats, values: the format name of each row, and its values in that format's order. NaN is unknown; an AU
+            without a known label is left out.
     """
     rows = defaultdict(list)
-    for name, each in zip(formats, values, strict=True):
-        rows[name].append(each)
-    found = {}
-    for name, each in sorted(rows.items()):
-        fmt, labels = get_format(name), np.array(each, float)
-        found[name] = {}
+    for name, row in zip(formats, values, strict=True):
+        rows[name].append(row)
+    statistics = {}
+    for name in sorted(rows):
+        fmt, labels = get_format(name), np.array(rows[name], float)
+        statistics[name] = {}
         for label, column in zip(fmt.labels, labels.T, strict=True):
             if len(known := column[~np.isnan(column)]):
-                present = known >= fmt.presence_threshold
-                found[name][label] = {"mean": float(known.mean()), "rate": float(present.mean()), "n": len(known)}
-    return found
+                rate = float((known >= fmt.presence_threshold).mean())
+                statistics[name][label] = {"mean": float(known.mean()), "rate": rate, "n": len(known)}
+    return statistics
 
 
 def loss_weights(statistics: Mapping[str, Mapping[str, Mapping]], power: float) -> dict[str, dict[str, float]]:
@@ -46,7 +45,7 @@ def loss_weights(statistics: Mapping[str, Mapping[str, Mapping]], power: float) 
     """
     weights = {}
     for name, of_format in statistics.items():
-        raw = {label: max(each["rate"], LEAST_RATE) ** -power for label, each in of_format.items()}
+        raw = {label: max(entry["rate"], LEAST_RATE) ** -power for label, entry in of_format.items()}
         mean = sum(raw.values()) / max(len(raw), 1)
         weights[name] = {label: weight / mean for label, weight in raw.items()}
     return weights
@@ -59,17 +58,19 @@ def row_weights(
     statistics: Mapping[str, Mapping[str, Mapping]],
     often: float,
 ) -> np.ndarray:
-    """How often each row is to be seen, on average once: (rows,).
+    """(rows,) weights that say how often each row is shown, on average once.
 
     A row counts max(1, sqrt(often / rate)) times, by the rarest AU that it shows: the repeat factor of Gupta, Dollar
-    and Girshick (2019), "LVIS: a dataset for large vocabulary instance segmentation". Then each person's rows are
-    scaled to their number, so that nobody is seen more for showing rare AUs.
+    and Girshick (2019), "LVIS: a dataset for large vocabulary instance segmentation". Then the weights of each person
+    are scaled to sum to the number of their rows, so that nobody is shown more often for having rare AUs.
 
     Args:
-        formats, values: of each row, names and one list of labels each. people: of each row, who is shown.
-        statistics: `label_statistics` of these rows. often: rate from 0 to 1 below which an AU counts as rare.
+        formats, values: for each row, its format names and one list of labels for each of them.
+        people: for each row, the person shown.
+        statistics: `label_statistics` of these rows.
+        often: rate from 0 to 1 below which an AU counts as rare.
     """
-    factors = {}  # format -> of each AU; one that is never present makes no row count more
+    factors = {}  # format -> factor of each AU; an AU that is never present has no effect
     for name, of_format in statistics.items():
         rates = (of_format.get(label, {}).get("rate") or math.inf for label in get_format(name).labels)
         factors[name] = [math.sqrt(often / rate) for rate in rates]
@@ -77,34 +78,7 @@ def row_weights(
     for row, (names, lists) in enumerate(zip(formats, values, strict=True)):
         for name, labels in zip(names, lists, strict=True):
             least = get_format(name).presence_threshold
-            shown = (f for f, value in zip(factors[name], labels, strict=True) if value >= least)  # NaN is not
+            shown = (f for f, value in zip(factors[name], labels, strict=True) if value >= least)  # never for NaN
             weights[row] = max(weights[row], *shown, 1.0)
     _, who = np.unique(np.asarray(people, dtype=str), return_inverse=True)
     return weights * (np.bincount(who) / np.bincount(who, weights))[who]
-
-
-class WeightedSampler(torch.utils.data.Sampler):
-    """Row numbers for an epoch, as many as there are rows: each row as often as its weight says, rounded up or down.
-
-    The draw is systematic (one random offset, equal steps over the summed weights) and then shuffled. It depends on
-    seed and epoch alone, so a resumed run draws what the uninterrupted one would have drawn.
-
-    Args:
-        weights: (rows,) positive.
-    """
-
-    def __init__(self, weights: np.ndarray, seed: int):
-        self.bounds = np.cumsum(weights) / np.sum(weights)
-        self.seed, self.epoch = seed, 0
-
-    def __len__(self) -> int:
-        return len(self.bounds)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        rng = np.random.default_rng([self.seed, self.epoch])
-        steps = (np.arange(len(self)) + rng.random()) / len(self)
-        rows = np.searchsorted(self.bounds, steps, side="right").clip(max=len(self) - 1)
-        yield from rng.permutation(rows).tolist()

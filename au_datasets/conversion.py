@@ -1,18 +1,19 @@
-"""What labels in one format say in another. A label has three states: known present (at a strength), known absent, and
-unknown (NaN); whatever does not follow stays unknown.
+"""Converts labels between formats. A label is present (with a strength), absent, or unknown (NaN), and whatever does
+not follow from the source stays unknown.
 
 - Same AU: its value.
-- An unsided AU from its sides (left and right, or upper and lower lip): the stronger one, as FACS scores a movement of
-  either side. Where a side is unknown, only a known side at the top of the scale decides.
-- A sided AU from the whole one: absent where that is absent, else unknown: nothing says which side moved.
-- Occurrence from intensity or continuous values: present from the source's `presence_threshold` on. Never the other
-  way, and never between intensity and continuous values: they do not measure the same.
+- An unsided AU from its sides (left and right, or upper and lower lip): the stronger side, because FACS scores a
+  movement of either side. If a side is unknown, the result is known only if the other is at the top of the scale.
+- A sided AU from the unsided one: absent if that is absent, else unknown, because either side may have moved.
+- Occurrence from intensity or continuous values: present from the source's `presence_threshold` on. Never the reverse,
+  and never between intensity and continuous values, which measure different things.
 - An AU that the source does not code: unknown.
 """
 
 import numpy as np
 
 from au_llava.action_units import ACTION_UNITS, AUFormat
+from au_llava.metrics_au import decide
 
 
 def sides_of(label: str) -> tuple[str, ...]:
@@ -21,7 +22,7 @@ def sides_of(label: str) -> tuple[str, ...]:
 
 
 def sources(label: str, asked: AUFormat) -> tuple[str, ...]:
-    """The AUs of the asked format that together say what `label` is; empty where they cannot."""
+    """The AUs of the format `asked` that together determine `label`; empty if they cannot."""
     if label in asked.labels:
         return (label,)
     sides = sides_of(label)
@@ -29,7 +30,7 @@ def sources(label: str, asked: AUFormat) -> tuple[str, ...]:
 
 
 def convertible(source: AUFormat, target: AUFormat) -> bool:
-    """Whether the scale of `target` follows from that of `source`."""
+    """Whether values on the scale of `source` can be converted to that of `target`."""
     return target.scale in (source.scale, "occurrence")
 
 
@@ -51,7 +52,7 @@ def convert_values(values, source: AUFormat, target: AUFormat) -> np.ndarray:
         )
     values = np.asarray(values, float)
     if target.scale != source.scale:
-        values = np.where(np.isnan(values), np.nan, values >= source.presence_threshold)
+        values = decide(values, source)
     unknown = np.full(values.shape[:-1], np.nan)
 
     def column(label: str) -> np.ndarray:

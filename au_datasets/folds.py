@@ -1,13 +1,13 @@
-"""Which people a model trains on and which it is measured on: drawn parts, published parts, and who is who.
+"""Divides people into those a model trains on and those it is tested on: drawn parts, published parts, shared people.
 
-- `assign_parts` and `kfold` draw subject-exclusive parts of any names, the same on every platform.
-- `PROTOCOLS` holds the published parts of BP4D and DISFA, FERA-2015's, and a clip-exclusive one for FEAFA;
-  `protocol_split` makes train, validation and test of a protocol.
-- `person_key` and `check_disjoint` keep one person from training and test, across datasets too.
+- `assign_parts` and `kfold` draw subject-exclusive parts from any names, the same on every platform.
+- `PROTOCOLS` holds the published parts of BP4D and DISFA, those of FERA-2015, and a clip-exclusive protocol for FEAFA;
+  `protocol_split` gives train, validation and test of a protocol.
+- `person_key` and `check_disjoint` keep training and tested people apart, across data sets too.
 
-Unusual choices: a part is named after the people in it and a run after the part that it tests, because the published
-lists number their runs differently (see `PROTOCOLS`). Validation people always come from the training people: many
-published scores chose their epoch or threshold on the tested part.
+Unusual choices: parts have fixed names, and a run is named after the part it tests, because published lists number
+their runs differently (see `PROTOCOLS`). Validation people always come from the training people; many published scores
+chose their epoch or threshold on the tested part.
 """
 
 import hashlib
@@ -21,10 +21,10 @@ from au_llava.au_runs.names import escaped
 
 
 def assign_parts(subjects: Iterable[str], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
-    """The part of each distinct subject: shares as near to `fractions` as whole people allow.
+    """The part of each distinct subject, with shares as close to `fractions` as whole people allow.
 
-    The draw depends on the set of names and the seed only, not on order or platform. A part whose share is above 0
-    gets at least one subject. Raises ValueError for fractions that do not sum to 1 and for too few subjects.
+    The draw depends only on the set of names and the seed, not on order or platform. A part with a share above 0 gets
+    at least one subject. Raises ValueError for fractions that do not sum to 1 and for too few subjects.
     """
     if any(share < 0 for share in fractions.values()) or abs(sum(fractions.values()) - 1) > 1e-6:
         raise ValueError(f"the parts' fractions must be at least 0 and sum to 1, got {dict(fractions)}")
@@ -44,10 +44,11 @@ def assign_parts(subjects: Iterable[str], fractions: Mapping[str, float], seed: 
 
 
 def kfold(names: Iterable[str], folds: int, seed: int) -> dict[str, tuple[str, ...]]:
-    """The distinct names dealt to parts "K1", "K2", … whose sizes differ by one at most; every name is in one part.
+    """Deal the distinct names to parts "K1", "K2", … whose sizes differ by at most one.
 
-    Give subjects for subject-exclusive parts, clips for clip-exclusive ones. The deal depends on the set of names and
-    the seed only, not on order or platform. Raises ValueError for fewer than 2 folds and for fewer names than folds.
+    Give subjects for subject-exclusive parts, clips for clip-exclusive ones. The result depends only on the set of
+    names and the seed, not on order or platform. Raises ValueError for fewer than 2 folds and for fewer names than
+    folds.
     """
     drawn = _drawn(names, seed)
     if not 2 <= folds <= len(drawn):
@@ -62,19 +63,19 @@ def _drawn(names: Iterable[str], seed: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a dataset is divided and what is scored, so that results can stand beside published ones.
+    """How a data set is divided and scored, so that results can be compared with published ones.
 
     Args:
-        name: how tables and `assets/published_results.json` call it.
+        name: its name in tables and in `assets/published_results.json`.
         dataset: the records' `dataset`.
         format: the name of the records' format in `FORMATS`.
-        labels: the AUs that are scored, AUs of the format in its order.
-        metrics: what published results report, first the one that ranks them.
-        tested: the parts that are tested, each by a run of its own, which trains on all other parts.
-        parts: the names in each part; None where nothing is published and `kfold` deals the names that there are.
+        labels: the AUs that are scored, in the order of the format.
+        metrics: the metrics that published results report, first the one that ranks them.
+        tested: the parts that are tested, each in a run that trains on all other parts.
+        parts: the names in each part; None if nothing is published, and `kfold` deals the names that there are.
         source: where the parts were published.
         unit: the records' column that holds the names, "subject" or "clip".
-        presence: the least label value that counts as present, where F1 is scored.
+        presence: the lowest label value that counts as present, if F1 is scored.
     """
 
     name: str
@@ -164,7 +165,7 @@ PROTOCOLS: dict[str, Protocol] = {
             metrics=("mae", "pcc", "icc"),
             tested=("K1", "K2", "K3"),
             parts=None,
-            source="ours: no official division of FEAFA is public, and the public test list is of single frames",
+            source="ours: no official division of FEAFA is public, and the public test list holds single frames",
             unit="clip",
         ),
     )
@@ -172,15 +173,15 @@ PROTOCOLS: dict[str, Protocol] = {
 """Protocols by name.
 
 **The numbering trap.** ME-GraphAU, PyTorch-JAANet, AUNCE and (for DISFA) CSN share the three parts of BP4D and DISFA
-but do not number their runs alike: ME-GraphAU's fold 1 tests P3 and its fold 3 tests P1 (comments in its
+but number their runs differently: ME-GraphAU's fold 1 tests P3 and its fold 3 tests P1 (comments in its
 tool/*_image_label_process.py), CSN's fold 1 tests P1 (ShuangquanFeng/CSN, config/datasets.py and its scripts named
 *_threefold_*). Here P1, P2 and P3 are part1, part2 and part3 of both ME-GraphAU and PyTorch-JAANet, and a run is named
-after the part that it tests. Not every publication uses these parts: see EAC-Net issue 6.
+after the part it tests. Not every publication uses these parts: see EAC-Net issue 6.
 
 **Known:** 41 people in BP4D and 27 in DISFA, each in one part. FERA-2015 trains on BP4D's odd numbers and develops on
-the even ones. **Not known:** who FERA-2015's test people are (the public lists hold training and development only, so
-development is what can be tested); an official division of FEAFA; which of FEAFA's part-A clips PV001 to PV127 show the
-same person (there are 122 people), so "feafa-clip" separates clips, not certainly people.
+the even ones. **Not known:** FERA-2015's test people (the public lists only hold training and development, so we test
+on development); an official division of FEAFA; which of FEAFA's part-A clips PV001 to PV127 show the same person (there
+are 122 people), so "feafa-clip" separates clips but perhaps not people.
 """
 
 
@@ -195,13 +196,13 @@ def protocol_parts(name: str, names: Iterable[str] | None = None) -> dict[str, t
     """The names in each part of a protocol.
 
     Args:
-        name: the protocol's.
-        names: the subjects (clips, where that is the protocol's unit) that there are. Needed where nothing is
-            published: `kfold` then deals them, always with seed 0, for a protocol's parts do not change between runs.
-            Elsewhere they are only checked.
+        name: of the protocol.
+        names: the subjects (or clips, if that is the protocol's unit) that there are. Required if no parts are
+            published: `kfold` then deals them, always with seed 0, so that parts do not change between runs.
+            Otherwise they are only checked.
 
     Raises:
-        ValueError: for an unknown protocol, for missing names, for names that are in no published part.
+        ValueError: the protocol is unknown, names are missing, or names are in no published part.
     """
     protocol = get_protocol(name)
     if protocol.parts is None:
@@ -217,21 +218,20 @@ def protocol_parts(name: str, names: Iterable[str] | None = None) -> dict[str, t
 def protocol_split(
     name: str, tested: str, seed: int, validation: float, names: Iterable[str] | None = None
 ) -> dict[str, list[str]]:
-    """Whom to train on, validate on and test on, in the run of a protocol that tests the part `tested`.
+    """The people to train on, to validate on and to test on in the run that tests the part `tested`.
 
     Args:
-        name: the protocol's.
-        tested: one of its `tested` parts; all other parts train.
-        seed: decides which of the training people validate, nothing else.
-        validation: share of the training people who validate instead, from 0 to below 1. Nobody of the tested part
-            ever does.
+        name: of the protocol.
+        tested: one of its `tested` parts; the other parts train.
+        seed: draws the validation people, and affects nothing else.
+        validation: share of the training people who validate instead, at least 0 and below 1. Tested people never do.
         names: as in `protocol_parts`.
 
     Returns:
         {"train": [...], "validation": [...], "test": [...]}, sorted names of the protocol's unit.
 
     Raises:
-        ValueError: for an unknown protocol, a part that it does not test, a share out of range, wrong names.
+        ValueError: the protocol is unknown, does not test this part, the share is out of range, or names are wrong.
     """
     protocol = get_protocol(name)
     if tested not in protocol.tested:
@@ -242,16 +242,16 @@ def protocol_split(
 
 
 def split_parts(parts: Mapping[str, Iterable[str]], tested: str, seed: int, validation: float) -> dict[str, list[str]]:
-    """`protocol_split` for any parts, such as those of `kfold`. Raises ValueError for a part that there is not."""
+    """`protocol_split` for any parts, such as those of `kfold`. Raises ValueError if there is no part `tested`."""
     if tested not in parts:
         raise ValueError(f"there is no part {tested!r} to test; choose one of {', '.join(parts)}")
-    training = [each for part, members in parts.items() if part != tested for each in members]
+    training = [name for part, members in parts.items() if part != tested for name in members]
     drawn = assign_parts(training, {"train": 1 - validation, "validation": validation}, seed) if training else {}
-    split = {role: sorted(each for each in drawn if drawn[each] == role) for role in ("train", "validation")}
+    split = {role: sorted(name for name in drawn if drawn[name] == role) for role in ("train", "validation")}
     return {**split, "test": sorted(parts[tested])}
 
 
-# Datasets whose people are numbered in common: dataset -> whose numbers.
+# Data sets that number people as another does: data set -> the other.
 _NUMBERED_AS = {
     "fera2015": "bp4d",
     "bp4d+": "bp4d-plus",
@@ -263,24 +263,23 @@ _NUMBERED_AS = {
 
 
 def person_key(dataset: str, subject: str) -> str:
-    """One name for one person, "disfa:SN001", whichever dataset shows them: what parts have to be exclusive by.
+    """One name per person across data sets, such as "disfa:SN001". No two parts may share it.
 
-    **Known to be shared.** FEAFA+'s part B is DISFA's 27 videos with new labels, so FEAFA's SN001 is DISFA's SN001
-    (layout read by youknowitskyle/farapy-data-tools, FEAFA+/*.py). FERA-2015's BP4D copy has BP4D's people under
+    **Known to be shared.** FEAFA+'s part B has DISFA's 27 videos with new labels, so FEAFA's SN001 is DISFA's SN001
+    (layout read by youknowitskyle/farapy-data-tools, FEAFA+/*.py). FERA-2015's copy of BP4D shows BP4D's people under
     BP4D's numbers (TadasBaltrusaitis/FERA-2015).
 
-    **Taken to be shared,** which is the safe side: DISFA+ uses nine of DISFA's numbers (ShuangquanFeng/CSN,
-    config/datasets.py).
+    **Assumed to be shared,** to be safe: DISFA+ uses nine of DISFA's numbers (ShuangquanFeng/CSN, config/datasets.py).
 
     **Known to be different.** BP4D's F001 to F023 and M001 to M018 and BP4D+'s F001 to F082 and M001 to M058 are
-    numbered separately: an equal number does not mean the same person.
+    numbered separately: the same number does not mean the same person.
 
-    **Unknown.** Whether some person took part in both BP4D and BP4D+ under two numbers; which of FEAFA's part-A clips
-    PV001 to PV127 show the same person (122 people), each counts as a person here; whether any other two datasets
-    share people. None of these can be caught.
+    **Unknown.** Whether anyone took part in both BP4D and BP4D+ under two numbers; which of FEAFA's part-A clips PV001
+    to PV127 show the same person (122 people; here each clip counts as a person); whether any other two data sets share
+    people. None of these can be detected.
 
-    Raises ValueError for a subject of DISFA or FEAFA that is numbered neither SN001 nor PV001, such as the bare
-    numbers that some copies of FEAFA's part B use: which person they mean is not documented.
+    Raises ValueError for a subject of DISFA or FEAFA that is not numbered like SN001 or PV001, such as the bare numbers
+    in some copies of FEAFA's part B: it is not documented whom they mean.
     """
     dataset = dataset.lower()
     dataset = _NUMBERED_AS.get(dataset, dataset)
@@ -295,10 +294,10 @@ def person_key(dataset: str, subject: str) -> str:
 
 
 def check_disjoint(parts: Mapping[str, Iterable[str | tuple[str, str]]]) -> None:
-    """Raise ValueError, naming the people, where two parts share a person.
+    """Raise ValueError, which names the people, if two parts share a person.
 
-    A person is a name, or a (dataset, subject) pair, which `person_key` turns into one: give pairs wherever more than
-    one dataset takes part, or people shared between datasets stay unseen.
+    A person is a name, or a (dataset, subject) pair, which `person_key` turns into one. Give pairs if there is more
+    than one data set; otherwise people that they share go unnoticed.
     """
     people = {
         part: {name if isinstance(name, str) else person_key(*name) for name in names} for part, names in parts.items()

@@ -1,15 +1,15 @@
-"""From prepared datasets to the rows of one training: which people, frames and formats of each, and how often.
+"""Mixes prepared data sets into the rows of one training: which people, frames and formats of each, and how often.
 
-A dataset is named by its folder, or by a mapping (in a recipe; as a flag, the same mapping in YAML's flow style):
+A data set is given by its folder, or by a mapping (in a recipe; as a flag, the same mapping in YAML's flow style):
 
     data/disfa                  once per epoch
     data/disfa=2                twice
     {path: data/bp4d, weight: 0.5, protocol: bp4d-3fold, tested: P1, formats: [bp4d], convert_to: [gft], frames: 10}
 
-Labels of the same picture in several formats become one row, across folders too: the same picture is the same dataset,
-subject, clip and frame, or the same file; FEAFA's part B is DISFA's frames (`shown_picture`). Outside of `NUMBERED`
-datasets two folders may name different pictures alike: there the pictures themselves must be the same too. A folder
-given twice has nothing to add to its own rows: they stay apart.
+Labels of one picture in several formats become one row, across folders too. Pictures are the same if data set, subject,
+clip and frame are equal, or if they are the same file; FEAFA's part B shows DISFA's frames (`shown_picture`). Outside
+of `NUMBERED` data sets, two folders may give different pictures the same name, so their content must be equal too. If
+a folder is given twice, its rows stay apart.
 """
 
 import math
@@ -27,26 +27,26 @@ from au_llava.au_datasets.conversion import convert_values, convertible
 from au_llava.au_datasets.folds import check_disjoint, get_protocol, protocol_split
 from au_llava.au_datasets.records import KEY, NUMBERED, content_of, group_by_image, keys_of, load_records
 
-VALIDATION_SEED = 0  # a protocol's parts do not change between runs, validation people included
+VALIDATION_SEED = 0  # a protocol's parts, including validation, do not change between runs
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """One prepared dataset in a training.
+    """One prepared data set in a training.
 
     Args:
         path: a folder made by prepare_data.py.
-        weight: how often its images are seen per epoch; of a fraction, a fixed random share.
-        formats: take labels in these formats only.
+        weight: how often its images are shown per epoch; for a fraction, a fixed random share of them.
+        formats: use only labels in these formats.
         protocol, tested: divide by a published protocol (`folds.PROTOCOLS`) whose part `tested` is tested, instead of
-            by the records' `part`. The protocol of another dataset that shows the same people will do.
+            by the records' `part`. It may be the protocol of another data set that shows the same people.
         validation: with a protocol, the share of the training people who validate.
-        convert_to: derive labels in these formats too, where an image has none (`conversion.convert_values`).
-        frames: train on every k-th labelled frame of each clip, or with "changed" on those whose labels differ from the
-            frame before.
+        convert_to: derive labels in these formats too, for images without them (`conversion.convert_values`).
+        frames: train on every k-th labelled frame of each clip, or with "changed" on frames whose labels differ from
+            those of the frame before.
 
     Raises:
-        ValueError: a value that is out of range or has no effect.
+        ValueError: a value is out of range or has no effect.
     """
 
     path: str
@@ -68,32 +68,32 @@ class TrainingData:
         for name in ("formats", "convert_to"):
             if isinstance(getattr(self, name), str):
                 raise ValueError(f"{self.path}: {name} must be a list, such as [bp4d].")
-            for each in getattr(self, name) or ():
-                get_format(each)
+            for format_name in getattr(self, name) or ():
+                get_format(format_name)
 
     @classmethod
     def read(cls, entry) -> "TrainingData":
-        """From a path, "path=weight", a mapping, or a mapping written in YAML. Raises ValueError for anything else."""
+        """Read a path, "path=weight", a mapping, or a mapping written in YAML. Raises ValueError for anything else."""
         if isinstance(entry, cls):
             return entry
         if isinstance(entry, str) and entry.startswith("{"):
             try:
                 entry = yaml.safe_load(entry)
             except yaml.YAMLError:
-                raise ValueError(f"{entry} is no YAML mapping: write it like {{path: data/bp4d, weight: 2}}.") from None
+                raise ValueError(f"{entry} is not a YAML mapping such as {{path: data/bp4d, weight: 2}}.") from None
         if isinstance(entry, str):
             path, _, weight = entry.partition("=")
             try:
                 return cls(path, float(weight or 1))
             except ValueError:
                 raise ValueError(f"{entry}: the number after '=' must be positive: passes per epoch.") from None
-        known = [each.name for each in fields(cls)]
+        known = [field.name for field in fields(cls)]
         if not isinstance(entry, dict) or "path" not in entry or set(entry) - set(known):
-            raise ValueError(f"{entry}: a dataset needs path and, where wanted, {', '.join(known[1:])}.")
+            raise ValueError(f"{entry}: a data set needs path; optional are {', '.join(known[1:])}.")
         return cls(**entry)
 
     def load(self, part: str, formats: Iterable[str] | None = None, labelled: bool = True) -> datasets.Dataset:
-        """Its records of a part. ValueError where there are none, or no labels though they are to be `labelled`."""
+        """Its records of a part. Raises ValueError if there are none, or if they should be `labelled` but are not."""
         formats = self.formats or formats
         if self.protocol is None:
             return load_records(self.path, part=part, formats=formats, labelled=labelled)
@@ -105,14 +105,14 @@ class TrainingData:
         if not len(kept):
             raise ValueError(
                 f"{self.path} has no record of the {part} part of {self.protocol} that tests {self.tested}"
-                + (f": of all whom it trains on, {', '.join(members) or 'nobody'} validate" * (part == "validation"))
+                + (f": the people drawn to validate are {', '.join(members) or 'nobody'}" * (part == "validation"))
                 + "."
             )
         return records.select(kept)
 
     def tested_people(self) -> set[tuple[str, str]]:
-        """(dataset, subject) of those who are tested and so must never be trained on; of a protocol with published
-        people all of them, be they in the folder or not."""
+        """(dataset, subject) of all who are tested, and so must not be trained on; of a protocol with published people
+        all of them, whether they are in the folder or not."""
         try:
             records = replace(self, formats=None).load("test", labelled=False)
         except ValueError:  # no such part, or none of its people here
@@ -125,9 +125,9 @@ class TrainingData:
 
 
 def validating(tables: Iterable, part: str, formats: Iterable[str] | None = None) -> list[TrainingData]:
-    """Those of the tables that have records of `part`, for a folder may hold training people only.
+    """The tables that have records of `part`, because a folder may hold only training people.
 
-    Args: as of `training_rows`. All are given back where none has any, so that reading them says what is wrong.
+    Takes the arguments of `training_rows`. If no table has any, all are returned, and reading them reports the error.
     """
     tables = [TrainingData.read(entry) for entry in tables]
     kept = []
@@ -141,15 +141,15 @@ def validating(tables: Iterable, part: str, formats: Iterable[str] | None = None
 
 
 def check_people(train, validation, tables: Iterable[TrainingData], side: str = "train") -> None:
-    """Refuse a training in which somebody is on two sides, across datasets that share people too.
+    """Refuse a training whose training, validation and tested people overlap, across data sets too.
 
     Args:
         train, validation: records or rows with `dataset` and `subject`; validation may be None.
-        tables: whose tested people nobody of them may be.
-        side: what to call those who train.
+        tables: whose tested people must be in neither.
+        side: what to call the training people in the message.
 
     Raises:
-        ValueError: naming the people.
+        ValueError: somebody is in two of them; the message names the people.
     """
     sides = {side: train, "validation": validation}
     people = {
@@ -157,14 +157,14 @@ def check_people(train, validation, tables: Iterable[TrainingData], side: str = 
         for name, rows in sides.items()
         if rows is not None
     }
-    check_disjoint({**people, "test": set().union(*(each.tested_people() for each in tables))})
+    check_disjoint({**people, "test": set().union(*(table.tested_people() for table in tables))})
 
 
 def shown_picture(dataset: str, subject: str, clip: str, frame: int) -> tuple[str, str, str, int]:
-    """What identifies a picture across datasets: its key, and of FEAFA's part B that of DISFA's frame that it shows.
+    """What identifies a picture across data sets: its key; for FEAFA's part B, the key of the DISFA frame it shows.
 
-    By the readers' rule: part B's frame k is label frame k + 1 of DISFA's left camera. So frames of videos and crops,
-    which each folder stores for itself, are told to be one picture too.
+    As in the readers, frame k of part B is label frame k + 1 of DISFA's left camera. This also matches frames of videos
+    and crops, which each folder stores itself.
     """
     if dataset == "feafa" and subject.startswith("SN"):
         return "disfa", subject, "left", frame + 1
@@ -172,11 +172,12 @@ def shown_picture(dataset: str, subject: str, clip: str, frame: int) -> tuple[st
 
 
 def kept_frames(keys: Sequence[tuple], values: Sequence, frames: int | str) -> list[int]:
-    """Which images to train on.
+    """The numbers of the images to train on.
 
     Args:
-        keys: (dataset, subject, clip, frame) of each image. values: its labels, compared for equality.
-        frames: as in `TrainingData`; k starts with the first frame of a clip.
+        keys: (dataset, subject, clip, frame) of each image.
+        values: labels of each image, compared for equality.
+        frames: as in `TrainingData`; every k-th frame, starting with the first of a clip.
     """
     clips = defaultdict(list)
     for index, key in enumerate(keys):
@@ -193,36 +194,36 @@ def kept_frames(keys: Sequence[tuple], values: Sequence, frames: int | str) -> l
 
 
 def _labels(table: TrainingData, records: datasets.Dataset, groups: Sequence[dict]) -> list[dict[str, list[float]]]:
-    """Of each image, format -> values, the derived formats included."""
+    """For each image, format -> values, including derived formats."""
     values = records["values"][:]
     labels = [{name: values[row] for name, row in group.items()} for group in groups]
     for target in map(get_format, table.convert_to):
         derived: dict[int, np.ndarray] = {}
-        for name in sorted({name for each in labels for name in each if name != target.name}):
+        for name in sorted({name for of_image in labels for name in of_image if name != target.name}):
             source = get_format(name)
             images = [i for i, group in enumerate(groups) if name in group and target.name not in group]
             if not images or not convertible(source, target):
                 continue
             converted = convert_values([labels[i][name] for i in images], source, target)
-            for image, found in zip(images, converted, strict=True):  # what an earlier format says stays
-                before = derived.get(image, found)
-                derived[image] = np.where(np.isnan(before), found, before)
-        known = {image: found for image, found in derived.items() if not np.isnan(found).all()}
-        if not known and not any(target.name in each for each in labels):
-            given = sorted({name for each in labels for name in each})
+            for image, row in zip(images, converted, strict=True):  # values from an earlier format stay
+                before = derived.get(image, row)
+                derived[image] = np.where(np.isnan(before), row, before)
+        known = {image: row for image, row in derived.items() if not np.isnan(row).all()}
+        if not known and not any(target.name in of_image for of_image in labels):
+            given = sorted({name for of_image in labels for name in of_image})
             raise ValueError(f"{table.path}: no label of {target.name} follows from its {', '.join(given)}.")
-        for image, found in known.items():
-            labels[image][target.name] = found.tolist()
+        for image, row in known.items():
+            labels[image][target.name] = row.tolist()
     return labels
 
 
 def unlabelled_rows(tables: Sequence, part: str, formats: Iterable[str] | None, seed: int = 0) -> datasets.Dataset:
-    """`training_rows` of pictures whose labels are not known or not to be used; `margin` is as of `plain_crop`."""
+    """`training_rows` of pictures whose labels are unknown or must not be used, with their `margin`."""
     return training_rows(tables, part, formats, seed, ("margin",), unlabelled=True)
 
 
 def _without_labels(table: TrainingData, records: datasets.Dataset) -> datasets.Dataset:
-    """Records whose `values` are a weak teacher's, NaN without one, and which have a `margin`, 0 where none is told."""
+    """Records whose `values` are a weak teacher's (NaN without one) and whose `margin` is 0 if they have none."""
     if table.convert_to:
         raise ValueError(f"{table.path}: convert_to derives labels, and unlabelled pictures have none: leave it out.")
     added = {}
@@ -246,16 +247,16 @@ def training_rows(
     """One row per image: `image`, its `KEY`, `formats` (names), `values` (one list per format), `index`.
 
     Args:
-        tables: what `TrainingData.read` takes.
-        part: "train", "validation" or "test", the value of the `part` column to take.
-        formats: names of the formats to keep of tables that do not name their own; None keeps all.
+        tables: entries for `TrainingData.read`.
+        part: "train", "validation" or "test", the value of the `part` column to use.
+        formats: names of the formats to keep for tables that do not list their own; None keeps all.
         seed: chooses the rows of a fractional pass.
         metadata: further columns of the records to keep.
-        unlabelled: leave the labels out: `values` are then the records' `weak`, a weak teacher's estimates as shares of
-            the scale, 0 to 1, NaN where it is not believed or there is none.
+        unlabelled: ignore the labels: `values` are then the records' `weak`, a weak teacher's estimates as shares of
+            the scale, 0 to 1, NaN where it has none.
 
     Raises:
-        ValueError: an entry that cannot be read, or nothing left to train on.
+        ValueError: an entry cannot be read, or nothing is left to train on.
     """
     images, chosen, labels, seen, offset = [], [], [], {}, 0
     tables = list(map(TrainingData.read, tables))
@@ -277,7 +278,7 @@ def training_rows(
             else shown_picture(*key)
             for key, row in zip(keys, first, strict=True)
         ]
-        kept = np.array(kept_frames(keys, [repr(each) for each in of_table], table.frames), int)
+        kept = np.array(kept_frames(keys, [repr(values) for values in of_table], table.frames), int)
         rest = np.random.default_rng(seed).permutation(len(kept))[: round((table.weight % 1) * len(kept))]
         whole = int(table.weight)
         turns = [(turn, image) for turn in range(whole) for image in kept] + [(whole, image) for image in kept[rest]]
@@ -294,13 +295,14 @@ def training_rows(
         offset += len(records)
     if not labels:
         raise ValueError(
-            f"No record of part {part!r} is left in {', '.join(each.path for each in tables)}: check part and formats."
+            f"No record of part {part!r} is left in {', '.join(table.path for table in tables)}: check part and "
+            "formats."
         )
     rows = datasets.concatenate_datasets(images).select(chosen)
     added = datasets.Dataset.from_dict(  # not add_column: it pickles every number for its fingerprint
         {
-            "formats": [list(each) for each in labels],
-            "values": [list(each.values()) for each in labels],
+            "formats": [list(of_image) for of_image in labels],
+            "values": [list(of_image.values()) for of_image in labels],
             "index": range(len(labels)),
         }
     )

@@ -1,13 +1,13 @@
-"""The record: the one table that every dataset is turned into, how it is written to disk and how it is read.
+"""Records: the one table that every data set is turned into, and how it is written and read.
 
-One row is one image as one format annotates it; an image that three formats annotate has three adjacent rows.
+One row is one image annotated in one format; an image annotated in three formats has three adjacent rows.
 
 | column    | type            | meaning |
 |-----------|-----------------|---------|
 | `image`   | Image           | embedded file bytes, or a path that is kept as a path |
-| `dataset` | string          | where it comes from, such as "rendered" |
+| `dataset` | string          | the data set it comes from, such as "rendered" |
 | `subject` | string          | the person; parts are exclusive by this column |
-| `clip`    | string          | the recording; "0" of images that are none, such as rendered faces |
+| `clip`    | string          | the recording; "0" for single images, such as rendered faces |
 | `frame`   | int64           | the dataset's own frame number |
 | `format`  | string          | the name of the format of `values`: "bp4d", "disfa", "feafa" |
 | `values`  | list of float32 | in the order of the labels; NaN is *not annotated*, neither present nor absent |
@@ -15,12 +15,11 @@ One row is one image as one format annotates it; an image that three formats ann
 
 Further columns are the dataset's own metadata. A folder of records holds `data-*.parquet` and `manifest.json`.
 
-Unusual choice: image bytes are dictionary-encoded in Parquet, so the rows of one image store its bytes once.
+Unusual choice: image bytes are dictionary-encoded in Parquet, so the rows of one image store them only once.
 """
 
 import hashlib
 import json
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -32,20 +31,21 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
 
 from au_llava.action_units import FORMATS
+from au_llava.au_runs.files import replacing, write_json
 
 SCHEMA_VERSION = 1
 PARTS = ("train", "validation", "test")
 KEY = ("dataset", "subject", "clip", "frame")  # what identifies an image
-# Datasets whose own numbers say which picture a record shows, in every copy of them and however it is cropped.
+# Data sets whose own numbers identify the picture of a record, in every copy and however it is cropped.
 NUMBERED = {"bp4d", "bp4d-plus", "disfa", "feafa", "gft", "aff-wild2", "ck-plus", "emotionet"}
-NO_CLIP = "0"  # value of `clip` of images that are no recording
+NO_CLIP = "0"  # value of `clip` of single images
 MANIFEST = "manifest.json"
 NOT_ANNOTATED = "not annotated"  # the key of NaN among the manifest's counts of values
 _DEFECTS = "defects"  # key of a shard's Parquet metadata
 
 
 def record_features(metadata: Mapping[str, object]) -> Features:
-    """The columns of a record table: the fixed ones and the given metadata features by column name."""
+    """The columns of a record table: the fixed ones, and metadata as column name -> feature."""
     return Features(
         {
             "image": Image(),
@@ -62,16 +62,16 @@ def record_features(metadata: Mapping[str, object]) -> Features:
 
 
 def shard_path(folder: Path, part: str, number: int, total: int) -> Path:
-    """Where shard `number` of the `total` of a part lies.
+    """The file of shard `number` of `total` of a part.
 
-    By the part in the name `datasets.load_dataset("parquet", data_dir=folder)` makes its splits, and takes the shards
-    alone: without it, it would also try to read the manifest as Parquet.
+    Because the part is in the name, `datasets.load_dataset("parquet", data_dir=folder)` makes splits of the parts, and
+    reads only the shards: otherwise it would try to read the manifest as Parquet too.
     """
     return folder / f"data-{part}-{number:05d}-of-{total:05d}.parquet"
 
 
 class Defects:
-    """What is wrong with a source: how often each kind was found, and its first examples."""
+    """What is wrong with a source: the number of defects of each kind, and the first examples."""
 
     EXAMPLES = 5
 
@@ -91,32 +91,31 @@ class Defects:
     def lines(self) -> list[str]:
         """One line per kind: "images without labels: 3 (F001/T1 frame 7, …)"."""
         return [
-            f"{kind}: {each['count']} ({', '.join(each['examples'])}{' …' * (each['count'] > len(each['examples']))})"
-            for kind, each in sorted(self.found.items())
+            f"{kind}: {entry['count']} ({', '.join(entry['examples'])}"
+            f"{' …' * (entry['count'] > len(entry['examples']))})"
+            for kind, entry in sorted(self.found.items())
         ]
 
 
 def write_shard(records: Iterable[Mapping], features: Features, path: Path, defects: Defects | None = None) -> None:
     """Write records as one Parquet file that either exists completely or not at all.
 
-    Records are taken as they come and never held all at once. `defects` are stored in the file, so that they outlive
-    an interruption: what they hold once the last record has been taken.
+    Records are consumed one by one and never held all at once. `defects`, as they are after the last record, are stored
+    in the file, so that they survive an interruption.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        # Without the higher limit Parquet gives up the dictionary after 1 MB and stores every image once a row.
-        with pq.ParquetWriter(unfinished, features.arrow_schema, dictionary_pagesize_limit=2**30) as file:
-            for group in _groups(records):
-                file.write_table(pa.Table.from_pylist(group, schema=features.arrow_schema))
-            if defects is not None:
-                file.add_key_value_metadata({_DEFECTS: json.dumps(defects.found)})
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    # Without the higher limit Parquet gives up the dictionary after 1 MB and stores every image once per row.
+    with (
+        replacing(path) as unfinished,
+        pq.ParquetWriter(unfinished, features.arrow_schema, dictionary_pagesize_limit=2**30) as file,
+    ):
+        for group in _groups(records):
+            file.write_table(pa.Table.from_pylist(group, schema=features.arrow_schema))
+        if defects is not None:
+            file.add_key_value_metadata({_DEFECTS: json.dumps(defects.found)})
 
 
 def _groups(records: Iterable[Mapping]) -> Iterator[list[Mapping]]:
-    """Records in lists of about 32 MB, each of which is written at once."""
+    """Records in lists of about 32 MB, which are written one after another."""
     group, size = [], 0
     for record in records:
         expected = len(FORMATS[record["format"]].labels)
@@ -132,9 +131,9 @@ def _groups(records: Iterable[Mapping]) -> Iterator[list[Mapping]]:
 
 
 def start_folder(folder: Path, arguments: Mapping) -> None:
-    """Make `folder` ready for shards made with `arguments`, or check that it already holds such shards.
+    """Prepare `folder` for shards made with `arguments`, or check that it already holds such shards.
 
-    Raises ValueError where the folder was made with other arguments or holds shards without a manifest.
+    Raises ValueError if the folder was made with other arguments or holds shards without a manifest.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / MANIFEST).is_file():
@@ -148,7 +147,7 @@ def start_folder(folder: Path, arguments: Mapping) -> None:
     elif any(folder.glob("data-*.parquet")):
         raise ValueError(f"{folder} holds data-*.parquet but no {MANIFEST}: choose another --out")
     else:
-        _write_json(folder / MANIFEST, {"schema_version": SCHEMA_VERSION, "complete": False, "arguments": arguments})
+        write_json(folder / MANIFEST, {"schema_version": SCHEMA_VERSION, "complete": False, "arguments": arguments})
     for unfinished in folder.glob(".data-*.parquet.*"):
         unfinished.unlink()
 
@@ -161,11 +160,10 @@ def finish_folder(
 ) -> dict:
     """Count and hash the shards of a complete folder and write its manifest; returns the manifest.
 
-    `content_sha256` covers keys, parts, formats, values, weak values and image bytes in row order, not the Parquet
-    encoding. Of an image that stays a path it covers the path, from `arguments["root"]` on if it begins there. The
+    `content_sha256` covers keys, parts, formats, values, weak values and image bytes in row order, but not the Parquet
+    encoding. For an image that stays a path it covers the path, relative to `arguments["root"]` if it lies there. The
     shards' defects are added to `warnings`. `known(manifest)` compares it with a complete copy, for the manifest's
-    entry "known".
-    Holds few rows at a time. Raises ValueError where there is no record.
+    entry "known". Only a few rows are in memory at a time. Raises ValueError if there is no record.
     """
     content = hashlib.sha256()
     root = f"{arguments['root']}/" if "root" in arguments else ""
@@ -220,24 +218,18 @@ def finish_folder(
     }
     if known is not None:
         manifest["known"] = known(manifest)
-    _write_json(folder / MANIFEST, manifest)
+    write_json(folder / MANIFEST, manifest)
     return manifest
 
 
 def _count_values(fmt, labels: np.ndarray, counts: Mapping[str, Counter]) -> None:
-    """Add labels (rows, AUs) to counts: AU -> value as text -> how often. Continuous ones are rounded to tenths."""
+    """Add labels (rows, AUs) to counts: AU -> value as text -> number. Continuous values are rounded to tenths."""
     for label, column in zip(fmt.labels, labels.T, strict=True):
         known = column[~np.isnan(column)]
         for value, count in zip(*np.unique(known, return_counts=True), strict=True):
             counts[label][f"{value:.1f}" if fmt.scale == "continuous" else str(int(value))] += int(count)
         if len(known) < len(column):
             counts[label][NOT_ANNOTATED] += len(column) - len(known)
-
-
-def _write_json(path: Path, content: Mapping) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(unfinished, path)
 
 
 def load_records(
@@ -251,14 +243,14 @@ def load_records(
     Args:
         part: keep only "train", "validation" or "test".
         formats: keep only rows of these formats.
-        labelled: refuse a folder that holds no label at all, from which nobody can learn or score by `values`.
+        labelled: refuse a folder without any labels, whose `values` can be neither trained on nor scored against.
 
     Raises:
-        FileNotFoundError: for a folder without records.
-        ValueError: for a folder that is unfinished, does not follow the schema or has no labels, for folders that name
-            different pictures alike, and where nothing is left.
+        FileNotFoundError: a folder has no records.
+        ValueError: a folder is unfinished, does not follow the schema or has no labels; folders use one name for
+            different pictures; or nothing is left.
     """
-    folders = [Path(path)] if isinstance(path, str | Path) else [Path(each) for each in path]
+    folders = [Path(path)] if isinstance(path, str | Path) else [Path(folder) for folder in path]
     tables = [_load_folder(folder, labelled) for folder in folders]
     _check_names(folders, tables)
     records = tables[0] if len(tables) == 1 else concatenate_datasets(tables)
@@ -287,7 +279,7 @@ def _load_folder(folder: Path, labelled: bool) -> Dataset:
             f"{folder} follows record schema {arrived}, this code reads {SCHEMA_VERSION}: prepare it again"
         )
     if not manifest["complete"]:
-        raise ValueError(f"{folder} is unfinished: run the command that started it once more, it resumes")
+        raise ValueError(f"{folder} is unfinished: run the command that made it again to resume")
     if labelled and not _has_labels(manifest):
         raise ValueError(f"{folder} holds no labels; give it as --unlabelled")
     records = Dataset.from_parquet([str(shard) for shard in shards])
@@ -307,7 +299,7 @@ def _has_labels(manifest: Mapping) -> bool:
 
 
 def content_of(image: Mapping) -> str:
-    """A hash of a stored image, as `datasets` has it undecoded; of a file that cannot be read, its path."""
+    """A hash of a stored image (undecoded, as in `datasets`), or its path if the file cannot be read."""
     try:
         content = image["bytes"] or Path(image["path"]).read_bytes()
     except OSError:
@@ -322,7 +314,7 @@ def keys_of(records: Dataset) -> list[tuple]:
 
 
 def _check_names(folders: Sequence[Path], tables: Sequence[Dataset]) -> None:
-    """Raise ValueError where two folders give different pictures one name."""
+    """Raise ValueError if two folders use one name for different pictures."""
     if len(tables) == 1:
         return
     stored = [table.select_columns("image").cast_column("image", Image(decode=False)) for table in tables]
@@ -336,14 +328,14 @@ def _check_names(folders: Sequence[Path], tables: Sequence[Dataset]) -> None:
                 named = " ".join(f"{name} {part}" for name, part in zip(KEY, key, strict=True))
                 raise ValueError(
                     f"{named} is one picture in {folders[before]} and another in {folders[number]}: prepare one of "
-                    "the two with a --name of its own"
+                    "them again with another --name"
                 )
 
 
 def group_by_image(records: Dataset) -> list[dict[str, int]]:
-    """For each distinct image, in order of first appearance, the row number of each of its formats.
+    """For each distinct image, in order of appearance, format -> row number.
 
-    Decodes no image. Raises ValueError where an image has two rows of one format.
+    Decodes no image. Raises ValueError if an image has two rows of one format.
     """
     columns = records.select_columns([*KEY, "format"]).with_format(None)[:]
     groups: dict[tuple, dict[str, int]] = {}

@@ -1,1 +1,1 @@
-"""Evaluation beyond the plain scores of `metrics_au.py`: intervals, calibration, audits, protocols, the report."""
+"""Evaluation: reading records, scores with intervals, calibration, audits, protocols, transfer, the report."""

@@ -1,11 +1,11 @@
-"""What a score has to beat: three answers that look at no picture.
+"""What a score has to beat: three baselines that look at no picture.
 
 - all-zero: every AU absent, at strength 0.
 - training-mean: the AU's mean over the training labels, present at the rate at which it was present there.
-- neighbour-copy: the labels of the nearest other frame of the same clip. It knows labels that no model is shown, and so
-  tells how much a division by frames instead of people would leak.
+- neighbour-copy: the labels of the nearest other frame of the same clip. It uses labels that no model sees, and so
+  shows how much a split by frames instead of people would leak.
 
-Each is given as rows like those of `predict`, so that it is scored by the same code. What a baseline cannot say is NaN
+Each answers with rows like those of `predict`, so that the same code scores it. What a baseline cannot say is NaN
 and counted as unparsed.
 """
 
@@ -13,21 +13,24 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from rich.table import Table
 
 from au_llava.action_units import AUFormat, get_format
 from au_llava.au_datasets.records import NO_CLIP
-from au_llava.au_evaluation.scoring import by_format, score_arguments
+from au_llava.au_evaluation.rows import by_format
+from au_llava.au_evaluation.scoring import score_arguments
+from au_llava.au_evaluation.tables import console_table, metric_names, number
 from au_llava.au_evaluation.transfer import shared_labels, transfer_scores
-from au_llava.metrics_au import score
+from au_llava.metrics_au import decide, score
 
 SHOWN = ("f1", "icc", "mae")
 
 
 def nearest_frames(rows: Sequence[Mapping]) -> list[int | None]:
-    """For each row of one format, the row of the nearest other frame of its clip, the earlier of two as near.
+    """For each row of one format, the index of the nearest other frame of its clip; of two as near, the earlier.
 
-    None where there is no other frame, and where `clip` says that the images are no recording.
+    None where there is no other frame, and where `clip` says that the images are not a recording.
     """
     clips = defaultdict(list)
     for index, row in enumerate(rows):
@@ -44,39 +47,38 @@ def nearest_frames(rows: Sequence[Mapping]) -> list[int | None]:
 
 
 def baseline_rows(rows: Sequence[dict], fmt: AUFormat, statistics: Mapping | None) -> dict[str, list[dict] | str]:
-    """Name of each baseline -> what it answers instead of the predictions `rows` of one format, or why it cannot.
+    """Name of each baseline -> its answers in place of the predictions `rows` of one format, or why it has none.
 
     Args:
         statistics: of the training labels, AU -> {"mean", "rate", …} (`balance.label_statistics`), or None.
     """
-    width = len(fmt.labels)
-    nothing = [math.nan] * width
+    nothing = [math.nan] * len(fmt.labels)
 
-    def answers(values, decisions, probabilities=nothing):
-        read = {"values": values, "expected": values, "median": nothing}
-        return {**read, "present": decisions, "probability": probabilities}
+    def answer(values, decisions, probabilities=nothing):
+        numbers = {"values": values, "expected": values, "median": nothing}
+        return {**numbers, "present": decisions, "probability": probabilities}
 
-    zero = answers([0.0] * width, [0.0] * width)
-    found: dict[str, list[dict] | str] = {"all-zero": [{**row, **zero} for row in rows]}
+    zeros = [0.0] * len(fmt.labels)
+    baselines: dict[str, list[dict] | str] = {"all-zero": [{**row, **answer(zeros, zeros)} for row in rows]}
     if statistics:
         mean, rate = (
             [statistics.get(label, {}).get(key, math.nan) for label in fmt.labels] for key in ("mean", "rate")
         )
-        decided = [math.nan if math.isnan(each) else float(each >= 0.5) for each in rate]
-        constant = answers(decided if fmt.scale == "occurrence" else mean, decided, rate)
-        found["training-mean"] = [{**row, **constant} for row in rows]
+        decisions = [math.nan if math.isnan(share) else float(share >= 0.5) for share in rate]
+        constant = answer(decisions if fmt.scale == "occurrence" else mean, decisions, rate)
+        baselines["training-mean"] = [{**row, **constant} for row in rows]
     else:
-        found["training-mean"] = "the training labels are not known"
+        baselines["training-mean"] = "the training labels are not known"
     nearest = nearest_frames(rows)
     if any(index is not None for index in nearest):
         copies = [nothing if index is None else rows[index]["references"] for index in nearest]
-        decide = lambda value: math.nan if math.isnan(value) else float(value >= fmt.presence_threshold)
-        found["neighbour-copy"] = [
-            {**row, **answers(copy, [decide(value) for value in copy])} for row, copy in zip(rows, copies, strict=True)
+        baselines["neighbour-copy"] = [
+            {**row, **answer(copy, decide(np.array(copy, dtype=float), fmt).tolist())}
+            for row, copy in zip(rows, copies, strict=True)
         ]
     else:
-        found["neighbour-copy"] = "no two frames of one clip"
-    return found
+        baselines["neighbour-copy"] = "no two frames of one clip"
+    return baselines
 
 
 def score_baselines(predictions: Sequence[dict], statistics: Mapping[str, Mapping]) -> dict[str, dict[str, dict]]:
@@ -95,8 +97,8 @@ def score_baselines(predictions: Sequence[dict], statistics: Mapping[str, Mappin
             arguments, fmt = score_arguments(answered, get_format(name))
             result = score(fmt=fmt, **arguments)
             per_au = {
-                label: {metric: each[metric] for metric in SHOWN if metric in each}
-                for label, each in result["per_au"].items()
+                label: {metric: of_au[metric] for metric in SHOWN if metric in of_au}
+                for label, of_au in result["per_au"].items()
             }
             scored[name][baseline] = {key: result[key] for key in ("mean", "averaged", "unparsed")} | {"per_au": per_au}
     return scored
@@ -105,7 +107,7 @@ def score_baselines(predictions: Sequence[dict], statistics: Mapping[str, Mappin
 def transfer_baselines(
     predictions: Sequence[dict], asked: AUFormat, known: AUFormat, statistics: Mapping | None
 ) -> dict[str, dict]:
-    """Baseline -> its `transfer_scores` on the AUs that `asked` and `known` share, or {"left_out": reason}.
+    """Baseline -> its `transfer_scores` on the AUs shared by `asked` and `known`, or {"left_out": reason}.
 
     Args:
         predictions: made in `asked`, with references in `known`. statistics: of the training labels in `asked`.
@@ -121,18 +123,16 @@ def transfer_baselines(
 
 def baselines_table(scores: Mapping[str, Mapping]) -> Table:
     """The means over AUs of each format's scores beside those of its "baselines"."""
-    table = Table(title="Beside answers that look at no picture (means over AUs)", title_justify="left")
-    for column in ("format", "answer", "F1", "ICC", "MAE"):
-        table.add_column(column, justify="left" if column in ("format", "answer") else "right", no_wrap=True)
+    title = "Baselines that look at no picture (means over AUs)"
+    table = console_table(title, ("format", "answer", *metric_names(SHOWN)), "llrrr")
     reasons = {}
     for name, result in scores.items():
-        for answer, each in {"this model": result, **result["baselines"]}.items():
-            if "left_out" in each:
-                reasons.setdefault(f"{answer} left out: {each['left_out']}", []).append(name)
+        for answer, scored in {"this model": result, **result["baselines"]}.items():
+            if "left_out" in scored:
+                reasons.setdefault(f"{answer} left out: {scored['left_out']}", []).append(name)
                 continue
-            means = (each["mean"].get(metric) for metric in SHOWN)
-            shown = ("" if mean is None else "n.d." if math.isnan(mean) else f"{mean:.3f}" for mean in means)
-            table.add_row(name, answer, *shown)
+            means = scored["mean"]
+            table.add_row(name, answer, *(number(means[metric]) if metric in means else "" for metric in SHOWN))
         table.add_section()
     if reasons:
         table.caption = "; ".join(f"{reason} ({', '.join(names)})" for reason, names in reasons.items())

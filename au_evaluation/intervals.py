@@ -1,9 +1,9 @@
 """Bootstrap intervals of every metric of `metrics_au.score`, and the comparison of two systems.
 
-- Resamples draw subjects, not images: the frames of one person are no independent samples.
-- Every metric is the function of sums over images that `metrics_au` scores by (`metrics_of_…`). Subjects are reduced to
-  their sums once, and a resample is a weighted sum of subjects: score and interval cannot disagree.
-- What is undefined in a resample is left out of the interval, which is NaN where nothing is defined.
+- Resamples draw subjects, not images: the frames of one person are not independent samples.
+- Every metric is the same function of sums over images as in metrics_au.py (`metrics_of_…`). Each subject is reduced to
+  its sums once, and a resample is a weighted sum of subjects. So score and interval cannot disagree.
+- Resamples in which a metric is undefined do not count in its interval, which is NaN if none are left.
 """
 
 import warnings
@@ -46,14 +46,14 @@ def intervals(
 ) -> dict:
     """Percentile bootstrap intervals of the metrics of `metrics_au.score`, drawing subjects.
 
-    The ECE has none: it takes chance for miscalibration, and resampling adds chance, so that intervals of it lie above
-    the estimate; the Brier score has one. A metric that is undefined in a resample is left out of it. With few
-    subjects, below about 20, such intervals are too narrow; with one they are a point.
+    The ECE has none: it takes chance for miscalibration, and resampling adds chance, so its intervals would lie above
+    the estimate; the Brier score has one. With fewer than about 20 subjects such intervals are too narrow; with one
+    they are a point.
 
-    Resampling is exact but for ROC AUC and average precision, of which only the interval is approximate: where an AU
-    has more than RANK_BINS distinct probabilities, they are put into at most as many bins and count as ties within
-    one. The bins end at quantiles, half of them of the positives' and half of the negatives' probabilities, since bins
-    of equal size would hold most positives of a rare AU in one. On 2,000 to 140,000 simulated images with 0.1 to 30 %
+    Resampling is exact except for ROC AUC and average precision, whose intervals are approximate: if an AU has more
+    than RANK_BINS distinct probabilities, they are put into at most as many bins and count as ties within a bin. The
+    bins end at quantiles, half of them of the positives' and half of the negatives' probabilities, since bins of equal
+    size would put most positives of a rare AU into one. On 2,000 to 140,000 simulated images with 0.1 to 30 %
     positives this moved ROC AUC by less than 0.001 and average precision by less than 0.002.
 
     Args:
@@ -74,7 +74,7 @@ def intervals(
     return {
         "mean": {metric: bounds(mean_of_defined(values), level) for metric, values in drawn.items()},
         "per_au": {
-            label: {metric: each[row] for metric, each in per_au.items()} for row, label in enumerate(fmt.labels)
+            label: {metric: limits[row] for metric, limits in per_au.items()} for row, label in enumerate(fmt.labels)
         },
     }
 
@@ -89,8 +89,8 @@ def mean_with_interval(
             `intervals`.
 
     Returns:
-        the columns' means and their [low, high]; the mean of these means and its [low, high]. What is unknown is left
-        out; NaN where nothing is known.
+        the columns' means and their [low, high]; the mean of these means and its [low, high]. Unknown cells are left
+        out; NaN if all are unknown.
 
     Raises:
         ValueError: as `intervals` for resamples and level.
@@ -125,18 +125,18 @@ def paired_difference(
 
     Each system is scored as by `metrics_au.score`: a cell that only one of them left unread counts for the other.
 
-    The p value is two-sided: twice the share of resamples in which the difference has the other sign or is none, as
-    (count + 1) / (resamples + 1) (Davison and Hinkley 1997). It is 2 / (resamples + 1) at least, so take more resamples
-    where Holm's correction over many AUs needs less, and NaN where fewer than two subjects are scored.
+    The p value is two-sided: twice the share of resamples in which the difference has the other sign or is 0, as
+    (count + 1) / (resamples + 1) (Davison and Hinkley 1997). It is at least 2 / (resamples + 1), so take more resamples
+    if Holm's correction over many AUs needs smaller ones. It is NaN if fewer than two subjects are scored.
 
     Args:
-        a, b: a system, as the arguments of `metrics_au.score` that describe it: {"predictions": …} and, where wanted,
+        a, b: a system, as the arguments of `metrics_au.score` that describe it: {"predictions": …} and optionally
             "probabilities", "decisions" and "medians".
         references, subjects, fmt: as in `metrics_au.score`. resamples, level, seed: as in `intervals`.
 
     Returns:
         "mean": metric -> {"difference": a - b, "interval": [low, high], "p"}, of the mean over the AUs for which the
-            metric is defined for both systems; not of the ECE, see `intervals`;
+            metric is defined for both systems; without the ECE, see `intervals`;
         "per_au": label -> metric -> the same and "p_holm", corrected over the AUs.
 
     Raises:
@@ -154,7 +154,7 @@ def paired_difference(
     mean, per_au = {}, {label: {} for label in fmt.labels}
     for metric in (metric for metric in resampled[0] if metric in resampled[1] and metric != "ece"):
         difference = np.array([points[0][label][metric] - points[1][label][metric] for label in fmt.labels])
-        drawn = np.round(resampled[0][metric] - resampled[1][metric], 12)  # (AUs, resamples), free of rounding
+        drawn = np.round(resampled[0][metric] - resampled[1][metric], 12)  # (AUs, resamples), without rounding errors
         p = np.where(several, _p_values(drawn), np.nan)
         rows = zip(difference.tolist(), bounds(drawn, level), p.tolist(), holm(p).tolist(), strict=True)
         for label, row in zip(fmt.labels, rows, strict=True):
@@ -169,13 +169,13 @@ def paired_difference(
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
-    """Holm's (1979) step-down correction for several tests; a NaN is no test.
+    """Holm's (1979) step-down correction for several tests; NaN is not counted as a test.
 
     Args:
         p_values: (tests,) from 0 to 1 or NaN.
 
     Returns:
-        (tests,) corrected p values: significant below a level means that the level holds for all tests together.
+        (tests,) corrected p values: rejecting those below a level keeps that level for all tests together.
     """
     p_values = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p_values)[: np.sum(~np.isnan(p_values))]  # NaN sorts last
@@ -228,21 +228,21 @@ def resample(columns: list[Column], who: np.ndarray, draws: np.ndarray, fmt) -> 
 
 def bounds(values: np.ndarray, level: float) -> list:
     """[low, high] of the central `level` of (…, resamples), without NaN: (…, 2) as lists."""
-    with warnings.catch_warnings():  # all-NaN: the interval is NaN, which says it
+    with warnings.catch_warnings():  # about all-NaN, whose interval is NaN
         warnings.simplefilter("ignore", RuntimeWarning)
         ends = np.nanpercentile(values, [50 * (1 - level), 50 * (1 + level)], axis=-1)
     return np.moveaxis(ends, 0, -1).tolist()
 
 
 def _p_values(differences: np.ndarray) -> np.ndarray:
-    """Two-sided p values (…) that differences (…, resamples) are around 0, NaN without any; see `paired_difference`."""
+    """Two-sided p values (…) of differences (…, resamples) from 0, NaN without any; see `paired_difference`."""
     tail = np.minimum(np.sum(differences <= 0, axis=-1), np.sum(differences >= 0, axis=-1))
     defined = np.sum(~np.isnan(differences), axis=-1)
     return np.where(defined > 0, np.minimum(2 * (tail + 1) / (defined + 1), 1), np.nan)
 
 
 def _rank(probabilities: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """Rank (n,) of each probability among the distinct ones, 0 for the highest; if these are too many, of its bin."""
+    """Rank (n,) of each probability among the distinct ones, 0 for the highest; with too many, the rank of its bin."""
     falling = -probabilities
     ends, ranks = np.unique(falling, return_inverse=True)
     if len(ends) <= RANK_BINS:

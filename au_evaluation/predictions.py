@@ -1,8 +1,7 @@
-"""Reading the AUs of every record, and keeping what was read.
+"""Reading the AUs of every record, in any number of processes, with a journal to go on from after a kill.
 
-What is read of an image depends on the image and on its batch alone, and batches are formed before they are dealt to
-processes: any number of processes gives the same numbers, and so does a run that was killed and goes on. What is
-finished is kept batch by batch in a folder of JSON Lines files, one per process.
+The result for an image depends only on the image and its batch, and batches are formed before they are dealt to
+processes. So any number of processes gives the same numbers, and so does a run that was killed and started again.
 """
 
 import hashlib
@@ -10,7 +9,7 @@ import json
 import math
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,16 +18,18 @@ import datasets
 import numpy as np
 from accelerate import PartialState
 from accelerate.utils import align_module_device, gather_object
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from au_llava.action_units import get_format
 from au_llava.au_datasets.records import group_by_image
+from au_llava.au_evaluation.rows import KEYS, READ, unread
+from au_llava.au_runs.journal import Journal
+from au_llava.au_runs.progress import progress_bar
 from au_llava.calibration_au_llava import with_prior
 
-KEYS = ("dataset", "subject", "clip", "frame", "format")
 AHEAD = 4  # batches whose images are decoded, by as many threads, while the model reads another
+
+Image = dict[str, int]  # an image of the records: format -> row
+Batch = tuple[tuple[str, ...], list[Image]]  # the formats that its images are annotated in, its images
 
 
 def predict(
@@ -50,21 +51,22 @@ def predict(
     Args:
         records: see records.py.
         batch_size: images per forward pass.
+        progress: whether to show a progress bar.
         distributions: whether to return them too; they take much memory.
-        keep: a folder where finished batches are kept and, if it holds any, taken from; without it nothing is kept.
+        keep: a folder with the journal: finished batches are taken from it and added to it. Default: no journal.
         timing: gets "seconds", "images" and "waited_seconds" (for images to be decoded) of this process.
-        formats: ask for these formats instead of the record's own (`values` and so on then follow the asked format;
-            `asked` names it), one row for each.
+        formats: ask for these formats instead of the record's own, one row for each; `values` and so on then follow
+            the asked format, and `asked` names it.
 
     Returns:
         one dict per record, in the order of `records`: the record's key (`dataset`, `subject`, `clip`, `frame`,
-        `format`), `row` (its index in `records`), `asked` (the format that was asked for), `references`, `values`,
+        `format`), `row` (its index in `records`), `asked` (the format asked for), `references`, `values`,
         `expected`, `median`, `probability`, `present` (lists in the format's label order, NaN where unread), `text`,
-        `problems` (also an image that could not be read), `contradictions` (those where this format finds an AU
+        `problems` (such as an image that could not be read), `contradictions` (those where this format finds an AU
         present) and, if asked for, `distribution` (AUs, values).
 
     Raises:
-        ValueError: `keep` holds the predictions of another evaluation.
+        ValueError: `keep` holds the journal of another evaluation.
     """
     state = PartialState()
     batches = _batches(records, batch_size)
@@ -77,64 +79,52 @@ def predict(
         "batch_size": batch_size,
         "formats": formats,
     }
-    kept = _kept(keep, identity) if keep is not None else {}
-    state.wait_for_everyone()  # all have read what is kept before anyone writes
-    rows, wanted = [], []
+    journal = Journal(keep, identity, ("row", "asked")) if keep is not None else {}
+    state.wait_for_everyone()  # all have read the journal before anyone writes
+    rows, unfinished = [], []
     for batch in batches:
-        of_batch = [row for group in batch[1] for row in group.values()]
-        if all(row in kept for row in of_batch):
-            if state.is_main_process:
-                rows.extend(each for row in of_batch for each in kept[row])
-        else:  # a batch is read whole: what is read depends on it
-            wanted.append(batch)
-    keys = records.select_columns([*KEYS, "values"])
+        keys = _journal_keys(batch, formats)
+        if not all(key in journal for key in keys):  # the result depends on the batch: read all of it again
+            unfinished.append(batch)
+        elif state.is_main_process:
+            rows += [journal[key] for key in keys]
+    records_without_images = records.select_columns([*KEYS, "values"])
     waited, start = 0.0, time.perf_counter()
     with (
-        state.split_between_processes(wanted) as share,
-        _progress(progress and state.is_main_process) as bar,
-        _writer(keep, state.process_index, identity) as write,
+        state.split_between_processes(unfinished) as share,
+        progress_bar(shown=progress and state.is_main_process) as bar,
+        journal.writer(state.process_index) if keep is not None else nullcontext(lambda row: None) as write,
     ):
-        task = bar.add_task("reading faces", total=sum(len(groups) for _, groups in share))
-        images = _decoded(records, [groups for _, groups in share])
-        for own, groups in share:
+        total = sum(len(images) for _, images in share)
+        task = bar.add_task("reading faces", total=total)
+        decoded = _decoded(records, [images for _, images in share])
+        for own_formats, images in share:
             before = time.perf_counter()
-            faces = next(images)
+            faces = next(decoded)
             waited += time.perf_counter() - before
-            readable = [index for index, face in enumerate(faces) if not isinstance(face, Exception)]
-            asked = formats or own
-            answers = {}
-            if readable:
-                read = [faces[index] for index in readable]
-                found = model.recognize(processor, read, formats=asked, decoding=decoding, batch_size=batch_size)
-                answers = dict(zip(readable, found, strict=True))
-            batch_rows = []
-            for index, group in enumerate(groups):
-                for name, row in group.items():
-                    for ask in formats or (name,):
-                        if index in answers:
-                            read = _prediction(answers[index], ask, distributions)
-                        else:
-                            read = _unreadable(ask, str(faces[index]))
-                        record = keys[row]
-                        key = {each: record[each] for each in KEYS}
-                        batch_rows.append({**key, "row": row, "asked": ask, "references": record["values"], **read})
-            write(batch_rows)
-            rows.extend(batch_rows)
-            bar.advance(task, len(groups))
+            answers = _answers(model, processor, faces, formats or own_formats, decoding, batch_size)
+            for image, face, answer in zip(images, faces, answers, strict=True):
+                for name, row in image.items():
+                    for asked in formats or (name,):
+                        read = _unreadable(asked, str(face)) if answer is None else _read(answer, asked, distributions)
+                        record = records_without_images[row]
+                        key = {column: record[column] for column in KEYS}
+                        rows.append({**key, "row": row, "asked": asked, "references": record["values"], **read})
+                        write(rows[-1])
+            bar.advance(task, len(images))
     if timing is not None:
-        seconds = time.perf_counter() - start
-        timing |= {"seconds": seconds, "images": sum(len(g) for _, g in share), "waited_seconds": waited}
+        timing |= {"seconds": time.perf_counter() - start, "images": total, "waited_seconds": waited}
     return sorted(gather_object(rows), key=lambda row: row["row"])
 
 
 def use_prior(model, records: datasets.Dataset, prior: str | None = None) -> None:
-    """Choose the prior with which `model` reads `records` from now on, where its calibration has one.
+    """Choose the prior with which `model` reads `records` from now on, if its calibration has one.
 
     Args:
         prior: one of `PRIORS`; by default "rendered" for rendered faces only, else "photographs".
 
     Raises:
-        ValueError: photographs are asked for, and its calibration knows nothing of them.
+        ValueError: photographs are asked for, and its calibration has no prior of photographs.
     """
     if prior is None and (model.config.calibration or {}).get("prior") is not None:
         prior = "rendered" if records.unique("dataset") == ["rendered"] else "photographs"
@@ -146,13 +136,13 @@ def weights_fingerprint(model) -> str:
     """A hash of the shapes and the first 256 numbers of every parameter: tells checkpoints apart quickly."""
     content = hashlib.sha256()
     for name, parameter in model.named_parameters():
-        if name in model.all_tied_weights_keys:  # PyTorch leaves it out itself, unless offloading has parted the two
+        if name in model.all_tied_weights_keys:  # PyTorch leaves it out itself, unless offloading has split the two
             continue
         content.update(f"{name}{tuple(parameter.shape)}".encode())
         owner, _, own = name.rpartition(".")
         module = model.get_submodule(owner)
-        with align_module_device(module) if parameter.is_meta else nullcontext():  # brings back what is offloaded
-            # A copy: numpy would pin the storage, which FSDP gives up after use.
+        with align_module_device(module) if parameter.is_meta else nullcontext():  # brings back offloaded weights
+            # A copy: numpy would pin the storage, which FSDP frees after use.
             start = getattr(module, own).detach().flatten()[:256].clone()
         content.update(start.float().cpu().numpy().tobytes())
     return content.hexdigest()
@@ -163,30 +153,47 @@ def _records_fingerprint(records: datasets.Dataset) -> str:
     return hashlib.sha256(json.dumps([columns[key] for key in (*KEYS, "values")]).encode()).hexdigest()
 
 
-def _batches(records: datasets.Dataset, batch_size: int) -> list[tuple[tuple[str, ...], list[dict[str, int]]]]:
-    """(formats, images as {format: row}) per batch: images of a batch are annotated in the same formats."""
+def _batches(records: datasets.Dataset, batch_size: int) -> list[Batch]:
+    """Batches of images that are annotated in the same formats."""
     by_formats = defaultdict(list)
-    for group in group_by_image(records):
-        by_formats[tuple(group)].append(group)
+    for image in group_by_image(records):
+        by_formats[tuple(image)].append(image)
     return [
-        (formats, groups[start : start + batch_size])
-        for formats, groups in by_formats.items()
-        for start in range(0, len(groups), batch_size)
+        (formats, images[start : start + batch_size])
+        for formats, images in by_formats.items()
+        for start in range(0, len(images), batch_size)
     ]
 
 
-def _decoded(records: datasets.Dataset, batches: list[list[dict[str, int]]]) -> Iterator[list]:
+def _journal_keys(batch: Batch, formats: tuple[str, ...] | None) -> list[tuple[int, str]]:
+    """(row, asked format) of every row that `predict` makes of a batch."""
+    return [(row, asked) for image in batch[1] for name, row in image.items() for asked in formats or (name,)]
+
+
+def _answers(model, processor, faces: Sequence, formats, decoding: str, batch_size: int) -> list:
+    """Per face what `recognize` returns, None for one that could not be decoded."""
+    readable = [index for index, face in enumerate(faces) if not isinstance(face, Exception)]
+    answers = [None] * len(faces)
+    if readable:
+        images = [faces[index] for index in readable]
+        results = model.recognize(processor, images, formats=formats, decoding=decoding, batch_size=batch_size)
+        for index, result in zip(readable, results, strict=True):
+            answers[index] = result
+    return answers
+
+
+def _decoded(records: datasets.Dataset, batches: list[list[Image]]) -> Iterator[list]:
     """Per batch its images, decoded ahead of time; an exception in place of an image that cannot be read."""
     columns = ["image", *({"margin"} & set(records.column_names))]
     raw = records.select_columns(columns).cast_column("image", datasets.Image(decode=False))
     decoder = datasets.Image()
 
-    def decode(groups):
-        stored = raw[[next(iter(group.values())) for group in groups]]
+    def decode(images: list[Image]) -> list:
+        stored = raw[[next(iter(image.values())) for image in images]]
         faces = []
-        for each, margin in zip(stored["image"], stored.get("margin", [0.0] * len(groups)), strict=True):
+        for file, margin in zip(stored["image"], stored.get("margin", [0.0] * len(images)), strict=True):
             try:
-                faces.append(without_margin(decoder.decode_example(each), margin))
+                faces.append(without_margin(decoder.decode_example(file), margin))
             except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for damaged files
                 faces.append(ValueError(f"image could not be read: {error}"))
         return faces
@@ -206,82 +213,22 @@ def without_margin(image, margin: float):
     return image.crop((left, top, left + width, top + height)) if margin else image
 
 
-def _prediction(result, name: str, distributions: bool) -> dict:
+def _read(result, name: str, distributions: bool) -> dict:
+    """The part of a row with what `recognize` read in a format."""
     answer = result[name]
     readings = list(answer.values())
-    column = lambda key: [_number(getattr(reading, key)) for reading in readings]
-    row = {"values": column("value"), **{key: column(key) for key in ("expected", "median", "probability", "present")}}
-    row |= {"text": answer.text, "problems": list(answer.problems)}
-    row["contradictions"] = [str(each) for each in result.contradictions if each.present_in == name]
+    attributes = {"values": "value"}  # the others are called alike
+    numbers = {key: [_number(getattr(reading, attributes.get(key, key))) for reading in readings] for key in READ}
+    contradictions = [str(pair) for pair in result.contradictions if pair.present_in == name]
+    row = {**numbers, "text": answer.text, "problems": list(answer.problems), "contradictions": contradictions}
     if distributions:
         row["distribution"] = np.array([reading.distribution for reading in readings], np.float32)
     return row
 
 
 def _unreadable(name: str, problem: str) -> dict:
-    nothing = [math.nan] * len(get_format(name).labels)
-    read = dict.fromkeys(("values", "expected", "median", "probability", "present"), nothing)
-    return {**read, "text": "", "problems": [problem], "contradictions": []}
+    return {**unread(get_format(name)), "text": "", "problems": [problem], "contradictions": []}
 
 
 def _number(value) -> float:
     return math.nan if value is None else float(value)
-
-
-class _writer:
-    """Appends rows to this process's file in `keep`; does nothing without a folder."""
-
-    def __init__(self, keep: Path | None, process: int, identity: Mapping):
-        self.path = keep / f"process-{process:05d}.jsonl" if keep is not None else None
-        self.identity = identity
-
-    def __enter__(self):
-        if self.path is None:
-            return lambda rows: None
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = self.path.open("a", encoding="utf-8")
-        if self.file.tell() == 0:
-            self.file.write(json.dumps({"identity": self.identity}) + "\n")
-
-        def write(rows):
-            self.file.writelines(json.dumps(row) + "\n" for row in rows)
-            self.file.flush()
-
-        return write
-
-    def __exit__(self, *_):
-        if self.path is not None:
-            self.file.close()
-
-
-def _kept(keep: Path, identity: Mapping) -> dict[int, list[dict]]:
-    """Row -> what is kept of it. A line that a kill cut off is left out."""
-    kept = defaultdict(list)
-    identity = json.loads(json.dumps(identity))
-    for path in sorted(keep.glob("process-*.jsonl")):
-        text = path.read_text(encoding="utf-8")
-        if text and not text.endswith("\n"):
-            path.write_text(text := text[: text.rfind("\n") + 1], encoding="utf-8")
-        lines = list(map(json.loads, text.splitlines()))
-        if not lines:
-            continue
-        before = lines[0]["identity"]
-        if before != identity:
-            differing = ", ".join(key for key in identity if before.get(key) != identity[key])
-            raise ValueError(
-                f"{keep} holds the unfinished predictions of another evaluation (other {differing}): repeat that "
-                "command, choose another --out, or delete the folder."
-            )
-        for row in lines[1:]:
-            kept[row["row"]].append(row)
-    return {row: list({each["asked"]: each for each in rows}.values()) for row, rows in kept.items()}
-
-
-class _Rate(ProgressColumn):
-    def render(self, task) -> Text:
-        return Text(f"{task.completed / task.elapsed:.1f}/s" if task.elapsed else "")
-
-
-def _progress(shown: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("images"), _Rate())
-    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not shown)

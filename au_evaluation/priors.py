@@ -1,23 +1,24 @@
-"""How frequent AUs are among unlabelled faces, and the shift of log-odds that follows from it.
+"""How frequent AUs are among unlabeled faces, and the shift of log-odds that follows from it.
 
 The method is that of Saerens, Latinne and Decaestecker (Adjusting the outputs of a classifier to new a priori
-probabilities, 2002): the new prior is the one under which the classifier's probabilities on the unlabelled faces are
-most likely. It rests on label shift: that a present AU, and an absent one, look the same on both kinds of faces.
+probabilities, 2002): the new prior is the one under which the classifier's probabilities on the unlabeled faces are
+most likely. It assumes label shift: a present AU looks the same on both kinds of faces, and so does an absent one.
 
-Between rendered people and photographs that holds only roughly, so the shift is kept within bounds. Where neutral
-photographs read a little higher than neutral rendered faces, likelihood knows no explanation but more AUs, and where
-present AUs read less surely, none but that nobody shows them: the prior would rise, or fall to 0. So
+Between rendered people and photographs that holds only roughly, so the shift is bounded. Where neutral photographs
+read a little higher than neutral rendered faces, likelihood can only explain it by more AUs; where present AUs read
+less surely, only by nobody showing them. The prior would rise, or fall to 0. So
 
-- it never rises: correction is for rendered people showing more than people do, not for what readings are off by;
-- the odds fall threefold at most (`LEAST_ODDS`, a judgement): what reads 0.75 among rendered people is still found.
+- it never rises: the shift corrects for rendered people showing more than people do, not for errors of the readings;
+- the odds fall threefold at most (`LEAST_ODDS`, a judgment): what reads 0.75 among rendered people is still found.
 
-An AU is present on a photograph from one half on ("more likely than not"), or from the threshold of rendered people
-if that is higher. Thresholds with the highest F1 lie below one half where AUs are rare (Lipton, Elkan and Naryanaswamy,
-2014) and buy present AUs with AUs that are read into neutral faces. It follows that nothing is found on a photograph
-that would not be found on a rendered face that reads the same.
+An AU counts as present in a photograph from one half on ("more likely than not"), or from the threshold of rendered
+people if that is higher. Thresholds with the highest F1 lie below one half where AUs are rare (Lipton, Elkan and
+Naryanaswamy, 2014) and find more AUs at the price of finding some in neutral faces. So whatever is found in a
+photograph would also be found in a rendered face with the same reading.
 """
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from rich.table import Table
@@ -25,27 +26,28 @@ from scipy.optimize import brentq
 from scipy.special import expit, logit
 
 from au_llava.action_units import AUFormat, get_format
-from au_llava.calibration_au_llava import DEFAULT_THRESHOLD, calibrate
+from au_llava.au_evaluation.tables import console_table
+from au_llava.calibration_au_llava import DEFAULT_THRESHOLD, calibrate, probability_of_presence
 
-LEAST_ODDS = 1 / 3  # of the unlabelled faces, as a share of the labelled ones'
-FEWEST_UNLABELLED = 100  # unlabelled faces; a rate of 1 in 10 is then known to 0.06 (two standard errors)
-ENOUGH = 4000  # unlabelled faces: known to 0.01; more only take time
-ALIKE = 1e-6  # probabilities that differ by less say nothing
+LEAST_ODDS = 1 / 3  # of the unlabeled faces, as a share of the labeled ones'
+FEWEST_UNLABELED = 100  # unlabeled faces; a rate of 1 in 10 is then known to 0.06 (two standard errors)
+ENOUGH = 4000  # unlabeled faces: known to 0.01; more only take time
+ALIKE = 1e-6  # probabilities that differ by less count as the same
 
 
 def estimate_prior(probabilities: np.ndarray, prior: float) -> float:
-    """The most likely prior of presence among unlabelled faces.
+    """The most likely prior of presence among unlabeled faces.
 
     The likelihood of a prior q is that of a mixture, the product over faces of q p / prior + (1 - q) (1 - p) /
-    (1 - prior). Its logarithm is concave in q, so that the zero of its derivative is the maximum to which expectation
-    maximisation would climb, step by step.
+    (1 - prior). Its logarithm is concave in q, so the zero of its derivative is the maximum that expectation
+    maximization would converge to.
 
     Args:
-        probabilities: (faces,) of presence, above 0 and below 1, right among faces where the share `prior` shows
-            the AU. prior: above 0 and below 1.
+        probabilities: (faces,) of presence, above 0 and below 1, calibrated for faces of which the share `prior`
+            shows the AU. prior: above 0 and below 1.
 
     Returns:
-        0 to 1; NaN where all faces read alike: then nothing tells how many of them show the AU.
+        0 to 1; NaN if all faces read alike, since nothing then tells how many of them show the AU.
     """
     if np.ptp(probabilities) < ALIKE:
         return math.nan
@@ -59,52 +61,48 @@ def estimate_prior(probabilities: np.ndarray, prior: float) -> float:
     return 1.0 if slope(1.0) >= 0 else float(brentq(slope, 0.0, 1.0))
 
 
-def fit_photographs(entry: dict, labelled: np.ndarray, unlabelled: np.ndarray, fmt: AUFormat) -> dict[str, dict]:
+def fit_photographs(entry: dict, labeled: np.ndarray, unlabeled: np.ndarray, fmt: AUFormat) -> dict[str, dict]:
     """Add to every AU of a format's entry what photographs need, see calibration_au_llava.py.
 
     Args:
-        entry: the format's entry of `AuLlavaConfig.calibration`, as fitted to labelled people.
-        labelled, unlabelled: (images, AUs, values) as the slots decoder reads them, uncalibrated. The prior of the
-            labelled faces is the mean of their calibrated probabilities, so that the same faces give no shift.
+        entry: the format's entry of `AuLlavaConfig.calibration`, as fitted to labeled people.
+        labeled, unlabeled: (images, AUs, values) as the slots decoder reads them, uncalibrated. The prior of the
+            labeled faces is the mean of their calibrated probabilities, so the same faces give no shift.
 
     Returns:
-        label -> {"labelled": the prior of the labelled faces, "estimated": the most likely one of the unlabelled
-        faces, NaN where all of them read alike, "used": the nearest to it that the bounds allow (without an estimate,
-        that of the labelled faces), "shift": of log-odds, "threshold"}.
+        label -> {"labelled": the prior of the labeled faces, "estimated": the most likely one of the unlabeled
+        faces, NaN if all of them read alike, "used": the nearest to it within the bounds (without an estimate, that
+        of the labeled faces), "shift": of log-odds, "threshold"}.
 
     Raises:
-        ValueError: all unlabelled faces read alike in every AU.
+        ValueError: all unlabeled faces read alike in every AU.
     """
-    present = np.array(fmt.value_numbers) >= fmt.presence_threshold
-    probabilities = [
-        calibrate(read, fmt, {"formats": {fmt.name: entry}})[0][..., present].sum(axis=-1).clip(1e-9, 1 - 1e-9)
-        for read in (labelled, unlabelled)
-    ]
-    found = {}
-    for label, of_labelled, of_unlabelled in zip(fmt.labels, *(each.T for each in probabilities), strict=True):
-        prior = float(of_labelled.mean())
-        estimated = estimate_prior(of_unlabelled, prior)
+    calibrated = (calibrate(read, fmt, {"formats": {fmt.name: entry}})[0] for read in (labeled, unlabeled))
+    probabilities = [probability_of_presence(read, fmt).clip(1e-9, 1 - 1e-9) for read in calibrated]
+    priors = {}
+    for column, label in enumerate(fmt.labels):
+        of_labeled, of_unlabeled = (table[:, column] for table in probabilities)
+        prior = float(of_labeled.mean())
+        estimated = estimate_prior(of_unlabeled, prior)
         bounded = np.clip(logit(estimated) - logit(prior), math.log(LEAST_ODDS), 0)
         shift = 0.0 if math.isnan(estimated) else round(float(bounded), 4)
-        threshold = max(DEFAULT_THRESHOLD, entry["aus"][label]["threshold"])
-        entry["aus"][label]["photographs"] = {"shift": shift, "threshold": threshold}
+        photographs = {"shift": shift, "threshold": max(DEFAULT_THRESHOLD, entry["aus"][label]["threshold"])}
+        entry["aus"][label]["photographs"] = photographs
         used = float(expit(logit(prior) + shift))
-        found[label] = {"labelled": prior, "estimated": estimated, "used": used, "shift": shift, "threshold": threshold}
-    if all(math.isnan(each["estimated"]) for each in found.values()):
-        raise ValueError(f"all unlabelled faces read alike in {fmt.name}: are they pictures of different faces?")
-    return found
+        priors[label] = {"labelled": prior, "estimated": estimated, "used": used, **photographs}
+    if all(math.isnan(of_au["estimated"]) for of_au in priors.values()):
+        raise ValueError(f"all unlabeled faces read alike in {fmt.name}: are they pictures of different faces?")
+    return priors
 
 
-def priors_table(found: dict[str, dict], title: str) -> Table:
+def priors_table(priors: Mapping[str, Mapping], title: str) -> Table:
     """Per format and AU what `fit_photographs` returned."""
-    caption = "how frequent AUs are; estimated: most likely among the unlabelled faces; used: nearest within bounds"
-    table = Table(title=title, title_justify="left", caption=caption)
-    for column in ("format", "AU", "labelled", "estimated", "used", "shift"):
-        table.add_column(column, justify="left" if column in ("format", "AU") else "right")
-    for name, of_format in found.items():
+    caption = "how frequent AUs are; estimated: most likely among the unlabeled faces; used: nearest within bounds"
+    table = console_table(title, ("format", "AU", "labeled", "estimated", "used", "shift"), "llrrrr", caption)
+    for name, of_format in priors.items():
         for label in get_format(name).labels:
-            each = of_format[label]
-            rates = (f"{100 * each[key]:.1f} %" for key in ("labelled", "estimated", "used"))  # nan % where unknown
-            table.add_row(name, label, *rates, f"{each['shift']:+.2f}")
+            of_au = of_format[label]
+            rates = (f"{100 * of_au[key]:.1f} %" for key in ("labelled", "estimated", "used"))  # nan % where unknown
+            table.add_row(name, label, *rates, f"{of_au['shift']:+.2f}")
         table.add_section()
     return table

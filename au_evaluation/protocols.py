@@ -1,31 +1,29 @@
 """Published protocols: one checkpoint per tested part, scored together, in a table beside published results.
 
-Two aggregates are in use and differ: the mean of the parts' F1, and F1 pooled over all parts' images. Both are computed
-and named; the table ranks by the first, as the literature does for detection.
+Two aggregates are in use and differ: the mean of the parts' F1, and F1 pooled over the images of all parts. Both are
+computed and named; the table ranks by the first, as the literature does for detection.
 """
 
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import numpy as np
 
 from au_llava.action_units import AUFormat, get_format
 from au_llava.au_datasets.folds import Protocol, protocol_parts
 from au_llava.au_evaluation.scoring import score_arguments, score_with_intervals
+from au_llava.au_evaluation.tables import METRICS, markdown_table, number
 from au_llava.metrics_au import fold_scores
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "assets" / "published_results.json"
-LOWER_IS_BETTER = ("mae", "mse")
 
 
 def tested_records(records, protocol: Protocol) -> dict[str, list[int]]:
-    """Tested part -> the rows of `records` (of the protocol's dataset and format) that show its people.
+    """Tested part -> the rows of `records`, of the protocol's dataset and format, that show its people.
 
     Raises:
-        ValueError: a tested part without records, or a name that belongs to no part.
+        ValueError: a tested part has no record, or a name belongs to no part.
     """
     columns = {key: records[key][:] for key in ("dataset", "format", protocol.unit)}
     wanted = [
@@ -49,7 +47,7 @@ def tested_records(records, protocol: Protocol) -> dict[str, list[int]]:
 
 
 def missing_names(records, protocol: Protocol) -> dict[str, list[str]]:
-    """Tested part -> its people of whom there is no record: a score without them is not the protocol's."""
+    """Tested part -> its people without a record; a score without them is not the protocol's."""
     present = set(records[protocol.unit][:])
     parts = protocol_parts(protocol.name, present)
     missing = {part: sorted(set(parts[part]) - present) for part in protocol.tested}
@@ -80,21 +78,22 @@ def protocol_scores(predictions: Mapping[str, list[dict]], protocol: Protocol) -
 
 
 def published_rows(protocol: str, metric: str) -> list[dict]:
-    """What others published for a protocol and metric, best first; see assets/published_results.json."""
+    """Published results for a protocol and metric, best first; see assets/published_results.json."""
     rows = json.loads(PUBLISHED.read_text())["rows"]
     rows = [row for row in rows if (row["protocol"], row["metric"]) == (protocol, metric)]
-    return sorted(rows, key=lambda row: row["mean"], reverse=metric not in LOWER_IS_BETTER)
+    return sorted(rows, key=lambda row: row["mean"], reverse=METRICS[metric].higher_is_better)
 
 
 def protocol_table(name: str, scores: dict, protocol: Protocol) -> list[list[str]]:
-    """Rows of text, the first the head: ours per AU (mean of folds, pooled, interval), then the published ones."""
+    """Rows of text, the header first: ours per AU (mean of folds, pooled with interval), then the published ones."""
     metric = protocol.metrics[0]
-    scale = 100 if metric == "f1" else 1
-    digits = 1 if metric == "f1" else 3
-    show = lambda value: "" if value is None or np.isnan(value) else f"{value * scale:.{digits}f}"
+    scale, digits = (100, 1) if metric == "f1" else (1, 3)
     pooled, folds = scores["pooled"], scores["mean_of_folds"]
-    low, high = pooled["mean_interval"][metric]
     rows = [["method", *protocol.labels, "mean", "source"]]
+
+    def show(value: float, bounds: Sequence[float] = ()) -> str:
+        return number(value * scale, [bound * scale for bound in bounds], digits, undefined="")
+
     rows.append(
         [
             f"{name} (mean of folds)",
@@ -107,7 +106,7 @@ def protocol_table(name: str, scores: dict, protocol: Protocol) -> list[list[str
         [
             f"{name} (pooled)",
             *(show(pooled["per_au"][label][metric]) for label in protocol.labels),
-            f"{show(pooled['mean'][metric])} [{show(low)}, {show(high)}]",
+            show(pooled["mean"][metric], pooled["mean_interval"][metric]),
             "measured here; 95 % interval over people",
         ]
     )
@@ -120,18 +119,17 @@ def protocol_table(name: str, scores: dict, protocol: Protocol) -> list[list[str
 
 def as_markdown(rows: list[list[str]]) -> str:
     """A table as Markdown."""
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    head, *body = (f"| {' | '.join(row)} |" for row in escaped)
-    return "\n".join([head, "|---|" + "---:|" * (len(rows[0]) - 2) + "---|", *body]) + "\n"
+    header, *body = rows
+    return markdown_table(header, body, "l" + "r" * (len(header) - 2) + "l") + "\n"
 
 
 def as_latex(rows: list[list[str]], caption: str) -> str:
     """A table as LaTeX with booktabs; the source of each row becomes a comment."""
     escape = str.maketrans({"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}"})
     lines = [f"% {caption}", r"\begin{tabular}{l" + "r" * (len(rows[0]) - 2) + "}", r"\toprule"]
-    for number, row in enumerate(rows):
+    for index, row in enumerate(rows):
         lines.append(" & ".join(cell.translate(escape) for cell in row[:-1]) + r" \\" + f" % {row[-1]}")
-        if number in (0, 2):
+        if index in (0, 2):
             lines.append(r"\midrule")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 

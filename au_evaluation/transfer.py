@@ -12,11 +12,13 @@ import numpy as np
 from au_llava.action_units import AUFormat
 from au_llava.au_datasets.conversion import sources
 from au_llava.au_datasets.folds import person_key
+from au_llava.au_evaluation.rows import stacked
 from au_llava.au_evaluation.scoring import score_with_intervals
+from au_llava.metrics_au import decide
 
 
 def shared_labels(asked: AUFormat, known: AUFormat) -> tuple[str, ...]:
-    """The AUs of `known` that an answer in `asked` tells something about."""
+    """The AUs of `known` that an answer in `asked` says something about."""
     return tuple(label for label in known.labels if sources(label, asked))
 
 
@@ -38,29 +40,28 @@ def transfer_scores(
     """Scores of presence on the shared AUs.
 
     Args:
-        rows: predictions (see prediction.py) made in `asked`, with references in `known`.
-        labels: score these of the shared AUs only.
+        rows: predictions made in `asked`, with references in `known`.
+        labels: score only these of the shared AUs.
 
     Returns:
-        `score_with_intervals` of the shared AUs; "asked", "known": name and threshold of presence of each format.
+        `score_with_intervals` of the shared AUs; "asked", "known": name and presence threshold of each format.
     """
     labels = tuple(labels or shared_labels(asked, known))
-    columns = {key: np.array([row[key] for row in rows], dtype=float) for key in ("present", "probability")}
-    references = np.array([row["references"] for row in rows], dtype=float)
-    references = np.where(np.isnan(references), np.nan, references >= known.presence_threshold)
 
-    def joined(column: np.ndarray) -> np.ndarray:
-        return np.stack(
-            [column[:, [asked.labels.index(s) for s in sources(label, asked)]].max(1) for label in labels], 1
-        )
+    def of_shared(key: str) -> np.ndarray:
+        numbers = stacked(rows, key)
+        places = [[asked.labels.index(source) for source in sources(label, asked)] for label in labels]
+        return np.stack([numbers[:, sides].max(axis=1) for sides in places], axis=1)
 
-    probabilities = joined(columns["probability"])
+    probabilities = of_shared("probability")
+    references = decide(stacked(rows, "references"), known)
     arguments = {
-        "predictions": joined(columns["present"]),
+        "predictions": of_shared("present"),
         "references": references[:, [known.labels.index(label) for label in labels]],
         "probabilities": None if np.isnan(probabilities).all() else probabilities,
         "subjects": [person_key(row["dataset"], row["subject"]) for row in rows],
     }
     scores = score_with_intervals(arguments, AUFormat(known.name, labels, "occurrence"))
-    says = {"asked": asked, "known": known}
-    return {**scores, **{k: {"format": f.name, "presence_threshold": f.presence_threshold} for k, f in says.items()}}
+    for role, fmt in {"asked": asked, "known": known}.items():
+        scores[role] = {"format": fmt.name, "presence_threshold": fmt.presence_threshold}
+    return scores

@@ -1,10 +1,10 @@
-"""Videos and moving pictures, frame by frame: upright, with square pixels, as 8-bit RGB, each with its time.
+"""Decodes videos and animations frame by frame: upright, with square pixels, as 8-bit RGB, each with its time.
 
-Owns which files are pictures and which are videos, and how videos are opened, everywhere in this project; single
-pictures are `load_face_image`'s (image_processing_au_llava.py). Unusual choices
-- A frame is counted from 1, as OpenFace counts, and carries its own time: videos of variable frame rate keep theirs.
-- Whether a recording is whole is told by its video track alone: sound that goes on is no damage.
-- Moving GIF, PNG, WebP and AVIF are read by Pillow, which knows their transparency; everything else by FFmpeg (PyAV).
+Owns which file names are pictures and which are videos, and how videos are opened. Single pictures are opened by
+`load_face_image` (image_processing_au_llava.py). Unusual choices
+- Frames are counted from 1, as in OpenFace, and carry their time, so videos may have a variable frame rate.
+- Only the video track tells whether a recording is complete: sound that lasts longer is not damage.
+- Animated GIF, PNG, WebP and AVIF are read by Pillow, which handles their transparency, all else by FFmpeg (PyAV).
 """
 
 import re
@@ -25,8 +25,8 @@ VIDEO_SUFFIXES = {
     *(".f4v", ".mpg", ".mpeg", ".m2v", ".vob", ".ts", ".mts", ".m2ts", ".mxf", ".dv", ".mjpeg", ".h264", ".264"),
     *(".h265", ".265", ".hevc", ".ivf", ".y4m"),
 }
-NO_PICTURES = {"BUFR", "GRIB", "HDF5", "MPEG"}  # formats that Pillow lists, but reads nothing of
-# HEIC is looked for without its plugin too: such a photograph is reported, not passed over in silence.
+NO_PICTURES = {"BUFR", "GRIB", "HDF5", "MPEG"}  # formats that Pillow lists but cannot read
+# HEIC is included even without its plugin: such a photograph is reported, not silently skipped.
 IMAGE_SUFFIXES = {".heic", ".heif"} | {
     suffix
     for suffix, name in Image.registered_extensions().items()
@@ -35,9 +35,9 @@ IMAGE_SUFFIXES = {".heic", ".heif"} | {
 MOVING = {".gif", ".png", ".apng", ".webp", ".avif", ".avifs"}  # suffixes of pictures that may be animations
 UNTIMED = 0.1  # seconds that an animation's frame of up to 10 ms is shown, in browsers and in FFmpeg
 
-SHORTFALL = 0.5  # seconds that a video may lack at its end before that counts as damage;
-SHORT_SHARE = 0.25  # of a short one, this share
-NO_TIMESTAMPS = 0x80  # AVFMT_NOTIMESTAMPS: what a raw stream says of its length is guessed
+SHORTFALL = 0.5  # seconds that may be missing at a video's end before it counts as damaged,
+SHORT_SHARE = 0.25  # or this share of a short video
+NO_TIMESTAMPS = 0x80  # AVFMT_NOTIMESTAMPS: the length that a raw stream declares is a guess
 
 TURNS = {  # (a, b, c, d) of a display matrix: x' = a x + c y, y' = b x + d y (FFmpeg, libavutil/display.h)
     (1, 0, 0, 1): None,
@@ -58,24 +58,24 @@ class Frame:
     file: Path
     number: int = 1
     time: float = 0.0  # seconds from the first frame
-    image: Image.Image | None = None  # None: of a file, to be opened when it is its turn; of a video, not asked for
+    image: Image.Image | None = None  # None: a file that is not opened yet, or a frame that was not wanted
 
 
 class DamagedVideo(ValueError):
-    """A video that cannot be read to its end. What was read before holds."""
+    """A video that cannot be read to its end. The frames before the damage are valid."""
 
 
 def is_video(path: Path) -> bool:
-    """By the name; a picture that may move by whether it does."""
+    """Whether a file is a video, by its name; GIF, PNG, WebP and AVIF are videos if they are animated."""
     suffix = path.suffix.lower()
     if suffix in MOVING:
-        with suppress(Exception), Image.open(path) as image:  # what is wrong with it, who reads it says
+        with suppress(Exception), Image.open(path) as image:  # errors are reported when it is read
             return getattr(image, "is_animated", False)
     return suffix in VIDEO_SUFFIXES
 
 
 def count_frames(path: Path, every: int = 1, fps: float | None = None) -> int:
-    """About how many frames `video_frames` will give, from what the file says of itself; 0 where it says nothing."""
+    """About how many frames `video_frames` will yield, according to the file's header; 0 if that does not say."""
     try:
         if path.suffix.lower() in MOVING:
             with Image.open(path) as image:
@@ -92,8 +92,8 @@ def video_frames(path: Path, every: int = 1, fps: float | None = None) -> Iterat
     """The frames of a video or animation in the order they are shown.
 
     Args:
-        every: take one frame of so many. fps: take so many a second, the first at or after each tick of that clock; a
-            video with fewer gives all it has.
+        every: take every k-th frame.
+        fps: take this many frames per second, the first at or after each tick; a slower video gives all its frames.
 
     Raises:
         DamagedVideo: see `every_frame`.
@@ -116,12 +116,12 @@ def every_frame(path: Path, wanted: Callable[[int, float], bool], counted: bool 
     """All frames of a video or animation in the order they are shown, decoded from the start.
 
     Args:
-        wanted: (number, time) -> whether the frame comes with its image; asked once for each, in order.
-        counted: whether the frames' numbers matter. If so, reading ends where one can no longer be decoded: how many
-            are lost there, nobody knows.
+        wanted: (number, time) -> whether the frame comes with its image; called once per frame, in order.
+        counted: whether the frames' numbers matter. If so, reading ends at the first frame that cannot be decoded,
+            because it is unknown how many frames are lost there.
 
     Raises:
-        DamagedVideo: at its end, where some of it could not be read; at once, where none of it can.
+        DamagedVideo: at the end, if some of it could not be read; at once, if none of it can be.
     """
     return (_animation if path.suffix.lower() in MOVING else _video)(path, wanted, counted)
 
@@ -131,7 +131,7 @@ def _animation(path: Path, wanted: Callable, counted: bool) -> Iterator[Frame]:
     number, time = 0, 0.0
     try:
         with Image.open(path) as image:
-            first = int(image.info.get("default_image", False))  # an APNG's stand-in for who cannot show the animation
+            first = int(image.info.get("default_image", False))  # an APNG's still, for viewers without animation
             for picture in islice(ImageSequence.Iterator(image), first, None):
                 picture.load()
                 number += 1
@@ -139,7 +139,7 @@ def _animation(path: Path, wanted: Callable, counted: bool) -> Iterator[Frame]:
                 yield Frame(path, number, time, shown)
                 seconds = picture.info.get("duration", 0) / 1000
                 time += seconds if seconds > 0.01 else UNTIMED
-    except (OSError, EOFError, SyntaxError, ValueError) as error:  # what Pillow's readers stumble over
+    except (OSError, EOFError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files
         raise DamagedVideo(f"{path} is damaged ({error}); {number} frames could be read.") from error
 
 
@@ -158,11 +158,11 @@ def _video(path: Path, wanted: Callable, counted: bool) -> Iterator[Frame]:
                 packet = next(packets, None)
                 if packet is None:
                     break
-                if packet.stream.index != stream.index:  # not its `stream_index`, which the last, empty packets lack
+                if packet.stream.index != stream.index:  # `packet.stream_index` is missing in the last, empty packets
                     end = max(end, _end(packet))
                     continue
                 frames = packet.decode()
-            except FFmpegError:  # a damaged packet; where the file itself breaks off, no further one comes
+            except FFmpegError:  # a damaged packet; if the file is cut off, there are no more
                 damaged += 1
                 if counted:
                     break
@@ -176,7 +176,7 @@ def _video(path: Path, wanted: Callable, counted: bool) -> Iterator[Frame]:
                 time = shown - first
                 yield Frame(path, number, time, _upright(frame, aspect) if wanted(number, time) else None)
         if declared is None and not container.format.flags & NO_TIMESTAMPS and container.duration is not None:
-            declared = container.duration / 1e6  # of the longest track, and `end` is where the last one ended
+            declared = container.duration / 1e6  # of the longest track; `end` is where the last track ended
     if number == 0:
         raise DamagedVideo(f"{path} holds no frame that can be read.")
     if damaged:
@@ -188,7 +188,7 @@ def _video(path: Path, wanted: Callable, counted: bool) -> Iterator[Frame]:
 
 @contextmanager
 def _opened(path: Path):
-    """(container, the stream of its pictures) of a video."""
+    """Open a video: (container, video stream)."""
     try:
         import av
     except ImportError as error:
@@ -202,7 +202,7 @@ def _opened(path: Path):
 
 
 def _stream(path: Path, container):
-    """The default video track; a cover or a chapter's thumbnail is none."""
+    """The default video track, leaving aside cover images and thumbnails."""
     from av.stream import Disposition
 
     still = Disposition.attached_pic | Disposition.timed_thumbnails
@@ -213,12 +213,12 @@ def _stream(path: Path, container):
     if len(tracks) > 1:
         warnings.warn(f"{path} holds {len(tracks)} video tracks; only stream {stream.index} is read.", stacklevel=2)
     if stream.codec_context is None:
-        raise DamagedVideo(f"{path} is stored in a way that this build of FFmpeg cannot decode.")
+        raise DamagedVideo(f"{path} is in a format that this build of FFmpeg cannot decode.")
     return stream
 
 
 def _declared(container, stream) -> float | None:
-    """Seconds that the video track says it lasts; Matroska's tracks say it in a tag, if at all."""
+    """The duration that the video track declares, in seconds; Matroska stores it in a tag, if at all."""
     if container.format.flags & NO_TIMESTAMPS:
         return None
     if stream.duration is not None:
@@ -232,33 +232,33 @@ def _declared(container, stream) -> float | None:
 
 
 def _rate(container, stream) -> float:
-    """Frames a second; a raw stream's as its codec says, for FFmpeg reads each as if it had 25."""
+    """Frames per second; of a raw stream what its codec says, because FFmpeg assumes 25 for all of them."""
     return float((stream.guessed_rate if container.format.flags & NO_TIMESTAMPS else stream.average_rate) or 25)
 
 
 def _end(packet) -> float:
-    """When the packet of another track ends, in seconds; 0 where it does not say."""
+    """When the packet of another track ends, in seconds; 0 if unknown."""
     if packet.pts is None or packet.time_base is None:
         return 0.0
     return float((packet.pts + (packet.duration or 0)) * packet.time_base)
 
 
 def _upright(frame, aspect) -> Image.Image:
-    """A decoded frame as it is to be shown.
+    """A decoded frame as it should be shown.
 
     Args:
-        aspect: width of a stored pixel, of its height. The width changes and the height stays, as the containers
-            reckon (MP4's track header, Matroska's DisplayWidth).
+        aspect: width of a stored pixel divided by its height. The width is scaled and the height kept, as containers
+            define it (MP4's track header, Matroska's DisplayWidth).
     """
     from av.video.reformatter import ColorPrimaries, ColorTrc
 
-    colours = {}  # FFmpeg converts matrix and range by itself, and high dynamic range if it is told to
+    colors = {}  # FFmpeg converts matrix and range by itself, but high dynamic range only on request
     if frame.color_trc in (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67):
-        colours = {"dst_color_trc": ColorTrc.IEC61966_2_1, "dst_color_primaries": ColorPrimaries.BT709}
+        colors = {"dst_color_trc": ColorTrc.IEC61966_2_1, "dst_color_primaries": ColorPrimaries.BT709}
     if any(component.is_alpha for component in frame.format.components):
-        image = load_face_image(Image.fromarray(frame.to_ndarray(format="rgba", **colours)))
+        image = load_face_image(Image.fromarray(frame.to_ndarray(format="rgba", **colors)))
     else:
-        image = frame.to_image(**colours)
+        image = frame.to_image(**colors)
     width = round(image.width * aspect)
     if width != image.width:
         image = image.resize((width, image.height), Image.Resampling.BICUBIC)
@@ -267,7 +267,7 @@ def _upright(frame, aspect) -> Image.Image:
 
 
 def _turn(frame) -> Image.Transpose | None:
-    """What sets a frame upright: its display matrix, an angle between rounded to quarters."""
+    """The transposition that turns a frame upright: its display matrix, rounded to quarter turns."""
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return None

@@ -1,36 +1,28 @@
 """The slots pass as one graph, from pixels to calibrated distributions, for runtimes without Transformers or PyTorch.
 
-Owns what the graph computes (`SlotsGraph`), what it says about itself (`description`) and the ONNX file that holds both
-(`save_onnx`). The formats, and with them the token tree, are fixed when it is made; only the number of images varies.
-The prompts are constants: there is no tokenizer, and of the language model's vocabulary only the rows that spell values
-are left. It gives what `recognize` gives, calibration included; thresholds are in the description.
+The formats, and with them the token tree, are fixed when the graph is built; only the number of images varies. The
+prompts are constants: there is no tokenizer, and the head keeps only the tokens that spell values. The output equals
+that of `recognize`, calibration included.
 """
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
-
-import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from au_llava.action_units import AUFormat
-from au_llava.calibration_au_llava import calibrate, entries_for
+from au_llava.calibration_au_llava import Calibration
 from au_llava.decoding_au_llava import mirror_mean, with_mirror_images
 from au_llava.slot_tree_au_llava import compile_slots
 
-METADATA_KEY = "au_llava"  # of the description in an ONNX file
 INPUT_NAME = "pixel_values"
 
 
 class SlotsGraph(nn.Module):
-    """One forward pass over a token tree, as `torch.export` can follow it.
+    """One forward pass over a token tree that `torch.export` can trace.
 
     Args:
         model: `AuLlavaForConditionalGeneration`, in evaluation mode.
         processor: its `AuLlavaProcessor`.
-        formats: what is asked for, in this order.
+        formats: of the outputs, in this order.
 
     Raises:
         ValueError: some of the weights are not in memory.
@@ -49,12 +41,12 @@ class SlotsGraph(nn.Module):
         places = (self.tree.input_ids == model.config.image_token_id).nonzero().flatten().tolist()
         embeddings = model.get_input_embeddings()(self.tree.input_ids).detach()
         hidden = torch.zeros(self.tree.mask.shape, dtype=model.dtype).masked_fill_(~self.tree.mask, -torch.inf)
-        self.register_buffer("before", embeddings[None, : places[0]])  # the image's tokens follow each other: one path
+        self.register_buffer("before", embeddings[None, : places[0]])  # image tokens are consecutive: one path
         self.register_buffer("after", embeddings[None, places[-1] + 1 :])
         self.register_buffer("hidden", hidden[None, None])
         basis = torch.eye(model.config.text_config.hidden_size, dtype=model.dtype)
         self.register_buffer("head", model.token_logits(basis, self.tree.logit_tokens).T.detach())
-        self.calibrations = nn.ModuleList(Calibration(fmt, model.config.calibration) for fmt in formats)
+        self.calibrations = [Calibration.of(model.config.calibration, fmt) for fmt in formats]
 
     def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         """`pixel_values` (images, 3, height, width) to format name -> (images, AUs, values) probabilities, float32."""
@@ -73,47 +65,9 @@ class SlotsGraph(nn.Module):
         if self.mirror:
             read = [mirror_mean(each, fmt.labels) for fmt, each in zip(self.formats, read, strict=True)]
         return {
-            fmt.name: calibration(each)
+            fmt.name: calibration(each).float()
             for fmt, calibration, each in zip(self.formats, self.calibrations, read, strict=True)
         }
-
-
-class Calibration(nn.Module):
-    """`calibrate` of calibration_au_llava.py for one format in tensor operations: temperatures, curves, shifts.
-
-    An AU without a temperature has 1, one without a curve the identity, one without a shift 0.
-    """
-
-    def __init__(self, fmt: AUFormat, calibration: Mapping | None):
-        super().__init__()
-        entries = entries_for(calibration, fmt)
-        entries = [entries.get(label, {}) for label in fmt.labels]
-        self.has_curves = any("calibrated" in entry for entry in entries)
-        longest = max(len(entry.get("calibrated", (0, 1))) for entry in entries)
-
-        def rows(key: str, default) -> torch.Tensor:  # every row as long as the longest, its last point repeated
-            points = [entry.get(key, default) for entry in entries]
-            return torch.tensor([[*row, *row[-1:] * (longest - len(row))] for row in points], dtype=torch.float64)
-
-        self.register_buffer("temperatures", torch.tensor([[entry.get("temperature", 1.0)] for entry in entries]))
-        self.register_buffer("present", torch.tensor(fmt.value_numbers) >= fmt.presence_threshold)
-        self.register_buffer("curve", rows("probability", (0.0, 1.0)))
-        self.register_buffer("calibrated", rows("calibrated", (0.0, 1.0)))
-        shifts = torch.tensor([[entry.get("shift", 0.0)] for entry in entries])
-        self.register_buffer("added", torch.where(self.present, shifts, 0.0))  # (AUs, values), to log-probabilities
-
-    def forward(self, log_probabilities: torch.Tensor) -> torch.Tensor:
-        """(images, AUs, values) before to after."""
-        scaled = log_probabilities / self.temperatures
-        if not self.has_curves:
-            return (scaled + self.added).softmax(-1)
-        found = scaled.double().softmax(-1)  # masses near 0 and 1 are divided by
-        mass = (found * self.present).sum(-1, keepdim=True).clamp(1e-9, 1 - 1e-9)
-        widths = self.curve.diff(dim=-1).clamp(min=1e-12)  # a step of the curve has no width
-        climbed = ((mass - self.curve[:, :-1]) / widths).clamp(0, 1) * self.calibrated.diff(dim=-1)
-        target = self.calibrated[:, :1] + climbed.sum(-1, keepdim=True)
-        weighted = found * torch.where(self.present, target / mass, (1 - target) / (1 - mass)) * self.added.exp()
-        return (weighted / weighted.sum(-1, keepdim=True)).float()
 
 
 def export(model, processor, formats: tuple[AUFormat, ...]) -> torch.export.ExportedProgram:
@@ -124,57 +78,3 @@ def export(model, processor, formats: tuple[AUFormat, ...]) -> torch.export.Expo
     graph = SlotsGraph(model, processor, formats).eval()
     with torch.no_grad():
         return torch.export.export(graph, (example,), dynamic_shapes=sizes)
-
-
-def description(model, processor, formats: tuple[AUFormat, ...]) -> dict:
-    """What a caller must know of the graph, in JSON's types: how pixels are made, what the outputs mean.
-
-    Returns:
-        "input": {"name", "shape", "resize_shortest_edge", "resampling" (a filter of Pillow), "crop" (height, width, of
-        the middle), "mean", "std" (per channel, of pixels scaled to 0..1)}; "outputs": per format, in order, {"name",
-        "shape", "labels" (its rows), "scale", "values" (its columns, on the format's scale), "presence_threshold" (the
-        value from which on an AU is present), "thresholds" (per AU: the probability from which on `recognize` says
-        so)}.
-    """
-    images = processor.image_processor
-    crop = [images.crop_size["height"], images.crop_size["width"]]
-    outputs = []
-    for fmt in formats:
-        rows, columns = len(fmt.labels), len(fmt.value_numbers)
-        _, thresholds = calibrate(np.full((1, rows, columns), 1 / columns), fmt, model.config.calibration)
-        outputs.append(
-            {
-                "name": fmt.name,
-                "shape": ["images", rows, columns],
-                "labels": list(fmt.labels),
-                "scale": fmt.scale,
-                "values": list(fmt.value_numbers),
-                "presence_threshold": fmt.presence_threshold,
-                "thresholds": thresholds.tolist(),
-            }
-        )
-    return {
-        "input": {
-            "name": INPUT_NAME,
-            "shape": ["images", 3, *crop],
-            "resize_shortest_edge": images.size["shortest_edge"],
-            "resampling": Image.Resampling(images.resample).name.lower(),
-            "crop": crop,
-            "mean": list(images.image_mean),
-            "std": list(images.image_std),
-        },
-        "outputs": outputs,
-    }
-
-
-def save_onnx(model, processor, formats: tuple[AUFormat, ...], path: Path) -> None:
-    """Write the graph and its description; weights of 2 GB and more go into a second file, PATH.data."""
-    names = [fmt.name for fmt in formats]
-    program = torch.onnx.export(
-        export(model, processor, formats), input_names=[INPUT_NAME], output_names=names, dynamo=True, verbose=False
-    )
-    program.model.metadata_props[METADATA_KEY] = json.dumps(description(model, processor, formats))
-    program.save(path)
-
-
-__all__ = ["METADATA_KEY", "Calibration", "SlotsGraph", "description", "export", "save_onnx"]

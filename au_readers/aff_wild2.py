@@ -4,12 +4,12 @@ labels:  a folder Training_Set or Train_Set, and Validation_Set, in ROOT/AU_Set 
          depth), with files such as video61.txt or 15-24-1920x1080_left.txt
 images:  cropped_aligned/video61/00001.jpg below IMAGES (ROOT by default)
 
-A header names the AUs; the n-th line after it, from 1, belongs to image n. -1 is unknown: the published readers drop
-the whole line, here only the cell is NaN, and a line that is all -1 is left out. Sources: wtomin's
+A header names the AUs; the n-th line after it, from 1, belongs to image n. -1 means unknown. Published readers drop
+lines with a -1; here only the cell becomes NaN, and lines of nothing but -1 are left out. Sources: wtomin's
 create_train_val_annotation_file.py, lingjivoo/OpenGraphAU.
 
 The labels of the challenge's test set are not public, so results are published on the validation set: its videos are
-the part "test" here, and validation videos are drawn from the training set. Who appears in which video is not known:
+the part "test" here, and validation videos are drawn from the training set. It is unknown who appears in which video:
 each video (and each of _left and _right) counts as a person.
 """
 
@@ -19,29 +19,18 @@ from pathlib import Path
 import numpy as np
 
 from au_llava.au_datasets.records import Defects
-from au_llava.au_readers.files import (
-    Clip,
-    Source,
-    by_frame,
-    check_root,
-    distinct,
-    find_files,
-    find_folders,
-    image_files,
-    join,
-    missing,
-    numbered_images,
-    read_header,
-    read_labels,
-    subfolders,
-)
+from au_llava.au_readers.files import check_root, find_files, find_folders, missing
 from au_llava.au_readers.gft import au_columns
+from au_llava.au_readers.labels import by_frame, join, read_header, read_labels
+from au_llava.au_readers.pictures import distinct, image_files, numbered_images
+from au_llava.au_readers.source import Clip, Source
+from au_llava.au_runs.folders import subfolders
 
 UNKNOWN = (-1,)
 
 
 def open_aff_wild2(root: Path, images: Path | None = None) -> Source:
-    """The copy of Aff-Wild2 in `root`. Raises FileNotFoundError naming the folder that is missing."""
+    """The copy of Aff-Wild2 in `root`. Raises FileNotFoundError, which names the missing folder."""
     check_root(root)
     sets = list(find_folders(root, r"(?:AU_Set|AU_\w+_Challenge)/(Train|Training|Validation)_Set"))
     if not sets:

@@ -1,4 +1,4 @@
-"""BP4D, its FERA 2015 copy, and BP4D+: occurrence of 12 AUs and intensity of five, frame by frame.
+"""BP4D, its FERA 2015 copy, and BP4D+: occurrence of 12 AUs and intensity of five in every frame.
 
 BP4D as released:     ROOT/AUCoding/AU_OCC/F001_T1.csv, ROOT/AUCoding/AU_INT/AU06/F001_T1_AU06.csv
 its FERA 2015 copy:   ROOT/AUCoding/F001_T1.csv, ROOT/AU Intensity Codes3.0/AU06/F001_T1_AU06.csv
@@ -7,17 +7,17 @@ images:               any folder F001/T1 with images below ROOT or IMAGES: BP4D-
 its 2D videos:        or 2F01_T5.avi; as distributed 2F01_09.avi, numbered 01, 03, 07, 08, 09, 10, 11, 13 for T1 to T8
 
 AU_OCC has a header; the first column is the frame and the header of the others is the AU. Values are 0, 1 and 9
-(unknown). AU_INT has no header and two columns, frame and 0 to 5 or 9. Only a span of each recording is coded. A frame
-number is a file name read as a number, or counts a video's frames from 1. Sources:
+(unknown). AU_INT has no header and two columns, frame and 0 to 5 or 9. Only a span of each recording is coded. The name
+of an image is its frame number; frames of a video are counted from 1. Sources:
 sspnet.eu/FERA2015/challenge-guidelines; CVI-SZU/ME-GraphAU, tool/BP4D_image_label_process.py;
 TadasBaltrusaitis/FERA-2015; ubicomplab/rPPG-Toolbox, BP4DPlusBigSmallLoader.py; forever208/FMAE-IAT,
 AU/BP4D_preprocess.py (videos).
 
-**Not verified against a real copy:** whether BP4D's images start at 0 or 1 (frames and files are matched by equal
-numbers; the manifest counts what finds no partner and names clips that start at 0); whether BP4D+'s header holds AU
-numbers (taken by header if it is rising, otherwise in the order that two public readers use).
+**Not verified against a real copy:** whether BP4D's images start at 0 or 1 (frames and files are matched by number; the
+manifest counts those without a match and names clips that start at 0); whether BP4D+'s header holds AU numbers (used if
+they rise, otherwise the order of two public readers is assumed).
 
-BP4D+ is coded as BP4D is, so its records have BP4D's formats, dataset "bp4d-plus". AUs beyond BP4D's twelve are left
+BP4D+ is coded like BP4D, so its records have BP4D's formats, and dataset "bp4d-plus". AUs beyond BP4D's twelve are left
 out.
 """
 
@@ -33,25 +33,11 @@ import numpy as np
 from au_llava.action_units import FORMATS
 from au_llava.au_datasets.records import Defects
 from au_llava.au_faces.media import VIDEO_SUFFIXES
-from au_llava.au_readers.files import (
-    Clip,
-    Known,
-    Picture,
-    Source,
-    by_frame,
-    clip_images,
-    files_below,
-    find_files,
-    find_folders,
-    has_images,
-    join,
-    missing,
-    needed_folder,
-    on_scale,
-    read_header,
-    read_labels,
-    read_numbers,
-)
+from au_llava.au_readers.files import find_files, find_folders, has_images, missing, needed_folder
+from au_llava.au_readers.labels import by_frame, join, on_scale, read_header, read_labels, read_numbers
+from au_llava.au_readers.pictures import clip_images
+from au_llava.au_readers.source import Clip, Known, Picture, Source
+from au_llava.au_runs.folders import files_below
 
 UNKNOWN = (9,)
 _NAME = r"([FM]\d{3})_(T\d+)"
@@ -79,10 +65,10 @@ def open_bp4d(root: Path, images: Path | None = None, plus: bool = False) -> Sou
     """The copy of BP4D, or of BP4D+, in `root`.
 
     Args:
-        images: where folders such as F001/T1 or videos lie, at any depth; `root` by default.
+        images: folder that holds folders such as F001/T1 or videos, at any depth; `root` by default.
 
     Raises:
-        FileNotFoundError: naming the folder that is missing.
+        FileNotFoundError: a folder is missing; the message names it.
     """
     coding = needed_folder(root, "AUCoding", "AUCoding")
 
@@ -154,7 +140,7 @@ def read_clip(dataset: str, graded: bool, clip: Clip, defects: Defects) -> Itera
         odd = labels["bp4d-intensity"].keys() ^ labels["bp4d"].keys()
         if intensities and odd:
             defects.add("frames with occurrence or intensity only", f"{where} frame {min(odd)}", len(odd))
-    # A recording is much longer than its coded span, so images outside the span are no defect.
+    # A recording is much longer than its coded span, so images outside the span are not defects.
     first, last = min(labels["bp4d"], default=0), max(labels["bp4d"], default=-1)
 
     def spanned() -> Iterator[tuple[int, Picture]]:
@@ -170,7 +156,7 @@ def read_clip(dataset: str, graded: bool, clip: Clip, defects: Defects) -> Itera
 
 
 def read_occurrence(path: Path, defects: Defects) -> dict[int, list[float]]:
-    """Frame -> occurrence of the AUs of format "bp4d", of an AU_OCC file. An AU without a column is NaN."""
+    """Frame -> occurrence of the AUs of format "bp4d", from an AU_OCC file. An AU without a column is NaN."""
     header = read_header(path, path.name, defects)
     columns = {f"AU{number}": column for number, column in occurrence_columns(header).items()}
     frames, values = read_labels(path, header, columns, "bp4d", UNKNOWN, path.name, defects, frame_column=0)
@@ -178,10 +164,10 @@ def read_occurrence(path: Path, defects: Defects) -> dict[int, list[float]]:
 
 
 def occurrence_columns(header: list[str]) -> dict[int, int]:
-    """AU number -> column, of the header of an AU_OCC file; the first column is the frame's. Empty if it names none.
+    """AU number -> column, from the header of an AU_OCC file, whose first column is the frame. Empty if it has no AUs.
 
-    BP4D: 0,1,…,99. BP4D+: AU numbers (1,1,2,4,5,… in cosanlab/py-feat's reader), or 34 columns that are merely counted
-    or named otherwise, which are in the order `BP4D_PLUS_ORDER`.
+    BP4D: 0,1,…,99. BP4D+: AU numbers (1,1,2,4,5,… in cosanlab/py-feat's reader), or 34 columns that are only counted
+    or have other names, which are in the order `BP4D_PLUS_ORDER`.
     """
     cells = [re.fullmatch(r"(?:AU)?\s*0*(\d+)", cell, re.IGNORECASE) for cell in header[1:]]
     numbers = [int(cell[1]) for cell in cells if cell]

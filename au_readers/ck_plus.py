@@ -3,10 +3,10 @@
 labels:  ROOT/FACS/S005/001/S005_001_00000011_facs.txt, lines "AU   intensity" in float notation
 images:  ROOT/cohn-kanade-images/S005/001/S005_001_00000011.png
 
-A file lists the AUs that are present, so an AU that it does not list is absent (unknown where a line cannot be read).
-Intensity 0 means present but not graded, as recalled from the data set's own text and as cosanlab/py-feat reads it, and
-so does no intensity: records tell occurrence only.
-Format "ck-plus" has the 17 AUs that the data set's authors score (Lucey et al. 2010, recalled, not verified).
+A file lists the AUs that are present, so all others are absent (or unknown, if a line cannot be read). Intensity 0, or
+none, means present but not graded (from memory of the data set's own text; cosanlab/py-feat reads it so too). Therefore
+records hold occurrence only. Format "ck-plus" has the 17 AUs that the data set's authors score (Lucey et al. 2010, from
+memory, not verified).
 """
 
 import math
@@ -17,26 +17,16 @@ from pathlib import Path
 from au_llava.action_units import FORMATS
 from au_llava.au_datasets.records import Defects
 from au_llava.au_faces.media import IMAGE_SUFFIXES
-from au_llava.au_readers.files import (
-    UNREADABLE,
-    Clip,
-    Known,
-    Picture,
-    Source,
-    distinct,
-    file_names,
-    find_files,
-    find_folders,
-    join,
-    missing,
-    needed_folder,
-)
+from au_llava.au_readers.files import file_names, find_files, find_folders, missing, needed_folder
+from au_llava.au_readers.labels import UNREADABLE, join
+from au_llava.au_readers.pictures import distinct
+from au_llava.au_readers.source import Clip, Known, Picture, Source
 
 _KNOWN = Known({"subjects": 123, "clips": 593, "images": 593})
 
 
 def open_ck_plus(root: Path, images: Path | None = None) -> Source:
-    """The copy of CK+ in `root`. Raises FileNotFoundError naming the folder that is missing."""
+    """The copy of CK+ in `root`. Raises FileNotFoundError, which names the missing folder."""
     coding = needed_folder(root, r"FACS(?:[-_]labels)?", "FACS")
     pictures = needed_folder(images or root, r"cohn-kanade-images", "cohn-kanade-images")
     folders = {(name[1].upper(), name[2]): path for name, path in find_folders(pictures, r"(S\d{3})/(\d{3})")}
@@ -68,7 +58,7 @@ def read_clip(clip: Clip, defects: Defects) -> Iterator[dict]:
 
 
 def read_presence(path: Path, defects: Defects) -> list[float] | None:
-    """Occurrence of the AUs of format "ck-plus" in a file that lists those that are present."""
+    """Occurrence of the AUs of format "ck-plus", from a file that lists those present; None if it cannot be read."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -2,16 +2,16 @@
 
 labels:  ROOT/ActionUnit_Labels/SN001/SN001_au1.txt, lines "frame,intensity", frames counted from 1
 videos:  LeftVideoSN001_comp.avi, RightVideo…, in any folder below ROOT or IMAGES and in any spelling
-images:  or any folder named after a person (SN001, LeftVideoSN001_comp, …) with images below IMAGES; below ROOT where
-         there are no videos. Without "right" in its path it counts as the left camera's.
+images:  or any folder named after a person (SN001, LeftVideoSN001_comp, …) with images below IMAGES, or below ROOT if
+         that has no videos. Unless its path contains "right", it belongs to the left camera.
 
-The AU of a file is in its name: a listing in another order must not matter (LibreFace issue 2). A video frame is
-decoded once, in order, and belongs to the label line of the same number; the shorter of the two ends the clip. Image
+The AU of a file is taken from its name, never from the order of files (LibreFace issue 2). Each video is decoded once
+from its start; frame and label line of the same number belong together, and the shorter of the two ends the clip. Image
 trees are numbered from 0 (ME-GraphAU, JAA-Net) or from 1 (ffmpeg): see `first_number`. Sources: amogh112/deepFAU's
 notebook and OpenFace's readers for the tree; CVI-SZU/ME-GraphAU, tool/DISFA_image_label_process.py.
 
-Column `bad_frame` marks the frames that ZhiwenShao/PyTorch-JAANet leaves out because landmarks failed there: face
-hidden or out of view. They are kept; leave them out to compare with results on its lists.
+Column `bad_frame` marks frames that ZhiwenShao/PyTorch-JAANet leaves out because landmark detection failed (face hidden
+or out of view). The records include them; leave them out to compare with results on its lists.
 """
 
 import re
@@ -25,26 +25,11 @@ from datasets import Value
 from au_llava.action_units import FORMATS
 from au_llava.au_datasets.records import Defects
 from au_llava.au_faces.media import VIDEO_SUFFIXES
-from au_llava.au_readers.files import (
-    Clip,
-    Known,
-    Source,
-    by_frame,
-    check_root,
-    files_below,
-    find_files,
-    find_folders,
-    has_images,
-    image_files,
-    join,
-    missing,
-    needed_folder,
-    numbered_images,
-    on_scale,
-    read_numbers,
-    subfolders,
-    video_frames,
-)
+from au_llava.au_readers.files import check_root, find_files, find_folders, has_images, missing, needed_folder
+from au_llava.au_readers.labels import by_frame, join, on_scale, read_numbers
+from au_llava.au_readers.pictures import image_files, numbered_images, video_frames
+from au_llava.au_readers.source import Clip, Known, Source
+from au_llava.au_runs.folders import files_below, subfolders
 
 CAMERAS = ("left", "right")
 
@@ -87,11 +72,11 @@ def open_disfa(
     Args:
         images: a tree of images to use instead of the videos in `root`, or where the videos are.
         cameras: "left", "right" or both; each is a clip.
-        first: the number of the first frame in the names of images, 0 or 1; None finds out.
+        first: number of the first image of a tree, 0 or 1; None detects it.
 
     Raises:
-        FileNotFoundError: naming the folder that is missing.
-        ValueError: where the images' numbering contradicts itself.
+        FileNotFoundError: a folder is missing; the message names it.
+        ValueError: the images' numbering contradicts itself.
     """
     coding = needed_folder(root, r"ActionUnit_?Labels", "ActionUnit_Labels")
     files = {
@@ -133,7 +118,7 @@ def open_disfa(
 def find_pictures(root: Path, images: Path | None = None) -> dict[tuple[str, str], Path]:
     """(subject, camera) -> its video or its folder of images, below `images` or else `root`.
 
-    Of one kind alone: where there are both, `images` means the folders and `root` the videos.
+    Never a mix: if there are both, folders are taken below `images` and videos below `root`.
     """
     place = images or root
     check_root(place)
@@ -153,10 +138,10 @@ def find_pictures(root: Path, images: Path | None = None) -> dict[tuple[str, str
 
 
 def first_number(folders: Sequence[Path]) -> int:
-    """0 or 1: from where a tree of images counts, by the lowest and highest number in it.
+    """The number of the first frame in a tree of images, 0 or 1, by the lowest and highest number in it.
 
-    Some lists leave frames out, so one folder that starts at 0 decides for the tree. Raises ValueError where one
-    starts at 0 and one reaches beyond the 4845 frames that counting from 0 allows.
+    Some lists leave frames out, so a single folder that starts at 0 decides for the tree. Raises ValueError if one
+    folder starts at 0 and one goes beyond 4844, the last of DISFA's 4845 frames.
     """
     numbers = {number for folder in folders for number in numbered_images(folder, folder.name, Defects())}
     if 0 in numbers and max(numbers) > 4844:
@@ -167,7 +152,7 @@ def first_number(folders: Sequence[Path]) -> int:
 
 
 def read_clip(offset: int, clip: Clip, defects: Defects) -> Iterator[dict]:
-    """The records of one person seen by one camera; `offset` is added to image numbers to get label frames."""
+    """The records of one person and camera; `offset` is added to image numbers to get label frames."""
     where = f"{clip.subject}/{clip.name}"
     labels = read_intensities(clip.labels, where, defects)
     if clip.images.is_file():
@@ -179,7 +164,7 @@ def read_clip(offset: int, clip: Clip, defects: Defects) -> Iterator[dict]:
 
 
 def read_intensities(paths: Sequence[Path], where: str, defects: Defects) -> dict[int, list[float]]:
-    """Frame -> intensity of the AUs of format "disfa"; the AU of a file is in its name."""
+    """Frame -> intensity of the AUs of format "disfa"; the name of a file says its AU."""
     labels = FORMATS["disfa"].labels
     columns = {}
     for path in paths:

@@ -1,4 +1,4 @@
-"""FairFace: faces of the web with age, gender and race as observers judged them, here as faces without labels.
+"""FairFace: faces from the web with age, gender and race as observers judged them, used as faces without labels.
 
 as released:        ROOT/fairface_label_train.csv with columns file, age, gender, race; ROOT/train/1.jpg
                     and the same of val, if you have it
@@ -7,14 +7,14 @@ as Parquet:         ROOT/train-00000-of-00004.parquet, … with columns image {b
                     their names under blendshape_names of the schema's metadata)
 
 Age is a band of years. People under 20 are left out: the bands do not tell minors from people of 18 and 19, and minors
-cannot consent to what is made of their faces. --all-ages takes them. The official validation part becomes the part
-"test". Every photograph shows somebody else, as far as is known. Where the table gives the eyes, nothing is detected;
-where it gives blendshapes, --teacher mediapipe takes them and needs no MediaPipe.
+cannot consent to what is made of their faces. --all-ages includes them. The official validation part becomes the part
+"test". As far as is known, every photograph shows another person. If the table has the eyes, no face is detected; if it
+has blendshapes, --teacher mediapipe uses them and does not need MediaPipe.
 
-Licence: CC BY 4.0 (Karkkainen & Joo 2021, "FairFace: Face Attribute Dataset for Balanced Race, Gender, and Age for Bias
+License: CC BY 4.0 (Karkkainen & Joo 2021, "FairFace: Face Attribute Dataset for Balanced Race, Gender, and Age for Bias
 Measurement and Mitigation"). The photographs come from Flickr; its authors do not name the photographers (issue 5 of
-the data set's repository). Age, gender and race are what observers saw, stored to compare groups by, never to tell who
-somebody is.
+the data set's repository). Age, gender and race are what observers saw. They are stored to compare groups, never to
+identify anybody.
 """
 
 import math
@@ -31,29 +31,13 @@ import pyarrow.parquet as pq
 from datasets import Value
 
 from au_llava.au_datasets.records import NO_CLIP, Defects
+from au_llava.au_faces.landmarks import BLENDSHAPES
 from au_llava.au_faces.media import IMAGE_SUFFIXES
-from au_llava.au_readers.files import (
-    Clip,
-    Known,
-    Picture,
-    Source,
-    check_root,
-    distinct,
-    file_names,
-    find_files,
-    find_folders,
-    has_images,
-    missing,
-)
-from au_llava.au_readers.prepare import Crop
-from au_llava.au_readers.unlabelled import (
-    NOTE,
-    UNLABELLED_METADATA,
-    check_teacher,
-    face_records,
-    find_face,
-    weak_values,
-)
+from au_llava.au_readers.crops import Crop
+from au_llava.au_readers.faces import NOTE, UNLABELLED_METADATA, check_teacher, face_records, find_face, weak_values
+from au_llava.au_readers.files import check_root, file_names, find_files, find_folders, has_images, missing
+from au_llava.au_readers.pictures import distinct
+from au_llava.au_readers.source import Clip, Known, Picture, Source
 from au_llava.au_runs.folders import subfolders
 
 ADULT = 20  # years; the band before, 10-19, holds people of 18 and 19 too
@@ -77,14 +61,13 @@ def open_fairface(root: Path, crop: Crop, teacher: str = "none", all_ages: bool 
     """The copy of FairFace in `root` or a folder in it.
 
     Args:
-        crop: cuts the faces, and finds them where no table gives the eyes.
-        teacher: one of `unlabelled.TEACHERS`.
-        all_ages: take people under 20 too.
+        crop: crops the faces, and detects them if the table does not give the eyes.
+        teacher: one of `faces.TEACHERS`.
+        all_ages: include people under 20.
 
     Raises:
-        FileNotFoundError: naming what is missing.
-        ValueError, OSError: a table cannot be read or lacks a column, the faces cannot be found, the teacher cannot be
-            used.
+        FileNotFoundError: something is missing; the message names it.
+        ValueError, OSError: a table cannot be read or lacks a column, or the detector or the teacher cannot be used.
     """
     check_root(root)
     for folder in (root, *subfolders(root)):
@@ -95,7 +78,7 @@ def open_fairface(root: Path, crop: Crop, teacher: str = "none", all_ages: bool 
     else:
         raise missing(f"neither fairface_label_train.csv nor train-00000-of-00004.parquet in {root}", root)
     parts = [name[1].lower() for name, _ in tables]
-    divided = set(parts) != {"train"}  # else everybody is divided by drawing
+    divided = set(parts) != {"train"}  # otherwise parts are drawn
     defects, clips, files, detects, measures = Defects(), [], [], bool(crop.faces), False
     for part, (_, path) in zip(parts, tables, strict=True):
         rows = read_rows(path, ("file", "age", *_EYES))
@@ -105,7 +88,7 @@ def open_fairface(root: Path, crop: Crop, teacher: str = "none", all_ages: bool 
         own = ("train" if part == "train" else "test") if divided else None
         files += [row["file"] for row in rows]
         clips += _clips(path, rows, pictures, own, all_ages, defects)
-    if crop.faces and shards:  # no folder holds the pictures that its rows are matched with
+    if crop.faces and shards:  # the pictures that the table's rows are matched with are in no folder
         crop = replace(crop, pictures=tuple(files))
     if detects:
         crop.check()
@@ -128,7 +111,7 @@ def open_fairface(root: Path, crop: Crop, teacher: str = "none", all_ages: bool 
 def _clips(
     path: Path, rows: list[dict], pictures: Path | None, part: str | None, all_ages: bool, defects: Defects
 ) -> Iterator[Clip]:
-    """One for each row of a table that is to be read. `pictures`: the folder of them, if the table has not got them."""
+    """A clip for each row of a table. `pictures`: the folder of the photographs, if the table does not hold them."""
     names = set() if pictures is None else set(file_names(pictures))
     for row in rows:
         name = row["file"].rpartition("/")[2]
@@ -148,7 +131,7 @@ def _clips(
 
 
 def _pictures(root: Path, part: str) -> Path:
-    """The folder of a part's photographs. Raises FileNotFoundError where there is none."""
+    """The folder of a part's photographs. Raises FileNotFoundError if there is none."""
     for _, folder in find_folders(root, part, depth=2):
         if has_images(folder):
             return folder
@@ -156,15 +139,15 @@ def _pictures(root: Path, part: str) -> Path:
 
 
 def lowest_age(band: str | None) -> int | None:
-    """Years, of a band such as "20-29" or "more than 70"; None where it names none."""
+    """The lowest age in years of a band such as "20-29" or "more than 70"; None if it gives none."""
     found = re.fullmatch(r"(?:more than )?(\d+)(?:-\d+|\+)?", (band or "").strip(), re.IGNORECASE)
     return int(found[1]) if found else None
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> list[dict]:
-    """The rows of a CSV, or those columns of a Parquet file that it has.
+    """The rows of a CSV, or of those of the columns that a Parquet file has.
 
-    Raises ValueError where it cannot be read, or lacks what every copy has.
+    Raises ValueError if it cannot be read, or lacks a column that every copy has.
     """
     try:
         if path.suffix.lower() == ".csv":
@@ -184,23 +167,21 @@ def read_rows(path: Path, columns: Sequence[str]) -> list[dict]:
     return [row for row in table.to_pylist() if row["file"]]
 
 
-@lru_cache(maxsize=1)  # once per process, for the clips of one file follow each other
-def _rows_of(path: Path) -> dict[str, dict]:
-    """File -> its row, with all that is known of it."""
+@lru_cache(maxsize=1)  # the clips of one file follow each other
+def rows_of(path: Path) -> dict[str, dict]:
+    """File -> its row, with all columns."""
     columns = ("image", "file", "age", "gender", "race", *_EYES, "yaw", "pitch", "blendshapes")
     return {row["file"]: row for row in read_rows(path, columns)}
 
 
 @lru_cache(maxsize=8)
 def blendshape_order(path: Path) -> list[int] | None:
-    """Where the blendshapes that the teacher knows lie in a row of a Parquet file; None where it has none.
+    """Positions of `BLENDSHAPES` among the blendshapes of a Parquet file; None if it has none.
 
-    Raises ValueError where their names are not given.
+    Raises ValueError if the file does not name them.
     """
     if path.suffix.lower() == ".csv":
         return None
-    from au_llava.au_datasets.weak_teacher import BLENDSHAPES
-
     schema = pq.read_schema(path)
     if "blendshapes" not in schema.names:
         return None
@@ -217,7 +198,7 @@ def _eyes(row: Mapping) -> tuple | None:
 def read_clip(crop: Crop, teacher: str, clip: Clip, defects: Defects) -> Iterator[dict]:
     """The records of one photograph."""
     path = clip.labels[0]
-    row = _rows_of(path)[clip.subject]
+    row = rows_of(path)[clip.subject]
     if clip.images is None:
         picture = Picture(clip.subject, content=(row["image"] or {}).get("bytes") or b"", eyes=_eyes(row))
     else:

@@ -4,13 +4,14 @@ part A:  FEAFA-A/PV001.output/00000123.auw below ROOT; the image of that stem is
          below IMAGES (ROOT by default)
 part B:  FEAFA-B/SN001.output/00000123.auw (some copies: 2.output/gong2_2_00004832.auw); the images are DISFA's
 
-An .auw file is text, 24 numbers divided by spaces, in the order of format "feafa". Its frame number is the digits that
-end its name, counted from 0. Sources: youknowitskyle/farapy-data-tools, FEAFA+/*.py;
+An .auw file holds 24 numbers separated by spaces, in the order of format "feafa". The digits at the end of its name are
+the frame number, counted from 0. Sources: youknowitskyle/farapy-data-tools, FEAFA+/*.py;
 jamesjg/resnet-for-au-master, make_img_and_label.py; sccnlab/E-DFE, load_FEAFA_train.py.
 
 **Not verified against a real copy:** that frame k of part B is DISFA's label frame k + 1 and shows its left camera;
-whether "left" means the person's own left. Look at one asymmetric frame before you trust sides. Which person a part B
-folder that is only a number shows is not documented: such folders are left out unless `numbers_are_people`.
+whether "left" means the person's own left. Look at one asymmetric frame before you trust sides. It is not documented
+who is shown in a folder of part B whose name is only a number: such folders are left out unless --numbers-are-people is
+given.
 """
 
 from collections.abc import Iterator
@@ -22,24 +23,10 @@ from datasets import Value
 
 from au_llava.au_datasets.records import Defects
 from au_llava.au_readers.disfa import find_pictures, first_number
-from au_llava.au_readers.files import (
-    UNREADABLE,
-    Clip,
-    Known,
-    Source,
-    check_root,
-    distinct,
-    file_names,
-    find_files,
-    find_folders,
-    has_images,
-    image_files,
-    join,
-    missing,
-    numbered_images,
-    on_scale,
-    video_frames,
-)
+from au_llava.au_readers.files import check_root, file_names, find_files, find_folders, has_images, missing
+from au_llava.au_readers.labels import UNREADABLE, join, on_scale
+from au_llava.au_readers.pictures import distinct, image_files, numbered_images, video_frames
+from au_llava.au_readers.source import Clip, Known, Source
 
 _NUMBERS = {"clips": {"A": 127, "B": 27}, "images": {"A": 99356, "B": 130828}}
 
@@ -55,14 +42,14 @@ def open_feafa(
     """The copy of FEAFA (part A) in `root`, or of FEAFA+ (with part B).
 
     Args:
-        images: where part A's images lie, if not beside the labels.
-        plus: read part B as well, whose images are DISFA's:
-        disfa: a copy of DISFA with its videos.
+        images: folder of part A's images, if they are not beside the labels.
+        plus: read part B too, whose images are DISFA's.
+        disfa: a copy of DISFA with its videos, for part B.
         disfa_images: or a tree of its images.
-        numbers_are_people: take part B's folder 2.output for SN002, a guess that nothing confirms.
+        numbers_are_people: assume that part B's folder 2.output shows SN002, an unconfirmed guess.
 
     Raises:
-        FileNotFoundError: naming the folder that is missing.
+        FileNotFoundError: a folder is missing; the message names it.
     """
     check_root(root)
     folders = [
@@ -110,8 +97,8 @@ def open_feafa(
         known=Known({what: sum(number[part] for part in parts) for what, number in _NUMBERS.items()}),
         defects=defects,
         notes=(
-            "train, validation and test keep clips apart, not certainly people: "
-            "part A shows 122 people in 127 clips and does not say whom",
+            "train, validation and test share no clips, but may share people: part A shows 122 people in 127 clips and "
+            "does not say who is who",
         )
         * ("A" in parts),
     )
@@ -122,7 +109,7 @@ def part_of(clip: Clip) -> str:
 
 
 def read_clip(first: int, clip: Clip, defects: Defects) -> Iterator[dict]:
-    """The records of one folder; `first` is the number of DISFA's first image, where images are DISFA's."""
+    """The records of one folder; if its images are DISFA's, `first` is the number of the first one."""
     where = clip.name
     labels = read_strengths(clip.labels[0], where, defects)
     if clip.images is not None and clip.images.is_file():
@@ -136,7 +123,7 @@ def read_clip(first: int, clip: Clip, defects: Defects) -> Iterator[dict]:
 
 
 def read_strengths(folder: Path, where: str, defects: Defects) -> dict[int, list[float]]:
-    """Frame -> 24 strengths, of the .auw files of a folder."""
+    """Frame -> 24 strengths, from the .auw files of a folder."""
     rows: dict[int, list[float]] = {}
     for found, path in find_files(folder, r"(.*?)(\d*)\.auw"):
         name, number = path.name, found[2]

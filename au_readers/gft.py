@@ -4,9 +4,9 @@ labels:  one .csv per person anywhere below ROOT, named after the person; a head
 images:  a folder or a video of the same name below IMAGES (ROOT by default)
 
 **Not verified against a real copy:** the columns of the files, the names of people, that frames count from 1 and that
-video frame n is label frame n. The reader takes what the header says: AU columns by number, the frame from a column
-named so, else the number of the line; any value but 0 and 1 is not annotated (and counted, apart from 9 and -1). Source
-of what is known: osf.io/7wcyz. The ten AUs of format "gft" are those that EmoLA evaluates.
+video frame n is label frame n. The reader follows the header: it finds AU columns by number, and takes the frame from a
+column whose name says so, else from the number of the line. All values but 0 and 1 mean not annotated (and are counted,
+except 9 and -1). Source: osf.io/7wcyz. The ten AUs of format "gft" are those that EmoLA evaluates.
 """
 
 import re
@@ -15,29 +15,18 @@ from pathlib import Path
 
 from au_llava.au_datasets.records import Defects
 from au_llava.au_faces.media import VIDEO_SUFFIXES
-from au_llava.au_readers.files import (
-    Clip,
-    Known,
-    Source,
-    by_frame,
-    check_root,
-    clip_images,
-    distinct,
-    files_below,
-    find_folders,
-    has_images,
-    join,
-    missing,
-    read_header,
-    read_labels,
-)
+from au_llava.au_readers.files import check_root, find_folders, has_images, missing
+from au_llava.au_readers.labels import by_frame, join, read_header, read_labels
+from au_llava.au_readers.pictures import clip_images, distinct
+from au_llava.au_readers.source import Clip, Known, Source
+from au_llava.au_runs.folders import files_below
 
 UNKNOWN = (9, -1)
 _KNOWN = Known({"subjects": 96, "images": 172800})
 
 
 def open_gft(root: Path, images: Path | None = None) -> Source:
-    """The copy of GFT in `root`. Raises FileNotFoundError naming what is missing."""
+    """The copy of GFT in `root`. Raises FileNotFoundError, which names what is missing."""
     check_root(root)
     defects = Defects()
     files = [path for path in files_below(root, {".csv"}) if au_columns(read_header(path, path.name, defects))]
@@ -58,7 +47,7 @@ def open_gft(root: Path, images: Path | None = None) -> Source:
 
 
 def au_columns(header: list[str]) -> dict[str, int]:
-    """AU label -> column, of a header that names AUs as AU1, AU01, or 1."""
+    """AU label -> column, from a header that names AUs as AU1, AU01 or 1."""
     cells = [re.fullmatch(r"(?:AU)?\s*0*([1-9]\d?)(?:_occ\w*)?", cell, re.IGNORECASE) for cell in header]
     return {f"AU{cell[1]}": column for column, cell in enumerate(cells) if cell}
 

@@ -1,13 +1,13 @@
-"""Photographs of faces at rest, moved by known action units: the picture is warped as the rig's movement would warp it.
+"""Photographs of faces at rest, warped by the movement that known action units make on the face rig.
 
-No coded photograph can be had without an agreement, and a weak teacher knows little of brows. But where a face is at
-rest, moving its picture shows what a known movement looks like on real skin. FOLDER holds faces without labels, made by
-`prepare_data.py fairface` or `unlabelled`; those of its training part give moved ones. What is at rest, and where brows
-and mouth lie, is measured by MediaPipe (`pip install "au-llava[teacher]"`).
+Photographs with coded action units need an agreement, and the weak teacher knows little about brows. But warping a face
+at rest shows what a known movement looks like on real skin. ROOT holds faces without labels, made by `prepare_data.py
+fairface` or `unlabelled`; the faces of its training part are warped. MediaPipe measures what is at rest and where brows
+and mouth are (`pip install "au-llava[teacher]"`).
 
-The strengths are stored as weak values, of the moved region alone: they are no labels, since nobody knows whether a
-face was fully at rest, and a warp draws neither furrows nor teeth. Every region is also moved a little either way, as
-faces at rest differ, and often no further: a warp alone must tell nothing.
+The strengths are stored as weak values, for the moved regions only. They are not labels: nobody knows whether a face
+was fully at rest, and a warp adds neither furrows nor teeth. Every region is also moved a little at random, since faces
+at rest differ, and many only so: a model must not learn that warped means moved.
 """
 
 import math
@@ -23,17 +23,18 @@ from scipy.ndimage import gaussian_filter
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS
 from au_llava.au_datasets.records import Defects, load_records
-from au_llava.au_datasets.weak_teacher import Measured, side_of
-from au_llava.au_faces.faces import EYE_DISTANCE, EYE_HEIGHT
-from au_llava.au_readers.files import Clip, Picture, Source
-from au_llava.au_readers.unlabelled import NOTE, UNLABELLED_METADATA, FoundFace, check_teacher, face_records, landmarker
+from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT
+from au_llava.au_faces.landmarks import Measured, side_of
+from au_llava.au_readers.faces import NOTE, UNLABELLED_METADATA, FoundFace, check_teacher, face_records, landmarker
+from au_llava.au_readers.source import Clip, Picture, Source
 from au_llava.au_rendering.activations import label_values
-from au_llava.au_rendering.render import View, draw_values, head_rotation, project
+from au_llava.au_rendering.render import draw_values, head_rotation, project
 from au_llava.au_rendering.rig import expand_sides, load_rig
+from au_llava.au_rendering.view import View
 
-STRONGEST_TURN = 22.0  # degrees of yaw and pitch; beyond, the warp of the visible half stretches the hidden one
-# At most so much of these blendshapes (means of both sides) in a face whose region is taken to be at rest. Chosen by
-# looking at photographs of FairFace's training part.
+STRONGEST_TURN = 22.0  # degrees of yaw and pitch; beyond it the warp stretches the hidden half of the face
+# A region counts as at rest if these blendshapes (means of both sides) are at most this strong. Chosen by looking at
+# photographs of FairFace's training part.
 AT_REST = {
     "brows": {"browInnerUp": 0.3, "browOuterUp": 0.15, "browDown": 0.3},
     "eyes": {"eyeSquint": 0.45, "eyeBlink": 0.4, "mouthSmile": 0.15},
@@ -42,14 +43,14 @@ AT_REST = {
         "jawOpen": 0.05,
     },
 }
-# Of which AUs something is known once a region at rest was moved, or was not. AU9 moves brows and mouth alike.
+# The AUs that are known once a region at rest was moved, or left as it was. AU9 moves both brows and mouth.
 KNOWN = {
     ("brows",): ("AU1", "AU2", "AU4"),
     ("eyes",): ("AU6", "AU7"),
     ("mouth",): ("AU10", "AU12", "AU15", "AU16", "AU17", "AU20", "AU25", "AU26"),
     ("brows", "mouth"): ("AU9",),
 }
-# How often a region is moved by what; else it stays at rest. A warp opens neither mouths nor eyes.
+# Probability of each movement of a region; otherwise it stays at rest. A warp cannot open mouths or eyes.
 MOVEMENTS = {
     ("brows",): {("AU1",): 0.12, ("AU2",): 0.13, ("AU1", "AU2"): 0.17, ("AU4",): 0.20, ("AU1", "AU4"): 0.08},
     ("eyes",): {("AU6",): 0.08, ("AU7",): 0.12},
@@ -59,12 +60,12 @@ MOVEMENTS = {
     },
     ("brows", "mouth"): {("AU9",): 0.06},
 }
-WEAKEST = 0.35  # of the strengths drawn: below it, who knows what rest is
-ONE_SIDED = 0.06  # share of sides that do not move along
+WEAKEST = 0.35  # of the strengths drawn: weaker movements look like faces at rest
+ONE_SIDED = 0.06  # share of sides that do not move
 JITTER = 0.06  # standard deviation of the movement of faces that stay at rest, as a share of the full movement
 JITTERED = ("AU1", "AU2", "AU4", "AU7", "AU12", "AU15", "AU17")
 
-# Where heights are compared between rig and photograph: points of the mean face (x, y), and MediaPipe's landmarks
+# Points whose heights are matched between rig and photograph: of the mean face (x, y), and MediaPipe's landmarks
 # (https://github.com/google-ai-edge/mediapipe, face_geometry's canonical face model).
 ANCHORS = (
     (((0.5, 0.36), (-0.5, 0.36)), (66, 105, 63, 107, 65, 52, 53, 55, 296, 334, 293, 336, 295, 282, 283, 285)),  # brows
@@ -72,7 +73,7 @@ ANCHORS = (
     (((0.0, -1.13),), (13, 14)),  # where the lips meet
     (((0.0, -1.62),), (152,)),  # chin
 )
-FOREHEAD = 0.6  # eye distances above the brows, up to which the forehead is mapped like the brows
+FOREHEAD = 0.6  # eye distances above the brows up to which the forehead moves with them
 
 
 def open_moved(root: Path, per_face: int = 2, seed: int = 0) -> Source:
@@ -88,7 +89,7 @@ def open_moved(root: Path, per_face: int = 2, seed: int = 0) -> Source:
     """
     records = load_records(root, labelled=False)
     if "margin" not in records.column_names:
-        raise ValueError(f"{root} holds no faces without labels: make it by prepare_data.py fairface or unlabelled")
+        raise ValueError(f"{root} holds no faces without labels: make them with prepare_data.py fairface or unlabelled")
     check_teacher("mediapipe")
     clips = []
     for number, shard in enumerate(sorted(root.glob("data-train-*.parquet"))):
@@ -103,12 +104,12 @@ def open_moved(root: Path, per_face: int = 2, seed: int = 0) -> Source:
         read=partial(read_clip, dataset, per_face, seed),
         clips_per_shard=1000,
         metadata=UNLABELLED_METADATA,
-        notes=(NOTE, "these photographs were moved by a warp; what they show is known of the moved regions alone"),
+        notes=(NOTE, "these photographs are warped, and only the moved regions are known"),
         crops=True,
     )
 
 
-@lru_cache(maxsize=1)  # once per process, for the clips of one file follow each other
+@lru_cache(maxsize=1)  # the clips of one file follow each other
 def _faces_of(shard: Path) -> dict[str, list[dict]]:
     """Subject -> its pictures, one row each."""
     columns = ["image", "subject", "clip", "frame", "format", "margin"]
@@ -151,7 +152,7 @@ def open_image_of(row: Mapping) -> Image.Image:
 
 
 def regions_at_rest(blendshapes: np.ndarray) -> set[str]:
-    """Which of `AT_REST`'s regions show no movement in blendshapes (52,)."""
+    """The regions of `AT_REST` that show no movement in blendshapes (52,)."""
     return {
         region
         for region, bounds in AT_REST.items()
@@ -185,7 +186,7 @@ def _jittered(strengths: Mapping[str, float], rng: np.random.Generator) -> dict[
 
 
 def known_values(regions: set[str], strengths: Mapping[str, float]) -> dict[str, list[float]]:
-    """Format -> weak values, shares of the scale, of a face whose `regions` were at rest and were moved; else NaN."""
+    """Format -> weak values, shares of the scale, of a face whose `regions` at rest were moved; NaN elsewhere."""
     known = {label for needed, labels in KNOWN.items() if regions.issuperset(needed) for label in labels}
     weak = {}
     for name in MAIN_FORMATS:
@@ -199,15 +200,15 @@ def known_values(regions: set[str], strengths: Mapping[str, float]) -> dict[str,
 def move_face(
     image: Image.Image, measured: Measured, margin: float, strengths: Mapping[str, float]
 ) -> Image.Image | None:
-    """The picture of a face after it moved.
+    """Warp the picture of a face.
 
     Args:
-        image: an eye-aligned crop with its margin, as `crop_face` cuts it; square.
+        image: an eye-aligned square crop with its margin, from `crop_face`.
         measured: landmarks and pose of the face in it.
         strengths: by sided label, as shares of the rig's full movement; negative ones move the other way.
 
     Returns:
-        as `image`; None where brows, eyes, nose, mouth and chin do not follow from top to bottom.
+        a picture like `image`; None if brows, eyes, nose, mouth and chin are not in this order from top to bottom.
     """
     import cv2  # MediaPipe brings it
 
@@ -226,7 +227,7 @@ def move_face(
     stretch = np.gradient(on_mean).clip(0.4)
     to_right, down = np.meshgrid(rows, rows)
     x, y = to_right, down
-    for _ in range(3):  # the movement is known where the skin comes from
+    for _ in range(3):  # the movement is given at the place that the skin comes from
         place = np.interp(y, rows, on_mean).astype(np.float32)
         across, along = (cv2.remap(part, x, place, cv2.INTER_LINEAR) for part in field)
         x = to_right - across
@@ -236,7 +237,7 @@ def move_face(
 
 
 def _scale_of(heights: Sequence[float], eyes: float, unit: float) -> np.ndarray:
-    """Rows from above the brows to below the chin, the eyes among them, that match between two faces."""
+    """Rows from above the brows to below the chin, including the eyes, that match between two faces."""
     brows, *below = heights
     return np.array([0, brows - FOREHEAD * unit, brows, eyes, *below, below[-1] + unit, 1e4])
 
@@ -249,7 +250,7 @@ def _view(pose: tuple[float, float], margin: float) -> View:
 
 
 def _places(vertices: np.ndarray, pose: tuple[float, float], side: int, margin: float) -> np.ndarray:
-    """(V, 2) pixels in a crop of the given side of the rig's vertices (V, 3), the mean face's eyes held still."""
+    """(V, 2) pixels of the rig's vertices (V, 3) in a crop of the given side, aligned by the mean face's eyes."""
     rotation = head_rotation(*pose)
     rig = load_rig()
     eyes = np.stack([rig.mean[rig.vertices_of(name)].mean(axis=0) for name in ("eye_left", "eye_right")])

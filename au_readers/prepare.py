@@ -1,15 +1,13 @@
-"""Turn a `Source` into a folder of records: parts, crops, shards, the manifest and what a complete copy would hold.
+"""Turns a `Source` into a folder of records: parts, crops, shards, manifest, and the comparison with a full copy.
 
-A shard is one Parquet file of whole clips of one part. It exists completely or not at all, and carries the defects
-that were found while it was written; a run that was killed is repeated and writes the shards that are missing.
+A shard is one Parquet file with whole clips of one part. It exists completely or not at all, and stores the defects
+found while it was written. Repeating a run that was killed writes the shards that are missing.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-
-from PIL import Image
 
 from au_llava.action_units import FORMATS
 from au_llava.au_datasets.folds import assign_parts, kfold, protocol_split, split_parts
@@ -23,10 +21,9 @@ from au_llava.au_datasets.records import (
     start_folder,
     write_shard,
 )
-from au_llava.au_faces.faces import FacesTable, NoRow, Point, YuNet, crop_face
-from au_llava.au_faces.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from au_llava.au_readers.files import Clip, Known, Picture, Source, jpeg
-from au_llava.au_runs.folders import files_below
+from au_llava.au_faces.table import NoRow
+from au_llava.au_readers.crops import Crop
+from au_llava.au_readers.source import Clip, Known, Source
 from au_llava.au_runs.names import escaped
 
 
@@ -41,8 +38,8 @@ def parts_of(
 ) -> dict[Clip, str]:
     """The part of each clip.
 
-    By the tested part of a published protocol or of `folds` drawn ones; else by the dataset's own division; else by
-    drawing subjects. In any case the validation part is drawn from the training people, by `seed`.
+    The tested part comes from a published protocol or from `folds`; otherwise the data set's own division is used, and
+    if it has none, subjects are drawn. The validation part is always drawn from the training people, by `seed`.
 
     Raises ValueError for a part that the protocol does not test, and for too few subjects.
     """
@@ -72,72 +69,6 @@ def plan_shards(source: Source, parts: Mapping[Clip, str], out: Path) -> list[tu
     return shards
 
 
-@dataclass(frozen=True)
-class Crop:
-    """Cuts out the largest face, its eyes level and where rendered faces have them.
-
-    Args:
-        size: side of the crop in pixels.
-        base: the folder of the pictures.
-        faces: a table as `FacesTable` reads it, matched with `pictures`.
-        detector: finds the faces that no table gives: one of `DETECTORS`.
-        margin: as in `crop_face`.
-        pictures: all that there are, images and videos; None: those below `base`.
-    """
-
-    size: int
-    base: Path
-    faces: Path | None = None
-    detector: str = "packaged"
-    margin: float = 0.0
-    pictures: tuple[str, ...] | None = None
-
-    def __call__(self, picture: Picture) -> dict | None:
-        """The image of a record, a JPEG; None where there is no face.
-
-        Raises:
-            NoRow: the table of faces does not have it.
-            ValueError: it is no whole image, or its eyes lie outside of it.
-            OSError: there is no such file.
-        """
-        image = picture.open()
-        eyes = self.eyes(picture, image)
-        return None if eyes is None else {"bytes": jpeg(self.cut(image, eyes)), "path": None}
-
-    def cut(self, image: Image.Image, eyes: tuple[Point, Point]) -> Image.Image:
-        """The crop of the face with these eyes."""
-        return crop_face(image, eyes, self.size, self.margin)
-
-    def eyes(self, picture: Picture, image: Image.Image) -> tuple[Point, Point] | None:
-        """Those that the dataset gives, or of the largest face of a picture and its opened image; None without one.
-
-        Raises NoRow where the table of faces does not have it.
-        """
-        if self.faces is None and picture.eyes is not None:
-            return picture.eyes
-        finder = _finder(self.faces, self.detector, self.base, self.pictures)
-        if self.faces is None:
-            found = finder(image)
-        else:
-            found = finder(Path(picture.path), None if picture.frame is None else picture.number)
-        if not found:
-            return None
-        return max(found, key=lambda face: face.box[2] * face.box[3]).eyes
-
-    def check(self) -> None:
-        """Raise ValueError or OSError where the table or the detector cannot be used."""
-        _finder(self.faces, self.detector, self.base, self.pictures)
-
-
-@lru_cache(maxsize=1)  # once per process
-def _finder(faces: Path | None, detector: str, base: Path, pictures: tuple[str, ...] | None) -> YuNet | FacesTable:
-    if faces is None:
-        return YuNet(detector)
-    table = FacesTable(faces)
-    table.match(files_below(base, IMAGE_SUFFIXES | VIDEO_SUFFIXES) if pictures is None else map(Path, pictures))
-    return table
-
-
 def prepare_shard(job: tuple) -> int:
     """Write one shard of a source; returns its number of clips. May run in a worker process."""
     source, crop, path, part, clips = job
@@ -156,7 +87,7 @@ def prepare_shard(job: tuple) -> int:
                     except NoRow as error:
                         image = None
                         defects.add("frames without a row in the table of faces, left out", f"{where}: {error}")
-                    except (OSError, ValueError) as error:  # no whole image; eyes outside of it
+                    except (OSError, ValueError) as error:  # a damaged image, or eyes outside of it
                         image = None
                         defects.add("frames that cannot be cropped, left out", f"{where}: {error}")
                 if image is not None:
@@ -171,9 +102,9 @@ def prepare_shard(job: tuple) -> int:
 def start_source(
     source: Source, parts: Mapping[Clip, str], arguments: Mapping, out: Path, crop: Crop | None = None
 ) -> tuple[dict, list[tuple]]:
-    """Make `out` ready: all arguments that the content depends on, and the jobs of `prepare_shard` that are left.
+    """Start or resume `out`. Returns all arguments that the content depends on, and the jobs that are left to do.
 
-    Raises ValueError where `out` was made with other arguments or from other label files.
+    Raises ValueError if `out` was made with other arguments or from other label files.
     """
     arguments = {
         **arguments,
@@ -185,22 +116,22 @@ def start_source(
     start_folder(out, arguments)
     shards = plan_shards(source, parts, out)
     others = sorted(path.name for path in {*out.glob("data-*.parquet")} - {shard[0] for shard in shards})
-    if others:  # they would be counted and trained on beside the planned ones
+    if others:  # they would be counted and trained on too
         raise ValueError(f"{out} holds {others[0]}, which is not of this run: choose another --out")
-    reader = replace(source, clips=[])  # a job brings its own, and 100,000 would be sent to a worker with each
+    reader = replace(source, clips=[])  # a job has its own clips; without this, all 100,000 would go with each job
     return arguments, [(reader, crop, *shard) for shard in shards if not shard[0].is_file()]
 
 
 def finish_source(source: Source, arguments: Mapping, out: Path) -> dict:
-    """Write the manifest, with the comparison with a complete copy under "known"; returns it.
+    """Write the manifest, which compares the records with a complete copy under "known"; returns it.
 
-    Raises ValueError where no image has labels.
+    Raises ValueError if there is no record.
     """
     return finish_folder(out, arguments, [*source.notes, *source.defects.lines()], partial(compare, source.known))
 
 
 def compare(known: Known, manifest: Mapping) -> list[dict]:
-    """{"what", "expected", "found"} for each number that is known of a complete copy."""
+    """{"what", "expected", "found"} for each number that is known about a complete copy."""
     found = {
         "subjects": len(manifest["images_per_subject"]),
         "clips": sum(map(len, manifest["images_per_clip"].values())),

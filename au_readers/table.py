@@ -1,17 +1,18 @@
-"""One's own data: a CSV or Parquet table with an image, a subject and one column per AU; and EmotioNet's table.
+"""Your own data: a CSV or Parquet table with an image, a subject and one column per AU; and EmotioNet's table.
 
-An AU column is named as the format's label, in any case, with leading zeros, spaces or quotes: AU12, au_12, 'AU 1'.
-Columns "clip" and "frame", in any case, are taken if they are there; a frame is otherwise the number of the row. A
-label is NaN where the table lacks the column, the cell is empty or says so (NA, NaN, None), or it holds what the scale
-does not have (counted); True and False are 1 and 0. A column with nothing on the scale is refused. An image is a
-path, absolute or below `images`, and has one row. Subjects and clips are text: 001 and 1 are two people, and NA is one.
+An AU column has the label of the format, in any case, with leading zeros, spaces or quotes: AU12, au_12, 'AU 1'.
+Columns "clip" and "frame", in any case, are optional; the default frame is the number of the row. A label is unknown if
+the column is missing, if the cell is empty or says so (NA, NaN, None), or if its value is off the scale (which is
+counted). True and False are 1 and 0. A column without any value on the scale is refused. An image is a path, absolute
+or relative to --images, and has one row. Subjects and clips are text: 001 and 1 are two people, and NA is one.
 
-The data set is named by --name, else after the table and its place: subject 1 of one table is not that of another.
+The data set is named by --name, by default after the table and a hash of its path, because subject 1 of one table is
+not subject 1 of another.
 
-EmotioNet: ROOT/EmotioNet_FACS_aws_2020_24600.csv, columns URL, URL orig, 'AU 1' …; 999 is unknown; an image is named as
-its URL ends (N_0000000001_00002.jpg) and lies in any folder below IMAGES. An .xlsx has to be saved as .csv first.
-Source: cosanlab/py-feat, trainAUvisModel.py. People are not named: images of one prefix (N_0000000001) count as one
-person, the safe side. **Not verified against a real copy:** what the prefix means.
+EmotioNet: ROOT/EmotioNet_FACS_aws_2020_24600.csv, columns URL, URL orig, 'AU 1' …; 999 means unknown; an image has the
+name at the end of its URL (N_0000000001_00002.jpg) and lies in any folder below IMAGES. Save an .xlsx as .csv first.
+Source: cosanlab/py-feat, trainAUvisModel.py. People are not named; to be safe, all images with the same prefix
+(N_0000000001) count as one person. **Not verified against a real copy:** what the prefix means.
 """
 
 import re
@@ -26,18 +27,10 @@ import pandas as pd
 from au_llava.action_units import FORMATS, get_format
 from au_llava.au_datasets.records import NO_CLIP, Defects
 from au_llava.au_faces.media import IMAGE_SUFFIXES
-from au_llava.au_readers.files import (
-    Clip,
-    Known,
-    Picture,
-    Source,
-    check_root,
-    files_below,
-    join,
-    local_name,
-    missing,
-    on_scale,
-)
+from au_llava.au_readers.files import check_root, missing
+from au_llava.au_readers.labels import join, on_scale
+from au_llava.au_readers.source import Clip, Known, Picture, Source, local_name
+from au_llava.au_runs.folders import files_below
 from au_llava.au_runs.names import UNKNOWN
 
 _KNOWN_EMOTIONET = Known({"images": 24600})  # the number in the file's name
@@ -49,7 +42,7 @@ class Rows:
 
     images: list[str]  # N paths; empty where there is no such file
     frames: np.ndarray  # (N,) int64
-    values: np.ndarray  # (N, L) float64; NaN for an empty cell, infinity for one that is no number
+    values: np.ndarray  # (N, L) float64; NaN for an empty cell, infinity for one that is not a number
     of_clip: dict[tuple[str, str], np.ndarray]  # (subject, clip) -> numbers of its rows
     defects: Defects  # of the table as a whole
 
@@ -65,14 +58,14 @@ def open_table(
     """The table in `path`.
 
     Args:
-        name: the format, in `FORMATS`: which AUs, and on which scale. Further AUs of the table are left out.
-        images: the folder that the image column's paths begin at; the table's own by default.
+        name: a format of `FORMATS`, which sets the AUs and their scale. Other AUs of the table are left out.
+        images: folder that the paths of the image column are relative to; the table's own by default.
         dataset: the records' `dataset`; by default the table's `local_name`.
 
     Raises:
-        FileNotFoundError: where there is no such table.
-        ValueError: for an unknown format, a table that cannot be read, one without the needed columns or with cells of
-            them that are empty or make no sense.
+        FileNotFoundError: there is no such table.
+        ValueError: the format is unknown, the table cannot be read, or a needed column is missing or has cells that are
+            empty or invalid.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no table {path}")
@@ -82,7 +75,7 @@ def open_table(
 
 
 def open_emotionet(root: Path, images: Path | None = None) -> Source:
-    """The copy of EmotioNet in `root`. Raises FileNotFoundError naming what is missing."""
+    """The copy of EmotioNet in `root`. Raises FileNotFoundError, which names what is missing."""
     check_root(root)
     tables = [path for path in files_below(root, {".csv"}) if path.name.lower().startswith("emotionet_facs")]
     if not tables:
@@ -134,7 +127,7 @@ def read_clip(
 
 
 def _read(path: Path, needed: Collection[str]) -> pd.DataFrame:
-    """A table with plain column names. Raises ValueError where it cannot be read or lacks a needed column."""
+    """A table with plain column names. Raises ValueError if it cannot be read or lacks a needed column."""
     try:
         if path.suffix.lower() == ".parquet":
             table = pd.read_parquet(path)
@@ -159,7 +152,7 @@ def _text(cells: pd.Series) -> pd.Series:
 
 
 def _numbers(cells: pd.Series) -> np.ndarray:
-    """(rows,) float64 of a column: True is 1 and False 0, NaN an empty cell, infinity for a cell without a number."""
+    """(rows,) float64 of a column: True is 1, False 0, an empty cell NaN, and a cell that is not a number infinity."""
     if pd.api.types.is_numeric_dtype(cells):  # booleans too
         return cells.to_numpy(np.float64, na_value=np.nan)
     words = _text(cells).str.lower()
@@ -173,7 +166,7 @@ def _labels(
 ) -> np.ndarray:
     """(rows, labels of format `name`) float64, as `Rows.values` has them.
 
-    Raises ValueError where no column can be taken, and for one without a value of the scale among its cells.
+    Raises ValueError if there is no usable column, and if a column has no value on the scale.
     """
     columns: dict[str, str] = {}
     for column in table.columns:
@@ -211,7 +204,7 @@ def _scale(name: str) -> str:
 def _rows_of_clip(
     images: pd.Series, subjects: pd.Series, clips: pd.Series, defects: Defects
 ) -> dict[tuple[str, str], np.ndarray]:
-    """`Rows.of_clip`, without the rows whose image has an earlier one."""
+    """`Rows.of_clip`, without rows whose image already has one."""
     again = images.duplicated().to_numpy()
     if again.any():
         defects.add("rows for an image that has one, left out", images[again].iloc[0], int(again.sum()))

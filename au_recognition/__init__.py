@@ -1,1 +1,1 @@
-"""Recognition of one's own files: what is read (inputs), how it runs and goes on (reading), what is written."""
+"""Recognition in pictures and videos: inputs, the run and its journal, and the tables and figures it writes."""

@@ -1,4 +1,4 @@
-"""Which files are read: pictures and videos by path, folder, glob pattern or list."""
+"""Finding the files to read: pictures and videos by path, folder, glob pattern or list."""
 
 import fnmatch
 import glob
@@ -13,48 +13,48 @@ from au_llava.au_runs.folders import DEAD_LINKS, FOLDERS, JUNK, NO_SUFFIX, files
 
 
 def find_files(paths: Sequence[str | Path], left_out: Counter | None = None) -> list[Path]:
-    """The pictures and videos that `paths` name, none twice.
+    """The pictures and videos that `paths` name, each once.
 
     Args:
         paths: files; folders (everything inside, sorted); glob patterns (`**` reaches into folders); "-" for a list on
-            standard input, one path a line. Of several, as a shell makes them of `*`, those that systems leave in
-            folders are passed over.
-        left_out: counts what folders and patterns hold besides, by suffix, and what the list of paths is spared.
+            standard input, one path per line. Among several paths, which a shell may have made from `*`, files that
+            systems leave in folders are skipped.
+        left_out: counts the skipped files, and what folders and patterns hold besides pictures and videos, by suffix.
 
     Raises:
-        FileNotFoundError: a path that does not exist, or a folder or pattern without pictures and videos.
-        OSError: a folder that cannot be opened.
+        FileNotFoundError: a path does not exist, or a folder or pattern holds neither pictures nor videos.
+        OSError: a folder cannot be opened.
     """
     left_out = Counter() if left_out is None else left_out
-    found = []
+    files = []
     for path in map(str, paths):
         if len(paths) > 1 and is_junk(Path(path).name):
             left_out[JUNK] += 1
         elif path == "-":
-            listed = [line for line in _lines_of_input() if line.strip()]
-            kept = [line for line in listed if not any(map(is_junk, Path(line).parts))]
-            left_out.update([JUNK] * (len(listed) - len(kept)))
-            found += find_files(kept, left_out)
+            lines = [line for line in _lines_of_input() if line.strip()]
+            listed = [line for line in lines if not any(map(is_junk, Path(line).parts))]
+            left_out.update([JUNK] * (len(lines) - len(listed)))
+            files += find_files(listed, left_out)
         elif Path(path).is_dir():
             below = files_below(Path(path), left_out=left_out)
-            found += _media(below, left_out, f"There is no picture and no video in the folder {path}")
+            files += _media(below, left_out, f"There is no picture and no video in the folder {path}")
         elif Path(path).exists():
-            found.append(Path(path))
+            files.append(Path(path))
         elif glob.has_magic(path):
-            found += _media(_matches(path, left_out), left_out, f"No picture and no video matches {path}")
+            files += _media(_matches(path, left_out), left_out, f"No picture and no video matches {path}")
         else:
             raise FileNotFoundError(f"There is no file or folder {path}.")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(files))
 
 
 def _lines_of_input() -> list[str]:
-    if isinstance(sys.stdin, io.TextIOWrapper):  # names of files, whatever the console's encoding
+    if isinstance(sys.stdin, io.TextIOWrapper):  # file names, whatever the console's encoding
         sys.stdin.reconfigure(encoding=sys.getfilesystemencoding(), errors="surrogateescape")
     return sys.stdin.read().split("\n")
 
 
 def _matches(pattern: str, left_out: Counter) -> Iterator[Path]:
-    """The files that match a glob pattern. Where `**` reaches into folders, they are walked as folders are."""
+    """The files that match a glob pattern. Folders that `**` reaches into are walked by `files_below`."""
     parts = Path(pattern).parts
     if "**" not in parts:
         yield from map(Path, glob.iglob(pattern))
@@ -67,25 +67,31 @@ def _matches(pattern: str, left_out: Counter) -> Iterator[Path]:
 
 
 def _fits(parts: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Whether the parts of a path match those of a pattern."""
     if not wanted or not parts:
-        return not parts and all(each == "**" for each in wanted)
+        return not parts and all(part == "**" for part in wanted)
     if wanted[0] == "**":
         return _fits(parts, wanted[1:]) or _fits(parts[1:], wanted)
     return fnmatch.fnmatch(parts[0], wanted[0]) and _fits(parts[1:], wanted[1:])
 
 
 def _media(paths: Iterable[Path], left_out: Counter, nothing: str) -> list[Path]:
-    inside, before = [], left_out.copy()
+    """The pictures and videos among `paths`, sorted; the rest is counted.
+
+    Args:
+        nothing: the message if there are none.
+    """
+    media, before = [], left_out.copy()
     for path in sorted(paths):
         if is_junk(path.name):
             continue
         if not path.is_file():
             left_out[FOLDERS if path.is_dir() else DEAD_LINKS] += 1
         elif path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
-            inside.append(path)
+            media.append(path)
         else:
             left_out[path.suffix.lower() or NO_SUFFIX] += 1
-    if not inside:
-        besides = told(left_out - before)
-        raise FileNotFoundError(nothing + (f": it holds {besides}." if besides else "."))
-    return inside
+    if not media:
+        others = told(left_out - before)
+        raise FileNotFoundError(nothing + (f": it holds {others}." if others else "."))
+    return media

@@ -1,6 +1,6 @@
-"""The reason of a reading in words: the AU's definition, the numbers that were read, and where its evidence lies.
+"""Reasons of a reading in words: the AU's definition, the numbers that were read, and where the evidence lies.
 
-Every word comes from the AU catalogue or from something measured; nothing is interpreted.
+Every word comes from the catalog of AUs or from a measurement; nothing is interpreted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from au_llava.action_units import ACTION_UNITS, AUFormat
 from au_llava.au_recognition.evidence import OUTLINE, evidence_maps, falls_when_hidden, peak
 from au_llava.calibration_au_llava import DEFAULT_THRESHOLD, entries_for
 
-LEAST_FALL = 0.01  # of a probability; a smaller one is not told as a number
+LEAST_FALL = 0.01  # of a probability; a smaller fall is not given as a number
 
 
 class Explanation(NamedTuple):
@@ -30,18 +30,19 @@ def explain(model, processor, crop: Image.Image, answers: Mapping, formats: Sequ
     """An explanation of every AU that was read as present, in the order of the formats and their labels.
 
     Args:
-        crop: the face crop that was read. answers: format name -> what `reading_of` keeps of it.
+        crop: the face crop that was read.
+        answers: format name -> its numbers, as `reading_of` gives them.
     """
-    found = {
-        fmt: [label for label, present in zip(fmt.labels, answers[fmt.name]["present"], strict=True) if present]
+    present = {
+        fmt: [label for label, there in zip(fmt.labels, answers[fmt.name]["present"], strict=True) if there]
         for fmt in formats
     }
-    if not any(found.values()):
+    if not any(present.values()):
         return []
-    maps = evidence_maps(model, processor, crop, found)
-    falls = falls_when_hidden(model, processor, crop, found, maps)
+    maps = evidence_maps(model, processor, crop, present)
+    falls = falls_when_hidden(model, processor, crop, present, maps)
     explanations = []
-    for fmt, labels in found.items():
+    for fmt, labels in present.items():
         for label, evidence, fall in zip(labels, maps.get(fmt.name, ()), falls.get(fmt.name, ()), strict=True):
             probability, expected = (
                 answers[fmt.name][key][fmt.labels.index(label)] for key in ("probability", "expected")
@@ -52,10 +53,11 @@ def explain(model, processor, crop: Image.Image, answers: Mapping, formats: Sequ
 
 
 def add_reasons(face: Mapping, explanations: Sequence[Explanation]) -> None:
-    """Put a list `reason` beside the other readings of an explained face; None for an AU that is not present."""
-    for each in explanations:
-        reasons = face["answers"][each.format.name].setdefault("reason", [None] * len(each.format.labels))
-        reasons[each.format.labels.index(each.label)] = each.reason
+    """Add a list `reason` to each format's answer of an explained face; None for an AU that is not present."""
+    for explanation in explanations:
+        labels = explanation.format.labels
+        reasons = face["answers"][explanation.format.name].setdefault("reason", [None] * len(labels))
+        reasons[labels.index(explanation.label)] = explanation.reason
 
 
 def reason(
@@ -67,11 +69,12 @@ def reason(
     fall: float,
     calibration: Mapping | None = None,
 ) -> str:
-    """What was read of an AU that is read as present, where on the face that rests, and how far.
+    """What was read of an AU that is present, where on the face the reading rests, and how much depends on it.
 
     Args:
         probability, expected: of the AU's `AUReading` by the slots decoder.
-        evidence: the AU's map (size, size) of `evidence_maps`. fall: what `falls_when_hidden` says of it.
+        evidence: the AU's map (size, size), see `evidence_maps`.
+        fall: see `falls_when_hidden`.
         calibration: `model.config.calibration`, which holds the decision threshold.
 
     Returns:
@@ -88,11 +91,11 @@ def reason(
         text += f"; mean {expected:.{digits}f} of {fmt.value_numbers[-1]:g}"
     if not evidence.any():
         return f"{text}. It does not depend on the crop."
-    told = f"lowers the probability by {fall:.2f}"
+    effect = f"lowers the probability by {fall:.2f}"
     if fall < LEAST_FALL:
-        told = f"does not lower the probability by {LEAST_FALL} or more"
+        effect = f"does not lower the probability by {LEAST_FALL} or more"
     text += f". The evidence peaks in the {_place(*peak(evidence))} of the crop; "
-    return f"{text}hiding the outlined {100 * (evidence > OUTLINE).mean():.0f} % of the crop {told}."
+    return f"{text}hiding the outlined {100 * (evidence > OUTLINE).mean():.0f} % of the crop {effect}."
 
 
 def _place(right: float, down: float) -> str:

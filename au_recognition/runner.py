@@ -1,33 +1,34 @@
-"""Runs the model over pictures and videos, keeps what was read, and goes on where a run stopped.
+"""Reading: runs the model over pictures and videos, writes a journal, and goes on where a run stopped.
 
-Pictures are read in chunks of a batch, videos in chunks of so many frames. What is read of a chunk depends on the chunk
-alone, and chunks are formed before they are dealt to processes: any number of processes gives the same numbers, and so
-does a run that was killed and goes on. What is finished is kept chunk by chunk in a folder of JSON Lines files, one per
-process; who is who in a video (`face_id`) is worked out from them afterwards.
+Pictures are read in chunks of one batch, videos in chunks of as many frames. The numbers of a chunk depend on nothing
+else, and chunks are formed before they are dealt out to processes. So any number of processes gives the same numbers,
+and so does a run that was killed and goes on.
 """
 
 import base64
-import json
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from accelerate import PartialState
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
-from au_llava.au_faces.faces import Face, crop_face, follow, look_of
+from au_llava.action_units import AUFormat
+from au_llava.au_faces.crop import Face, crop_face
+from au_llava.au_faces.follow import look_of
 from au_llava.au_faces.media import DamagedVideo, Frame, count_frames, is_video, video_frames
+from au_llava.au_runs.journal import Journal
+from au_llava.au_runs.progress import progress_bar
 from au_llava.image_processing_au_llava import load_face_image
 
-AHEAD = 2  # chunks whose faces are found while the model reads another
-WORKERS = 4  # threads that do it
+AHEAD = 2  # chunks whose faces are detected while the model reads another
+WORKERS = 4  # threads that detect faces
 BAND = (0.1, 0.9)  # quantiles of the distribution that bound the band of a reading: 80 % of the probability
+KEY = ("part", "chunk", "last")  # of the entries in the journal
 
 
 @dataclass(frozen=True)
@@ -35,32 +36,42 @@ class Plan:
     """What a run reads and how; equal plans give equal numbers.
 
     Attributes:
-        parts: lists of pictures, one batch each, and videos, in the order of the output.
-        find: (image, file, number of the video's frame or None) -> faces, see au_faces/faces.py.
-        size: side of a face crop in pixels. formats: names or `AUFormat`s. distributions: whether to keep them whole.
+        parts: groups of pictures, one batch each, and videos, in the order of the output.
+        find: (image, file, number of the video's frame or None) -> faces, see au_faces/detect.py.
+        size: side of a face crop in pixels.
+        every, fps: of a video, take one frame of `every`, or `fps` frames per second.
+        distributions: whether to store whole distributions.
     """
 
     parts: tuple[tuple[Path, ...] | Path, ...]
     find: Callable[[Image.Image, Path, int | None], list[Face]]
     size: int
-    formats: tuple
+    formats: tuple[AUFormat, ...]
     decoding: str
     batch_size: int
     every: int = 1
     fps: float | None = None
     distributions: bool = False
 
-    def frames_of(self, part: tuple[Path, ...] | Path) -> Iterator[Frame]:
-        if isinstance(part, Path):
-            return video_frames(part, self.every, self.fps)
-        return map(Frame, part)
+    def is_video(self, part: int) -> bool:
+        return isinstance(self.parts[part], Path)
 
-    def count(self, part: tuple[Path, ...] | Path) -> int:
-        return count_frames(part, self.every, self.fps) if isinstance(part, Path) else len(part)
+    def files(self) -> list[Path]:
+        return [file for part in self.parts for file in ([part] if isinstance(part, Path) else part)]
+
+    def frames(self, part: int) -> Iterator[Frame]:
+        if self.is_video(part):
+            return video_frames(self.parts[part], self.every, self.fps)
+        return map(Frame, self.parts[part])
+
+    def count(self, part: int) -> int:
+        """About how many frames the part has."""
+        files = self.parts[part]
+        return count_frames(files, self.every, self.fps) if self.is_video(part) else len(files)
 
 
 def parts_of(files: Sequence[Path], batch_size: int) -> tuple[tuple[Path, ...] | Path, ...]:
-    """Files in their order: videos one by one, the pictures between them in groups of a batch."""
+    """Files in their order: each video by itself, the pictures between videos in groups of a batch."""
     parts: list = []
     for file in files:
         if is_video(file):
@@ -72,86 +83,104 @@ def parts_of(files: Sequence[Path], batch_size: int) -> tuple[tuple[Path, ...] |
     return tuple(tuple(part) if isinstance(part, list) else part for part in parts)
 
 
-def read(model, processor, plan: Plan, keep: Path, identity: Mapping, progress: bool = True) -> None:
-    """Read everything that is planned and not yet kept. With several accelerate processes each takes a share.
+def open_journal(folder: Path, identity: Mapping) -> Journal:
+    """The journal of a run: an entry per chunk with its `part`, `chunk`, `last`, `problem` and `frames`."""
+    return Journal(folder, identity, KEY)
+
+
+def unfinished_parts(journal: Journal, plan: Plan) -> list[int]:
+    """The parts that lack a chunk."""
+    lengths = {part: chunk + 1 for part, chunk, last in journal if last}
+    chunks = {(part, chunk) for part, chunk, _ in journal}
+    return [
+        part
+        for part in range(len(plan.parts))
+        if part not in lengths or any((part, chunk) not in chunks for chunk in range(lengths[part]))
+    ]
+
+
+def read_faces(model, processor, plan: Plan, folder: Path, identity: Mapping) -> None:
+    """Read whatever is planned and not yet in the journal. Several accelerate processes each take a share.
 
     Args:
-        keep: the folder where finished chunks are kept; all processes must see the same one.
-        identity: what the numbers depend on; a folder kept for another is refused.
+        folder: of the journal; all processes must see the same one.
+        identity: what the numbers depend on; the journal of a run with another one is refused.
 
     Raises:
-        ValueError: `keep` belongs to another run.
-        OSError: `keep` cannot be written.
+        ValueError: `folder` holds another run's journal.
+        OSError: `folder` cannot be written.
     """
     state = PartialState()
-    keep.mkdir(parents=True, exist_ok=True)
-    kept = Journal(keep, identity)
-    state.wait_for_everyone()  # all have read what is kept before anyone writes
+    journal = open_journal(folder, identity)
+    state.wait_for_everyone()  # all processes have read the journal before one writes
     processes = state.num_processes
-    by_part = len(plan.parts) >= processes  # else a video is shared frame by frame, decoded by everyone
+    by_part = len(plan.parts) >= processes  # otherwise every process decodes a video and takes a share of its frames
 
-    def is_mine(part, chunk):
+    def is_mine(part: int, chunk: int) -> bool:
         return (part if by_part else part + chunk) % processes == state.process_index
 
-    open_parts = [part for part in range(len(plan.parts)) if not kept.is_complete(part)]
-    open_parts = [part for part in open_parts if not by_part or is_mine(part, 0)]
-    pool = ThreadPoolExecutor(WORKERS)
-    with (
-        _progress(progress and state.is_main_process) as bar,
-        _Writer(keep / f"process-{state.process_index:05d}.jsonl", identity) as write,
-    ):
-        total = sum(plan.count(plan.parts[part]) for part in open_parts) / (1 if by_part else processes)
+    parts = [part for part in unfinished_parts(journal, plan) if not by_part or is_mine(part, 0)]
+    chunks = (
+        (entry, frames)
+        for part in parts
+        for entry, frames in _chunks(plan, part)
+        if is_mine(part, entry["chunk"]) and tuple(entry[field] for field in KEY) not in journal
+    )
+    with progress_bar(shown=state.is_main_process) as bar, journal.writer(state.process_index) as write:
+        total = sum(map(plan.count, parts)) / (1 if by_part else processes)
         task = bar.add_task("reading faces", total=round(total))
-        try:
-            for line, frames in _prepared(plan, open_parts, kept, is_mine, pool):
+        with closing(_with_faces(plan, chunks)) as prepared:
+            for entry, frames in prepared:
                 _add_readings(model, processor, plan, frames)
                 for face in (face for frame in frames for face in frame["faces"]):
                     del face["crop"]
-                write({**line, "frames": frames})
+                write({**entry, "frames": frames})
                 bar.advance(task, len(frames))
-        finally:
-            pool.shutdown(cancel_futures=True)
     state.wait_for_everyone()
 
 
-def _prepared(plan: Plan, open_parts, kept, is_mine, pool) -> Iterator[tuple[dict, list[dict]]]:
-    """Own unfinished chunks with their faces cropped, a few ahead of the model: (key of the line, frames)."""
-    waiting = deque()
-    for part in open_parts:
-        for chunk, (frames, last, problem) in enumerate(_grouped(plan.frames_of(plan.parts[part]), plan.batch_size)):
-            if not is_mine(part, chunk) or (part, chunk) in kept.places:
-                continue
-            line = {"part": part, "chunk": chunk, "last": last, "problem": problem}
-            waiting.append((line, [pool.submit(_faces_of, plan, frame) for frame in frames]))
-            if len(waiting) > AHEAD:
-                line, futures = waiting.popleft()
-                yield line, [future.result() for future in futures]
-    for line, futures in waiting:
-        yield line, [future.result() for future in futures]
+def _chunks(plan: Plan, part: int) -> Iterator[tuple[dict, list[Frame]]]:
+    """The chunks of a part, each with the head of its entry in the journal."""
 
+    def entry(last: bool, problem: str | None = None) -> dict:
+        return {"part": part, "chunk": chunk, "last": last, "problem": problem}
 
-def _grouped(frames: Iterator[Frame], size: int) -> Iterator[tuple[list[Frame], bool, str | None]]:
-    """Chunks of `size` frames, whether it is the last, and what is wrong with the video."""
-    chunk, problem = [], None
+    chunk, frames, problem = 0, [], None
     try:
-        for frame in frames:
-            if len(chunk) == size:
-                yield chunk, False, None
-                chunk = []
-            chunk.append(frame)
+        for frame in plan.frames(part):
+            if len(frames) == plan.batch_size:
+                yield entry(last=False), frames
+                chunk, frames = chunk + 1, []
+            frames.append(frame)
     except DamagedVideo as error:
         problem = str(error)
-    yield chunk, True, problem
+    yield entry(last=True, problem=problem), frames
 
 
-def _faces_of(plan: Plan, frame: Frame) -> dict:
-    """A frame as it is kept, but for what the model reads."""
-    kept = {"file": str(frame.file), "frame": frame.number, "time": round(frame.time, 4), "faces": [], "problem": None}
+def _with_faces(plan: Plan, chunks: Iterator[tuple[dict, list[Frame]]]) -> Iterator[tuple[dict, list[dict]]]:
+    """Chunks with their faces detected and cropped, a few chunks ahead of the model."""
+    pool = ThreadPoolExecutor(WORKERS)
+    waiting = deque()
+    try:
+        for entry, frames in chunks:
+            waiting.append((entry, [pool.submit(_detected, plan, frame) for frame in frames]))
+            if len(waiting) > AHEAD:
+                entry, futures = waiting.popleft()
+                yield entry, [future.result() for future in futures]
+        for entry, futures in waiting:
+            yield entry, [future.result() for future in futures]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _detected(plan: Plan, frame: Frame) -> dict:
+    """A frame as the journal holds it, before the model reads it; each face has its `crop` besides."""
+    entry = {"file": str(frame.file), "frame": frame.number, "time": round(frame.time, 4), "faces": [], "problem": None}
     try:
         image = load_face_image(frame.file) if frame.image is None else frame.image
         for face in plan.find(image, frame.file, None if frame.image is None else frame.number):
             crop = image if face.eyes is None else crop_face(image, face.eyes, plan.size)
-            kept["faces"].append(
+            entry["faces"].append(
                 {
                     "eyes": None if face.eyes is None else np.round(face.eyes, 2).tolist(),
                     "box": np.round(face.box, 2).tolist(),
@@ -162,32 +191,32 @@ def _faces_of(plan: Plan, frame: Frame) -> dict:
                 }
             )
     except (ValueError, OSError) as error:
-        kept["problem"] = str(error)
-    return kept
-
-
-def read_frame(model, processor, plan: Plan, frame: Frame) -> dict:
-    """One picture and what is read of it, as it is kept; every face has its `crop` besides."""
-    kept = _faces_of(plan, frame)
-    _add_readings(model, processor, plan, [kept])
-    return kept
+        entry["problem"] = str(error)
+    return entry
 
 
 def _add_readings(model, processor, plan: Plan, frames: Sequence[dict]) -> None:
-    """Put beside the faces of `frames` what the model reads off their crops, in one batch."""
+    """Let the model read the faces of `frames` in one batch, and add the answers to them."""
     faces = [face for frame in frames for face in frame["faces"]]
     if faces:
         crops = [face["crop"] for face in faces]
-        words = {"formats": plan.formats, "decoding": plan.decoding, "batch_size": plan.batch_size}
-        for face, result in zip(faces, model.recognize(processor, crops, **words), strict=True):
+        options = {"formats": plan.formats, "decoding": plan.decoding, "batch_size": plan.batch_size}
+        for face, result in zip(faces, model.recognize(processor, crops, **options), strict=True):
             face |= reading_of(result, plan.distributions)
+
+
+def read_frame(model, processor, plan: Plan, frame: Frame) -> dict:
+    """One picture as the journal holds it; each face has its `crop` besides."""
+    entry = _detected(plan, frame)
+    _add_readings(model, processor, plan, [entry])
+    return entry
 
 
 def read_picture(model, processor, plan: Plan, path: Path) -> dict:
     """The answers for the largest face of one picture, as `reading_of` gives them.
 
     Raises:
-        ValueError: it cannot be read, or shows no face.
+        ValueError: the picture cannot be read, or shows no face.
     """
     frame = read_frame(model, processor, plan, Frame(path))
     if frame["problem"] or not frame["faces"]:
@@ -196,11 +225,12 @@ def read_picture(model, processor, plan: Plan, path: Path) -> dict:
 
 
 def reading_of(result, distributions: bool = False) -> dict:
-    """An `AUResult` as it is kept: per format lists in the order of its labels."""
+    """An `AUResult` as the journal holds it: `answers` (per format lists in the order of its labels), `contradictions`
+    and `problems`."""
     answers = {}
     for name, answer in result.items():
         readings = list(answer.values())
-        kept = {
+        lists = {
             key: [_rounded(getattr(reading, key)) for reading in readings]
             for key in ("value", "expected", "probability", "present")
         }
@@ -208,120 +238,13 @@ def reading_of(result, distributions: bool = False) -> dict:
             shares = np.array([reading.distribution for reading in readings])  # (AUs, values)
             numbers = np.array(answer.format.value_numbers)
             for key, quantile in zip(("low", "high"), BAND, strict=True):
-                kept[key] = numbers[(shares.cumsum(axis=1) >= quantile - 1e-6).argmax(axis=1)].tolist()
+                lists[key] = numbers[(shares.cumsum(axis=1) >= quantile - 1e-6).argmax(axis=1)].tolist()
             if distributions:
-                kept["distribution"] = shares.round(4).tolist()
-        answers[name] = kept
+                lists["distribution"] = shares.round(4).tolist()
+        answers[name] = lists
     problems = [problem for answer in result.values() for problem in answer.problems]
-    return {"answers": answers, "contradictions": [str(each) for each in result.contradictions], "problems": problems}
+    return {"answers": answers, "contradictions": list(map(str, result.contradictions)), "problems": problems}
 
 
 def _rounded(value):
     return round(value, 4) if isinstance(value, float) else value
-
-
-class Journal:
-    """What is kept of a run, in the order of its plan. A line that a kill cut off is left out.
-
-    Iterating gives one dict per chunk: `part`, `chunk`, `last`, `problem` and its `frames`.
-
-    Raises:
-        ValueError: the folder belongs to another run.
-    """
-
-    def __init__(self, keep: Path, identity: Mapping):
-        self.places: dict[tuple[int, int], tuple[Path, int]] = {}
-        self.lengths: dict[int, int] = {}  # part -> chunks, once its end is known
-        identity = json.loads(json.dumps(identity))
-        for path in sorted(keep.glob("process-*.jsonl")):
-            with path.open("rb") as file:
-                first = file.readline()
-                if not first.endswith(b"\n"):
-                    continue
-                before = json.loads(first)["identity"]
-                if before != identity:
-                    differing = ", ".join(key for key in identity if before.get(key) != identity[key])
-                    raise ValueError(
-                        f"{keep} holds what another run has read (other {differing}): repeat that command, choose "
-                        "another --out, or delete the folder."
-                    )
-                place = file.tell()
-                while (line := file.readline()).endswith(b"\n"):
-                    read = json.loads(line)
-                    self.places[read["part"], read["chunk"]] = (path, place)
-                    if read["last"]:
-                        self.lengths[read["part"]] = read["chunk"] + 1
-                    place = file.tell()
-
-    def is_complete(self, part: int) -> bool:
-        return part in self.lengths and all((part, chunk) in self.places for chunk in range(self.lengths[part]))
-
-    def __iter__(self) -> Iterator[dict]:
-        for key in sorted(self.places):
-            path, place = self.places[key]
-            with path.open("rb") as file:
-                file.seek(place)
-                yield json.loads(file.readline())
-
-
-def face_ids(journal: Journal, plan: Plan) -> dict[tuple[int, int], list[list[int]]]:
-    """(part, chunk) -> per frame the `face_id` of its faces: their order in a picture, `follow`ed in a video."""
-    ids, videos = {}, {}
-    for line in journal:
-        key = (line["part"], line["chunk"])
-        if isinstance(plan.parts[line["part"]], Path):
-            frames = [
-                (
-                    frame["time"],
-                    [
-                        (face["box"], np.frombuffer(base64.b64decode(face["look"]), np.uint8), face["face_id"])
-                        for face in frame["faces"]
-                    ],
-                )
-                for frame in line["frames"]
-            ]
-            videos.setdefault(line["part"], []).append((key, frames))
-        else:
-            ids[key] = [
-                [number if face["face_id"] is None else face["face_id"] for number, face in enumerate(frame["faces"])]
-                for frame in line["frames"]
-            ]
-    for chunks in videos.values():
-        followed = iter(follow([frame for _, frames in chunks for frame in frames]))
-        ids |= {key: [next(followed) for _ in frames] for key, frames in chunks}
-    return ids
-
-
-class _Writer:
-    """Appends lines to this process's file, each whole or, if a kill or a full disk cuts it off, to be left out."""
-
-    def __init__(self, path: Path, identity: Mapping):
-        self.path, self.identity = path, identity
-
-    def __enter__(self):
-        if self.path.exists():  # take away a line that was cut off
-            content = self.path.read_bytes()
-            if not content.endswith(b"\n"):
-                with self.path.open("r+b") as file:
-                    file.truncate(content.rfind(b"\n") + 1)
-        self.file = self.path.open("ab")
-        if self.file.tell() == 0:
-            self({"identity": self.identity})
-        return self
-
-    def __call__(self, line: Mapping) -> None:
-        self.file.write(json.dumps(line).encode() + b"\n")
-        self.file.flush()
-
-    def __exit__(self, *_):
-        self.file.close()
-
-
-class _Rate(ProgressColumn):
-    def render(self, task) -> Text:
-        return Text(f"{task.completed / task.elapsed:.1f} images/s" if task.elapsed else "")
-
-
-def _progress(shown: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), disable=not shown)

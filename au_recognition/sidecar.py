@@ -1,4 +1,4 @@
-"""Where a table comes from: the sidecar beside it, and what a kept run must agree with to be gone on with."""
+"""Where a table comes from: the sidecar beside it, and what a journal must agree with to be continued."""
 
 import hashlib
 import importlib.metadata
@@ -7,9 +7,8 @@ import platform
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 
-from au_llava.au_faces.faces import EYE_DISTANCE, EYE_HEIGHT
+from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT
 from au_llava.au_recognition.runner import BAND, Plan
 from au_llava.au_runs.provenance import code_commit, weights_sha256
 
@@ -17,11 +16,14 @@ PACKAGES = ("au-llava", "torch", "transformers", "pillow", "numpy", "opencv-pyth
 
 
 def checkpoint_identity(name: str, model) -> dict:
-    """What the weights are: the Hub's commit, or the content hashes of a folder's weight files."""
+    """Which checkpoint a model is: content hashes of the weight files, and what else its numbers depend on.
+
+    Args:
+        name: the folder or Hub id that `model` was loaded from.
+    """
     return {
         "name": name,
-        "commit": getattr(model.config, "_commit_hash", None),
-        "weights_sha256": weights_sha256(name) if Path(name).is_dir() else {},
+        "weights_sha256": weights_sha256(name),
         "calibration": model.config.calibration,
         "mirror_images": model.config.mirror_images,
     }
@@ -29,8 +31,7 @@ def checkpoint_identity(name: str, model) -> dict:
 
 def plan_identity(plan: Plan, checkpoint: Mapping, detector: Mapping) -> dict:
     """Everything that the numbers depend on."""
-    files = [path for part in plan.parts for path in ([part] if isinstance(part, Path) else part)]
-    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in plan.files()]
     return {
         "checkpoint": checkpoint,
         "decoding": plan.decoding,
@@ -44,11 +45,17 @@ def plan_identity(plan: Plan, checkpoint: Mapping, detector: Mapping) -> dict:
     }
 
 
-def sidecar(identity: Mapping, neutral: str | None, counts: Mapping, problems: Mapping, device: str) -> dict:
-    """What the sidecar says.
+def sidecar(
+    identity: Mapping, neutral: str | None, counts: Mapping, problems: Mapping, left_out: Mapping, device: str
+) -> dict:
+    """The content of the sidecar.
 
     Args:
-        counts: files, faces, and so on. problems: file -> what is wrong with it.
+        identity: of the run, see `plan_identity`.
+        neutral: the option.
+        counts: of files, faces and frames without a face.
+        problems: file -> what is wrong with it.
+        left_out: what the folders hold besides pictures and videos, counted by suffix.
     """
     return {
         "schema_version": 1,
@@ -64,6 +71,7 @@ def sidecar(identity: Mapping, neutral: str | None, counts: Mapping, problems: M
         "device": device,
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
+        "left_out": dict(left_out),
     }
 
 

@@ -1,4 +1,4 @@
-"""What a person wants to see on the terminal: per face, the AUs found and how strong or how often."""
+"""The summary on the terminal: per face, the AUs that are present and how strong, or how often, they are."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ MOST_ROWS = 30
 
 
 class Summary:
-    """Adds up faces as they are written; `faces` and `frames_without` count them."""
+    """Adds up faces as they are written; `faces` and `frames_without` count faces and frames without one."""
 
     def __init__(self, formats: Sequence[AUFormat]):
         self.formats = formats
@@ -31,14 +31,14 @@ class Summary:
         person = self.people.setdefault((face["file"], face["face_id"]), empty)
         person["frames"] += 1
         for fmt in self.formats:
-            read = face["answers"][fmt.name]
-            for sums, present, strength in zip(person[fmt.name], read["present"], read[measure(fmt)], strict=True):
+            answer = face["answers"][fmt.name]
+            for sums, present, strength in zip(person[fmt.name], answer["present"], answer[measure(fmt)], strict=True):
                 sums[0] += bool(present)
                 sums[1] += strength if present and strength is not None else 0
-            person["unread"] += sum(value is None for value in read["value"])
+            person["unread"] += sum(value is None for value in answer["value"])
 
     def table(self) -> Table:
-        """A row per face of a picture, or per person of a video: then the share of frames in which an AU is present."""
+        """A row per face of a picture or person of a video; for a video, how many of the frames show each AU."""
         table = Table(title="Action units", title_justify="left", show_lines=True)
         table.add_column("face")
         for fmt in self.formats:
@@ -55,14 +55,14 @@ class Summary:
         return table
 
     def _cell(self, fmt: AUFormat, person: dict, frames: int) -> str:
-        found = []
+        cells = []
         for label, (present, strength) in zip(fmt.labels, person[fmt.name], strict=True):
             if present and frames > 1:
-                found.append((present / frames, f"{label} {present / frames:.0%}"))
+                cells.append((present / frames, f"{label} {present / frames:.0%}"))
             elif present:
                 text = {"occurrence": f"{strength:.0%}", "intensity": f"{strength:.1f}"}.get(
                     fmt.scale, f"{strength:.2f}"
                 )
-                found.append((0, f"{label}={text}"))
-        text = ", ".join(words for _, words in sorted(found, key=lambda pair: -pair[0])) or "none"
+                cells.append((0, f"{label}={text}"))
+        text = ", ".join(words for _, words in sorted(cells, key=lambda pair: -pair[0])) or "none"
         return text + (f"  ({person['unread']} unread)" if person["unread"] and fmt is self.formats[-1] else "")

@@ -1,23 +1,20 @@
-"""The tables: one row per face, as CSV, Parquet or JSON Lines; the change against a person's neutral face.
+"""The tables: one row per face, as CSV, Parquet or JSON Lines.
 
-Columns carry OpenFace's names where OpenFace has them (`frame`, `face_id`, `timestamp`, `confidence`, `success`,
-`AU12_c`, `AU12_r`) and py-feat's for the box of the face, whose readers find them under these names.
-A file's name that is no UTF-8 is escaped (au_runs/names.py).
+Columns have OpenFace's names where OpenFace has such a column (`frame`, `face_id`, `timestamp`, `confidence`,
+`success`, `AU12_c`, `AU12_r`) and py-feat's for the box of the face, so that readers of those tables find them.
+A file name that is not UTF-8 is escaped (au_runs/names.py).
 """
 
 import csv
 import json
-import os
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-import numpy as np
-
 from au_llava.action_units import AUFormat
-from au_llava.au_recognition.runner import Journal, Plan
+from au_llava.au_runs.files import replacing
 from au_llava.au_runs.names import escaped
 
 BOX = ("FaceRectX", "FaceRectY", "FaceRectWidth", "FaceRectHeight")
@@ -25,11 +22,17 @@ EYES = ("eye_right_x", "eye_right_y", "eye_left_x", "eye_left_y")
 INTEGERS = ("frame", "face_id", "success")
 FACE_COLUMNS = ("file", "frame", "face_id", "timestamp", "confidence", "success", *BOX, "FaceScore", *EYES)
 SUFFIXES = (".csv", ".parquet", ".jsonl")
+ROWS_AT_ONCE = 2000  # that are written to a Parquet file together
 
 
 def openface_label(label: str) -> str:
     """AU1 -> AU01, AU43L -> AU43L: two digits, as OpenFace writes them."""
     return re.sub(r"\d+", lambda digits: f"{int(digits[0]):02d}", label, count=1)
+
+
+def finest(formats: Sequence[AUFormat]) -> AUFormat:
+    """The format with the most values."""
+    return max(formats, key=lambda fmt: len(fmt.value_numbers))
 
 
 def measure(fmt: AUFormat) -> str:
@@ -38,121 +41,58 @@ def measure(fmt: AUFormat) -> str:
 
 
 def heading(fmt: AUFormat) -> str:
-    """What `measure` is, in words."""
+    """`measure` in words."""
     kinds = {"occurrence": "probability of presence", "intensity": "expected intensity, 0 to 5"}
     return kinds.get(fmt.scale, "expected strength, 0 to 1")
 
 
 def au_columns(formats: Sequence[AUFormat], change: bool = False) -> dict[str, tuple[str, int, str]]:
-    """Column -> (format, number of the AU, what of it is written).
+    """The columns of AUs: name -> (format, number of the AU in it, which of its numbers).
 
     Occurrence: `AU01_c` (0 or 1) and `AU01_p` (probability of presence, 0 to 1); intensity: `AU01_r` (mean of the
-    distribution, 0 to 5); continuous: `AU43L` (mean, 0 to 1). Where two formats would write the same column, both are
-    prefixed by the format's name.
+    distribution, 0 to 5); continuous: `AU43L` (mean, 0 to 1). If two formats have a column of the same name, both are
+    prefixed with the format's name.
 
     Args:
-        change: add `AU01_p_change`, `AU01_r_change` and `AU43L_change`, see `changes`.
+        change: also have `AU01_p_change`, `AU01_r_change` and `AU43L_change`, see neutral.py.
     """
-    of_format = {fmt.name: {} for fmt in formats}
+    by_format = {fmt.name: {} for fmt in formats}
     for fmt in formats:
         ending = {"occurrence": "_p", "intensity": "_r"}.get(fmt.scale, "")
         for number, label in enumerate(fmt.labels):
-            name, columns = openface_label(label), of_format[fmt.name]
+            name, columns = openface_label(label), by_format[fmt.name]
             if fmt.scale == "occurrence":
                 columns[f"{name}_c"] = (fmt.name, number, "value")
             columns[f"{name}{ending}"] = (fmt.name, number, measure(fmt))
             if change:
                 columns[f"{name}{ending}_change"] = (fmt.name, number, "change")
-    count = Counter(column for columns in of_format.values() for column in columns)
+    count = Counter(column for columns in by_format.values() for column in columns)
     return {
-        f"{name}.{column}" if count[column] > 1 else column: what
-        for name, columns in of_format.items()
-        for column, what in columns.items()
+        f"{name}.{column}" if count[column] > 1 else column: source
+        for name, columns in by_format.items()
+        for column, source in columns.items()
     }
 
 
-def faces_read(journal: Journal, plan: Plan, ids: Mapping) -> Iterator[dict]:
-    """One dict per face: `file`, `frame`, `time`, `face_id` and what reading.py keeps of it, in the plan's order.
-
-    A frame of a video without a face gives one too, its `face_id` None: the time axis stays whole. A picture without a
-    face gives none.
-
-    Args:
-        ids: what `face_ids` gives.
-    """
-    for line in journal:
-        is_video = isinstance(plan.parts[line["part"]], Path)
-        for frame, numbers in zip(line["frames"], ids[line["part"], line["chunk"]], strict=True):
-            where = {"file": frame["file"], "frame": frame["frame"], "time": frame["time"]}
-            for face, number in sorted(zip(frame["faces"], numbers, strict=True), key=lambda pair: pair[1]):
-                yield {**where, **face, "face_id": number}
-            if is_video and not frame["faces"]:
-                yield {**where, "face_id": None}
-
-
-class Neutral:
-    """The neutral face of every person, and the change against it.
-
-    change = measure - neutral measure, where the measure is the expected strength (intensity, continuous) or the
-    probability of presence (occurrence), and the neutral measure is, AU by AU,
-
-    - "median": its median over all frames of the person (`face_id`) in the video. As OpenFace does with its dynamic
-      models, this takes a face to be at rest most of the time;
-    - a number: its value in that frame of the video, unknown where the person is not in that frame;
-    - the answers of a neutral picture: its value there, for everyone.
-
-    It is not clipped: below zero, an AU is weaker than at rest.
-
-    Args:
-        faces: what `faces_read` gives. neutral: as above.
-    """
-
-    def __init__(self, faces: Iterable[dict], formats: Sequence[AUFormat], neutral: str | int | Mapping):
-        self.formats = formats
-        self.everyone = self._measures(neutral) if isinstance(neutral, Mapping) else {}
-        of_person = defaultdict(list)
-        if not self.everyone:
-            for face in faces:
-                if face["face_id"] is not None and neutral in ("median", face["frame"]):
-                    of_person[face["file"], face["face_id"]].append(self._measures(face["answers"]))
-        self.of_person = {
-            person: {fmt.name: np.median([each[fmt.name] for each in read], axis=0) for fmt in formats}
-            for person, read in of_person.items()
-        }
-
-    def add_change(self, face: dict) -> None:
-        """Put a list `change` beside the other readings of a face; None where it is unknown."""
-        if face["face_id"] is None:
-            return
-        rest = self.of_person.get((face["file"], face["face_id"]), self.everyone)
-        for name, read in self._measures(face["answers"]).items():
-            change = read - rest.get(name, np.nan)
-            face["answers"][name]["change"] = [None if np.isnan(each) else round(float(each), 4) for each in change]
-
-    def _measures(self, answers: Mapping) -> dict[str, np.ndarray]:
-        """Format -> (AUs,), NaN where unread."""
-        return {fmt.name: np.array(answers[fmt.name][measure(fmt)], float) for fmt in self.formats}
-
-
 @contextmanager
-def open_table(path: Path, formats: Sequence[AUFormat], change: bool = False):
-    """A function that writes one face; the file appears when all are written, or not at all.
+def open_table(path: Path, formats: Sequence[AUFormat], change: bool = False) -> Iterator[Callable[[Mapping], None]]:
+    """A function that writes one face, as `Readings` gives it; the file appears when all are written, or not at all.
 
     Args:
-        path: its suffix, .csv, .parquet or .jsonl, says what is written.
+        path: its suffix (.csv, .parquet or .jsonl) decides the format.
+        change: whether faces hold the change against the neutral face.
 
     Raises:
         OSError: no permission, or no space left.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    columns = au_columns(formats, change)
-    kind = {".csv": _csv, ".parquet": _parquet, ".jsonl": _json_lines}[path.suffix.lower()]
-    try:
-        with kind(unfinished, formats if kind is _json_lines else columns) as write:
-            yield write
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(path) as unfinished, _writer(path.suffix.lower(), unfinished, formats, change) as write:
+        yield write
+
+
+def _writer(suffix: str, path: Path, formats: Sequence[AUFormat], change: bool) -> AbstractContextManager:
+    if suffix == ".jsonl":
+        return _json_lines(path, formats)
+    return {".csv": _csv, ".parquet": _parquet}[suffix](path, au_columns(formats, change))
 
 
 def _row(face: Mapping, columns: Mapping[str, tuple[str, int, str]]) -> dict:
@@ -163,7 +103,7 @@ def _row(face: Mapping, columns: Mapping[str, tuple[str, int, str]]) -> dict:
     eyes = (None,) * 4 if face["eyes"] is None else [number for eye in face["eyes"] for number in eye]
     row |= {"confidence": face["confidence"], "success": 1, **dict(zip(BOX, face["box"], strict=True))}
     row |= {"FaceScore": face["confidence"], **dict(zip(EYES, eyes, strict=True))}
-    return row | {column: face["answers"][name][what][number] for column, (name, number, what) in columns.items()}
+    return row | {column: face["answers"][name][kind][number] for column, (name, number, kind) in columns.items()}
 
 
 @contextmanager
@@ -184,20 +124,23 @@ def _parquet(path: Path, columns):
     rows = []
     with ParquetWriter(path, schema) as writer:
 
-        def write(face, most=2000):
-            if face is not None:
-                rows.append(_row(face, columns))
-            if len(rows) >= most:
-                writer.write_table(pyarrow.Table.from_pylist(rows, schema))
-                rows.clear()
+        def flush():
+            writer.write_table(pyarrow.Table.from_pylist(rows, schema))
+            rows.clear()
+
+        def write(face):
+            rows.append(_row(face, columns))
+            if len(rows) >= ROWS_AT_ONCE:
+                flush()
 
         yield write
-        write(None, most=1)
+        if rows:
+            flush()
 
 
 @contextmanager
 def _json_lines(path: Path, formats):
-    """Everything that was read: per format and AU a dict of what reading.py keeps."""
+    """Everything that was read: per format and AU a dict of its numbers."""
     with path.open("w", encoding="utf-8") as file:
 
         def write(face):
@@ -205,7 +148,7 @@ def _json_lines(path: Path, formats):
             if face["face_id"] is not None:
                 row["answers"] = {
                     fmt.name: {
-                        label: {what: values[number] for what, values in face["answers"][fmt.name].items()}
+                        label: {kind: values[number] for kind, values in face["answers"][fmt.name].items()}
                         for number, label in enumerate(fmt.labels)
                     }
                     for fmt in formats

@@ -1,28 +1,25 @@
-"""The action units of a video over time: a heat map of all, and curves of some with the band that holds 80 %."""
+"""Figures of action units over time: a heat map of all, and curves of some with the band that holds 80 %."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 from au_llava.action_units import AUFormat
 from au_llava.au_faces.media import is_video
-from au_llava.au_recognition.runner import Plan
+from au_llava.au_recognition.readings import Readings
 from au_llava.au_recognition.tables import heading, measure
 from au_llava.au_runs.folders import short_names
 from au_llava.au_runs.names import escaped
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 CURVES = 4
-LINE, BAND_COLOUR = "#0b3c68", "#9cc3e6"
+LINE_COLOR, BAND_COLOR = "#0b3c68", "#9cc3e6"
 DPI = 160
 
 
 class Track:
-    """What was read of one person: `times` (T,) seconds and, per format and kind of reading, (T, AUs) arrays."""
+    """The readings of one person: the `times` (T,) in seconds, and (T, AUs) numbers per format and kind of number."""
 
     def __init__(self):
         self.times: list[float] = []
@@ -31,34 +28,35 @@ class Track:
     def add(self, face: dict, formats: Sequence[AUFormat]) -> None:
         self.times.append(face["time"])
         for fmt in formats:
-            read = face["answers"][fmt.name]
+            answer = face["answers"][fmt.name]
             for kind in (measure(fmt), "low", "high"):
-                self.rows.setdefault((fmt.name, kind), []).append(read.get(kind, [None] * len(fmt.labels)))
+                self.rows.setdefault((fmt.name, kind), []).append(answer.get(kind, [None] * len(fmt.labels)))
 
-    def of(self, fmt: AUFormat, kind: str, times: np.ndarray) -> np.ndarray:
-        """(times, AUs), NaN where the person was not seen."""
+    def values(self, fmt: AUFormat, kind: str, times: np.ndarray) -> np.ndarray:
+        """(times, AUs), NaN where the person is not in the frame."""
         values = np.full((len(times), len(fmt.labels)), np.nan)
         values[np.searchsorted(times, self.times)] = np.array(self.rows[fmt.name, kind], float)
         return values
 
 
-def save_timelines(path: Path, faces: Iterable[dict], plan: Plan, curves: Sequence[str] | None) -> list[Path]:
-    """A picture per person and video: `path` itself if there is one, else `NAME-VIDEO-faceID` beside it.
+def save_timelines(path: Path, readings: Readings, curves: Sequence[str] | None) -> list[Path]:
+    """Write a figure per person and video: `path` itself if there is only one, else `NAME-VIDEO-faceID` beside it.
 
-    Videos of one name are told apart by their suffixes, and by the folders before them.
+    Videos of the same name are told apart by their suffixes and by the folders they lie in.
 
     Args:
         curves: labels of the AUs drawn as curves; by default the `CURVES` that move most.
 
     Returns:
-        the files that were written.
+        the files written.
     """
     tracks, times = {}, {}
-    for face in faces:
+    formats = readings.plan.formats
+    for face in readings:
         if is_video(Path(face["file"])):
             times.setdefault(face["file"], set()).add(face["time"])
             if face["face_id"] is not None:
-                tracks.setdefault((face["file"], face["face_id"]), Track()).add(face, plan.formats)
+                tracks.setdefault((face["file"], face["face_id"]), Track()).add(face, formats)
     written = []
     names = short_names([Path(file) for file, _ in tracks])
     for (file, number), track in tracks.items():
@@ -67,36 +65,33 @@ def save_timelines(path: Path, faces: Iterable[dict], plan: Plan, curves: Sequen
         while name in written:  # a/b.mp4 beside a-b.mp4
             name = name.with_stem(f"{name.stem}-{shown.suffix[1:]}")
         title = f"{escaped(str(shown))}, face {number}"
-        figure = draw_timeline(track, np.array(sorted(times[file])), plan.formats, curves, title)
-        figure.savefig(name, dpi=DPI)
-        plt.close(figure)
+        draw_timeline(track, np.array(sorted(times[file])), formats, curves, title).savefig(name, dpi=DPI)
         written.append(name)
     return written
 
 
 def _plain(shown: Path, names: Mapping[Path, Path]) -> str:
-    """The name of a video as a part of another file's name: without its suffix, where that tells it apart."""
+    """A video's name as a part of another file's name: without its suffix, if it is still unique then."""
     stems = [name.with_suffix("") for name in names.values()]
     shown = shown.with_suffix("") if stems.count(shown.with_suffix("")) == 1 else shown
     return "-".join(part for part in shown.parts if part != shown.anchor)
 
 
-def draw_timeline(track: Track, times: np.ndarray, formats: Sequence[AUFormat], curves, title: str):
-    """A figure: heat maps of every format above, a curve per chosen AU below.
+def draw_timeline(track: Track, times: np.ndarray, formats: Sequence[AUFormat], curves, title: str) -> Figure:
+    """A figure with a heat map per format above and a curve per chosen AU below.
 
     Args:
-        times: (T,) of all frames that were read, also those without this person.
+        times: (T,) of all frames that were read, with or without this person.
     """
     chosen = chosen_curves(track, times, formats, curves)
     heights = [0.16 * len(fmt.labels) + 0.15 for fmt in formats] + [0.75] * len(chosen)
-    figure, axes = plt.subplots(
-        len(heights), 1, figsize=(8, sum(heights) + 1.2), height_ratios=heights, sharex=True, layout="constrained"
-    )
+    figure = Figure(figsize=(8, sum(heights) + 1.2), layout="constrained")
+    axes = figure.subplots(len(heights), 1, height_ratios=heights, sharex=True)
     step = np.median(np.diff(times)) if len(times) > 1 else 1.0
     edges = np.concatenate([[times[0] - step / 2], (times[1:] + times[:-1]) / 2, [times[-1] + step / 2]])
     for axis, fmt in zip(axes, formats, strict=False):
-        values = track.of(fmt, measure(fmt), times).T / fmt.value_numbers[-1]
-        axis.set_facecolor("0.8")  # where the person was not seen
+        values = track.values(fmt, measure(fmt), times).T / fmt.value_numbers[-1]
+        axis.set_facecolor("0.8")  # where the person is not in the frame
         mesh = axis.pcolormesh(
             edges, range(len(fmt.labels) + 1), values, cmap="YlGnBu", vmin=0, vmax=1, rasterized=True
         )
@@ -108,9 +103,9 @@ def draw_timeline(track: Track, times: np.ndarray, formats: Sequence[AUFormat], 
     bar.ax.tick_params(labelsize=6)
     for axis, (fmt, label) in zip(axes[len(formats) :], chosen, strict=True):
         column = fmt.labels.index(label)
-        low, middle, high = (track.of(fmt, kind, times)[:, column] for kind in ("low", measure(fmt), "high"))
-        axis.fill_between(times, low, high, color=BAND_COLOUR, linewidth=0)
-        axis.plot(times, middle, color=LINE, linewidth=1.2)
+        low, middle, high = (track.values(fmt, kind, times)[:, column] for kind in ("low", measure(fmt), "high"))
+        axis.fill_between(times, low, high, color=BAND_COLOR, linewidth=0)
+        axis.plot(times, middle, color=LINE_COLOR, linewidth=1.2)
         axis.set_ylim(0, fmt.value_numbers[-1])
         axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
         axis.tick_params(labelsize=6)
@@ -119,17 +114,17 @@ def draw_timeline(track: Track, times: np.ndarray, formats: Sequence[AUFormat], 
         axes[len(formats)].set_title("dark: expected value; light: 80 % of the probability", fontsize=8, loc="left")
     axes[-1].set_xlabel("seconds", fontsize=8)
     axes[-1].tick_params(axis="x", labelsize=7)
-    unseen = "; grey: not seen" if len(track.times) < len(times) else ""
+    unseen = "; gray: not seen" if len(track.times) < len(times) else ""
     figure.suptitle(title + unseen, fontsize=9, parse_math=False)
     return figure
 
 
 def chosen_curves(track: Track, times: np.ndarray, formats: Sequence[AUFormat], curves) -> list[tuple[AUFormat, str]]:
-    """(format, label) of each curve: of a scale with a band where there is one."""
+    """(format, label) of each curve, from a format whose readings have a band if there is one."""
     order = sorted(formats, key=lambda fmt: ("intensity", "continuous", "occurrence").index(fmt.scale))
     if curves:
         return [next((fmt, label) for fmt in order if label in fmt.labels) for label in curves]
     fmt = order[0]
-    low, high = np.nanpercentile(track.of(fmt, measure(fmt), times), [5, 95], axis=0)
+    low, high = np.nanpercentile(track.values(fmt, measure(fmt), times), [5, 95], axis=0)
     most = np.argsort(low - high, kind="stable")[:CURVES]
     return [(fmt, fmt.labels[number]) for number in sorted(most)]

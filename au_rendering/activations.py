@@ -1,9 +1,9 @@
-"""Which action units (AUs) a rendered face shows, how strongly, and what each format's label for that is.
+"""Draws the action units (AUs) that a rendered face shows and their strengths, and gives their labels in each format.
 
 Strengths are sided, each 0 or in [0.20, 1.00] on a grid of 0.01. Unusual choices
-- What hides or undoes something else is never sampled with it (`EXCLUDES`): a label always has its visible sign.
+- AUs that hide or undo each other are never drawn together (`EXCLUDES`), so every label has a visible sign.
 - On this rig AU10, AU16 and AU26 part the lips, so AU25 is at least as strong as the strongest of them.
-- Combinations seen in life are proposed as often as single AUs, so co-occurrence is life-like without being fixed.
+- Combinations seen in life are proposed often, so that AUs co-occur as in life, but not always.
 """
 
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ import numpy as np
 from au_llava.action_units import FORMATS
 from au_llava.au_rendering.rig import SHAPES
 
-WEAKEST = 0.20  # below this a movement may not show in a small picture
+WEAKEST = 0.20  # weaker movements may not be visible in a small picture
 NAMES = tuple(dict.fromkeys(label[:-1] if label[-1] in "LR" else label for label in SHAPES))  # AD30 has its own rule
-# Chances of being proposed alone: what many others exclude is proposed more often, what nothing excludes less.
+# Probabilities of being proposed alone: higher for AUs that many others exclude, lower for those that none excludes.
 _RARE = {"AU10", "AU12", "AU14", "AU16", "AU18", "AU23", "AU24", "AU28T", "AU28B", "AU43", "AD34"}
 _FREQUENT = {"AU1": 0.6, "AU2": 0.6, "AU4": 0.6, "AD29": 0.7, "AD30": 0.7}
 WEIGHTS = np.array([_FREQUENT.get(name, 2.5 if name in _RARE else 1.0) for name in NAMES])
@@ -51,7 +51,7 @@ for _pairs in _EXCLUSIONS.values():
             EXCLUDES[_one] |= {_other}
             EXCLUDES[_other] |= {_one}
 
-# Life-like company, by AU number.
+# Combinations seen in life, by AU number.
 COMBINATIONS = tuple(
     tuple(f"AU{number}" for number in combination)
     for combination in (
@@ -64,7 +64,7 @@ COMBINATIONS = tuple(
 
 
 def sample_activations(rng: np.random.Generator) -> dict[str, float]:
-    """Strengths by sided label for one picture; labels at rest are left out."""
+    """Draw strengths by sided label for one picture; labels at rest are left out."""
     kind = rng.random()
     if kind < 0.08:
         target = 0
@@ -107,7 +107,7 @@ def _strength(rng: np.random.Generator) -> float:
 
 
 def _sides(strength: float, name: str, rng: np.random.Generator) -> tuple[float, float]:
-    """Left and right strengths: mostly near symmetric, sometimes of one side only."""
+    """Left and right strengths: mostly nearly symmetric, sometimes on one side only."""
     kind = rng.random()
     one_sided = 0.08 if name in ("AU6", "AU7", "AU15") else 0.20
     if kind < one_sided:
@@ -117,12 +117,12 @@ def _sides(strength: float, name: str, rng: np.random.Generator) -> tuple[float,
 
 
 def strength_of(label: str, strengths: Mapping[str, float]) -> float:
-    """Strength of a format's label: that of its side, or the stronger side where the label has none."""
+    """Strength of a format's label: that of its side, or of the stronger side if the label has none."""
     return max(strengths.get(label, 0.0), strengths.get(label + "L", 0.0), strengths.get(label + "R", 0.0))
 
 
 def label_values(strengths: Mapping[str, float], format_name: str) -> list[float]:
-    """The values a face with these strengths has in a built-in format, in its label order.
+    """The values in a format, in its label order, of a face with these strengths.
 
     Continuous: the strength. Intensity: five times the strength, half rounded up (0.20 is 1). Occurrence: above 0.
     """

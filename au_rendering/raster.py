@@ -1,7 +1,7 @@
-"""Triangles to pixels, and which vertices a lamp reaches: the geometry of the renderer. NumPy only.
+"""The renderer's geometry: which triangle each pixel shows, and how much light reaches each vertex. NumPy only.
 
-Unusual choice: visibility is a z-buffer without a loop over triangles. Every (triangle, pixel) pair of the bounding
-boxes is tested at once; those that pass challenge for their pixel in a few rounds, in place of a sort by depth.
+Unusual choice: the z-buffer does not loop over triangles. All (triangle, pixel) pairs in the bounding boxes are tested
+at once; those that pass compete for their pixel in a few rounds, which replaces sorting by depth.
 """
 
 import numpy as np
@@ -9,8 +9,8 @@ import numpy as np
 SHADOW_SIZE = 96  # pixels of the shadow map's side
 
 
-def rasterise(points: np.ndarray, nearness: np.ndarray, faces: np.ndarray, size: int):
-    """Nearest front-facing triangle at each pixel centre.
+def rasterize(points: np.ndarray, nearness: np.ndarray, faces: np.ndarray, size: int):
+    """Find the nearest front-facing triangle at each pixel center.
 
     Args:
         points: (V, 2) pixel coordinates, x right and y down.
@@ -39,7 +39,7 @@ def rasterise(points: np.ndarray, nearness: np.ndarray, faces: np.ndarray, size:
     w2x, w2y = (y[0] - y[1]) * inverse, (x[1] - x[0]) * inverse
     w1, w2 = w1x * dx + w1y * dy, w2x * dx + w2y * dy
 
-    def spread(per_triangle):  # to its candidate pixels, (P,); repeating is twice as fast as indexing
+    def spread(per_triangle):  # to candidate pixels, (P,); repeating is twice as fast as indexing
         return np.repeat(per_triangle, count)
 
     pair = spread(np.arange(len(kept), dtype=np.int32))
@@ -54,7 +54,7 @@ def rasterise(points: np.ndarray, nearness: np.ndarray, faces: np.ndarray, size:
     key = near[0].take(pair) + (near[1] - near[0]).take(pair) * weight1 + (near[2] - near[0]).take(pair) * weight2
     winner = np.full(size * size, -1, np.int32)
     challengers = np.arange(len(key), dtype=np.int32)
-    while len(challengers):  # each round a pixel keeps one of its challengers; the nearer ones come again
+    while len(challengers):  # in each round a pixel keeps one challenger, and nearer ones try again
         winner[at[challengers]] = challengers
         challengers = challengers[key[challengers] > key[winner[at[challengers]]]]
     pixels = np.flatnonzero(winner >= 0)
@@ -76,9 +76,9 @@ def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
 def light_reach(
     vertices: np.ndarray, faces: np.ndarray, direction: np.ndarray, softness: float, size: int = SHADOW_SIZE
 ) -> np.ndarray:
-    """(V,) share in [0, 1] of a distant lamp in `direction` (unit) that reaches each vertex, by a shadow map.
+    """(V,) share in [0, 1] of the light from `direction` (unit vector) that reaches each vertex, by a shadow map.
 
-    `softness` in [0, 1] widens the edge of the shadow from about one to about five hundredths of the mesh's extent.
+    `softness` in [0, 1] widens the shadow's edge from about one to about five hundredths of the mesh's extent.
     """
     side = np.cross([0.0, 1.0, 0.0] if abs(direction[1]) < 0.9 else [1.0, 0.0, 0.0], direction)
     side /= np.linalg.norm(side)
@@ -87,7 +87,7 @@ def light_reach(
     low = plane[:, :2].min(axis=0)
     at = (plane[:, :2] - low) * ((size - 1) / (plane[:, :2].max(axis=0) - low).max())
     depth = plane[:, 2]
-    pixels, triangles, weights = rasterise(at, depth, faces, size)
+    pixels, triangles, weights = rasterize(at, depth, faces, size)
     margin = 5
     padded = size + 2 * margin
     shadow_map = np.full(padded * padded, -np.inf, np.float32)

@@ -1,74 +1,36 @@
-"""The renderer: a face, an appearance and a view in, a picture in linear light out. NumPy and SciPy on the CPU.
+"""Renders a face with an appearance in a view to a picture in linear light. NumPy and SciPy on the CPU.
 
 Unusual choices
-- Light is computed at the vertices (they lie one to two pixels apart) and interpolated; colour is computed at the
-  samples (`paint.py`).
+- Light is computed at the vertices (one to two pixels apart) and interpolated; color is computed at the samples
+  (`paint.py`).
 - The picture is sampled twice in each direction and averaged in linear light.
-- The crop is aligned by the eyes, as AU pipelines do; tilt, shift and scale of the view are added afterwards.
-- Not one style but several (`SHADINGS`, and light from one lamp or from all around), so that nothing trained on the
-  pictures can rely on the look of one renderer.
+- The crop is aligned by the eyes, as in AU pipelines; tilt, shift and scale of the view are added afterward.
+- There are several styles (`SHADINGS`, and light from one lamp or from all around), so that a model trained on the
+  pictures cannot rely on the look of one renderer.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 from scipy.sparse import csr_array
 
-from au_llava.au_faces.faces import EYE_DISTANCE, EYE_HEIGHT
-from au_llava.au_rendering.paint import Appearance, background, glasses_mesh, paint_map, sample_colours, smoothstep
-from au_llava.au_rendering.raster import light_reach, rasterise, vertex_normals
+from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT
+from au_llava.au_rendering.appearance import Appearance
+from au_llava.au_rendering.masks import smoothstep
+from au_llava.au_rendering.paint import paint_map, sample_colors
+from au_llava.au_rendering.raster import light_reach, rasterize, vertex_normals
 from au_llava.au_rendering.rig import load_rig
+from au_llava.au_rendering.scene import background, glasses_mesh
+from au_llava.au_rendering.view import CLAY, View
 
 SUPERSAMPLING = 2
-# How the surface answers light: skin that light bleeds through, with gloss and cavities darker; plain Lambert; the same
-# as skin but nearly without colours, like a scan; and flat bands of brightness, like a drawing.
-SHADINGS = ("skin", "matte", "clay", "toon")
-CLAY = 0.85  # how much of the colours clay shading takes away
 TOON_STEP = 0.3  # height of a band of toon shading, in units of light
-
-
-@dataclass(frozen=True)
-class View:
-    """Camera, light and degradation of one picture.
-
-    Angles in degrees, as the subject turns: yaw to the own left, pitch upwards, roll (head tilt) to the own left.
-    """
-
-    yaw: float = 0.0
-    pitch: float = 0.0
-    roll: float = 0.0
-    distance: float = 11.0  # of the camera, in eye distances (about 6 cm)
-    shift: tuple[float, float] = (0.0, 0.0)  # of the crop, in crop widths, right and down
-    scale: float = 1.0
-    gaze: tuple[float, float] = (0.0, 0.0)  # to the subject's left and up, in [-1, 1]
-    key_azimuth: float = -35.0  # degrees to the image's right
-    key_elevation: float = 35.0
-    key_strength: float = 1.0
-    key_colour: tuple[float, float, float] = (1.0, 0.97, 0.92)
-    softness: float = 0.5  # 0 is a point with hard shadows, 1 a large soft box
-    fill: float = 0.25
-    ambient: float = 0.45
-    ambient_tint: tuple[float, float, float] = (0.95, 1.0, 1.08)
-    environment: tuple[tuple[float, float, tuple[float, float, float]], ...] = ()
-    """Broad lamps all around, each azimuth and elevation in degrees and colour; they replace fill and ambient light."""
-    shading: str = "skin"  # one of SHADINGS
-    exposure: float = 1.0
-    occluder: tuple[float, float, float, float, float] | None = None
-    """An opaque ellipse before the face: centre right and down, half axes, all in crop widths, and turn in degrees."""
-    resolution: float = 1.0  # share of the picture's pixels, along a side, that the camera resolved
-    blur: float = 0.0  # pixels of a picture of side 96
-    motion: tuple[float, float] = (0.0, 0.0)  # camera shake, right and down, in pixels of a picture of side 96
-    contrast: float = 1.0
-    saturation: float = 1.0  # 0 is grey
-    noise: float = 0.0  # standard deviation, of 255
-    jpeg_quality: int | None = None
 
 
 @cache
 def _vertex_sets() -> dict[str, np.ndarray]:
-    """Vertex numbers that are lit in their own way."""
+    """Vertex numbers of the parts that are lit in their own way."""
     rig = load_rig()
     sets = {name: rig.vertices_of(name) for name in ("eye_left", "eye_right", "tongue", "teeth")}
     sets["mouth"] = np.setdiff1d(rig.vertices_of("mouth"), rig.vertices_of("skin"))
@@ -77,7 +39,7 @@ def _vertex_sets() -> dict[str, np.ndarray]:
 
 
 def _turn_eyes(gaze: tuple[float, float]) -> np.ndarray:
-    """(V, 3) movement of eyeballs and lids that look to the subject's left and up by `gaze`."""
+    """(V, 3) movement of eyeballs and lids for a `gaze` to the subject's left and up."""
     rig = load_rig()
     to_left, upwards = gaze
     amounts = {
@@ -98,7 +60,7 @@ def _turn_eyes(gaze: tuple[float, float]) -> np.ndarray:
 
 
 def head_rotation(yaw: float, pitch: float) -> np.ndarray:
-    """(3, 3) for row vectors: a head turned by `yaw` to its own left and then `pitch` upwards, in degrees."""
+    """(3, 3) for row vectors: turn a head by `yaw` to its own left and then `pitch` upward, in degrees."""
     a, b = np.deg2rad([yaw, pitch])
     turn = np.array([[np.cos(a), 0, -np.sin(a)], [0, 1, 0], [np.sin(a), 0, np.cos(a)]])
     nod = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
@@ -118,15 +80,15 @@ def project(vertices: np.ndarray, eyes: np.ndarray, view: View, size: int):
     across = eye_points[0] - eye_points[1]
     tilt = -np.arctan2(across[1], across[0]) - np.deg2rad(view.roll)  # level the eyes, then tilt
     turn = np.array([[np.cos(tilt), np.sin(tilt)], [-np.sin(tilt), np.cos(tilt)]])
-    centre = np.array([0.5 + view.shift[0], EYE_HEIGHT + view.shift[1]]) * size
-    pixels = (flat - eye_points.mean(axis=0)) @ turn * (unit / eye_nearness.mean()) * [1, -1] + centre
-    return pixels, nearness, centre, unit
+    center = np.array([0.5 + view.shift[0], EYE_HEIGHT + view.shift[1]]) * size
+    pixels = (flat - eye_points.mean(axis=0)) @ turn * (unit / eye_nearness.mean()) * [1, -1] + center
+    return pixels, nearness, center, unit
 
 
 def _vertex_light(
     vertices: np.ndarray, normals: np.ndarray, faces: np.ndarray, oiliness: float, opening: float, view: View
 ):
-    """(V, 4) light that the rig's vertices return: diffuse RGB, to be multiplied by their colour, and mirrored."""
+    """(V, 4) light that the rig's vertices return: diffuse RGB, to be multiplied by their color, and mirrored."""
     count = len(normals)
     sets = _vertex_sets()
     occlusion = 1.0 if view.shading == "matte" else paint_map().occlusion[:, None]
@@ -137,7 +99,7 @@ def _vertex_light(
     bleeding = np.zeros(3, np.float32) if view.shading == "matte" else np.array([0.22, 0.10, 0.07], np.float32)
     wrap = bleeding + np.float32(0.25 * view.softness)
     direct = ((normals @ key.astype(np.float32))[:, None] + wrap) / (1 + wrap)
-    light = view.key_strength * np.asarray(view.key_colour, np.float32) * direct.clip(0) * lit[:, None]
+    light = view.key_strength * np.asarray(view.key_color, np.float32) * direct.clip(0) * lit[:, None]
     if view.environment:
         azimuths, elevations = np.deg2rad([lamp[:2] for lamp in view.environment]).T
         flat = np.cos(elevations)
@@ -176,17 +138,17 @@ def render(
     size: int,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One face before degradation, and where its landmarks are.
+    """Render one face, before degradation.
 
     Args:
         identity: (V, 3) neutral head in rig coordinates.
         movement: (V, 3) of the face.
-        strengths: by sided AU label, in [0, 1]: the furrows that go with the movement.
+        strengths: by sided AU label, in [0, 1], for the furrows that come with the movement.
         rng: draws the background and the grain of the beard only.
 
     Returns:
-        (size, size, 3) linear RGB, float32; (2, L, 2) places of `FaceRig.landmarks`, right and down in crop widths: of
-        the face as it is, and of the same head at rest in the same crop.
+        (size, size, 3) linear RGB, float32; and (2, L, 2) positions of `FaceRig.landmarks`, right and down in crop
+        widths, of this face and of the same head at rest in the same crop.
     """
     rig, paint = load_rig(), paint_map()
     vertices = (identity + movement + _turn_eyes(view.gaze)).astype(np.float32)
@@ -205,12 +167,12 @@ def render(
     vertices, normals, eyes = vertices @ rotation, normals @ rotation, eyes @ rotation
 
     samples = size * SUPERSAMPLING
-    points, nearness, centre, unit = project(vertices, eyes, view, samples)
+    points, nearness, center, unit = project(vertices, eyes, view, samples)
     at_rest = project(identity[rig.landmarks] @ rotation, eyes, view, samples)[0]
     landmarks = np.stack([points[rig.landmarks], at_rest]) / samples
-    pixels, triangles, weights = rasterise(points, nearness, faces, samples)
+    pixels, triangles, weights = rasterize(points, nearness, faces, samples)
     light = _vertex_light(vertices, normals, faces, look.oiliness, opening, view)
-    picture = background(size, look, centre / SUPERSAMPLING, unit / SUPERSAMPLING, rng)
+    picture = background(size, look, center / SUPERSAMPLING, unit / SUPERSAMPLING, rng)
     picture = picture.repeat(SUPERSAMPLING, axis=0).repeat(SUPERSAMPLING, axis=1).reshape(-1, 3)
 
     if look.glasses is not None:
@@ -221,10 +183,10 @@ def render(
     corners = rig.faces[triangles].ravel()
     interpolate = csr_array((weights.ravel(), corners, np.arange(0, len(corners) + 1, 3)), (len(pixels), len(identity)))
     attributes = np.ascontiguousarray((interpolate @ attributes.astype(np.float32)).T)  # (11, N)
-    colour, shine = sample_colours(look, strengths, rig.regions[triangles], attributes[:7], rng)
+    color, shine = sample_colors(look, strengths, rig.regions[triangles], attributes[:7], rng)
     if view.shading == "clay":
-        colour += CLAY * (look.clay[:, None] - colour)
-    picture[pixels] = (colour * attributes[7:10] + shine * attributes[10]).T
+        color += CLAY * (look.clay[:, None] - color)
+    picture[pixels] = (color * attributes[7:10] + shine * attributes[10]).T
     picture = picture.reshape(samples, samples, 3)
     steps = range(SUPERSAMPLING)
     total = sum(picture[row::SUPERSAMPLING, column::SUPERSAMPLING] for row in steps for column in steps)
@@ -232,10 +194,11 @@ def render(
 
 
 def draw_values(values: np.ndarray, identity: np.ndarray, movement: np.ndarray, view: View, size: int) -> np.ndarray:
-    """A picture of numbers instead of light: what lies where on a face that `render` draws.
+    """Draw a number per vertex instead of light, to see what is where in a picture by `render`.
 
     Args:
-        values: (V,) a number per vertex. identity, movement, view: as in `render`; hair and glasses are left out.
+        values: (V,) a number per vertex.
+        identity, movement, view: as in `render`; hair and glasses are left out.
 
     Returns:
         (size, size) float32, interpolated over the visible surface; 0 where there is no head.
@@ -245,7 +208,7 @@ def draw_values(values: np.ndarray, identity: np.ndarray, movement: np.ndarray, 
     vertices = (identity + movement + _turn_eyes(view.gaze)).astype(np.float32) @ rotation
     eyes = np.stack([vertices[_vertex_sets()[name]].mean(axis=0) for name in ("eye_left", "eye_right")])
     points, nearness, _, _ = project(vertices, eyes, view, size)
-    pixels, triangles, weights = rasterise(points, nearness, rig.faces, size)
+    pixels, triangles, weights = rasterize(points, nearness, rig.faces, size)
     drawn = np.zeros(size * size, np.float32)
     drawn[pixels] = (values[rig.faces[triangles]] * weights).sum(axis=1)
     return drawn.reshape(size, size)

@@ -1,16 +1,16 @@
-"""The face rig: a parametric head and the movement that each action unit (AU) makes on it. The mesh side only.
+"""The face rig: the mesh of a parametric head, and how each action unit (AU) moves it.
 
-`assets/face_rig.npz` (written by `maintenance/build_face_rig.py`; sources and licences in NOTICE) holds a mean head, 60
+`assets/face_rig.npz` (written by `maintenance/build_face_rig.py`; sources and licenses in NOTICE) holds a mean head, 60
 identity modes, 52 ARKit-named facial shapes and two lip shapes made for this rig. Coordinates: x to the subject's
 left, y up, z out of the face; the unit is the distance between the eyes, whose midpoint is the origin.
 
 Unusual choices
 - A *strength* is sided and in [0, 1]: AU12L and AU12R are separate, AU1 and AU17 have one value (`SHAPES` lists all).
-- Gains above 1 enlarge shapes that the source made too subtle to see in a small picture. A strength is therefore a
-  share of this rig's own full movement, not of a FACS letter grade.
-- AU23 has no shape in ARKit and AU24's (mouthPress) looks like a smile; both use shapes made for this rig: AU23 narrows
-  the mouth sideways and rolls the lips in, AU24 flattens the red of the lips until little is left and leaves the mouth
-  its width. Gains below these looked like other people's lips at rest (docs/log.md).
+- Gains above 1 enlarge shapes that are too subtle in the source to be visible in a small picture. A strength is
+  therefore a share of this rig's own full movement, not a FACS letter grade.
+- AU23 has no shape in ARKit, and AU24's (mouthPress) looks like a smile; both use shapes made for this rig. AU23 makes
+  the mouth narrower and rolls the lips in; AU24 flattens the red of the lips until little is left and keeps the mouth's
+  width. With smaller gains they looked like other people's lips at rest (docs/log.md).
 """
 
 from collections.abc import Mapping
@@ -54,7 +54,7 @@ SHAPES: dict[str, dict[str, float]] = {
     "AU26": {"jawOpen": 0.75},
     "AU28T": {"mouthRollUpper": 1.1},
     "AU28B": {"mouthRollLower": 1.2},
-    # The source's moving jaw leaves the upper lip behind and shows the inside of the lower one: lift it to stay closed.
+    # In the source a moving jaw opens the mouth and shows the inside of the lower lip: lift that lip to keep it closed.
     "AD29": {"jawForward": 1.6, "mouthLowerDownLeft": -1.1, "mouthLowerDownRight": -1.1},
     "AD30L": {"jawLeft": 2.2, "mouthLowerDownLeft": -0.8, "mouthLowerDownRight": -0.8},
     "AD30R": {"jawRight": 2.2, "mouthLowerDownLeft": -0.8, "mouthLowerDownRight": -0.8},
@@ -68,7 +68,7 @@ for _label, _gains in _SIDED_SHAPES.items():
 def expand_sides(values: Mapping[str, float]) -> dict[str, float]:
     """Strengths by sided label from labels with or without a side: {"AU12": 1} gives AU12L and AU12R.
 
-    Raises ValueError for a label that the rig cannot move and for a strength outside [0, 1].
+    Raises ValueError if the rig cannot move a label, or a strength is outside [0, 1].
     """
     strengths: dict[str, float] = {}
     for label, value in values.items():
@@ -88,13 +88,13 @@ class FaceRig:
     mean: np.ndarray  # (V, 3) float32, the mean identity, neutral
     modes: np.ndarray  # (M, V, 3) float32, one standard deviation each
     phenotype_map: np.ndarray  # (M, 4), modes expected from [1, age, gender, age * gender]
-    residual_factor: np.ndarray  # (M, M), Cholesky factor of what age and gender leave unexplained
+    residual_factor: np.ndarray  # (M, M), Cholesky factor of the variation that age and gender do not explain
     shapes: np.ndarray  # (S, V, 3) float32
     shape_names: tuple[str, ...]
     faces: np.ndarray  # (F, 3) int64
     regions: np.ndarray  # (F,) int64, index into region_names
     region_names: tuple[str, ...]
-    eye_frames: np.ndarray  # (2, 2, 3), for the left and the right eye: centre and gaze direction
+    eye_frames: np.ndarray  # (2, 2, 3), for the left and the right eye: center and gaze direction
     lips: np.ndarray  # (V,) in [0, 1], the red of the lips
     lids: np.ndarray  # (V,) in [0, 1], the rim of the eyelids
 
@@ -104,10 +104,10 @@ class FaceRig:
         return (expected + self.residual_factor @ rng.standard_normal(len(expected))).clip(-2.5, 2.5)
 
     def identity(self, modes: np.ndarray, warp: np.ndarray | float = 0.0) -> np.ndarray:
-        """(V, 3) neutral head of the identity with coefficients `modes` (M,), its lips closed.
+        """(V, 3) neutral head, lips closed, of the identity with coefficients `modes` (M,).
 
-        `warp` (V, 3) is added to the head: what the modes cannot express. Modes and warp change the aperture of the
-        lips; that change is taken back along AU25, so that AU25 alone shows there.
+        `warp` (V, 3) is added to the head, for shapes that the modes cannot express. Modes and warp would open or close
+        the lips; this is undone along AU25, so that only AU25 opens them.
         """
         head = self.mean + np.tensordot(modes.astype(np.float32), self.modes, axes=1) + warp
         part = self.offsets({"AU25": 1.0})
@@ -115,7 +115,7 @@ class FaceRig:
         return head - part * ((self.lip_gap(head) - rest) / (self.lip_gap(self.mean + part) - rest))
 
     def lip_gap(self, vertices: np.ndarray) -> float:
-        """Height between the lips' inner lines at the middle of the mouth, in eye distances. Closed is about 0.02."""
+        """Distance between the lips at the middle of the mouth, in eye distances. Closed lips have about 0.02."""
         upper, lower = self._inner_lips
         return float(vertices[upper, 1].mean() - vertices[lower, 1].mean())
 
@@ -140,7 +140,7 @@ class FaceRig:
     def landmarks(self) -> np.ndarray:
         """(64,) numbers of skin vertices spread over the face: 24 on the lips, 16 on the lids, 24 elsewhere.
 
-        Each group is the farthest-point sampling of the mean face that starts at its most forward vertex.
+        Each group is a farthest-point sampling of the mean face that starts at the most forward vertex.
         """
         face = self.vertices_of("skin")
         x, y, z = self.mean[face].T
@@ -170,7 +170,7 @@ def _spread_out(points: np.ndarray, count: int) -> list[int]:
 
 @cache
 def load_rig(path: Path = RIG_PATH) -> FaceRig:
-    """The rig, read once per process. Raises FileNotFoundError if the asset is missing."""
+    """Load the rig, once per process. Raises FileNotFoundError if the asset is missing."""
     if not path.is_file():
         raise FileNotFoundError(
             f"no face rig at {path}: restore it from the repository or run maintenance/build_face_rig.py"

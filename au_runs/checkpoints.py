@@ -48,7 +48,7 @@ def load_checkpoint(
 
 
 def base_of(model: str) -> tuple[str, str | None] | None:
-    """The base that adapters name, a folder or a Hub id, and its revision; None where they name none, as of a whole
+    """The base that adapters name (folder or Hub id) and its revision; None if they name none, or `model` is a whole
     checkpoint."""
     path = find_adapter_config_file(model)
     if path is None:
@@ -59,21 +59,21 @@ def base_of(model: str) -> tuple[str, str | None] | None:
 
 
 def check_base(model: str, base: str | None = None) -> dict[str, str]:
-    """Refuse adapters whose base is not the one that they were trained on; returns the base's `weights_sha256`.
+    """Refuse adapters on a base that they were not trained on; returns the base's `weights_sha256`.
 
-    Nothing is checked of a whole checkpoint, which has no base and gives {}.
+    A whole checkpoint has no base: nothing is checked, and {} returned.
 
     Args:
-        model: folder or Hub id. base: what is taken in place of what the adapters name.
+        model: folder or Hub id.
+        base: the base to use instead of the one that the adapters name.
 
     Raises:
-        ValueError: the base is not there, is another one, or is named by where its training was started.
+        ValueError: the base is missing or another one, or its name is relative to where the training was started.
     """
-    found = base_of(model)
-    if found is None:
+    named = base_of(model)
+    if named is None:
         return {}
-    named, revision = found
-    name, revision = (base, None) if base else (named, revision)
+    name, revision = (base, None) if base else named
     remedy = f"merge the two with tools/merge_adapter.py {model} --base FOLDER."
     expected = (read_training_manifest(model) or {}).get("base_weights")
     if os.path.isabs(name) and not Path(name).is_dir():

@@ -85,8 +85,8 @@ def sentence_of(error: BaseException) -> str:
     while cause is not None:
         if isinstance(cause, OSError) and cause.filename is not None and _stops_caching(cause):
             return (
-                f"{cause.filename} cannot be written ({cause.strerror}), where Hugging Face's libraries keep what they "
-                "load and its code: set HF_HOME to a folder that can be, such as HF_HOME=./huggingface."
+                f"{cause.filename} cannot be written ({cause.strerror}), but Hugging Face's libraries keep downloads "
+                "and code there: set HF_HOME to a writable folder, such as HF_HOME=./huggingface."
             )
         cause = cause.__cause__ or cause.__context__
     return str(error)

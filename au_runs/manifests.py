@@ -1,20 +1,23 @@
-"""Where a checkpoint and a number come from: commits, content hashes, and who a checkpoint has seen.
+"""Who a checkpoint has seen: `training_manifest.json`, which lies beside the weights and travels with them.
 
-`training_manifest.json` lies beside a checkpoint's weights and travels with the folder. It names every person the
-weights have been trained or chosen on, so that an evaluation can refuse to test on them:
+It names everyone the weights were trained, chosen or calibrated on, so that an evaluation can refuse to test on them:
 
-    {"schema_version": 1,
-     "people": {"train": ["disfa:SN001", …], "unlabelled": […], "validation": […], "calibration": […]},
+    {"schema_version": 2,
+     "people": {"train": ["disfa:SN{001..009}", …], "unlabelled": […], "validation": […], "calibration": […]},
      "data": {path: content hash}, "unlabelled": {path: content hash}, "formats": […], "recipe": {…}, "commit": …,
      "date": …, "base": {…} or null,
      "labels": {"bp4d": {"AU1": {"mean": …, "rate": …, "n": …}}}}
 
-`base` is the manifest of the checkpoint that training started from, so nobody is forgotten over several trainings; it
-names only people whom later manifests do not name in that role: many trainings on the same people stay small.
-`labels` says how the training labels are distributed (`balance.label_statistics`); older manifests lack it.
-`unlabelled` are people and folders that were trained on without labels; older manifests lack it.
-`base_weights`, of adapters, is the content hash of each weight file of their base (`weights_sha256`).
-`unreadable`, where there is one, lists images that could not be read in training and were skipped.
+- `people`: `person_key`s by role, as ranges (see ranges.py). Schema 1 listed every name; it is still read. Outside the
+  file, a manifest always lists every name.
+- `base`: the manifest of the checkpoint that training started from, so that nobody is forgotten over several trainings.
+  It names only people that later manifests do not name in the same role: many trainings on the same people stay small.
+- `labels`: how the training labels are distributed (`balance.label_statistics`).
+- `unlabelled`: people and folders that were trained on without labels.
+- `base_weights`, for adapters: the content hash of each weight file of their base (`weights_sha256`).
+- `unreadable`, if there were any: images that could not be read in training and were skipped.
+
+Older manifests lack the last four.
 """
 
 import json
@@ -28,14 +31,16 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalE
 from au_llava.au_datasets.folds import person_key
 from au_llava.au_runs.files import write_json
 from au_llava.au_runs.provenance import code_commit, content_hashes
+from au_llava.au_runs.ranges import as_ranges, names_of
 
 TRAINING_MANIFEST = "training_manifest.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE = (1, 2)
 ROLES = ("train", "unlabelled", "validation", "calibration")
 
 
 def people_of(records) -> list[str]:
-    """The people of a record table (anything with columns `dataset` and `subject`), sorted `person_key`s."""
+    """The people of a record table (anything with columns `dataset` and `subject`): sorted `person_key`s."""
     return sorted({person_key(*pair) for pair in zip(records["dataset"][:], records["subject"][:], strict=True)})
 
 
@@ -53,9 +58,12 @@ def training_manifest(
     """The manifest of a training that starts now.
 
     Args:
-        train, validation, unlabelled: `person_key`s. data, unlabelled_data: record folders. formats: names. recipe:
-            options that differ from the defaults. base: the manifest of the checkpoint that it starts from. labels:
-            their `label_statistics`.
+        train, validation, unlabelled: `person_key`s.
+        data, unlabelled_data: record folders.
+        formats: names.
+        recipe: options that differ from the defaults.
+        base: the manifest of the checkpoint that the training starts from.
+        labels: `label_statistics` of the training labels.
     """
     people = {
         "train": sorted(train),
@@ -78,7 +86,7 @@ def training_manifest(
 
 
 def _unnamed(manifest: Mapping | None, named: Mapping[str, set[str]]) -> dict | None:
-    """A manifest and its bases without the people that are `named` in the same role already."""
+    """A manifest and its bases without the people that are already `named` in the same role."""
     if manifest is None:
         return None
     people = {role: sorted(set(manifest["people"].get(role, ())) - named[role]) for role in ROLES}
@@ -86,13 +94,20 @@ def _unnamed(manifest: Mapping | None, named: Mapping[str, set[str]]) -> dict | 
     return {**manifest, "people": people, "base": _unnamed(manifest["base"], named)}
 
 
+def stored_manifest(manifest: Mapping) -> dict:
+    """A manifest as its file holds it: people as ranges, in the bases too."""
+    people = {role: as_ranges(names) for role, names in manifest["people"].items()}
+    base = manifest["base"] and stored_manifest(manifest["base"])
+    return {**manifest, "schema_version": SCHEMA_VERSION, "people": people, "base": base}
+
+
 def write_training_manifest(folder: str | Path, manifest: Mapping) -> None:
-    """Write the manifest into a checkpoint's folder, whole or not at all."""
-    write_json(Path(folder) / TRAINING_MANIFEST, manifest)
+    """Write the manifest into a checkpoint's folder."""
+    write_json(Path(folder) / TRAINING_MANIFEST, stored_manifest(manifest))
 
 
 def read_training_manifest(model: str) -> dict | None:
-    """The manifest of a checkpoint, a folder or a Hub id; None where it has none.
+    """The manifest of a checkpoint (folder or Hub id), with every name; None if the checkpoint has none.
 
     Raises:
         ValueError: a manifest of another schema.
@@ -105,15 +120,23 @@ def read_training_manifest(model: str) -> dict | None:
             return None
     if not path.is_file():
         return None
-    manifest = json.loads(path.read_text())
-    if manifest.get("schema_version") != SCHEMA_VERSION:
-        arrived = manifest.get("schema_version")
-        raise ValueError(f"{path} follows schema {arrived!r}, this code reads {SCHEMA_VERSION}: update the code.")
-    return manifest
+    return _listed(json.loads(path.read_text()), path)
+
+
+def _listed(manifest: Mapping, path: Path) -> dict:
+    """The manifest that the file `path` holds, with every name of its people and of its bases' people."""
+    version = manifest.get("schema_version")
+    if version not in READABLE:
+        raise ValueError(f"{path} follows schema {version!r}, this code reads up to {SCHEMA_VERSION}: update the code.")
+    people = manifest["people"]
+    if version > 1:
+        people = {role: names_of(entries) for role, entries in people.items()}
+    base = manifest["base"] and _listed(manifest["base"], path)
+    return {**manifest, "schema_version": SCHEMA_VERSION, "people": people, "base": base}
 
 
 def seen_people(manifest: Mapping | None) -> dict[str, set[str]]:
-    """Role -> everyone a checkpoint has met in it, over all its trainings."""
+    """Role -> everyone the checkpoint has seen in it, over all its trainings."""
     seen = {role: set() for role in ROLES}
     while manifest is not None:
         for role in ROLES:
@@ -123,16 +146,18 @@ def seen_people(manifest: Mapping | None) -> dict[str, set[str]]:
 
 
 def check_unseen(model: str, tested: Iterable[str], roles: Iterable[str] = ROLES) -> str:
-    """Refuse to test (or calibrate) a checkpoint on people it has met.
+    """Refuse to test (or calibrate) a checkpoint on anyone it was trained on.
 
     Args:
-        model: folder or Hub id. tested: `person_key`s. roles: in which of `ROLES` it must not have met them.
+        model: folder or Hub id.
+        tested: `person_key`s.
+        roles: the `ROLES` in which the checkpoint must not have seen them.
 
     Returns:
-        "checked", or "unknown" where nothing says who the checkpoint was trained on.
+        "checked", or "unknown" if nothing says who the checkpoint was trained on.
 
     Raises:
-        ValueError: the checkpoint was trained, chosen or calibrated on somebody who is tested.
+        ValueError: the checkpoint was trained, chosen or calibrated on some of the tested people.
     """
     manifest = read_training_manifest(model)
     if manifest is None:
@@ -143,7 +168,7 @@ def check_unseen(model: str, tested: Iterable[str], roles: Iterable[str] = ROLES
         if shared:
             shown = ", ".join(shared[:5]) + (" …" if len(shared) > 5 else "")
             raise ValueError(
-                f"{model} has met {len(shared)} of the {len(tested)} tested people in its {role} part: {shown}. "
+                f"{model} has seen {len(shared)} of the {len(tested)} tested people in its {role} part: {shown}. "
                 "Its scores on them would say nothing about new people: test it on others."
             )
     return "checked" if seen["train"] else "unknown"

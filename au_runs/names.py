@@ -15,22 +15,22 @@ _TO_ESCAPE = re.compile(f"[\ud800-\udfff]|{_ESCAPED.pattern}")
 def escaped(name: str) -> str:
     r"""A name as text that UTF-8 can hold: "Jos\xe9.png" for the byte 0xE9. Other names stay as they are."""
 
-    def escape(found: re.Match) -> str:
-        code = ord(found[0][0])
-        if len(found[0]) > 1:  # looks like an escape already
-            return r"\x5c" + found[0][1:]
+    def escape(match: re.Match) -> str:
+        code = ord(match[0][0])
+        if len(match[0]) > 1:  # looks like an escape already
+            return r"\x5c" + match[0][1:]
         return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
 
     return _TO_ESCAPE.sub(escape, name)
 
 
 def unescaped(text: str) -> str:
-    """The name that `escaped` made `text` of."""
+    """The name that `escaped` turned into `text`."""
 
-    def name(found: re.Match) -> str:
-        if found[1] is None:
-            return chr(int(found[2], 16))
-        code = int(found[1], 16)
+    def character(match: re.Match) -> str:
+        if match[1] is None:
+            return chr(int(match[2], 16))
+        code = int(match[1], 16)
         return "\\" if code == 0x5C else chr(0xDC00 + code)
 
-    return _ESCAPED.sub(name, text)
+    return _ESCAPED.sub(character, text)

@@ -22,7 +22,7 @@ def code_commit() -> str | None:
 
 
 def content_hashes(tables: Iterable[str]) -> dict[str, str | None]:
-    """Path -> the content hash in its manifest, None where there is no manifest."""
+    """Record folder -> the content hash in its manifest, None if it has no manifest."""
     manifests = {str(path): Path(path) / "manifest.json" for path in tables}
     return {
         path: json.loads(manifest.read_text())["content_sha256"] if manifest.is_file() else None
@@ -31,12 +31,13 @@ def content_hashes(tables: Iterable[str]) -> dict[str, str | None]:
 
 
 def sha256_of(path: Path) -> str:
+    """The content hash of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def weights_sha256(model: str, revision: str | None = None) -> dict[str, str]:
-    """Weight file -> content hash of a checkpoint, a folder or a Hub id; none where it has no safetensors."""
+    """Weight file -> content hash, for a checkpoint (folder or Hub id); empty if it has no safetensors."""
     folder = Path(model)
     if not folder.is_dir():
         folder = Path(snapshot_download(model, revision=revision, allow_patterns="*.safetensors"))

@@ -1,1 +1,1 @@
-"""How AU-LLaVA is fine-tuned: options, what a training starts from, the trainer. train_sft.py puts them together."""
+"""Fine-tuning: data, starting point, batches, loss, trainer and recovery. train_sft.py runs `command.py`."""

@@ -1,11 +1,10 @@
-"""What unlabelled faces teach: to read a strongly varied picture as the averaged weights read the plain one, and to
-agree with a weak teacher where it is believed.
+"""Losses on unlabelled faces: consistency with the averaged weights, and agreement with a weak teacher.
 
-The first is the mean teacher of Tarvainen and Valpola (2017, arXiv 1703.01780) with the strong variation of the student
-alone that FixMatch (Sohn et al. 2020, arXiv 2001.07685) brought; the target stays soft.
+The model learns to read a strongly varied picture as its averaged weights read the plain one: the mean teacher of
+Tarvainen and Valpola (2017, arXiv 1703.01780), with strong variation for the student only, as in FixMatch (Sohn et al.
+2020, arXiv 2001.07685). Targets stay soft.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import datasets
@@ -16,7 +15,7 @@ from au_llava.action_units import get_format
 from au_llava.decoding_au_llava import read_tree
 from au_llava.slot_tree_au_llava import SlotTree, compile_slots
 
-NEAR = 0.1  # share of the scale below which the weak teacher's loss is quadratic, not linear: it is not that exact
+NEAR = 0.1  # share of the scale below which the weak teacher's loss is quadratic: its estimates are not more exact
 
 
 @dataclass
@@ -28,7 +27,7 @@ class UnlabelledFaces:
         consistency_weight, weak_weight: of the two losses, relative to the loss on labels; 0 or more.
 
     Raises:
-        ValueError: pictures of different formats.
+        ValueError: pictures with different formats.
     """
 
     rows: datasets.Dataset
@@ -36,27 +35,27 @@ class UnlabelledFaces:
     weak_weight: float = 1.0
 
     def __post_init__(self):
-        kinds = sorted(set(map(tuple, self.rows["formats"][:])))
-        if len(kinds) > 1:
-            told = " and ".join(map(", ".join, kinds[:2]))
-            raise ValueError(f"unlabelled pictures must all have records of the same formats; some have {told}.")
-        self.formats = tuple(map(get_format, kinds[0]))
+        combinations = sorted(set(map(tuple, self.rows["formats"][:])))
+        if len(combinations) > 1:
+            examples = " and ".join(map(", ".join, combinations[:2]))
+            raise ValueError(f"unlabelled pictures must all have records of the same formats; some have {examples}.")
+        self.formats = tuple(map(get_format, combinations[0]))
 
     def tree(self, processor, pixel_values: torch.Tensor) -> SlotTree:
-        """The token tree of their formats for `pixel_values` (..., height, width), on their device."""
+        """The token tree of the pictures' formats for `pixel_values` (..., height, width), on their device."""
         tokens = processor.num_image_tokens(*pixel_values.shape[-2:])
         return compile_slots(processor, self.formats, tokens).to(pixel_values.device)
 
     @torch.no_grad()
     def teach(self, model, tree: SlotTree, plain: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities (pictures, V) of every value of every slot: the mean over pictures and mirror images.
+        """Log-probabilities (pictures, V) of every value of every slot, averaged over pictures and mirror images.
 
         Args:
-            model: in evaluation mode, holding the averaged weights.
+            model: in evaluation mode, with the averaged weights.
             plain: (pictures, 3, height, width), without variation.
         """
-        read = read_tree(model, tree, plain, [fmt.labels for fmt in self.formats], mirror_images=True)
-        return torch.cat([each.flatten(1) for each in read], dim=1)
+        readings = read_tree(model, tree, plain, [fmt.labels for fmt in self.formats], mirror_images=True)
+        return torch.cat([reading.flatten(1) for reading in readings], dim=1)
 
     def losses(
         self,
@@ -66,29 +65,31 @@ class UnlabelledFaces:
         weak: torch.Tensor,
         readable: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Summed losses (consistency, weak): scalars, to be divided by `items`.
+        """Summed losses (consistency, weak): scalars, to be divided by `loss_counts`.
 
         Consistency is the Kullback-Leibler divergence of each AU's value distribution from the teacher's. The weak
         loss is smooth L1 between expectation and estimate, as shares of the scale.
 
         Args:
             student, teacher: (pictures, V) log-probabilities of the tree's values.
-            weak: (pictures, AUs of all formats) estimates from 0 to 1, NaN where not believed.
-            readable: (pictures,) bool, False for pictures that carry no loss.
+            weak: (pictures, AUs of all formats) estimates from 0 to 1, NaN if unknown.
+            readable: (pictures,) bool, False for pictures without loss.
         """
         consistency = kl_div(student, teacher, log_target=True, reduction="none").sum(1)[readable].sum()
         shares = [torch.tensor(fmt.value_numbers, device=weak.device) / fmt.value_numbers[-1] for fmt in self.formats]
-        read = tree.by_format(student.exp())
-        expected = torch.cat([(each * share).sum(-1) for each, share in zip(read, shares, strict=True)], dim=1)
-        believed = believable(weak, readable)
-        return consistency, smooth_l1_loss(expected[believed], weak[believed], reduction="sum", beta=NEAR)
+        distributions = tree.by_format(student.exp())
+        expected = torch.cat(
+            [(probabilities * share).sum(-1) for probabilities, share in zip(distributions, shares, strict=True)], dim=1
+        )
+        known = _has_estimate(weak, readable)
+        return consistency, smooth_l1_loss(expected[known], weak[known], reduction="sum", beta=NEAR)
 
 
-def believable(weak: torch.Tensor, readable: torch.Tensor) -> torch.Tensor:
+def loss_counts(weak: torch.Tensor, readable: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Number of AUs that carry (consistency, weak) loss; arguments as in `UnlabelledFaces.losses`."""
+    return readable.sum() * weak.shape[1], _has_estimate(weak, readable).sum()
+
+
+def _has_estimate(weak: torch.Tensor, readable: torch.Tensor) -> torch.Tensor:
     """(pictures, AUs) bool: which estimates of the weak teacher carry loss."""
     return ~weak.isnan() & readable[:, None]
-
-
-def items(weak: torch.Tensor, readable: torch.Tensor) -> Sequence[torch.Tensor]:
-    """How many AUs carry (consistency, weak) loss; arguments as of `UnlabelledFaces.losses`."""
-    return readable.sum() * weak.shape[1], believable(weak, readable).sum()

@@ -1,4 +1,4 @@
-"""The options of train_sft.py that are AU-LLaVA's own, and which of all options a checkpoint keeps as its recipe."""
+"""The options that train_sft.py adds to TRL's, and the choice of options that a checkpoint records as its recipe."""
 
 import math
 from dataclasses import MISSING, dataclass, field, fields
@@ -7,54 +7,54 @@ from trl import SFTConfig
 
 PARTS = ("vision_tower", "multi_modal_projector", "language_model")
 AVERAGE_DECAY = 0.995
+UNLABELLED_OPTIONS = ("unlabelled_per_labelled", "consistency_weight", "weak_weight")
 
 
 @dataclass
 class AUArguments:
-    """What is trained on what: the arguments of AU-LLaVA's own."""
+    """AU-LLaVA's own options: what is trained, and on which data."""
 
     data: list[str] = field(
         metadata={
             "help": "Datasets (folders made by prepare_data.py), each optionally with how often its images are seen "
-            "per epoch: data/disfa=2 (twice), data/feafa=0.5 (a fixed random half). With more to say, a mapping: "
+            "per epoch: data/disfa=2 (twice), data/feafa=0.5 (a fixed random half). A mapping can say more: "
             "'{path: data/bp4d, weight: 2, protocol: bp4d-3fold, tested: P1, formats: [bp4d]}' (docs/training.md)."
         }
     )
     vision: str | None = field(
-        default=None, metadata={"help": "Vision encoder to build a new model from: Hub id or folder. Goes with `text`."}
+        default=None, metadata={"help": "Vision encoder to build a new model from: Hub id or folder. Needs `text`."}
     )
     text: str | None = field(
-        default=None, metadata={"help": "Language model to build a new model from: Hub id or folder."}
+        default=None, metadata={"help": "Language model to build a new model from: Hub id or folder. Needs `vision`."}
     )
     pixel_unshuffle: int = field(
-        default=1, metadata={"help": "Of a new model: fold r x r image features into one token."}
+        default=1, metadata={"help": "New model: fold r x r image features into one token; 1 folds none."}
     )
     vision_feature_layer: int | None = field(
-        default=None,
-        metadata={"help": "Of a new model: layer of the encoder to read, such as -2; default: last."},
+        default=None, metadata={"help": "New model: layer of the encoder to read, such as -2; default: the last."}
     )
     unlabelled: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Datasets as of `data` whose labels are not used: their faces join the batches, and the model "
-            "learns to read them varied as the average of its weights reads them plain (docs/training.md)."
+            "help": "Datasets, written as in `data`, whose labels are ignored: their faces join the batches, and the "
+            "model learns to read a varied face as the average of its weights reads the plain one (docs/training.md)."
         },
     )
     unlabelled_per_labelled: float = field(
-        default=1.0, metadata={"help": "Unlabelled images in a slot batch for each labelled one."}
+        default=1.0, metadata={"help": "Number of unlabelled images for each labelled one in a slot batch."}
     )
     consistency_weight: float = field(
         default=0.5, metadata={"help": "Weight of the agreement with the averaged weights on unlabelled images."}
     )
     weak_weight: float = field(
         default=1.0,
-        metadata={"help": "Weight of the agreement with the weak teacher, where unlabelled images have its estimates."},
+        metadata={"help": "Weight of the agreement with the weak teacher, for unlabelled images with its estimates."},
     )
     average_decay: float | None = field(
         default=None,
         metadata={
-            "help": "Save an exponential moving average of the weights; the share that it keeps at each step, below 1; "
-            f"0: off. Default: {AVERAGE_DECAY} with `unlabelled`, else off."
+            "help": "Save an exponential moving average of the weights, which keeps this share at each step (below 1); "
+            f"0: off. Default: {AVERAGE_DECAY} with `unlabelled`, otherwise off."
         },
     )
     formats: list[str] | None = field(
@@ -63,43 +63,43 @@ class AUArguments:
     train_part: str = field(default="train", metadata={"help": "Value of the records' `part` column to train on."})
     validation_part: str = field(default="validation", metadata={"help": "Part to evaluate on during training."})
     validation_images: int = field(
-        default=1000, metadata={"help": "At most this many validation images are scored during training."}
+        default=1000, metadata={"help": "Score at most this many validation images during training."}
     )
     causal_share: float = field(
         default=0.25,
-        metadata={"help": "Share of batches laid out as ordinary text (for `generate`); the rest train the slots."},
+        metadata={"help": "Share of batches written as ordinary text (for `generate`); the rest train the slots."},
     )
     causal_loss: str = field(
         default="answer",
-        metadata={"help": "What of a text answer carries loss: the whole answer, or its values only."},
+        metadata={"help": "Which part of a text answer carries loss: `answer` (all of it) or `values`."},
     )
     ordinal_width: float = field(
         default=0.0,
         metadata={
-            "help": "Spread of a slot's target over neighbouring values, as a share of the scale; 0: cross-entropy."
+            "help": "Spread of a slot's target over neighboring values, as a share of the scale; 0: cross-entropy."
         },
     )
     flip: float = field(default=0.0, metadata={"help": "Probability of a horizontal flip (sided AU labels swap)."})
     augment: bool = field(
-        default=False, metadata={"help": "Vary crop, light and colours of each image a little; AUs stay as they are."}
+        default=False, metadata={"help": "Vary crop, light and colors of each image a little, but never its AUs."}
     )
     oversample_below: float = field(
         default=0.0,
-        metadata={"help": "Rate below which an AU is rare: its images are seen more often, of each person. 0: off."},
+        metadata={"help": "Show each person's images of AUs below this rate more often. 0: off."},
     )
     loss_weight_power: float = field(
         default=0.0,
-        metadata={"help": "Weigh each slot's loss by (1 / rate of its AU) to this power; 1: inverse rate, 0: off."},
+        metadata={"help": "Weight each slot's loss by (1 / rate of its AU) to this power; 1: inverse rate, 0: off."},
     )
     freeze: list[str] = field(
-        default_factory=list, metadata={"help": f"Parts to keep as they are: any of {', '.join(PARTS)}."}
+        default_factory=list, metadata={"help": f"Parts that are not trained: any of {', '.join(PARTS)}."}
     )
     channels_last: bool = field(
-        default=False, metadata={"help": "Lay a convolutional vision tower out channels-last: faster on CPU and GPU."}
+        default=False, metadata={"help": "Use channels-last memory in a convolutional vision tower: faster."}
     )
     cache_features: str | None = field(
         default=None,
-        metadata={"help": "Folder for what a frozen vision tower makes of each image: encoded once, kept, then read."},
+        metadata={"help": "Folder for the image features of a frozen vision tower: computed once, then read."},
     )
 
     def __post_init__(self):
@@ -111,25 +111,23 @@ class AUArguments:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1.")
         if self.cache_features:
             if "vision_tower" not in self.freeze:
-                raise ValueError("cache_features needs a vision tower that stays as it is: freeze: [vision_tower].")
+                raise ValueError("cache_features needs a frozen vision tower: freeze: [vision_tower].")
             if self.flip or self.augment:
-                raise ValueError("cache_features keeps each image as it is: leave out flip and augment, or the cache.")
+                raise ValueError("cache_features cannot vary images: leave out flip and augment, or the cache.")
         self._check_unlabelled()
         if self.average_decay is None:
             self.average_decay = AVERAGE_DECAY if self.unlabelled else 0.0
         if not 0 <= self.average_decay < 1:
-            raise ValueError(f"average_decay is {self.average_decay}; it must lie between 0 (off) and 1, 1 excluded.")
+            raise ValueError(f"average_decay is {self.average_decay}; it must be at least 0 (off) and below 1.")
 
     def _check_unlabelled(self):
-        options = ("unlabelled_per_labelled", "consistency_weight", "weak_weight")
         if not self.unlabelled:
-            idle = [
-                each.name for each in fields(self) if each.name in options and getattr(self, each.name) != each.default
-            ]
-            if idle:
-                raise ValueError(f"{idle[0]} has no effect without unlabelled: name such data, or leave it out.")
+            defaults = {option.name: option.default for option in fields(self)}
+            changed = [name for name in UNLABELLED_OPTIONS if getattr(self, name) != defaults[name]]
+            if changed:
+                raise ValueError(f"{changed[0]} has no effect without unlabelled: name such data, or leave it out.")
             return
-        for name in options:
+        for name in UNLABELLED_OPTIONS:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more.")
         if not self.consistency_weight and not self.weak_weight:
@@ -137,43 +135,58 @@ class AUArguments:
         if self.causal_share == 1:
             raise ValueError("unlabelled images join slot batches, and causal_share 1 leaves none: lower it.")
         if self.cache_features:
-            raise ValueError("cache_features keeps each image as it is, and unlabelled ones are varied: leave one out.")
+            raise ValueError("cache_features cannot vary images, as unlabelled ones are: leave one of the two out.")
+
+    def check_batch(self, size: int) -> None:
+        """Raise ValueError if no unlabelled image would join a batch of `size` images."""
+        if self.unlabelled and not round(self.unlabelled_per_labelled * size):
+            raise ValueError(
+                f"unlabelled_per_labelled {self.unlabelled_per_labelled} of a batch of {size} rounds to no image: "
+                "raise unlabelled_per_labelled or per_device_train_batch_size."
+            )
 
 
 @dataclass
 class AUTrainingConfig(SFTConfig):
     """TRL's SFTConfig with defaults that fit AU-LLaVA.
 
-    Differences: max_length None (an answer must never be cut), remove_unused_columns False and
-    skip_prepare_dataset (the collator works on the raw records).
+    Differences: max_length is None (answers must not be truncated), remove_unused_columns is False and
+    skip_prepare_dataset is True (the collator works on the raw records).
 
     Raises:
         ValueError: an option that would have no effect or a wrong one.
     """
 
-    max_length: int | None = field(default=None, metadata={"help": "Not used: sequences are never cut."})
+    max_length: int | None = field(default=None, metadata={"help": "Not used: sequences are never truncated."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs the raw columns."})
 
     def __post_init__(self):
-        if self.use_liger_kernel:  # would pass unnoticed: Liger looks its patches up by the model's name
+        if self.use_liger_kernel:  # it would be ignored: Liger finds its patches by the model's name
             raise ValueError("use_liger_kernel has no kernels for AU-LLaVA: leave it out.")
-        if self.train_sampling_strategy == "batch_rebalance":  # its order is not that of a resumed or weighted run
+        if self.train_sampling_strategy == "batch_rebalance":  # it orders rows unlike a resumed or weighted run
             raise ValueError("train_sampling_strategy: batch_rebalance is not supported: use group_by_length.")
         self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
         super().__post_init__()
 
 
+# Options that differ from run to run without changing what is learned.
+NOT_RECORDED = ("output_dir", "logging_dir", "run_name", "data", "resume_from_checkpoint", "disable_tqdm", "report_to")
+NOT_RECORDED += ("cache_features",)
+
+
 def recipe_of(*groups) -> dict:
-    """The options of dataclasses that differ from their defaults and say how training went: no paths, no secrets."""
-    left_out = ("output_dir", "logging_dir", "run_name", "data", "resume_from_checkpoint", "disable_tqdm", "report_to")
-    left_out += ("cache_features",)  # does not change what is learned
+    """The options that differ from their defaults and affect what is learned; no paths, no secrets.
+
+    Args:
+        groups: dataclasses of options.
+    """
     recipe = {}
     for group in groups:
         for option in fields(group):
             default = option.default if option.default_factory is MISSING else option.default_factory()
             value = getattr(group, option.name)
             value = getattr(value, "value", value)  # of an enumeration
-            telling = option.init and "hub" not in option.name and option.name not in left_out
-            if telling and value != default and isinstance(value, (bool, int, float, str, list)) and value != []:
+            recorded = option.init and "hub" not in option.name and option.name not in NOT_RECORDED
+            if recorded and value != default and isinstance(value, (bool, int, float, str, list)) and value != []:
                 recipe[option.name] = value
     return recipe

@@ -1,16 +1,18 @@
-"""What a training starts from: the checkpoint or the two parts of a new model, quantised, frozen where asked for."""
+"""The starting point of a training: a checkpoint, or a new model from two parts; quantized and frozen as asked."""
 
 import json
 import os
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_layers import GradientCheckpointingLayer
 from trl import ModelConfig, SFTConfig, get_quantization_config
 
+from au_llava.au_runs.files import replacing
 from au_llava.au_runs.provenance import weights_sha256
 from au_llava.au_training.options import AUArguments, AUTrainingConfig
 from au_llava.configuration_au_llava import AuLlavaConfig
@@ -18,11 +20,11 @@ from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 from au_llava.processing_au_llava import AuLlavaProcessor
 
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-PARTS_FILE = "parts.json"  # in OUTPUT_DIR/base: what it was put together of
+PARTS_FILE = "parts.json"  # in OUTPUT_DIR/base: the parts and options that it was built from
 
 
 def check_start(arguments: AUArguments, model_args: ModelConfig) -> None:
-    """Raise ValueError unless either a checkpoint or both parts of a new model are named."""
+    """Raise ValueError unless the options name either a checkpoint or both parts of a new model."""
     named, parts = model_args.model_name_or_path, (arguments.vision, arguments.text)
     if bool(named) == any(parts) or not (named or all(parts)):
         raise ValueError(
@@ -31,10 +33,15 @@ def check_start(arguments: AUArguments, model_args: ModelConfig) -> None:
 
 
 def starting_point(arguments: AUArguments, training_args: AUTrainingConfig, model_args: ModelConfig) -> str:
-    """The checkpoint to start from: the one that is named, or OUTPUT_DIR/base, put together where it is not there yet.
+    """The checkpoint to start from: the one in the options, or OUTPUT_DIR/base, built from its parts if need be.
 
-    A Hub id or an absolute path: adapters store it, and are loaded from anywhere.
-    On disk, since sharded and quantised models and LoRA's adapters need a folder that they can be loaded from.
+    The base lies on disk because sharded and quantized models and LoRA adapters are loaded from a folder.
+
+    Returns:
+        a Hub id or an absolute path: adapters store it and are loaded from anywhere.
+
+    Raises:
+        ValueError: OUTPUT_DIR/base was built from other parts.
     """
     if model_args.model_name_or_path:
         return from_anywhere(model_args.model_name_or_path)
@@ -46,35 +53,50 @@ def starting_point(arguments: AUArguments, training_args: AUTrainingConfig, mode
     made_of = {"vision": parts[0], "text": parts[1], **options, **layer}
     with training_args.main_process_first(local=training_args.save_on_each_node, desc="building the base"):
         if not base.is_dir():
-            unfinished = base.with_name(f".base.{os.getpid()}")
-            set_seed(training_args.seed)  # of the projector
+            set_seed(training_args.seed)  # for the projector
             model = AuLlavaForConditionalGeneration.from_vision_text_pretrained(*parts, **options, **layer)
-            model.save_pretrained(unfinished)
-            AuLlavaProcessor.from_vision_text_pretrained(*parts, **options).save_pretrained(unfinished)
-            (unfinished / PARTS_FILE).write_text(json.dumps(made_of, indent=1) + "\n")
-            unfinished.rename(base)
-    found = json.loads((base / PARTS_FILE).read_text())
-    if found != made_of:
-        raise ValueError(f"{base} was made of {found}, not of {made_of}: delete it or choose another output_dir.")
+            with replacing(base) as unfinished:
+                model.save_pretrained(unfinished)
+                AuLlavaProcessor.from_vision_text_pretrained(*parts, **options).save_pretrained(unfinished)
+                (unfinished / PARTS_FILE).write_text(json.dumps(made_of, indent=1) + "\n")
+    stored = json.loads((base / PARTS_FILE).read_text())
+    if stored != made_of:
+        raise ValueError(f"{base} was made of {stored}, not of {made_of}: delete it or choose another output_dir.")
     return from_anywhere(str(base))
 
 
 def from_anywhere(name: str) -> str:
-    """The absolute path of a folder; a Hub id as it is."""
+    """The absolute path of a folder; a Hub id unchanged."""
     return os.path.abspath(name) if os.path.isdir(name) else name
 
 
 def base_weights(model_args: ModelConfig) -> dict[str, str] | None:
-    """The content of the base that adapters are trained on, by weight file; None of one that is stored quantised, in
-    whose place tools/merge_adapter.py takes the one that it was made from."""
+    """Weight file -> content hash of the base that adapters are trained on.
+
+    None for a base that is stored quantized: tools/merge_adapter.py merges into the one that it was made from.
+    """
     name, revision = model_args.model_name_or_path, model_args.model_revision
     if hasattr(AuLlavaConfig.from_pretrained(name, revision=revision), "quantization_config"):
         return None
     return weights_sha256(name, revision)
 
 
+def start_model(arguments: AUArguments, training_args: AUTrainingConfig, model_args: ModelConfig):
+    """(model, processor) at the starting point, ready to train."""
+    model = load_model(model_args, training_args)
+    # Training drops the calibration with its first step, which a resumed run that is complete never takes.
+    model.config.calibration = None
+    freeze_parts(model, arguments.freeze)
+    if model_args.use_peft:
+        keep_statistics(model)
+    if arguments.channels_last:
+        model.model.vision_tower.to(memory_format=torch.channels_last)
+    # Like the model's, the class of this code: an older checkpoint's code must not be saved with the new weights.
+    return model, AuLlavaProcessor.from_pretrained(model_args.model_name_or_path, trust_remote_code=True)
+
+
 def load_model(model_args: ModelConfig, training_args: SFTConfig):
-    """The model to train, in float32 unless `--dtype` says otherwise (of what is frozen); quantised if asked for."""
+    """The model to train, in float32 unless `--dtype` gives another type for frozen weights; quantized if asked for."""
     quantization = get_quantization_config(model_args)
     model = AuLlavaForConditionalGeneration.from_pretrained(
         model_args.model_name_or_path,
@@ -84,16 +106,16 @@ def load_model(model_args: ModelConfig, training_args: SFTConfig):
         quantization_config=quantization,
         device_map={"": training_args.device} if quantization is not None else None,
     )
-    if is_deepspeed_zero3_enabled():  # notes renamings that were not needed, by which the weights would be saved
+    if is_deepspeed_zero3_enabled():  # it records renamings that were not needed, and would rename the saved weights
         model._weight_conversions = []
-    # FSDP wraps these classes and stops at one that the model lacks, such as the tower's unused pooling head.
+    # FSDP wraps these classes and fails on one that the model lacks, such as the tower's unused pooling head.
     present = {type(module).__name__ for module in model.modules()}
     model._no_split_modules = sorted(present & set(model._no_split_modules))
     return model
 
 
 def keep_statistics(model: AuLlavaForConditionalGeneration) -> None:
-    """Take batch-norm statistics out of training, for adapters: they are saved without them."""
+    """Fix the batch-norm statistics: adapters are saved without them."""
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.eval()
@@ -101,10 +123,10 @@ def keep_statistics(model: AuLlavaForConditionalGeneration) -> None:
 
 
 def freeze_parts(model: AuLlavaForConditionalGeneration, parts: list[str]) -> None:
-    """Take parts of the model out of training: no gradients, and evaluation mode (batch-norm statistics stay too).
+    """Freeze parts of the model: no gradients, and evaluation mode, which also keeps batch-norm statistics.
 
-    Only the layers themselves, not what is in them, know that training is on: else gradients that pass through a frozen
-    language model would not be checkpointed.
+    The layers themselves, but not the modules in them, still follow `train()`: gradients that pass through a frozen
+    language model would otherwise not be checkpointed.
     """
 
     def train(part, mode=True):
@@ -118,3 +140,16 @@ def freeze_parts(model: AuLlavaForConditionalGeneration, parts: list[str]) -> No
         part.train = partial(train, part)
         if name == "language_model":
             model.lm_head.requires_grad_(False)
+
+
+def fit_precision(model, training_args: AUTrainingConfig, model_args: ModelConfig) -> None:
+    """Put the trained weights into float32 where autocast computes in 16 bits, which are too few for small steps.
+
+    Without autocast, adapters of a quantized model also need float32: TRL makes them bfloat16, which does not fit.
+    """
+    mixed = training_args.bf16 or training_args.fp16
+    quantized = model_args.load_in_4bit or model_args.load_in_8bit
+    if mixed != quantized:
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()

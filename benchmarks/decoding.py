@@ -1,15 +1,15 @@
-"""Speed, use of the machine and memory of the three decoders, side by side on the same weights in one run.
+"""Speed, machine utilization and memory of the three decoders, on the same weights in one run.
 
     python benchmarks/decoding.py --model .                # the shipped checkpoint
     python benchmarks/decoding.py --shape siglip2-smollm2  # random weights, SigLIP2-base/16-224 + SmolLM2-135M
     python benchmarks/decoding.py --shape clip-vicuna-7b --dtype bfloat16  # needs a GPU: 14 GB of weights
     python benchmarks/decoding.py --model . --memory       # peak memory instead of seconds
 
-`prefill` is the least that any prompt-by-prompt decoder can do: the network encodes the images once and reads every
-prompt once, on pixels and tokens that are ready, and writes no answer. The others are whole calls of `recognize`, image
-processing and answers included. "all" is the three formats. Runs take turns, so that a slow spell of the machine falls
-on all alike, and the best of each counts. Random weights never end an answer, so `free` is given exactly the tokens of
-a whole answer; a trained model stops there too.
+`prefill` is the lower bound for any decoder that reads one prompt at a time: from prepared pixels and tokens, the
+network encodes the images once, reads every prompt once and writes no answer. The others are whole calls of
+`recognize`, with image processing and answers. "all" is the three formats. Runs take turns, so that a slow moment of
+the machine affects all, and the best of each counts. Random weights never end an answer, so `free` gets exactly the
+number of tokens in a whole answer, where a trained model stops too.
 """
 
 import argparse
@@ -23,118 +23,57 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from page import add_write_option, show
+from page import add_write_option, make_table, runner, show
 from rich.table import Table
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import (
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    CLIPVisionConfig,
-    LlamaConfig,
-    PreTrainedTokenizerFast,
-    SiglipVisionConfig,
-)
-from transformers.utils import logging
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS, prompt, write_answer
-from au_llava.au_runs.commands import sentence_of
-from au_llava.configuration_au_llava import AuLlavaConfig, add_image_token
+from au_llava.au_runs.checkpoints import load_checkpoint
+from au_llava.au_runs.commands import CommandParser
+from au_llava.au_training.untrained import byte_pair_tokenizer, published_shape, untrained
 from au_llava.decoding_au_llava import DECODERS
-from au_llava.image_processing_au_llava import AuLlavaImageProcessor
-from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
-from au_llava.processing_au_llava import CHATML_TEMPLATE, PLAIN_TEMPLATE, AuLlavaProcessor
+from au_llava.processing_au_llava import CHATML_TEMPLATE, PLAIN_TEMPLATE
 from au_llava.slot_tree_au_llava import compile_slots
 
 ALL = tuple(FORMATS[name] for name in MAIN_FORMATS)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SHAPES = ("siglip2-smollm2", "clip-vicuna-7b")
 
 
 # ---- What is measured -----------------------------------------------------------------------------------------
-def word_tokenizer() -> PreTrainedTokenizerFast:
-    """About a token a word and a token a digit; SmolLM2's tokenizer gives that for this text, Llama's some more."""
-    tokenizer = Tokenizer(models.BPE())
-    pattern = Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(pattern, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=2000,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([prompt(fmt) + "user assistant" for fmt in ALL], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=special[2], pad_token=special[0])
-
-
-def siglip2_smollm2() -> tuple[dict, str]:
-    """google/siglip2-base-patch16-224 and HuggingFaceTB/SmolLM2-135M: settings of `AuLlavaConfig`, chat template."""
-    text = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-    )
-    vision = SiglipVisionConfig(image_size=224, patch_size=16, vision_use_head=False)
-    return {"vision_config": vision, "text_config": text, "pixel_unshuffle": 2}, CHATML_TEMPLATE
-
-
-def clip_vicuna_7b() -> tuple[dict, str]:
-    """openai/clip-vit-large-patch14-336 and lmsys/vicuna-7b-v1.5, joined as in LLaVA-1.5-7B."""
-    vision = CLIPVisionConfig(
-        hidden_size=1024,
-        image_size=336,
-        intermediate_size=4096,
-        num_attention_heads=16,
-        num_hidden_layers=24,
-        patch_size=14,
-        projection_dim=768,
-    )
-    text = LlamaConfig(
-        vocab_size=32000,
-        hidden_size=4096,
-        intermediate_size=11008,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        max_position_embeddings=4096,
-        rms_norm_eps=1e-5,
-    )
-    return {"vision_config": vision, "text_config": text, "vision_feature_layer": -2}, PLAIN_TEMPLATE
+WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+"  # a digit is a token
+SHAPES = {  # name: vision, text, chat template, settings of `AuLlavaConfig`
+    "siglip2-smollm2": (
+        *("google/siglip2-base-patch16-224", "HuggingFaceTB/SmolLM2-135M-Instruct", CHATML_TEMPLATE),
+        {"pixel_unshuffle": 2},
+    ),
+    "clip-vicuna-7b": (  # as in LLaVA-1.5-7B
+        *("openai/clip-vit-large-patch14-336", "lmsys/vicuna-7b-v1.5", PLAIN_TEMPLATE),
+        {"vision_feature_layer": -2},
+    ),
+}
 
 
 def build(shape: str, dtype: torch.dtype, device: str = DEVICE):
-    """Random weights of a shape, made on the device and in the dtype, and a processor that fits: (model, processor)."""
-    settings, template = {"siglip2-smollm2": siglip2_smollm2, "clip-vicuna-7b": clip_vicuna_7b}[shape]()
-    tokenizer = word_tokenizer()
-    text, side = settings["text_config"], settings["vision_config"].image_size
-    text.bos_token_id, text.eos_token_id, text.pad_token_id = None, tokenizer.eos_token_id, tokenizer.pad_token_id
-    config = AuLlavaConfig(**settings, image_token_id=add_image_token(tokenizer))
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = AuLlavaForConditionalGeneration._from_config(config, dtype=dtype).eval()
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    images = AuLlavaImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-    fold = {"vision_stride": config.vision_stride, "pixel_unshuffle": config.pixel_unshuffle}
-    return model, AuLlavaProcessor(images, tokenizer, **fold, chat_template=template)
+    """Random weights of a shape, made on the device and in the dtype, and a processor that fits: (model, processor).
+
+    The tokenizer takes about a token a word and a token a digit, as SmolLM2's does for our prompts; Llama's takes more.
+    """
+    vision, text, template, settings = SHAPES[shape]
+    texts = [prompt(fmt) + "user assistant" for fmt in ALL]
+    tokenizer, vision = byte_pair_tokenizer(texts, WORDS, 2000), published_shape(vision)
+    if vision.model_type.startswith("siglip"):
+        vision.vision_use_head = False
+    side, text = vision.image_size, published_shape(text)
+    model, processor = untrained(vision, text, tokenizer, side, template, 0, dtype, device, **settings)
+    return model.eval(), processor
 
 
 def load(arguments: argparse.Namespace):
     """The (model, processor) that the command line asks for."""
-    logging.disable_progress_bar()  # of loading weights
-    dtype = getattr(torch, arguments.dtype)
     if arguments.shape:
-        return build(arguments.shape, dtype)
-    model = AutoModelForImageTextToText.from_pretrained(arguments.model, dtype=dtype, trust_remote_code=True)
-    return model.to(DEVICE).eval(), AutoProcessor.from_pretrained(arguments.model, trust_remote_code=True)
+        return build(arguments.shape, getattr(torch, arguments.dtype))
+    return load_checkpoint(arguments.model, dtype=arguments.dtype, device=DEVICE)
 
 
 def noise_images(processor, count: int) -> list[np.ndarray]:
@@ -149,7 +88,7 @@ def image_tokens(processor) -> int:
 
 
 def read(model, processor, images, formats, decoding: str):
-    """`recognize` all images in one batch; `free` writes exactly the tokens of a whole answer."""
+    """`recognize` all images in one batch; `free` writes exactly as many tokens as a whole answer has."""
     options = {"decoding": decoding, "batch_size": len(images)}
     if decoding != "free":
         model.recognize(processor, images, formats=formats, **options)
@@ -161,13 +100,13 @@ def read(model, processor, images, formats, decoding: str):
 
 
 # ---- Seconds --------------------------------------------------------------------------------------------------
-def best_seconds(runs: dict[str, Callable], repeats: int) -> dict[str, float]:
-    """The best of `repeats` times of every run; they take turns, and a first turn warms up."""
-    times = {name: [] for name in runs}
+def best_seconds(tasks: dict[str, Callable], repeats: int) -> dict[str, float]:
+    """The best of `repeats` times of every task; they take turns, and a first turn warms up."""
+    times = {name: [] for name in tasks}
     for _ in range(1 + repeats):
-        for name, run in runs.items():
+        for name, task in tasks.items():
             start = time.perf_counter()
-            run()
+            task()
             if DEVICE == "cuda":
                 torch.cuda.synchronize()
             times[name].append(time.perf_counter() - start)
@@ -175,7 +114,7 @@ def best_seconds(runs: dict[str, Callable], repeats: int) -> dict[str, float]:
 
 
 def measure(model, processor, batch: int, repeats: int) -> dict[str, float]:
-    """Seconds per batch by "decoder, what it was asked for"."""
+    """Seconds per batch, by "decoder, formats"."""
     images = noise_images(processor, batch)
     pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
     ids = {fmt: torch.tensor(processor.prompt_ids(fmt, image_tokens(processor)), device=model.device) for fmt in ALL}
@@ -187,16 +126,16 @@ def measure(model, processor, batch: int, repeats: int) -> dict[str, float]:
             prompts = ids[fmt].expand(batch, -1)
             model(input_ids=prompts, mm_encoder_outputs=features, logits_to_keep=1, use_cache=False)
 
-    runs = {"prefill, feafa": lambda: prefill(FORMATS["feafa"]), "prefill, all": lambda: prefill(*ALL)}
+    tasks = {"prefill, feafa": lambda: prefill(FORMATS["feafa"]), "prefill, all": lambda: prefill(*ALL)}
     for fmt in ALL:
-        runs[f"slots, {fmt.name}"] = lambda fmt=fmt: read(model, processor, images, [fmt], "slots")
+        tasks[f"slots, {fmt.name}"] = lambda fmt=fmt: read(model, processor, images, [fmt], "slots")
     for decoding in DECODERS:
-        runs[f"{decoding}, all"] = lambda how=decoding: read(model, processor, images, ALL, how)
-    return best_seconds(runs, repeats)
+        tasks[f"{decoding}, all"] = lambda how=decoding: read(model, processor, images, ALL, how)
+    return best_seconds(tasks, repeats)
 
 
 def table_row(name: str, times: dict[str, float], batch: int) -> tuple[str, ...]:
-    """One line of the table of `measure`'s times; ratios only where like can be compared with like."""
+    """A row of the table of `measure`'s times; with ratios only where they are meaningful."""
     took = times[name]
     decoder, asked = name.split(", ")
     prefill = times.get(f"prefill, {asked}") if decoder != "prefill" else None
@@ -211,11 +150,11 @@ def table_row(name: str, times: dict[str, float], batch: int) -> tuple[str, ...]
     )
 
 
-# ---- Use of the machine ---------------------------------------------------------------------------------------
+# ---- Machine utilization --------------------------------------------------------------------------------------
 def slots_operations(model, processor) -> int:
-    """Floating-point operations of the matrix products and convolutions that slots run for one image, three formats.
+    """Floating-point operations in the matrix products and convolutions of slots for one image and three formats.
 
-    Counted with attention as plain matrix products, because the counter does not know every fused one.
+    Attention runs as plain matrix products here, because the counter does not know all fused kernels.
     """
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         read(model, processor, noise_images(processor, 1), ALL, "slots")
@@ -223,23 +162,23 @@ def slots_operations(model, processor) -> int:
 
 
 def matrix_rate(dtype: torch.dtype, side: int, repeats: int) -> float:
-    """Floating-point operations a second of a product of two (side, side) matrices."""
+    """Floating-point operations per second in a product of two (side, side) matrices."""
     left, right = torch.randn(2, side, side, device=DEVICE).to(dtype)
     took = best_seconds({"product": lambda: torch.nn.functional.linear(left, right)}, repeats)["product"]
     return 2 * side**3 / took
 
 
 # ---- Memory ---------------------------------------------------------------------------------------------------
-def peak_growth(run: Callable) -> int:
-    """Bytes by which memory rises above its present level at most while `run` runs."""
+def peak_growth(task: Callable) -> int:
+    """Bytes by which the peak of memory during `task` exceeds the memory before it."""
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        run()
+        task()
         return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # Linux forgets the peak, which building the model has set
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak that Linux remembers from building the model
     before = _resident_peak()
-    run()
+    task()
     return _resident_peak() - before
 
 
@@ -249,26 +188,24 @@ def _resident_peak() -> int:
 
 
 def decoder_memory(arguments: argparse.Namespace, decoding: str, batch: int) -> int:
-    """Bytes that one decoder needs above the loaded model, for a process of its own."""
+    """Bytes that one decoder needs in addition to the loaded model; to be called in a fresh process."""
     model, processor = load(arguments)
     for weight in model.parameters():
-        weight.sum()  # weights that a file is mapped to become resident
+        weight.sum()  # makes weights resident that are mapped from a file
     images = noise_images(processor, batch)
-    read(model, processor, images[:1], ALL, decoding)  # the code that a first call loads is not the decoder's need
+    read(model, processor, images[:1], ALL, decoding)  # loads code, which is not the decoder's memory
     return peak_growth(lambda: read(model, processor, images, ALL, decoding))
 
 
 def memory_table(arguments: argparse.Namespace) -> Table:
-    """Peak memory of every decoder and batch size, three formats.
+    """Peak memory of every decoder and batch size, for three formats.
 
-    Each in a fresh process that has loaded the model and read one image: the growth of the peak of CUDA's allocator, or
-    on a CPU of the resident set as Linux counts it, where freed tensors return to the system at once.
+    Each is measured in a fresh process that has loaded the model and read one image, as the growth of the peak of
+    CUDA's allocator or, on a CPU, of the resident set that Linux counts; freed tensors return to the system at once.
     """
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # read by glibc when a process starts
     title = f"{_name(arguments)}: peak MiB above the loaded model, three formats"
-    table = Table(title=title, min_width=80)
-    for column in ("batch", *DECODERS):
-        table.add_column(column, justify="right")
+    table = make_table("batch", *DECODERS, title=title, min_width=80)
     for batch in arguments.batch_sizes:
         cells = []
         for decoding in DECODERS:
@@ -296,10 +233,11 @@ def main(arguments: argparse.Namespace):
     tokens = len(compile_slots(processor, ALL, image_tokens(processor)))
     rate = matrix_rate(model.dtype, 8192 if DEVICE == "cuda" else 2048, arguments.repeats)
     operations = slots_operations(model, processor)
-    title = f"{_name(arguments)}: {model.num_parameters():,} parameters, tree of {tokens} tokens"
-    table = Table(title=title)
-    for column in ("batch", "what", "seconds", "images/s", "against\nfree", "of\nprefill", "of slots\nfeafa"):
-        table.add_column(column, justify="left" if column == "what" else "right", no_wrap=True)
+    table = make_table(
+        *("batch", "what", "seconds", "images/s", "against\nfree", "of\nprefill", "of slots\nfeafa"),
+        text=["what"],
+        title=f"{_name(arguments)}: {model.num_parameters():,} parameters, tree of {tokens} tokens",
+    )
     shares = []
     for batch in arguments.batch_sizes:
         times = measure(model, processor, batch, arguments.repeats)
@@ -311,29 +249,26 @@ def main(arguments: argparse.Namespace):
         f"{share:.1%} at batch {batch}" for batch, share in zip(arguments.batch_sizes, shares, strict=True)
     )
     notes = (
-        f"Slots, three formats: {operations / 1e9:,.2f} GFLOP an image; of the measured matrix rate "
+        f"Slots, three formats: {operations / 1e9:,.2f} GFLOP per image; of the measured matrix rate "
         f"({rate / 1e9:,.0f} GFLOP/s) they reach {reached}."
     )
     show([table], arguments.write, notes)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def make_parser() -> CommandParser:
+    parser = CommandParser(__doc__)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--model", help="checkpoint folder or Hub id")
     which.add_argument("--shape", choices=SHAPES, help="random weights of this shape")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="(default: float32)")
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 16], help="(default: 1 16)")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of which the best counts (default: 3)")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16], help="(default: 1 16)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs; the best one counts (default: 3)")
     parser.add_argument("--memory", action="store_true", help="measure peak memory instead of seconds")
     add_write_option(parser)
     return parser
 
 
+run = runner(make_parser, main)
+
 if __name__ == "__main__":
-    try:
-        main(make_parser().parse_args())
-    except (ValueError, OSError) as error:
-        sys.exit(f"decoding.py: {sentence_of(error)}")
+    sys.exit(run())

@@ -1,24 +1,25 @@
-"""What helps rare AUs: rows seen more often, weighted losses, both, or nothing; on rendered faces with skewed rates.
+"""Which training helps rare AUs: oversampling, weighted losses, both or neither, on rendered faces with skewed rates.
 
     python benchmarks/imbalance.py --data data/rendered-train --test data/rendered-test --base runs/imbalance-base --out runs/imbalance
 
-Faces that show one of the `RARE` AUs are left out of both folders until each of these is present in about `--rate` of
-the images. Every arm is trained on the same images from the same start with the same number of steps, once per seed, and
-scored on the skewed test images, with thresholds chosen on the skewed validation people, as a shipped model is. Further
-options go to train_sft.py, in every arm alike: with `--freeze vision_tower` a step costs less. Finished steps are not
-repeated: start the same command to go on. Writes OUT/imbalance.json and prints means and standard deviations over seeds.
+Faces with one of the `RARE` AUs are removed from both folders until each of these AUs is present in about `--rate` of the
+images. Every arm trains on the same images from the same start with the same number of steps, once per seed, and is
+scored on the skewed test images with thresholds chosen on the skewed validation people, like a shipped model. Other
+options go to train_sft.py, in every arm: `--freeze vision_tower` makes a step cheaper. Run the same command again to
+continue: finished steps are not repeated. Writes OUT/imbalance.json and prints means and standard deviations over seeds.
 
 Subsampling by clip is not measured: rendered faces have no clips.
 """  # noqa: E501
 
 import argparse
 import json
-import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
 import numpy as np
+from page import make_table, run_script
 from rich.console import Console
 from rich.table import Table
 
@@ -31,8 +32,9 @@ from au_llava.au_datasets.records import (
     start_folder,
     write_shard,
 )
+from au_llava.au_runs.commands import CommandParser, run_command
+from au_llava.au_runs.files import HOME, write_json
 
-ROOT = Path(__file__).resolve().parent.parent
 RARE = ("AU2", "AU15", "AU23")
 ARMS = {
     "plain": (),
@@ -46,7 +48,7 @@ METRICS = ("f1", "roc_auc", "average_precision")
 
 
 def skewed_rows(present: np.ndarray, rate: float, seed: int = 0) -> list[int]:
-    """The rows to keep so that each AU is present in about `rate` of them: all without any, and others while they fit.
+    """The rows to keep so that each AU is present in about `rate` of them: all rows without AUs, and others that fit.
 
     Args:
         present: (rows, rare AUs) booleans.
@@ -61,7 +63,7 @@ def skewed_rows(present: np.ndarray, rate: float, seed: int = 0) -> list[int]:
 
 
 def skew_folder(source: str, out: Path, rate: float) -> None:
-    """Write the records of a folder in format bp4d, skewed part by part, unless that was done before."""
+    """Write the records of a folder in format bp4d, each part skewed, unless they are there already."""
     arguments = {"skewed": source, "rate": rate, "rare": list(RARE)}
     start_folder(out, arguments)
     records = load_records(source, formats=["bp4d"])
@@ -71,9 +73,10 @@ def skew_folder(source: str, out: Path, rate: float) -> None:
     for part in sorted(set(parts)):
         path = shard_path(out, part, 0, 1)
         rows = np.flatnonzero(parts == part)
-        kept = rows[skewed_rows(np.array(records.select(rows)["values"][:])[:, places] == 1, rate)]
+        present = np.array(records.select(rows)["values"][:])[:, places] == 1
         if not path.is_file():
-            write_shard((raw[int(row)] for row in kept), record_features({}), path)
+            chosen = rows[skewed_rows(present, rate)].tolist()
+            write_shard((raw[row] for row in chosen), record_features({}), path)
     finish_folder(out, arguments)
 
 
@@ -81,87 +84,95 @@ def summary(results: dict[str, list[dict]]) -> dict:
     """Arm -> "all", "rare", "others" -> metric -> (mean, standard deviation) over seeds of the mean over AUs.
 
     Args:
-        results: arm -> of each seed, AU -> metric -> score, None where undefined.
+        results: arm -> per seed, AU -> metric -> score, None where undefined.
     """
     labels = FORMATS["bp4d"].labels
     groups = {"all": labels, "rare": RARE, "others": tuple(label for label in labels if label not in RARE)}
-    found: dict = {}
+    means: dict = {}
     for arm, seeds in results.items():
         for group, members in groups.items():
             for metric in METRICS:
-                means = [
-                    np.nanmean([float("nan") if s[a][metric] is None else s[a][metric] for a in members]) for s in seeds
-                ]
-                deviation = np.std(means, ddof=1) if len(means) > 1 else 0.0
-                found.setdefault(arm, {}).setdefault(group, {})[metric] = (float(np.mean(means)), float(deviation))
-    return found
+                table = np.array([[scores[label][metric] for label in members] for scores in seeds], dtype=float)
+                of_seeds = np.nanmean(table, axis=1)
+                deviation = np.std(of_seeds, ddof=1) if len(of_seeds) > 1 else 0.0
+                means.setdefault(arm, {}).setdefault(group, {})[metric] = (float(np.mean(of_seeds)), float(deviation))
+    return means
 
 
 def start_run(arguments: argparse.Namespace, further: list[str]) -> None:
-    """Write OUT/settings.json, or check that what OUT holds was made with the same settings."""
+    """Write OUT/settings.json, or check that OUT was made with the same settings.
+
+    Raises:
+        ValueError: it was made with others.
+    """
     settings = {key: getattr(arguments, key) for key in ("data", "test", "base", "rate", "steps", "batch_size")}
     settings["train"], path = further, arguments.out / "settings.json"
     if path.is_file() and (before := json.loads(path.read_text())) != settings:
         differing = [key for key in settings if before[key] != settings[key]]
-        sys.exit(f"imbalance.py: {arguments.out} was made with another {', '.join(differing)}: choose another --out")
+        raise ValueError(f"{arguments.out} was made with another {', '.join(differing)}: choose another --out")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings, indent=1) + "\n")
+    write_json(path, settings)
 
 
-def run_script(name: str, words: list) -> None:
-    """Run a script of this repository; end where it fails (it says why)."""
-    done = subprocess.run([sys.executable, str(ROOT / name), *map(str, words)])
-    if done.returncode:
-        sys.exit(f"imbalance.py: {name} failed, see above; the same command goes on from there")
+def run_arm(arm: str, seed: int, arguments: argparse.Namespace, further: list[str]) -> dict:
+    """Train, calibrate and evaluate one arm with one seed, as far as that is not done: AU -> metric -> score."""
+    run = arguments.out / f"{arm.replace(' ', '-')}-{seed}"
+    if not (run / "trainer_state.json").is_file():  # the last file that training writes
+        train = ["--config", HOME / "recipes" / "rendered_tiny.yaml", "--model_name_or_path", arguments.base]
+        train += ["--data", arguments.out / "skewed-train", "--output_dir", run, "--eval_strategy", "no"]
+        train += ["--save_strategy", "no", "--max_steps", arguments.steps, "--seed", seed]
+        train += ["--per_device_train_batch_size", arguments.batch_size, "--dataloader_num_workers", 1]
+        train += ["--causal_share", 0, *ARMS[arm], *further]
+        run_script("train_sft.py", *train)
+    if not (run / "eval" / "results.json").is_file():
+        calibrate = ["--calibrate", arguments.out / "skewed-train", "--out", run / "calibration"]
+        run_script("eval_au.py", "--model", run, *calibrate)
+        score = ["--model", run, "--data", arguments.out / "skewed-test", "--out", run / "eval"]
+        run_script("eval_au.py", *score)
+    per_au = json.loads((run / "eval" / "results.json").read_text())["formats"]["bp4d"]["per_au"]
+    return {label: {metric: scores[metric] for metric in METRICS} for label, scores in per_au.items()}
 
 
-def main(words: list[str] | None = None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def table_of(means: dict, seeds: int, rate: float) -> Table:
+    title = f"{seeds} seeds; rare ({rate:.0%}): {', '.join(RARE)}"
+    table = make_table("arm", "AUs", *METRICS, text=["arm", "AUs"], title=title)
+    for arm, groups in means.items():
+        for group, metrics in groups.items():
+            table.add_row(arm, group, *(f"{mean:.3f} ± {deviation:.3f}" for mean, deviation in metrics.values()))
+    return table
+
+
+def make_parser() -> CommandParser:
+    parser = CommandParser(__doc__)
     parser.add_argument("--data", required=True, help="records with parts train and validation")
     parser.add_argument("--test", required=True, help="records with a test part")
     parser.add_argument("--base", required=True, help="checkpoint that every arm starts from")
     parser.add_argument("--rate", type=float, default=0.03, help="of the rare AUs (default: 0.03)")
     parser.add_argument("--steps", type=int, default=470, help="of each training (default: 470)")
-    parser.add_argument("--batch_size", type=int, default=64, help="of each training (default: 64)")
+    parser.add_argument("--batch-size", type=int, default=64, help="of each training (default: 64)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="default: all")
-    parser.add_argument("--out", type=Path, required=True, help="folder for what is written")
-    arguments, further = parser.parse_known_args(words)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    return parser
+
+
+def main(arguments: argparse.Namespace, further: list[str]) -> None:
     start_run(arguments, further)
     for source, name in ((arguments.data, "train"), (arguments.test, "test")):
         skew_folder(source, arguments.out / f"skewed-{name}", arguments.rate)
-    results: dict[str, list[dict]] = {}
-    for arm in arguments.arms:
-        for seed in arguments.seeds:
-            run = arguments.out / f"{arm.replace(' ', '-')}-{seed}"
-            if not (run / "trainer_state.json").is_file():  # the last file that training writes
-                train = ["--config", ROOT / "recipes" / "rendered_tiny.yaml", "--model_name_or_path", arguments.base]
-                train += ["--data", arguments.out / "skewed-train", "--output_dir", run, "--eval_strategy", "no"]
-                train += ["--save_strategy", "no", "--max_steps", arguments.steps, "--seed", seed]
-                train += ["--per_device_train_batch_size", arguments.batch_size, "--dataloader_num_workers", 1]
-                train += ["--causal_share", 0, *ARMS[arm], *further]
-                run_script("train_sft.py", train)
-            if not (run / "eval" / "results.json").is_file():
-                calibrate = ["--calibrate", arguments.out / "skewed-train", "--out", run / "calibration"]
-                run_script("eval_au.py", ["--model", run, *calibrate])
-                score = ["--model", run, "--data", arguments.out / "skewed-test", "--out", run / "eval"]
-                run_script("eval_au.py", score)
-            scores = json.loads((run / "eval" / "results.json").read_text())["formats"]["bp4d"]["per_au"]
-            results.setdefault(arm, []).append({label: {m: each[m] for m in METRICS} for label, each in scores.items()})
-    found = summary(results)
-    table = Table(title=f"{len(arguments.seeds)} seeds; rare ({arguments.rate:.0%}): {', '.join(RARE)}")
-    for column in ("arm", "AUs", *METRICS):
-        table.add_column(column)
-    for arm, groups in found.items():
-        for group, metrics in groups.items():
-            table.add_row(arm, group, *(f"{mean:.3f} ± {deviation:.3f}" for mean, deviation in metrics.values()))
-    Console().print(table)
+    results = {arm: [run_arm(arm, seed, arguments, further) for seed in arguments.seeds] for arm in arguments.arms}
+    means = summary(results)
     settings = json.loads((arguments.out / "settings.json").read_text()) | {"seeds": arguments.seeds}
-    written = {"schema_version": 1, "settings": settings, "summary": found, "per_au": results}
-    (arguments.out / "imbalance.json").write_text(json.dumps(written, indent=1) + "\n")
+    content = {"schema_version": 1, "settings": settings, "summary": means, "per_au": results}
+    write_json(arguments.out / "imbalance.json", content)
+    Console().print(table_of(means, len(arguments.seeds), arguments.rate))
+
+
+def run(words: Sequence[str] | None = None) -> int:
+    """Run the benchmark with the command line `words` (default: the program's own)."""
+    arguments, further = make_parser().parse_known_args(words)
+    return run_command("imbalance.py", lambda: main(arguments, further))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run())

@@ -1,10 +1,10 @@
-"""Seconds and memory of scores, bootstrap intervals and the comparison of two systems, on simulated answers.
+"""Time and memory of scores, bootstrap intervals and the comparison of two systems, on simulated answers.
 
     python benchmarks/metrics.py                                        # as DISFA: 140,000 images, 12 AUs, 41 subjects
     python benchmarks/metrics.py --format feafa --images 28000 --subjects 7000
 
-All metrics are computed: of decisions, of values and of probabilities, 5 % of the cells without a label. Memory is the
-most that the process held by then, imports and data included.
+All metrics are computed, for decisions, values and probabilities; 5 % of the cells have no label. Memory is the peak of
+the process so far, with imports and data.
 """
 
 import argparse
@@ -13,16 +13,16 @@ import sys
 import time
 
 import numpy as np
-from page import add_write_option, show
-from rich.table import Table
+from page import add_write_option, make_table, runner, show
 
 from au_llava.action_units import FORMATS
 from au_llava.au_evaluation.intervals import intervals, paired_difference
+from au_llava.au_runs.commands import CommandParser
 from au_llava.metrics_au import score
 
 
 def simulate(fmt, images: int, subjects: int, seed: int = 0) -> tuple[np.ndarray, list[str], list[dict]]:
-    """Labels (images, AUs) with rare high values, whose they are, and two systems that read them with noise."""
+    """Labels (images, AUs) with rare high values, their subjects, and two systems that read them with noise."""
     rng = np.random.default_rng(seed)
     shape, highest = (images, len(fmt.labels)), fmt.value_numbers[-1]
     strength = rng.beta(0.3, 1.5, shape)
@@ -36,19 +36,20 @@ def simulate(fmt, images: int, subjects: int, seed: int = 0) -> tuple[np.ndarray
     return references, [f"subject {number}" for number in rng.integers(subjects, size=images)], systems
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def make_parser() -> CommandParser:
+    parser = CommandParser(__doc__)
     parser.add_argument("--format", choices=FORMATS, default="disfa", help="AUs and scale (default: disfa)")
     parser.add_argument("--images", type=int, default=140_000, help="(default: 140000)")
     parser.add_argument("--subjects", type=int, default=41, help="(default: 41)")
     parser.add_argument("--resamples", type=int, default=1000, help="(default: 1000)")
     add_write_option(parser)
-    arguments = parser.parse_args()
+    return parser
+
+
+def main(arguments: argparse.Namespace) -> None:
     fmt = FORMATS[arguments.format]
     references, subjects, (a, b) = simulate(fmt, arguments.images, arguments.subjects)
-    runs = {
+    measured = {
         "imports and data": lambda: None,
         "score": lambda: score(references=references, fmt=fmt, subjects=subjects, **a),
         "intervals": lambda: intervals(
@@ -56,23 +57,21 @@ def main() -> None:
         ),
         "paired_difference": lambda: paired_difference(a, b, references, subjects, fmt, resamples=arguments.resamples),
     }
-    table = Table(
-        title=f"{arguments.images:,} images, {len(fmt.labels)} AUs ({fmt.scale}), {arguments.subjects:,} subjects, "
-        f"{arguments.resamples:,} resamples",
+    title = (
+        f"{arguments.images:,} images, {len(fmt.labels)} AUs ({fmt.scale}), {arguments.subjects:,} subjects, "
+        f"{arguments.resamples:,} resamples"
     )
-    for column in ("what", "seconds", "peak memory (MB)"):
-        table.add_column(column, justify="left" if column == "what" else "right")
-    for name, run in runs.items():
+    table = make_table("what", "seconds", "peak memory (MB)", text=["what"], title=title)
+    for name, compute in measured.items():
         start = time.perf_counter()
-        run()
+        compute()
         took = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in KiB
         table.add_row(name, f"{took:.2f}", f"{peak:.0f}")
     show([table], arguments.write)
 
 
+run = runner(make_parser, main)
+
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        sys.exit(f"metrics.py: {error}")
+    sys.exit(run())

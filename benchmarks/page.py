@@ -1,7 +1,7 @@
-"""Owner of the tables in docs/performance.md: each stands between markers and is what its benchmark last measured.
+"""What all benchmarks share: the command line, tables and JSON files, and the sections of docs/performance.md.
 
-A benchmark makes a rich `Table`, prints it by `show` and with `--write NAME` also puts it into the page, between
-`<!-- NAME -->` and `<!-- /NAME -->`, with the command, the machine and the versions it was measured with.
+A benchmark makes rich tables and prints them with `show`. With `--write NAME` they also go into the page, between
+`<!-- NAME -->` and `<!-- /NAME -->`, with the command, the machine and the versions of the measurement.
 """
 
 import argparse
@@ -11,31 +11,72 @@ import os
 import platform
 import re
 import shlex
+import subprocess
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from au_llava.au_runs.commands import print_anything
+from au_llava.au_evaluation.tables import markdown_table, number
+from au_llava.au_runs.commands import CommandParser, run_command
+from au_llava.au_runs.files import HOME, write_json
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "performance.md"
+PAGE = HOME / "docs" / "performance.md"
 
 
+# ---- Command line -----------------------------------------------------------------------------------------------
+def runner(make_parser: Callable[[], CommandParser], main: Callable[[argparse.Namespace], int | None]) -> Callable:
+    """The `run(words) -> exit status` of a benchmark, from its parser and its body."""
+
+    def run(words: Sequence[str] | None = None) -> int:
+        """Run the benchmark with the command line `words` (default: the program's own)."""
+        program = Path(main.__code__.co_filename).name
+        return run_command(program, partial(main, make_parser().parse_args(words)))
+
+    return run
+
+
+def add_model_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default=str(HOME), help="checkpoint: folder or Hub id (default: the shipped one)")
+
+
+def add_write_option(parser: argparse.ArgumentParser) -> None:
+    """The option of every benchmark whose tables are in the page."""
+    parser.add_argument(
+        "--write",
+        metavar="SECTION",
+        choices=sections(),
+        help="also write the tables into this section of docs/performance.md",
+    )
+
+
+def run_script(script: str, *words) -> None:
+    """Run a script of this repository, such as "eval_au.py", with these words.
+
+    Raises:
+        ChildProcessError: it fails, and has said why.
+    """
+    done = subprocess.run([sys.executable, str(HOME / script), *map(str, words)])
+    if done.returncode:
+        raise ChildProcessError(f"{script} failed, see above; run the same command again to continue from there")
+
+
+# ---- Where numbers come from ------------------------------------------------------------------------------------
 def machine() -> str:
-    """What the numbers were measured on: processor or GPU, cores that may be used, threads, versions."""
-    import torch  # here, after the measurement: 100 MB that would count as memory of a benchmark that needs no torch
+    """The machine and the versions of a measurement: processor or GPU, usable cores, threads."""
+    import torch  # not at the head: it would add 100 MB to the memory of a benchmark that needs no torch
 
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
     else:
-        found = (
-            re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()) if sys.platform == "linux" else None
-        )
-        name = found.group(1) if found else platform.processor()
+        processors = Path("/proc/cpuinfo")
+        model = re.search(r"model name\s*:\s*(.+)", processors.read_text()) if processors.exists() else None
+        name = model.group(1) if model else platform.processor()
         threads = torch.get_num_threads()
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         device = f"{name}, {cores} core{'s' * (cores > 1)}, torch with {threads} thread{'s' * (threads > 1)}"
@@ -44,61 +85,88 @@ def machine() -> str:
 
 
 def command() -> str:
-    """The command that runs, as it can be typed again; threads are part of it."""
+    """The running command as it can be typed again, with the number of threads."""
     script = Path(sys.argv[0]).resolve()
-    words = [str(script.relative_to(ROOT)) if script.is_relative_to(ROOT) else script.name, *sys.argv[1:]]
+    words = [str(script.relative_to(HOME)) if script.is_relative_to(HOME) else script.name, *sys.argv[1:]]
     threads = os.environ.get("OMP_NUM_THREADS")
     return f"OMP_NUM_THREADS={threads} " * bool(threads) + shlex.join(["python", *words])
 
 
 def origin(name: str, model, *packages: str) -> dict:
-    """Where a measurement comes from: the command, the date, the code, the checkpoint by its content, the machine.
+    """The provenance of a measurement: command, date, commit, checkpoint (by content), machine.
 
     Args:
-        name: of the checkpoint, a folder or a Hub id, that `model` was loaded from. packages: further ones whose
-            version matters.
+        name: of the checkpoint, the folder or Hub id that `model` was loaded from.
+        packages: more packages whose versions matter.
     """
-    from au_llava.au_recognition.sidecar import checkpoint_identity
-    from au_llava.au_runs.provenance import code_commit  # here, as torch above
+    from au_llava.au_recognition.sidecar import checkpoint_identity  # not at the head, as torch above
+    from au_llava.au_runs.provenance import code_commit
 
     checkpoint = checkpoint_identity(name, model)
-    kept = ("name", "commit", "weights_sha256", "mirror_images")
     calibration = json.dumps(checkpoint["calibration"], sort_keys=True).encode()
     return {
         "command": command(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "code_commit": code_commit(),
-        "checkpoint": {key: checkpoint[key] for key in kept}
-        | {"calibration_sha256": hashlib.sha256(calibration).hexdigest()},
+        "checkpoint": {
+            **{key: checkpoint[key] for key in ("name", "weights_sha256", "mirror_images")},
+            "calibration_sha256": hashlib.sha256(calibration).hexdigest(),
+        },
         "machine": machine(),
         "packages": {package: version(package) for package in ("numpy", "pillow", "scipy", *packages)},
     }
 
 
+# ---- Results ----------------------------------------------------------------------------------------------------
+def write_results(path: Path, results: Mapping) -> None:
+    """Write a benchmark's results as JSON (NaN becomes null) and print where."""
+    from au_llava.au_evaluation.scoring import jsonable  # not at the head, as torch above
+
+    write_json(path, jsonable({"schema_version": 1, **results}))
+    print(f"Written: {path}")
+
+
+def told(result: Mapping, key: str = "value", sign: str = "") -> str:
+    """A number with its 95 % interval, of {key: …, "interval": …}: "0.512 (0.498 to 0.530)"; "n.d." if undefined."""
+    return number(result[key], result["interval"], sign=sign)
+
+
+def say_skipped(skipped: Mapping[str, str], total: int) -> None:
+    """Print to standard error which of `total` pictures were skipped, and why."""
+    for name, problem in skipped.items():
+        print(f"skipped: {name}: {problem}", file=sys.stderr)
+    if skipped:
+        print(f"{len(skipped)} of {total} pictures were skipped.", file=sys.stderr)
+
+
+def make_table(*columns: str, text: Sequence[str] = (), **options) -> Table:
+    """An empty table; the columns named in `text` hold words, aligned left, the others numbers, aligned right."""
+    table = Table(title_justify="left", **options)
+    for column in columns:
+        table.add_column(column, justify="left" if column in text else "right")
+    return table
+
+
 def as_markdown(table: Table) -> str:
-    """A rich table in Markdown: title above, columns aligned alike, caption below."""
-    columns = [[str(column.header).replace("\n", " "), *map(str, column.cells)] for column in table.columns]
-    rules = ["---:" if column.justify == "right" else "---" for column in table.columns]
-    lines = [" | ".join(row) for row in zip(*columns, strict=True)]
-    rows = [f"| {line} |" for line in [lines[0], *lines[1:]]]
-    rows.insert(1, "|" + "|".join(rules) + "|")
-    return "\n".join(
-        [*([f"{table.title}", ""] if table.title else []), *rows, *(["", str(table.caption)] if table.caption else [])]
-    )
+    """A rich table in Markdown: title above, caption below, columns aligned as they are."""
+    header = [str(column.header).replace("\n", " ") for column in table.columns]
+    rows = zip(*(map(str, column.cells) for column in table.columns), strict=True)
+    align = "".join("r" if column.justify == "right" else "l" for column in table.columns)
+    parts = (table.title, markdown_table(header, rows, align), table.caption)
+    return "\n\n".join(str(part) for part in parts if part)
 
 
 def sections(page: Path = PAGE) -> list[str]:
     """Names of the sections that benchmarks write."""
-    return re.findall(r"<!-- (?!/)([\w-]+) -->", page.read_text())
+    return re.findall(r"<!-- (?!/)([\w-]+) -->", page.read_text(encoding="utf-8"))
 
 
 def show(tables: list[Table], section: str | None = None, notes: str = "", page: Path = PAGE) -> None:
-    """Print tables and notes, and put them into the section of the page if one is named.
+    """Print tables and notes, and write them into a section of the page if one is named.
 
     Raises:
-        ValueError: if the page has no such section.
+        ValueError: the page has no such section.
     """
-    print_anything()
     console = Console()
     for table in tables:
         console.print(table)
@@ -112,14 +180,5 @@ def show(tables: list[Table], section: str | None = None, notes: str = "", page:
     between = re.compile(rf"(<!-- {section} -->\n).*?(<!-- /{section} -->)", re.DOTALL)
     parts = [f"    {command()}", machine() + ".", *map(as_markdown, tables), *([notes] if notes else [])]
     body = "\n\n".join(parts) + "\n"
-    page.write_text(between.sub(lambda found: found[1] + body + found[2], page.read_text()))
-
-
-def add_write_option(parser: argparse.ArgumentParser) -> None:
-    """The option of every benchmark whose table stands in the page."""
-    parser.add_argument(
-        "--write",
-        metavar="SECTION",
-        choices=sections(),
-        help="also write the table into this section of docs/performance.md",
-    )
+    text = between.sub(lambda section: section[1] + body + section[2], page.read_text(encoding="utf-8"))
+    page.write_text(text, encoding="utf-8")

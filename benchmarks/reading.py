@@ -1,11 +1,11 @@
-"""How long reading BP4D takes, and how much memory: a made-up copy of its size, 41 people, 328 recordings.
+"""Time and memory to read BP4D, on a made-up copy of its size: 41 people, 328 recordings.
 
     python benchmarks/reading.py
 
-Writes label files in BP4D's format (147,000 rows of 100 columns, and five times as many of intensities) and empty files
-in place of images into a temporary folder. Times reading the labels, then the whole command, and compares its memory
-with that of an eighth of the people: a table written as it comes needs the same. The command fails if labels take more
-than 10 seconds of processor time (which other programs on the machine do not change, as they do the clock).
+Writes label files in BP4D's format (147,000 rows of 100 columns, and five times as many rows of intensities) and empty
+image files into a temporary folder. Measures reading the labels, then the whole command, whose memory should be the
+same for an eighth of the people, since it writes its table row by row. Fails if reading the labels takes more than 10
+seconds of processor time (which, unlike the clock, other programs do not change).
 """
 
 import argparse
@@ -17,21 +17,21 @@ import time
 from pathlib import Path
 
 import numpy as np
-from page import add_write_option, show
-from rich.table import Table
+from page import add_write_option, make_table, runner, show
 
 from au_llava.au_datasets.records import Defects
 from au_llava.au_readers.bp4d import open_bp4d
+from au_llava.au_runs.commands import CommandParser
+from au_llava.au_runs.files import HOME
 
 PEOPLE = [*(f"F{number:03d}" for number in range(1, 24)), *(f"M{number:03d}" for number in range(1, 19))]
 TASKS = 8
-ROWS = 448  # of a recording: 328 of them have 146,944 rows, BP4D has 146,847
+ROWS = 448  # per recording: 146,944 in 328 recordings, where BP4D has 146,847
 LIMIT = 10.0  # seconds of processor time, for labels
-PREPARE = Path(__file__).resolve().parent.parent / "prepare_data.py"
 
 
 def write_copy(root: Path, people: list[str]) -> int:
-    """Write a copy with random labels; returns its number of rows."""
+    """Write a copy with random labels; returns the number of rows."""
     rng = np.random.default_rng(0)
     header = ",".join(map(str, range(100)))
     for person in people:
@@ -58,7 +58,7 @@ def _write(path: Path, header: str | None, table: np.ndarray) -> None:
 
 
 def label_seconds(root: Path, rows: int) -> tuple[float, float]:
-    """Seconds by the clock and of processor time, to find and read all labels of a copy and join them with images."""
+    """Seconds by the clock and of processor time to read all labels of a copy and join them with the images."""
     start = time.perf_counter(), time.process_time()
     source, defects = open_bp4d(root), Defects()
     read = sum(record["format"] == "bp4d" for clip in source.clips for record in source.read(clip, defects))
@@ -68,7 +68,7 @@ def label_seconds(root: Path, rows: int) -> tuple[float, float]:
 
 def command_cost(root: Path, out: Path) -> tuple[float, float, float]:
     """Seconds by the clock and of processor time, and peak memory (MB), of the whole command in one process."""
-    words = [sys.executable, PREPARE, "bp4d", "--root", root, "--out", out, "--workers", "1"]
+    words = [sys.executable, HOME / "prepare_data.py", "bp4d", "--root", root, "--out", out, "--workers", "1"]
     start = time.perf_counter()
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -83,9 +83,7 @@ def main(arguments: argparse.Namespace) -> int:
         small, whole = Path(folder, "small"), Path(folder, "whole")
         rows_of_small, rows = write_copy(small, people[::8]), write_copy(whole, people)
         clock, seconds = label_seconds(whole, rows)
-        table = Table()
-        for column in ("what", "processor s", "s by the clock", "peak MB"):
-            table.add_column(column, justify="left" if column == "what" else "right")
+        table = make_table("what", "processor s", "s by the clock", "peak MB", text=["what"])
         labels = f"labels of {len(people) * TASKS} recordings, {rows:,} rows"
         table.add_row(labels, f"{seconds:.1f}", f"{clock:.1f}", "")
         for root, count in ((small, rows_of_small), (whole, rows)):
@@ -98,16 +96,14 @@ def main(arguments: argparse.Namespace) -> int:
     return int(seconds > LIMIT)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument(
-        "--every", type=int, default=1, help="take every k-th person only, for a quick try (default: 1)"
-    )
+def make_parser() -> CommandParser:
+    parser = CommandParser(__doc__)
+    parser.add_argument("--every", type=int, default=1, help="take every k-th person, for a quick try (default: 1)")
     add_write_option(parser)
     return parser
 
 
+run = runner(make_parser, main)
+
 if __name__ == "__main__":
-    sys.exit(main(make_parser().parse_args()))
+    sys.exit(run())

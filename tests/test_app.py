@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, load_tool
+from conftest import ROOT
 from PIL import Image, ImageOps
 
 pytest.importorskip("gradio", reason="the page needs the extra `app`")
@@ -24,12 +24,17 @@ import httpx
 from gradio_client import Client, handle_file
 
 from au_llava import app, recognize_au
-from au_llava.action_units import FORMATS, MAIN_FORMATS
-from au_llava.au_recognition import markup
+from au_llava.action_units import FORMATS, MAIN_FORMATS, get_format
+from au_llava.au_page import markup
+from au_llava.au_page.drawing import draw, strengths_of
+from au_llava.au_page.page import LAUNCH, build
+from au_llava.au_page.reader import FORMATS as READ_FORMATS
+from au_llava.au_page.reader import Reader
+from au_llava.au_publishing import app_space
 from au_llava.au_recognition.reasons import Explanation
 from au_llava.au_recognition.runner import reading_of
 from au_llava.au_rendering.activations import NAMES
-from au_llava.au_rendering.people import render_face
+from au_llava.au_rendering.pictures import render_face
 
 EXAMPLES = ROOT / "assets" / "faces"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -42,7 +47,7 @@ ROW = re.compile(
 
 @pytest.fixture(scope="module")
 def reader(tiny_checkpoint):
-    return app.Reader(tiny_checkpoint)
+    return Reader(tiny_checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +72,12 @@ def not_pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def served(reader, tmp_path_factory):
-    """Address of the page, which reads with the tiny checkpoint, and the folder of its uploads."""
+    """Address of the page, served with the tiny checkpoint, and the folder of its uploads."""
     with pytest.MonkeyPatch.context() as patch:
         uploads = tmp_path_factory.mktemp("uploads")
         patch.setenv("GRADIO_TEMP_DIR", str(uploads))
-        page = app.build(reader)
-        _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, **app.LAUNCH)
+        page = build(reader)
+        _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, **LAUNCH)
         yield address, uploads
         page.close()
 
@@ -87,7 +92,7 @@ def tables_of(html):
     sections = re.findall(r"<section><h3>([\w-]+) (.*?)</section>", html, re.DOTALL)
     return {
         name: {
-            label: (bool(present), [float(each) for each in re.findall(r">([\d.]+)<", numbers)])
+            label: (bool(present), list(map(float, re.findall(r">([\d.]+)<", numbers))))
             for present, label, numbers in ROW.findall(section)
         }
         for name, section in sections
@@ -136,7 +141,7 @@ def test_tables_show_the_numbers_of_the_first_face(client, crowd):
 
 def test_bars_are_as_long_as_their_numbers_and_the_band_is_where_it_was_read():
     read = {"value": [0.0], "expected": [1.25], "probability": [0.3], "present": [False], "low": [1.0], "high": [3.0]}
-    fmt = recognize_au.get_format({"name": "mine", "labels": ["AU12"], "scale": "intensity"})
+    fmt = get_format({"name": "mine", "labels": ["AU12"], "scale": "intensity"})
     html = markup.tables({"mine": read}, [fmt], {"mine": [4.0]})
     assert 'class="au-bar" style="left:0;width:25.0%"' in html
     assert 'class="au-band" style="left:20.0%;right:40.0%"' in html
@@ -144,18 +149,15 @@ def test_bars_are_as_long_as_their_numbers_and_the_band_is_where_it_was_read():
     assert tables_of(html) == {"mine": {"AU12": (False, [4, 1.2, 0.3])}}
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
+def test_a_bad_file_is_explained_in_a_sentence(client, not_pictures):
+    for name, sentence in (
         ("note.png", "note.png cannot be read as an image: cannot identify image file 'note.png'"),
         ("wall.png", "wall.png shows no face whose two eyes can be seen."),
-    ],
-)
-def test_what_cannot_be_read_is_told_in_a_sentence(client, not_pictures, name, said):
-    choice, seen, answer = client.predict(handle_file(not_pictures / name), api_name="/read")
-    assert choice["visible"] is False
-    assert re.search('role="alert">(.*?)</p>', unescape(seen))[1] == said
-    assert answer == ""
+    ):
+        choice, seen, answer = client.predict(handle_file(not_pictures / name), api_name="/read")
+        assert choice["visible"] is False
+        assert re.search('role="alert">(.*?)</p>', unescape(seen))[1] == sentence
+        assert answer == ""
 
 
 def test_a_picture_of_too_many_pixels_is_refused(reader, tmp_path):
@@ -166,9 +168,9 @@ def test_a_picture_of_too_many_pixels_is_refused(reader, tmp_path):
 
 def test_file_names_are_text_not_markup(reader, crowd):
     image, faces = reader.read(crowd, "<b onload=x>.png")
-    assert "<b onload" not in markup.seen(image, faces, 0)
-    assert "<b onload" not in markup.tables(faces[0]["answers"], app.FORMATS, file="<b onload=x>.csv", faces=faces)
-    assert "<b onload" not in markup.problem("<b onload=x> is bad")
+    assert "<b onload" not in markup.picture(image, faces, 0)
+    assert "<b onload" not in markup.tables(faces[0]["answers"], READ_FORMATS, file="<b onload=x>.csv", faces=faces)
+    assert "<b onload" not in markup.part("problem", "<b onload=x> is bad")
 
 
 def test_reasons_name_every_au_that_is_present(reader, crowd):
@@ -201,7 +203,7 @@ def test_the_tint_is_where_the_evidence_is():
 
 def test_sliders_make_strengths_as_training_labels_them():
     def strengths(side="both sides", **values):
-        return app.strengths_of([values.get(name, 0) for name in NAMES], side)
+        return strengths_of([values.get(name, 0) for name in NAMES], side)
 
     assert strengths() == {}
     assert strengths(AU12=0.5, AU1=0.2) == {"AU1": 0.2, "AU12L": 0.5, "AU12R": 0.5}
@@ -216,7 +218,7 @@ def test_a_made_face_is_drawn_and_read_back_beside_what_it_shows(client, reader)
     sliders = [values.get(name, 0) for name in NAMES]
     drawn, back = client.predict(7, 20, "the person's left", *sliders, api_name="/make")
     picture = Image.open(io.BytesIO(base64.b64decode(re.search('base64,([^"]+)', drawn)[1])))
-    expected = app.draw(7, {"AU12L": 0.5, "AU4L": 1.0}, 20)
+    expected = draw(7, {"AU12L": 0.5, "AU4L": 1.0}, 20)
     assert picture.size == expected.size == (192, 192)
     assert np.abs(np.float32(picture) - np.float32(expected)).mean() < 3  # but for JPEG
     assert 'alt="AU4L 1, AU12L 0.5"' in drawn
@@ -231,7 +233,7 @@ def test_a_made_face_is_drawn_and_read_back_beside_what_it_shows(client, reader)
 
 
 def test_people_differ_and_turn():
-    faces = [app.draw(person, {}, turn) for person, turn in ((0, 0), (1, 0), (0, 30))]
+    faces = [draw(person, {}, turn) for person, turn in ((0, 0), (1, 0), (0, 30))]
     assert all(np.abs(np.float32(faces[0]) - np.float32(other)).mean() > 5 for other in faces[1:])
 
 
@@ -266,18 +268,17 @@ def test_the_page_asks_for_nothing_from_elsewhere(served):
 @pytest.mark.slow
 def test_uploads_are_deleted_and_the_page_stays(reader, crowd, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    monkeypatch.setattr(app, "KEPT", 4)
-    page = app.build(reader)
+    monkeypatch.setattr("au_llava.au_page.page.KEPT", 4)
+    page = build(reader)
     try:
-        _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, **app.LAUNCH)
+        _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, **LAUNCH)
         own = {path for path in tmp_path.rglob("*") if path.is_file()}
-        files = {"files": ("crowd.png", crowd.read_bytes(), "image/png")}
-        (kept,) = map(Path, httpx.post(f"{address}gradio_api/upload", files=files).raise_for_status().json())
-        assert kept.is_relative_to(tmp_path)
+        uploaded = send(address, crowd)
+        assert uploaded.is_relative_to(tmp_path)
         deadline = time.monotonic() + 60
-        while kept.exists() and time.monotonic() < deadline:
+        while uploaded.exists() and time.monotonic() < deadline:
             time.sleep(0.5)
-        assert not kept.exists()
+        assert not uploaded.exists()
         assert {path for path in tmp_path.rglob("*") if path.is_file()} == own
         parts = httpx.get(f"{address}config").json()["components"]
         icons = [part["props"]["icon"] for part in parts if part["props"].get("icon")]
@@ -287,9 +288,16 @@ def test_uploads_are_deleted_and_the_page_stays(reader, crowd, tmp_path, monkeyp
         page.close()
 
 
-# What another process does in the folder of a Space: it cannot import the installed package, serves the page until its
-# input ends, and then says where its code came from and whom it called.
-STRANGER = """
+def send(address, path):
+    """Upload a file; returns where the server keeps it."""
+    files = {"files": (path.name, path.read_bytes(), "image/png")}
+    (uploaded,) = httpx.post(f"{address}gradio_api/upload", files=files).raise_for_status().json()
+    return Path(uploaded)
+
+
+# Another process, in the folder of a Space: it cannot import the installed package, serves the page until it gets
+# SIGINT, serves it again until SIGTERM, and then says where its code came from and which hosts it called.
+SPACE = """
 import json, os, sys
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
 sys.path.insert(0, os.getcwd())
@@ -304,38 +312,42 @@ def watch(event, arguments):
 sys.addaudithook(watch)
 import app
 
-page = app.build(app.Reader(app.HOME))
-_, address, _ = page.launch(prevent_thread_lock=True, quiet=True, **app.LAUNCH)
-print(address, flush=True)
-sys.stdin.read()
-modules = [module.__file__ for name, module in sys.modules.items() if name.startswith("au_llava.")]
-print(json.dumps([[path for path in modules if not path.startswith(os.getcwd())], sorted(called)]))
-page.close(verbose=False)
+try:
+    assert app.run([]) in (0, 130)
+    app.run([])
+except SystemExit:
+    modules = [module.__file__ for name, module in sys.modules.items() if name.startswith("au_llava.")]
+    print(json.dumps([[path for path in modules if not path.startswith(os.getcwd())], sorted(called)]))
 """
 
 
 @pytest.mark.slow
-def test_the_released_space_starts_alone_and_calls_nobody(tmp_path):
-    load_tool("release_app").release(tmp_path / "space")
+def test_the_released_space_starts_alone_calls_nobody_and_deletes_uploads(crowd, tmp_path):
+    app_space.release(tmp_path / "space")
+    (tmp_path / "tmp").mkdir()
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHON", "GRADIO"))}
-    environment |= {"HF_HOME": str(tmp_path / "home"), "GRADIO_TEMP_DIR": str(tmp_path / "uploads")}
+    environment |= {"HF_HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp")}
     with subprocess.Popen(
-        [sys.executable, "-c", STRANGER],
-        cwd=tmp_path / "space",
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-u", "-c", SPACE], cwd=tmp_path / "space", env=environment, stdout=subprocess.PIPE, text=True
     ) as process:
-        address = process.stdout.readline().strip()
-        assert address.startswith("http://127.0.0.1:")
-        client = Client(address, verbose=False)
-        _, seen, answer = client.predict(handle_file(EXAMPLES / "smile.png"), api_name="/read")
-        assert "smile.png: 1 face" in seen
-        assert tables_of(answer)["disfa"].keys() == set(FORMATS["disfa"].labels)
-        said, _ = process.communicate()
-    elsewhere, called = json.loads(said.splitlines()[-1])
+        for how in (signal.SIGINT, signal.SIGTERM):
+            address = (
+                next(filter(None, (re.search(r"http://127\.0\.0\.1:\d+", line) for line in process.stdout)))[0] + "/"
+            )
+            uploaded = send(address, crowd)
+            assert uploaded.is_relative_to(tmp_path)
+            assert uploaded.exists()
+            if how == signal.SIGINT:
+                _, seen, answer = Client(address, verbose=False).predict(
+                    handle_file(EXAMPLES / "smile.png"), api_name="/read"
+                )
+                assert "smile.png: 1 face" in seen
+                assert tables_of(answer)["disfa"].keys() == set(FORMATS["disfa"].labels)
+            process.send_signal(how)
+        *_, last = process.stdout
     assert process.returncode == 0
+    assert [path for path in (tmp_path / "tmp").rglob("*") if path.is_file()] == []
+    elsewhere, called = json.loads(last)
     assert elsewhere == []
     assert set(called) <= {"127.0.0.1", "localhost"}
 
@@ -372,36 +384,13 @@ def test_a_port_that_is_taken_is_named(served, tiny_checkpoint, capsys, monkeypa
     signal.signal(signal.SIGTERM, before)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_uploads_are_gone_when_the_program_ends(tiny_checkpoint, crowd, tmp_path, how):
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("GRADIO")}
-    with subprocess.Popen(
-        [sys.executable, "-u", ROOT / "app.py", "--model", tiny_checkpoint],
-        cwd=tmp_path,
-        env=environment | {"TMPDIR": str(tmp_path)},
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        address = next(re.search(r"http://127\.0\.0\.1:\d+", line)[0] for line in process.stdout if "http" in line)
-        files = {"files": ("crowd.png", crowd.read_bytes(), "image/png")}
-        (kept,) = map(Path, httpx.post(f"{address}/gradio_api/upload", files=files).raise_for_status().json())
-        assert kept.is_relative_to(tmp_path)
-        assert kept.exists()
-        process.send_signal(how)
-        process.wait(60)
-    assert process.returncode in (0, 130)
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-
-
 # The Space's folder
 
 
 def test_released_folder_holds_a_card_and_the_requirements_of_the_page(tmp_path, capsys):
     from huggingface_hub import RepoCard
 
-    tool = load_tool("release_app")
-    tool.release(tmp_path / "space")
+    app_space.release(tmp_path / "space")
     card = RepoCard.load(tmp_path / "space" / "README.md")
     assert (card.data.sdk, card.data.to_dict()["app_file"]) == ("gradio", "app.py")
     assert f"gradio=={card.data.to_dict()['sdk_version']}\n" in (ROOT / "constraints.txt").read_text()
@@ -412,7 +401,7 @@ def test_released_folder_holds_a_card_and_the_requirements_of_the_page(tmp_path,
     assert any(line.startswith("opencv-python-headless") for line in lines)
     assert not [line for line in lines if "au-llava" in line or line.startswith(("pytest", "trl"))]
     with pytest.raises(FileExistsError):
-        tool.release(tmp_path / "space")
+        app_space.release(tmp_path / "space")
 
 
 # In a browser
@@ -438,7 +427,7 @@ def browser(tmp_path_factory):
 
 @pytest.fixture
 def open_page(browser, served):
-    """Opens the page in a window of some size; afterwards nothing may have been fetched from elsewhere."""
+    """Opens the page in a window of some size; checks at the end that nothing was fetched from elsewhere."""
     contexts, fetched = [], []
 
     def go(width=1280, height=900, **options):
@@ -472,7 +461,7 @@ def test_browser_reads_an_upload_and_refuses_a_text(open_page, crowd, not_pictur
     assert boxes[0]["y"] == boxes[1]["y"] == boxes[2]["y"]  # side by side
     before = page.locator(".au-columns").first.inner_text()
     page.get_by_role("radio", name="face 1").check()
-    page.get_by_alt_text("Face 1, turned and cut").wait_for()
+    page.get_by_alt_text("Face 1, leveled and cropped").wait_for()
     assert page.locator(".au-columns").first.inner_text() != before
     with page.expect_download() as download:
         page.get_by_role("link", name="Download crowd-aus.csv").click()
@@ -521,7 +510,7 @@ def test_browser_reads_an_example_and_the_webcam_and_says_why(open_page):
     taken = Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))
     shown = Image.open(EXAMPLES / "smile.png").convert("RGB").resize(taken.size)
     as_it_is, mirrored = (
-        np.abs(np.float32(taken) - np.float32(each)).mean() for each in (shown, ImageOps.mirror(shown))
+        np.abs(np.float32(taken) - np.float32(picture)).mean() for picture in (shown, ImageOps.mirror(shown))
     )
     assert as_it_is < 0.5 * mirrored  # left stays left
 

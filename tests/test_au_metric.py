@@ -213,7 +213,7 @@ def test_scores_can_be_saved(metric, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"references": [[1, 2]]}, "None is no format"),
+        ({"references": [[1, 2]]}, "None is not a format"),
         ({"references": [[1, 2]], "format": "bp5d"}, "unknown format 'bp5d'"),
         ({"references": [[1, 2]], "format": FORMAT, "unparsed": "ignore"}, "'left_out' or 'absent', not 'ignore'"),
         ({"references": [[1, 2, 3]], "format": FORMAT}, r"references have shape \(1, 3\), but format 'mine' needs"),

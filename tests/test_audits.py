@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from au_llava.action_units import AUFormat
-from au_llava.au_evaluation.audits import abstention, apply_abstention, bands, group_audit, parse_audit
+from au_llava.au_evaluation.abstention import abstention, apply_abstention
+from au_llava.au_evaluation.group_audit import bands, group_audit
+from au_llava.au_evaluation.parse_audit import parse_audit
 from au_llava.metrics_au import score
 
 NAN = float("nan")

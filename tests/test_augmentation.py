@@ -1,4 +1,4 @@
-"""Variation of training pictures: it stays within its bounds, keeps the face in place, and is a matter of the seed."""
+"""Variation of training pictures: it stays within its bounds, keeps the face in place, and depends only on the seed."""
 
 import math
 
@@ -21,7 +21,7 @@ from au_llava.au_training.augmentation import (
 
 
 def spot(size: int = 96, at: tuple[int, int] = (60, 40)) -> Image.Image:
-    """A grey picture with a white square of 8 x 8 pixels, centred at `at` (right, down)."""
+    """A gray picture with a white square of 8 x 8 pixels, centered at `at` (right, down)."""
     pixels = np.full((size, size, 3), 60, np.uint8)
     pixels[at[1] - 4 : at[1] + 4, at[0] - 4 : at[0] + 4] = 255
     return Image.fromarray(pixels)
@@ -31,8 +31,8 @@ def test_what_is_in_the_picture_moves_by_a_few_per_cent_at_most():
     size, at = 96, np.array([60, 40])
     moves = []
     for seed in range(60):
-        grey = np.asarray(varied_image(spot(), np.random.default_rng(seed)), float).mean(axis=2)
-        bright = grey > (grey.min() + grey.max()) / 2
+        gray = np.asarray(varied_image(spot(), np.random.default_rng(seed)), float).mean(axis=2)
+        bright = gray > (gray.min() + gray.max()) / 2
         down, right = (axis.mean() + 0.5 for axis in np.nonzero(bright))
         moves.append(np.array([right, down]) - at)
     moves = np.array(moves)
@@ -49,7 +49,7 @@ def test_size_and_mode_stay_and_the_seed_decides():
     assert not np.array_equal(np.asarray(first), np.asarray(other))
 
 
-def test_brightness_and_colours_change_without_bias():
+def test_brightness_and_colors_change_without_bias():
     flat = Image.new("RGB", (32, 32), (128, 128, 128))
     means = np.array([np.asarray(varied_image(flat, np.random.default_rng(seed))).mean((0, 1)) for seed in range(200)])
     assert abs(means.mean() - 128) < 8
@@ -57,8 +57,8 @@ def test_brightness_and_colours_change_without_bias():
 
 
 def only(monkeypatch, *kept: str):
-    """Of strong variation, leave geometry and what is `kept`, at every picture."""
-    for name in ("GREY", "SQUARE", "COARSE", "STRONG_BLURRED", "NOISE", "JPEG"):
+    """Keep only the geometry of strong variation, and the kinds in `kept` for every picture."""
+    for name in ("GRAY", "SQUARE", "COARSE", "STRONG_BLURRED", "NOISE", "JPEG"):
         monkeypatch.setattr(augmentation, name, 1.0 if name in kept else 0.0)
     monkeypatch.setattr(augmentation, "STRONG_LEVELS", 0.0)
 
@@ -72,7 +72,7 @@ def test_the_plain_crop_is_the_middle_of_the_stored_picture():
 
 @pytest.mark.parametrize(("size", "margin"), [((144, 144), 0.25), ((160, 144), 0.25), ((96, 96), 0.0)])
 def test_strong_variation_is_one_similarity_transform(monkeypatch, size, margin):
-    """Three marks keep the shape of their triangle: it is turned, scaled and moved, each within its bounds."""
+    """Three marks keep the shape of their triangle: it is rotated, scaled and moved, each within its bounds."""
     only(monkeypatch)
     middle = np.array(size) / 2
     offsets = np.array([[-18.0, -14.0], [18.0, -14.0], [0.0, 20.0]])  # as eyes and mouth
@@ -122,7 +122,7 @@ def test_little_is_painted_over(monkeypatch):
     assert 0.15 < max(hidden) < SQUARE_SIDES[1] + 0.01
 
 
-@pytest.mark.parametrize("kind", ["COARSE", "STRONG_BLURRED", "NOISE", "JPEG", "GREY"])
+@pytest.mark.parametrize("kind", ["COARSE", "STRONG_BLURRED", "NOISE", "JPEG", "GRAY"])
 def test_every_kind_of_strong_variation_changes_the_picture(monkeypatch, kind):
     face = Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8))
     only(monkeypatch)
@@ -131,11 +131,11 @@ def test_every_kind_of_strong_variation_changes_the_picture(monkeypatch, kind):
     after = np.asarray(strongly_varied_image(face, np.random.default_rng(5)), float)
     assert after.shape == before.shape
     assert np.abs(after - before).mean() > 1
-    if kind == "GREY":
+    if kind == "GRAY":
         assert np.ptp(after, axis=2).max() == 0
 
 
-def test_strong_variation_is_a_matter_of_the_seed():
+def test_strong_variation_depends_on_the_seed():
     first, again, other = (strongly_varied_image(spot(), np.random.default_rng(seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(np.asarray(first), np.asarray(again))
     assert not np.array_equal(np.asarray(first), np.asarray(other))

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from au_llava.au_datasets.balance import WeightedSampler, label_statistics, loss_weights, row_weights
+from au_llava.au_datasets.balance import label_statistics, loss_weights, row_weights
+from au_llava.au_training.samplers import WeightedSampler
 
 NAN = math.nan
 

@@ -99,7 +99,7 @@ def test_large_shape_needs_a_gpu():
 
 def test_table_names_the_share_of_the_matrix_rate(tiny_checkpoint, capsys):
     words = ["--model", str(tiny_checkpoint), "--batch_sizes", "2", "--repeats", "1"]
-    decoding_benchmark.main(decoding_benchmark.make_parser().parse_args(words))
+    assert decoding_benchmark.run(words) == 0
     shown = capsys.readouterr().out
     assert "constrained, all" in shown
     assert "of the measured matrix rate" in shown
@@ -130,7 +130,7 @@ def test_mix_is_half_faces_and_equal_shares_of_all_else(face_images):
     assert {kind: kinds.count(kind) for kind in parsing.KINDS} == {
         "face": 32,
         "noise": 8,
-        "one colour": 8,
+        "one color": 8,
         "no face": 8,
         "destroyed": 8,
     }
@@ -154,8 +154,8 @@ def test_faces_are_drawn_once_each_by_seed(rendered_records):
 
 
 def run_parsing(monkeypatch, records, model, processor):
-    monkeypatch.setattr(parsing, "load", lambda name: (model, processor))
-    return parsing.main(parsing.make_parser().parse_args(["--faces", str(records), "--images", "10"]))
+    monkeypatch.setattr(parsing, "load_checkpoint", lambda name: (model, processor))
+    return parsing.run(["--faces", str(records), "--images", "10"])
 
 
 def test_untrained_model_keeps_the_promise(rendered_records, monkeypatch, capsys):
@@ -202,4 +202,4 @@ def test_one_broken_answer_fails_the_command(rendered_records, monkeypatch, caps
         return results
 
     assert run_parsing(monkeypatch, rendered_records, SimpleNamespace(recognize=recognize), processor) == 1
-    assert "must not be" in capsys.readouterr().err
+    assert "broke its guarantee" in capsys.readouterr().err

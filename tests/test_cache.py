@@ -1,6 +1,7 @@
-"""What commands say where the cache of Hugging Face's libraries cannot be written."""
+"""What commands say if the cache of Hugging Face's libraries cannot be written."""
 
 import errno
+from itertools import product
 
 import pytest
 from huggingface_hub import constants
@@ -12,7 +13,7 @@ from au_llava.au_runs.commands import sentence_of
 
 @pytest.fixture
 def no_home(tmp_path, monkeypatch):
-    """A home of the cache that cannot be made, even by root: a file is in the way."""
+    """A cache folder that cannot be made, even by root, because a file is in the way."""
     (tmp_path / "file").touch()
     home = tmp_path / "file" / "huggingface"
     monkeypatch.setattr(constants, "HF_HOME", str(home))
@@ -20,15 +21,15 @@ def no_home(tmp_path, monkeypatch):
     return home
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC])
-def test_one_sentence_names_hf_home(number, tmp_path, monkeypatch):
+def test_one_sentence_names_hf_home(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
-    for place in (tmp_path, tmp_path / "home", tmp_path / "home" / "modules" / "transformers_modules"):
+    places = (tmp_path, tmp_path / "home", tmp_path / "home" / "modules" / "transformers_modules")
+    for number, place in product((errno.EACCES, errno.EROFS, errno.ENOSPC), places):
         sentence = sentence_of(OSError(number, "no way", str(place)))
         assert sentence.startswith(f"{place} cannot be written (no way), ")
-        assert sentence.endswith("set HF_HOME to a folder that can be, such as HF_HOME=./huggingface.")
+        assert sentence.endswith("set HF_HOME to a writable folder, such as HF_HOME=./huggingface.")
     wrapped = OSError("We could not cache it")
-    wrapped.__cause__ = PermissionError(number, "no way", str(tmp_path / "home" / "hub"))
+    wrapped.__cause__ = PermissionError(errno.EACCES, "no way", str(tmp_path / "home" / "hub"))
     assert "set HF_HOME" in sentence_of(wrapped)
 
 
@@ -53,5 +54,5 @@ def test_a_command_ends_with_the_sentence(no_home, tiny_checkpoint, tmp_path, ca
 
 
 def test_the_handler_says_so_too(no_home, tiny_checkpoint):
-    with pytest.raises(OSError, match=r"cannot be written .* set HF_HOME to a folder that can be"):
+    with pytest.raises(OSError, match=r"cannot be written .* set HF_HOME to a writable folder"):
         handler.EndpointHandler(str(tiny_checkpoint))

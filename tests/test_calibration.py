@@ -8,13 +8,13 @@ import pytest
 from conftest import build_tiny, random_faces
 from sklearn.metrics import f1_score
 
-from au_llava import eval_au
 from au_llava.action_units import FORMATS, AUFormat, parse_answer
 from au_llava.au_datasets.records import load_records
 from au_llava.au_evaluation import calibration as fit_calibration
 from au_llava.au_evaluation.calibration import best_threshold, fit_format
+from au_llava.au_evaluation.command import main
 from au_llava.au_runs.manifests import people_of, training_manifest, write_training_manifest
-from au_llava.calibration_au_llava import calibrate, check_calibration
+from au_llava.calibration_au_llava import apply_entries, calibrate, check_calibration
 from au_llava.configuration_au_llava import AuLlavaConfig
 
 INTENSITY = AUFormat("i", ("AU1", "AU2", "AU4"), "intensity")
@@ -42,6 +42,19 @@ def test_applied_by_hand():
     np.testing.assert_allclose(changed[0, 2], read[0, 2])
     assert thresholds.tolist() == [0.3, 0.25, 0.5]
     assert read[0, 0, 0] == 0.5  # the input is left alone
+
+
+def test_curves_are_those_of_numpy():
+    """Below, on, between and above the points, at a step (two points at one probability), beside a shorter curve."""
+    steps = {"probability": [0.1, 0.4, 0.4, 0.8], "calibrated": [0.05, 0.2, 0.6, 0.9]}
+    short = {"probability": [0.2, 0.6], "calibrated": [0.1, 0.3]}
+    masses = np.array([0.01, 0.1, 0.25, 0.4, 0.400001, 0.6, 0.8, 0.99])
+    read = np.stack([1 - masses, masses], -1)[:, None].repeat(2, 1)
+    changed = apply_entries(read, [steps, short], np.array([False, True]))
+    for column, curve in enumerate((steps, short)):
+        expected = np.interp(masses, curve["probability"], curve["calibrated"])
+        np.testing.assert_allclose(changed[:, column, 1], expected, rtol=1e-12)
+    np.testing.assert_allclose(changed.sum(-1), 1, rtol=1e-12)
 
 
 def test_a_format_of_the_same_name_and_another_meaning_is_left_alone():
@@ -168,7 +181,7 @@ def test_recognize_applies_it_to_slots_only():
 
 
 def run(checkpoint, *flags):
-    return eval_au.main([str(flag) for flag in ("--model", checkpoint, *flags)])
+    return main([str(flag) for flag in ("--model", checkpoint, *flags)])
 
 
 def test_command_stores_it_in_the_checkpoint(tiny_checkpoint, rendered_records, tmp_path, monkeypatch, capsys):
@@ -227,7 +240,7 @@ def test_nobody_is_calibrated_on_who_was_trained_on(tiny_checkpoint, rendered_re
     shutil.copytree(tiny_checkpoint, checkpoint)
     people = people_of(load_records(rendered_records, part="train"))
     write_training_manifest(checkpoint, training_manifest(people, [], [], ["bp4d"], {}))
-    with pytest.raises(ValueError, match="has met 5 of the 5 tested people in its train part"):
+    with pytest.raises(ValueError, match="has seen 5 of the 5 tested people in its train part"):
         run(checkpoint, "--calibrate", rendered_records, "--part", "train", "--out", tmp_path / "out")
 
 

@@ -1,4 +1,4 @@
-"""Training batches: what carries loss, and that both layouts train what the decoders read."""
+"""Training batches: which tokens carry loss, and that both layouts train what the decoders read."""
 
 import math
 import re
@@ -10,9 +10,10 @@ from conftest import build_tiny, random_faces
 from PIL import Image
 
 from au_llava.action_units import FORMATS, AUFormat, parse_answer, prompt, write_answer
-from au_llava.au_datasets.balance import WeightedSampler
 from au_llava.au_training.augmentation import mirrored_values
-from au_llava.au_training.collator import IGNORED, AUCollator, GroupedSampler, slot_lengths, slot_loss, value_target
+from au_llava.au_training.collator import AUCollator
+from au_llava.au_training.loss import IGNORED, slot_loss, value_target
+from au_llava.au_training.samplers import GroupedSampler, WeightedSampler, slot_lengths
 from au_llava.slot_tree_au_llava import compile_slots
 
 NAN = math.nan
@@ -29,7 +30,7 @@ def rows(count: int = 3) -> list[dict]:
 
 
 def test_slot_targets_are_the_values_and_nothing_else(tiny_any_tokenizer):
-    """Every decision with a target spells, followed from the label, the AU's value; NaN labels have none."""
+    """The decisions with a target spell the AU's value after its label; NaN labels have none."""
     _, processor = tiny_any_tokenizer
     batch = AUCollator(processor, causal_share=0)(rows(1))
     tree = compile_slots(processor, (FORMATS["bp4d"], FORMATS["feafa"]), 16)
@@ -142,7 +143,7 @@ def test_causal_text_asks_only_for_what_is_annotated(tiny_any_tokenizer):
 
 
 def test_causal_loss_on_values_alone(tiny_any_tokenizer):
-    """The tokens that carry loss spell the values, nothing of the text between them and no end of turn."""
+    """The tokens that carry loss spell the values, without the text between them and the end of the turn."""
     _, processor = tiny_any_tokenizer
     values = AUCollator(processor, causal_share=1, seed=1, causal_loss="values")(rows(6))
     answers = AUCollator(processor, causal_share=1, seed=1, causal_loss="answer")(rows(6))
@@ -211,7 +212,7 @@ def test_variation_changes_the_picture_and_not_the_labels():
 
 
 def test_choices_depend_on_the_rows_alone():
-    """The same rows give the same batch whenever they come: what exact resumption rests on."""
+    """The same rows give the same batch at any time: exact resumption depends on it."""
     _, processor = build_tiny("phrases")
     collate = AUCollator(processor, causal_share=0.5, flip=0.5, seed=3)
     batches = [rows(4)[i : i + 2] for i in (0, 1, 2)]
@@ -255,7 +256,7 @@ def test_slot_lengths_are_those_of_the_batches(tiny_any_tokenizer):
 
 
 def padding(order, lengths, batch):
-    """Tokens of padding in batches of rows in this order."""
+    """Number of padding tokens in batches of rows in this order."""
     groups = [[lengths[row] for row in order[i : i + batch]] for i in range(0, len(order), batch)]
     return sum(max(group) * len(group) - sum(group) for group in groups)
 
@@ -286,7 +287,7 @@ def test_grouped_rows_are_those_that_weights_draw():
         assert padding(list(sampler), lengths, 4) < 0.2 * padding(drawn, lengths, 4)
 
 
-# ---- Features in place of images ------------------------------------------------------------------------------
+# ---- Features instead of images -------------------------------------------------------------------------------
 def test_rows_with_features_give_the_batch_of_their_images():
     """The same layout, labels and random choices, and the features in the rows' order."""
     _, processor = build_tiny("phrases")

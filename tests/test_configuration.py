@@ -38,7 +38,7 @@ def test_width_of_an_image_token(settings, width):
 
 
 def test_unknown_keys_are_kept_and_named_once(caplog, tmp_path):
-    """As a newer Transformers, a quantiser or a training library write them."""
+    """As a newer Transformers, a quantizer or a training library write them."""
     foreign = {"pixel_unshufle": 2, "rope_base_of_next_year": {"theta": 1e4}, "initializer_range": 0.02}
     config = AuLlavaConfig(vision_config=TOWERS["siglip"][0], **foreign)
     config.save_pretrained(tmp_path)
@@ -61,7 +61,7 @@ def test_known_keys_are_not_named(caplog, tmp_path):
     assert not [record for record in caplog.records if "does not know" in record.message]
 
 
-def test_normalisation_keys_can_be_set_as_transformers_own_tests_do():
+def test_normalization_keys_can_be_set_as_transformers_own_tests_do():
     config = AuLlavaConfig(vision_config=TOWERS["siglip"][0])
     for key in ("initializer_range", "layer_norm_eps", "rms_norm_eps", "initializer_factor"):
         setattr(config, key, 1e-10)
@@ -133,6 +133,8 @@ def test_auto_map_sends_every_auto_class_to_this_code(tmp_path):
         "AutoConfig": "configuration_au_llava.AuLlavaConfig",
         "AutoModel": "modeling_au_llava.AuLlavaForConditionalGeneration",
         "AutoModelForImageTextToText": "modeling_au_llava.AuLlavaForConditionalGeneration",
+        "AutoModelForMultimodalLM": "modeling_au_llava.AuLlavaForConditionalGeneration",
+        "AutoModelForDecision": "modeling_au_llava.AuLlavaForConditionalGeneration",
     }
 
 

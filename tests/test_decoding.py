@@ -12,8 +12,7 @@ from transformers import TextIteratorStreamer
 
 from au_llava.action_units import ACTION_UNITS, FORMATS, SCALES, AUFormat, parse_answer
 from au_llava.decoding_au_llava import compile_template, slot_answers
-from au_llava.slot_tree_au_llava import SlotTree, compile_slots
-from au_llava.tree_attention_au_llava import BLOCK, TreeMask
+from au_llava.slot_tree_au_llava import BLOCK, SlotTree, TreeMask, compile_slots
 
 ALL = ("bp4d", "disfa", "feafa")
 
@@ -147,7 +146,7 @@ def test_attention_backends_agree(tiny, faces, backend):
 def test_flash_attention_is_refused_with_a_way_out(tiny, faces, monkeypatch):
     model, processor = tiny
     monkeypatch.setattr(model.model.language_model.config, "_attn_implementation_internal", "flash_attention_2")
-    with pytest.raises(ValueError, match=r"cannot honour the tree mask.*sdpa"):
+    with pytest.raises(ValueError, match=r"cannot honor the tree mask.*sdpa"):
         model.recognize(processor, faces)
 
 
@@ -330,7 +329,7 @@ def test_logits_of_some_tokens_are_those_of_all(tiny, faces):
     assert some.shape == (2, len(tree.decision_nodes), len(tree.logit_tokens))
     torch.testing.assert_close(some, every[..., tree.logit_tokens])
     inputs |= {"logit_tokens": tree.logit_tokens, "logits_to_keep": 1}
-    model.lm_head = torch.nn.Sequential(model.lm_head)  # as an adapter or a quantiser would wrap it
+    model.lm_head = torch.nn.Sequential(model.lm_head)  # as an adapter or a quantizer would wrap it
     try:
         with torch.no_grad():
             wrapped = model(**inputs).logits

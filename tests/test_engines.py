@@ -21,7 +21,7 @@ STEPS = 5
 
 @pytest.fixture(scope="module")
 def starts(tmp_path_factory):
-    """Checkpoints with an own head and with a tied one; no batch norm, whose statistics are each process's own."""
+    """Checkpoints with an untied and with a tied head, without batch norm: its statistics differ between processes."""
     folder = tmp_path_factory.mktemp("engines")
     for tied in (False, True):
         for part in build_tiny("phrases", tie_word_embeddings=tied):
@@ -31,7 +31,7 @@ def starts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(rendered_records, tmp_path_factory):
-    """10 images, seen twice an epoch; of every other one format is known rather than three.
+    """10 images, seen twice an epoch; every other image has labels in one format instead of three.
 
     Batches then hold unequal numbers of AUs, and the mean of their losses is not the loss of all.
     """
@@ -58,7 +58,7 @@ def words(start, data, out, *flags) -> list[str]:
 
 
 def alone(start, data, out, *flags):
-    """One process, which takes the batches of two one after another."""
+    """One process that takes the batches of two, one after the other."""
     code, output = run(words(start, data, out, "--gradient_accumulation_steps", 2, *flags), out.with_suffix(".log"))
     assert code == 0, output
     return out
@@ -139,7 +139,7 @@ def test_an_average_needs_whole_weights(starts, data, tmp_path):
 
 
 def test_accumulated_batches_equal_a_large_one(starts, data, tmp_path):
-    """Of slot batches without flips: four of two images, of unequal numbers of AUs, are one of eight."""
+    """Four slot batches of two images, with unequal numbers of AUs and no flips, equal one of eight."""
     flags = ["--causal_share", 0, "--flip", 0, "--loss_weight_power", 0.5]
     large = [*flags, "--per_device_train_batch_size", 8, "--gradient_accumulation_steps", 1]
     small = [*flags, "--gradient_accumulation_steps", 4]

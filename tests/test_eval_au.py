@@ -16,10 +16,11 @@ from transformers import AutoProcessor
 from au_llava import eval_au
 from au_llava.action_units import FORMATS
 from au_llava.au_datasets.records import load_records
+from au_llava.au_evaluation.command import COMMANDS, main, parse
+from au_llava.au_evaluation.commands import run
 from au_llava.au_evaluation.predictions import predict
 from au_llava.au_evaluation.scoring import score_predictions
 from au_llava.au_runs.manifests import people_of, seen_people, training_manifest, write_training_manifest
-from au_llava.eval_au import main, make_parser
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 
 ALL = ("bp4d", "disfa", "feafa")
@@ -122,8 +123,8 @@ def test_two_processes_give_the_same_predictions(evaluated, tiny_checkpoint, ren
     launch = "accelerate.commands.accelerate_cli launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no"
     words = [*launch.split(), "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1", ROOT / "eval_au.py"]
     words += ["--model", tiny_checkpoint, "--data", rendered_records, "--out", tmp_path, "--batch_size", "2"]
-    run = subprocess.run([sys.executable, "-m", *map(str, words)], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-2000:]
+    process = subprocess.run([sys.executable, "-m", *map(str, words)], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr[-2000:]
     results, _ = evaluated
     assert json.loads((tmp_path / "results.json").read_text())["formats"] == results["formats"]
 
@@ -153,18 +154,18 @@ def test_a_killed_evaluation_goes_on(evaluated, tiny_checkpoint, rendered_record
         return recognize(self, processor, images, **options)
 
     monkeypatch.setattr(AuLlavaForConditionalGeneration, "recognize", failing)
-    monkeypatch.setattr(eval_au, "load", local(tiny_checkpoint))
+    monkeypatch.setattr(run, "load_checkpoint", local(tiny_checkpoint))
     with pytest.raises(KeyboardInterrupt):
         evaluate(tiny_checkpoint, rendered_records, tmp_path, "--batch_size", 2)
     kept = tmp_path / "unfinished" / "process-00000.jsonl"
     assert len(kept.read_text().splitlines()) == 1 + 2 * 2 * 3  # identity; two batches of two images in three formats
     with kept.open("a") as handle:
         handle.write('{"row": 12, "asked": "bp')  # the kill cut a line
-    with pytest.raises(ValueError, match="another evaluation \\(other batch_size\\)"):
+    with pytest.raises(ValueError, match="another run \\(other batch_size\\)"):
         evaluate(tiny_checkpoint, rendered_records, tmp_path, "--batch_size", 3)
     with monkeypatch.context() as changed:
-        changed.setattr(eval_au, "load", local(tiny_checkpoint, mirror_images=True))
-        with pytest.raises(ValueError, match="another evaluation \\(other mirror_images\\)"):
+        changed.setattr(run, "load_checkpoint", local(tiny_checkpoint, mirror_images=True))
+        with pytest.raises(ValueError, match="another run \\(other mirror_images\\)"):
             evaluate(tiny_checkpoint, rendered_records, tmp_path, "--batch_size", 2)
     results, predictions = evaluate(tiny_checkpoint, rendered_records, tmp_path, "--batch_size", 2)
     assert seen == [2, 2, 2, 2]
@@ -175,7 +176,7 @@ def test_a_killed_evaluation_goes_on(evaluated, tiny_checkpoint, rendered_record
 
 def local(checkpoint, **config):
     """Loads the package's own classes instead of the copies that remote code makes."""
-    return lambda name, quantise=None: (
+    return lambda name, quantize=None: (
         AuLlavaForConditionalGeneration.from_pretrained(checkpoint, **config).eval(),
         AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True),
     )
@@ -209,7 +210,7 @@ def test_trained_people_are_not_tested(tiny_checkpoint, rendered_records, tmp_pa
     others = sorted(set(people_of(records)) - set(test))
     base = training_manifest(test[:1], [], [str(rendered_records)], ["bp4d"], {})
     write_training_manifest(checkpoint, training_manifest(others, [], [], ["bp4d"], {}, base=base))
-    with pytest.raises(ValueError, match=f"has met 1 of the {len(test)} tested people in its train part: {test[0]}"):
+    with pytest.raises(ValueError, match=f"has seen 1 of the {len(test)} tested people in its train part: {test[0]}"):
         evaluate(checkpoint, rendered_records, tmp_path / "out")
     write_training_manifest(checkpoint, training_manifest(others, [], [], ["bp4d"], {}))
     results, _ = evaluate(checkpoint, rendered_records, tmp_path / "out", "--formats", "bp4d")
@@ -265,7 +266,49 @@ def test_comparing_with_itself_and_with_another(evaluated, tiny_checkpoint, rend
         main(["compare", str(tmp_path / "one"), str(tmp_path / "nowhere")])
 
 
-def test_unknown_flags_are_refused(capsys):
-    with pytest.raises(SystemExit):
-        make_parser().parse_args(["--data", "x", "--out", "y", "--modle", "z"])
-    assert "--modle" in capsys.readouterr().err
+def test_subcommands_and_their_older_spellings():
+    calls = {
+        "--data d --out o": ("run", {"data": ["d"], "part": None, "batch_size": 32}),
+        "run --data d --out o --batch_size 2": ("run", {"batch_size": 2}),
+        "run --data d --out o --quantise 4bit": ("run", {"quantize": "4bit"}),
+        "calibrate --data d e --out o": ("calibrate", {"data": ["d", "e"], "mirror": None}),
+        "--model m --calibrate d e --no-mirror --out o": ("calibrate", {"data": ["d", "e"], "mirror": False}),
+        "calibrate --data d --unlabeled u --out o": ("calibrate", {"unlabelled": ["u"]}),
+        "protocol bp4d-3fold --data d --out o": ("protocol", {"protocol": "bp4d-3fold", "name": "AU-LLaVA"}),
+        "--data d --protocol bp4d-3fold --model P1=a P2=b --out o": ("protocol", {"model": ["P1=a", "P2=b"]}),
+        "--data d --protocol=disfa-3fold --out o": ("protocol", {"protocol": "disfa-3fold", "data": ["d"]}),
+        "compare a b": ("compare", {"resamples": 5000, "out": None}),
+        "matrix --model a b --data d --out o": ("matrix", {"model": ["a", "b"]}),
+        "report a": ("report", {"data": None}),
+    }
+    for words, (name, expected) in calls.items():
+        command, arguments = parse(words.split())
+        assert command.__name__.rpartition(".")[2] == name, words
+        assert {key: getattr(arguments, key) for key in expected} == expected, words
+
+
+def test_wrong_commands_end_with_a_sentence(tmp_path, capsys):
+    """Errors of the command line with 2, others with 1."""
+    for words, status, sentence in (
+        ("comapre a b", 2, "invalid choice: 'comapre'"),
+        ("--data x --out y --modle z", 2, "--modle"),
+        ("--data x --calibrate y --out z", 2, "not allowed with argument"),
+        ("--data nowhere --out", 1, "eval_au.py: no data-*.parquet with a manifest.json in nowhere"),
+        ("compare nowhere nowhere", 1, "eval_au.py: There is no nowhere/predictions.parquet"),
+    ):
+        words = [*words.split(), *([str(tmp_path / "out")] if words.endswith("--out") else [])]
+        if status == 2:
+            with pytest.raises(SystemExit) as end:
+                eval_au.run(words)
+            assert end.value.code == 2, words
+        else:
+            assert eval_au.run(words) == 1, words
+        assert sentence in capsys.readouterr().err, words
+
+
+def test_help_teaches_with_an_example(capsys):
+    for name in ("", *COMMANDS):
+        with pytest.raises(SystemExit) as end:
+            main([*name.split(), "--help"])
+        assert end.value.code == 0
+        assert f"python eval_au.py {name}" in capsys.readouterr().out, name

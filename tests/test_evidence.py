@@ -1,4 +1,4 @@
-"""Evidence: occlusion maps where the truth is known, reasons in words, and the pointing game."""
+"""Evidence: maps where the truth is known, reasons in words, and the pointing game."""
 
 import json
 
@@ -12,9 +12,11 @@ from au_llava.action_units import FORMATS
 from au_llava.au_recognition.evidence import BLUR, evidence_maps, falls_when_hidden, peak
 from au_llava.au_recognition.reasons import add_reasons, explain, reason
 from au_llava.au_recognition.runner import reading_of
-from au_llava.au_rendering.people import picture, sample_subject
-from au_llava.au_rendering.render import View, draw_values
+from au_llava.au_rendering.people import sample_subject
+from au_llava.au_rendering.pictures import picture
+from au_llava.au_rendering.render import draw_values
 from au_llava.au_rendering.rig import load_rig
+from au_llava.au_rendering.view import View
 
 pointing = load_tool("pointing")
 BP4D, DISFA, FEAFA = FORMATS["bp4d"], FORMATS["disfa"], FORMATS["feafa"]
@@ -45,7 +47,7 @@ def test_falls_are_those_of_recognize(image, tower, mirror):
     wanted = {BP4D: BP4D.labels, FEAFA: ("AU12L", "AU9"), DISFA: ("AU12",)}
     of_format = {"bp4d": maps[:12], "feafa": maps[12:14], "disfa": maps[14:]}
     falls = falls_when_hidden(model, processor, image, wanted, of_format)
-    painted = [Image.fromarray(np.where(each[..., None] > 0.5, np.uint8(100), image)) for each in maps]
+    painted = [Image.fromarray(np.where(evidence[..., None] > 0.5, np.uint8(100), image)) for evidence in maps]
     whole, *hidden = model.recognize(processor, [image, *painted])
     asked = [(fmt.name, label) for fmt, labels in wanted.items() for label in labels]
     expected = [
@@ -71,11 +73,11 @@ def test_the_one_patch_that_counts_is_found(image):
     reach = round(4 * BLUR * IMAGE_SIZE)  # of the blur
     around = np.zeros((IMAGE_SIZE, IMAGE_SIZE), bool)
     around[rows.start - reach : rows.stop + reach, columns.start - reach :] = True
-    for each in maps:
-        assert each[rows, columns].max() == each.max() == 1
-        assert (each[rows, columns] > 0.01).all()
-        assert (each[~around] == 0).all()
-        assert each.min() == 0
+    for evidence in maps:
+        assert evidence[rows, columns].max() == evidence.max() == 1
+        assert (evidence[rows, columns] > 0.01).all()
+        assert (evidence[~around] == 0).all()
+        assert evidence.min() == 0
 
 
 @pytest.mark.parametrize("tower", ["resnet", "dinov3"])
@@ -100,7 +102,7 @@ def test_a_face_that_makes_no_difference_gives_no_evidence(image):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ({BP4D: ["AU99"]}, "format bp4d has no 'AU99': choose of AU1, AU2"),
+        ({BP4D: ["AU99"]}, "format bp4d has no 'AU99': choose from AU1, AU2"),
         ({BP4D: [], DISFA: []}, "no AU to explain"),
     ],
 )
@@ -146,21 +148,21 @@ def test_every_au_found_is_explained(tiny, image):
     model, processor = tiny
     answers = reading_of(model.recognize(processor, image, [BP4D, DISFA])[0])["answers"]
     explained = explain(model, processor, image, answers, [BP4D, DISFA])
-    found = [
+    present = [
         (fmt, label, probability)
         for fmt in (BP4D, DISFA)
-        for label, present, probability in zip(
+        for label, there, probability in zip(
             fmt.labels, answers[fmt.name]["present"], answers[fmt.name]["probability"], strict=True
         )
-        if present
+        if there
     ]
-    assert found
-    assert [(each.format, each.label, each.probability) for each in explained] == found
-    for each in explained:
-        assert each.evidence.shape == (IMAGE_SIZE, IMAGE_SIZE)
+    assert present
+    assert [explanation[:3] for explanation in explained] == present
+    for explanation in explained:
+        assert explanation.evidence.shape == (IMAGE_SIZE, IMAGE_SIZE)
     add_reasons({"answers": answers}, explained)
     reasons = [reason for fmt in (BP4D, DISFA) for reason in answers[fmt.name].get("reason", ())]
-    assert [each for each in reasons if each] == [each.reason for each in explained]
+    assert list(filter(None, reasons)) == [explanation.reason for explanation in explained]
     nothing = {"bp4d": {"present": [False] * 12}}
     assert explain(model, processor, image, nothing, [BP4D]) == []
 
@@ -228,7 +230,7 @@ def test_summary_by_hand():
         row("B", "AU1", 0.0, 0.2, 0.1),
         row("B", "AU4", 1.0, 0.4, 0.2),
     ]
-    found = pointing.summarise(rows, [BP4D])["bp4d"]
+    found = pointing.summarize(rows, [BP4D])["bp4d"]
     first, second = found["per_au"]["AU1"], found["per_au"]["AU4"]
     assert [first[key] for key in ("n", "hits", "chance", "others")] == pytest.approx([3, 2 / 3, 0.2, 0.3])
     assert first["interval"] == [0.0, 1.0]  # only B or only A is drawn in a quarter of the resamples each
@@ -241,7 +243,7 @@ def test_summary_by_hand():
 
 def test_pointing_runs(tiny_checkpoint, tmp_path, capsys):
     out = tmp_path / "new" / "pointing.json"
-    pointing.main(["--model", str(tiny_checkpoint), "--people", "3", "--out", str(out)])
+    assert pointing.run(["--model", str(tiny_checkpoint), "--people", "3", "--out", str(out)]) == 0
     written = json.loads(out.read_text())
     assert written["provenance"]["checkpoint"]["weights_sha256"]["model.safetensors"]
     assert written["provenance"]["faces"] == {"seed": 1, "first": 100, "people": 3, "images": 1, "size": 96}
@@ -251,6 +253,6 @@ def test_pointing_runs(tiny_checkpoint, tmp_path, capsys):
     assert "other AUs" in capsys.readouterr().out
 
 
-def test_pointing_refuses_a_folder_without_a_checkpoint(tmp_path):
-    with pytest.raises((ValueError, OSError)):
-        pointing.main(["--model", str(tmp_path), "--out", str(tmp_path / "x.json")])
+def test_pointing_refuses_a_folder_without_a_checkpoint(tmp_path, capsys):
+    assert pointing.run(["--model", str(tmp_path), "--out", str(tmp_path / "x.json")]) == 1
+    assert capsys.readouterr().err.startswith("pointing.py: ")

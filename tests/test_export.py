@@ -1,4 +1,4 @@
-"""The exported slots pass: equal to `recognize` in any batch, calibrated alike, and usable without PyTorch."""
+"""The exported slots pass: equal to `recognize` in any batch, with its calibration, and usable without PyTorch."""
 
 import json
 import re
@@ -9,13 +9,15 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import ROOT, TOWERS, build_tiny, load_tool, random_faces
+from conftest import ROOT, TOWERS, build_tiny, random_faces
 from PIL import Image
 from transformers import AutoProcessor
 
 from au_llava.action_units import FORMATS, AUFormat
-from au_llava.au_publishing.export import INPUT_NAME, METADATA_KEY, Calibration, SlotsGraph, export
-from au_llava.calibration_au_llava import calibrate
+from au_llava.au_publishing import onnx_file
+from au_llava.au_publishing.export import INPUT_NAME, SlotsGraph, export
+from au_llava.au_publishing.onnx_file import METADATA_KEY
+from au_llava.calibration_au_llava import Calibration, calibrate
 from au_llava.decoding_au_llava import read_slots
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 
@@ -66,9 +68,8 @@ def exported(tiny_checkpoint, tmp_path_factory):
     model.save_pretrained(folder / "model")
     processor = AutoProcessor.from_pretrained(tiny_checkpoint, trust_remote_code=True)
     processor.save_pretrained(folder / "model")
-    tool = load_tool("export")
     words = ["--model", folder / "model", "--formats", "disfa", "bp4d", "--out", folder / "au_llava.onnx"]
-    tool.main(tool.make_parser().parse_args(list(map(str, words))))
+    assert onnx_file.run(list(map(str, words))) == 0
     assert {path.name for path in folder.iterdir()} == {"model", "au_llava.onnx"}
     return model.eval(), processor, folder / "au_llava.onnx"
 
@@ -115,7 +116,7 @@ def test_metadata_say_what_is_what(exported):
 
 
 def test_the_reader_in_the_document_needs_neither_torch_nor_transformers(exported, tmp_path):
-    """docs/serving.md, run where both cannot be imported, on a square picture: the numbers of `recognize`."""
+    """docs/serving.md, run on a square picture where neither can be imported, gives the numbers of `recognize`."""
     model, processor, path = exported
     document = (ROOT / "docs" / "serving.md").read_text()
     code = next(block for block in re.findall(r"```python\n(.*?)```", document, re.DOTALL) if "onnxruntime" in block)
@@ -150,7 +151,7 @@ def test_calibration_is_that_of_recognize(name, calibration):
     of_mass = torch.where(present, masses / present.sum(), (1 - masses) / (~present).sum()).expand(-1, rows, -1)
     exact = torch.cat([logits.log_softmax(-1), of_mass.log()])
     expected, _ = calibrate(exact.exp().numpy(), fmt, calibration)
-    found = Calibration(fmt, calibration)(exact.float())
+    found = Calibration.of(calibration, fmt)(exact.float())
     np.testing.assert_allclose(found.numpy(), expected, atol=2e-6)
     if calibration is not None and name == "disfa":
         assert np.abs(expected - exact.exp().numpy()).max() > 0.1
@@ -173,7 +174,7 @@ def test_graph_of_every_tower(tower, mirror):
 
 @pytest.mark.parametrize("mirror", [False, True])
 def test_program_of_a_vit_takes_any_number_of_images(mirror):
-    """Grouped digits: the values of FEAFA take several decisions."""
+    """With grouped digits, the values of FEAFA take several decisions."""
     model, processor = build_tiny("grouped digits", mirror_images=mirror)
     formats = (FORMATS["feafa"],)
     program = export(model, processor, formats).module()
@@ -193,19 +194,17 @@ def test_program_of_a_vit_takes_any_number_of_images(mirror):
         (["--out", "new.onnx", "--formats", "bp4d", "bp4d"], "none twice"),
     ],
 )
-def test_bad_input_is_named(tmp_path, words, message):
-    tool = load_tool("export")
+def test_bad_input_is_named(tmp_path, words, message, capsys):
     (tmp_path / "there.onnx").touch()
     words = [word.format(exists=tmp_path / "there.onnx") for word in words]
-    with pytest.raises(ValueError, match=message):
-        tool.main(tool.make_parser().parse_args(words))
+    assert onnx_file.run(words) == 1
+    assert message in capsys.readouterr().err
 
 
-def test_a_graph_that_differs_is_not_left(tiny_checkpoint, tmp_path, monkeypatch):
-    tool = load_tool("export")
-    monkeypatch.setattr(tool, "save_onnx", lambda model, processor, formats, path: path.touch())
-    monkeypatch.setattr(tool, "largest_difference", lambda *_: float("nan"))
+def test_a_graph_that_differs_is_not_kept(tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(onnx_file, "save_onnx", lambda model, processor, formats, path: path.touch())
+    monkeypatch.setattr(onnx_file, "largest_difference", lambda *_: float("nan"))
     words = ["--model", str(tiny_checkpoint), "--out", str(tmp_path / "x.onnx")]
-    with pytest.raises(ValueError, match="differs by nan"):
-        tool.main(tool.make_parser().parse_args(words))
+    assert onnx_file.run(words) == 1
+    assert "differs by nan" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

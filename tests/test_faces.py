@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from au_llava.au_faces.faces import EYE_DISTANCE, EYE_HEIGHT, FacesTable, NoRow, YuNet, crop_face, follow, look_of
+from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT, crop_face
+from au_llava.au_faces.detect import YuNet
+from au_llava.au_faces.follow import follow, look_of
+from au_llava.au_faces.table import FacesTable, NoRow
 from au_llava.au_rendering import render
-from au_llava.au_rendering.people import render_face
+from au_llava.au_rendering.pictures import render_face
 
 SIDE = 128
 
@@ -280,7 +283,9 @@ def test_frames_without_a_file_are_of_one_video(tmp_path):
     table = boxes(tmp_path, "frame", "1,1", "2,2")
     assert lefts(table, [tmp_path / "a.mp4"], 2) == [2]
     assert lefts(table, [tmp_path / "a.png"]) == [None]
-    with pytest.raises(ValueError, match="names no file and holds 2 frames: it is of one video, and there are 2 files"):
+    with pytest.raises(
+        ValueError, match="names no file and holds 2 frames, so it describes one video, but there are 2 files"
+    ):
         table.match([tmp_path / "a.png", tmp_path / "b.png"])
 
 
@@ -300,7 +305,10 @@ def test_cells_that_other_programs_write(tmp_path):
     [
         ("file,x\na,1\n", "neither eye_right_x"),
         ("eye_right_x,eye_right_y,eye_left_x,eye_left_y\n1,2,x,4\n", "line 2"),
-        ("frame,eye_right_x,eye_right_y,eye_left_x,eye_left_y\n1.5,1,2,3,4\n", "line 2: frame 1.5 is no whole number"),
+        (
+            "frame,eye_right_x,eye_right_y,eye_left_x,eye_left_y\n1.5,1,2,3,4\n",
+            "line 2: frame 1.5 is not a whole number",
+        ),
     ],
 )
 def test_bad_tables_are_named(tmp_path, text, message):

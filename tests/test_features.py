@@ -1,4 +1,4 @@
-"""Cached image features: training from them equals training from images, and what would make them wrong is refused."""
+"""Cached image features: training from them equals training from images, and wrong options are refused."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def losses(folder) -> list[float]:
 
 @pytest.fixture(scope="module")
 def trained(tiny_checkpoint, rendered_records, tmp_path_factory):
-    """Folders of the same training from images and from cached features, and the cache."""
+    """Folders of one training from images and of the same from cached features, and the cache."""
     out = tmp_path_factory.mktemp("trained")
     flags = [*FROZEN, "--eval_strategy", "steps", "--eval_steps", 4]
     train(tiny_checkpoint, rendered_records, out / "images", *flags)
@@ -44,7 +44,7 @@ def trained(tiny_checkpoint, rendered_records, tmp_path_factory):
 
 @pytest.fixture
 def encoded(monkeypatch):
-    """How many images each call of `image_features` encoded; the first call of a training only asks for the shape."""
+    """Number of images in each call of `image_features`; the first call of a training only finds the shape."""
     counts = []
     original = features.image_features
     spy = lambda model, pixels: counts.append(len(pixels)) or original(model, pixels)
@@ -54,7 +54,7 @@ def encoded(monkeypatch):
 
 # ---- What is trained ------------------------------------------------------------------------------------------
 def test_training_from_the_cache_is_training_from_images(trained):
-    """Bit for bit on a CPU: losses of both layouts, evaluation, and all weights, the tower's among them."""
+    """Bit-equal on a CPU: losses of both layouts, evaluation and all weights, including the tower's."""
     assert len(losses(trained / "images")) == 5
     assert losses(trained / "images") == losses(trained / "cached")
     images, cached = weights(trained / "images"), weights(trained / "cached")
@@ -62,7 +62,7 @@ def test_training_from_the_cache_is_training_from_images(trained):
 
 
 def test_no_image_is_decoded_and_no_tower_runs(trained, tiny_checkpoint, rendered_records, tmp_path, monkeypatch):
-    """With every image in the cache a training needs neither."""
+    """If every image is in the cache, training needs neither."""
     used = []
     monkeypatch.setattr(features, "image_features", lambda *_: used.append("tower"))
     monkeypatch.setattr("datasets.Image.decode_example", lambda *_, **__: used.append("image"))
@@ -79,7 +79,7 @@ def test_projector_and_language_model_alone_are_trained(trained, tiny_checkpoint
 
 @pytest.mark.parametrize("tower", TOWERS)
 def test_features_are_what_the_projector_receives(tower):
-    """Of every kind of tower: projected, they are the embeddings of the whole model."""
+    """For every kind of tower: after projection, they are the embeddings of the whole model."""
     config, stride, width = TOWERS[tower]
     model, processor = build_tiny("phrases", vision_config=config)
     pixels = processor.image_processor(random_faces(2), return_tensors="pt")["pixel_values"]
@@ -113,10 +113,8 @@ def test_size_is_stated_before_it_is_written(tiny_checkpoint, rendered_records, 
     assert size < shard.stat().st_size < size + 2000  # and the names
 
 
-def test_interrupted_caching_is_taken_up_again(
-    trained, tiny_checkpoint, rendered_records, tmp_path, encoded, monkeypatch
-):
-    """Of a run killed while it wrote its third shard, the two finished ones are kept, and what it left is removed."""
+def test_interrupted_caching_is_resumed(trained, tiny_checkpoint, rendered_records, tmp_path, encoded, monkeypatch):
+    """A run killed while writing its third shard keeps the two finished ones; its unfinished file is removed."""
     flags = [*FROZEN, "--cache_features", tmp_path / "cache"]
     monkeypatch.setattr(features, "SHARD_BYTES", 1)  # a shard a batch
     written = []
@@ -172,7 +170,7 @@ def test_revision_is_of_all_that_features_depend_on():
 
 
 def test_another_tower_is_encoded_anew(trained, tiny_checkpoint, rendered_records, tmp_path, encoded):
-    """A folder holds several revisions; the one that does not fit is never read."""
+    """A folder holds several revisions; one that does not match is never read."""
     other = shutil.copytree(tiny_checkpoint, tmp_path / "other")
     tensors = load_file(other / "model.safetensors")
     name = next(name for name in tensors if "vision_tower" in name and tensors[name].ndim == 4)
@@ -198,7 +196,7 @@ def test_damaged_shard_is_named(tiny_checkpoint, rendered_records, trained, tmp_
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--freeze", "language_model"], r"stays as it is: freeze: \[vision_tower\]"),
+        (["--freeze", "language_model"], r"needs a frozen vision tower: freeze: \[vision_tower\]"),
         (["--freeze", "vision_tower", "--flip", 0.5], "leave out flip and augment"),
         (["--freeze", "vision_tower", "--augment", "true"], "leave out flip and augment"),
         (
@@ -216,13 +214,13 @@ def test_damaged_shard_is_named(tiny_checkpoint, rendered_records, trained, tmp_
         ),
     ],
 )
-def test_what_would_make_features_wrong_is_refused(tiny_checkpoint, rendered_records, tmp_path, flags, message):
+def test_options_that_change_features_are_refused(tiny_checkpoint, rendered_records, tmp_path, flags, message):
     with pytest.raises(ValueError, match=message):
         train(tiny_checkpoint, rendered_records, tmp_path, *flags, "--cache_features", tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 
-def test_too_little_room_is_said_before_anything_is_written(tiny_checkpoint, rendered_records, tmp_path, monkeypatch):
+def test_too_little_space_is_reported_before_writing(tiny_checkpoint, rendered_records, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 5000, 5000))
     with pytest.raises(ValueError, match=r"would take 0\.0 GB \(10 x 16 x 16 float32\); the disk has 0\.0 GB left"):
@@ -232,7 +230,7 @@ def test_too_little_room_is_said_before_anything_is_written(tiny_checkpoint, ren
 
 @pytest.fixture
 def damaged_records(rendered_records, tmp_path):
-    """`rendered_records` with the first training image cut off: the one that SFTTrainer looks at."""
+    """`rendered_records` with the first training image truncated: the one that SFTTrainer reads."""
     out = tmp_path / "damaged"
     start_folder(out, {"damaged": True})
     records = load_records(rendered_records).cast_column("image", datasets.Image(decode=False))
@@ -249,7 +247,7 @@ def damaged_records(rendered_records, tmp_path):
 
 
 def test_unreadable_image_is_skipped_as_in_training_from_images(damaged_records, tiny_checkpoint, tmp_path, caplog):
-    """The same losses of the others, bit for bit, and the same entry of the manifest."""
+    """The other images have bit-equal losses, and the manifest has the same entry."""
     records, damaged = damaged_records
     flags = [*FROZEN, "--oversample_below", 0.9, "--eval_strategy", "steps", "--eval_steps", 5, "--max_steps", 5]
     train(tiny_checkpoint, records, tmp_path / "images", *flags)
@@ -264,7 +262,7 @@ def test_unreadable_image_is_skipped_as_in_training_from_images(damaged_records,
 
 
 def test_missing_disk_is_named(rendered_records, tiny_checkpoint, tmp_path):
-    """Records that keep paths, of which most lead nowhere."""
+    """Records with paths, most of them to missing files."""
     out = tmp_path / "paths"
     start_folder(out, {})
     records = load_records(rendered_records, part="train").cast_column("image", datasets.Image(decode=False))
@@ -282,7 +280,7 @@ def test_missing_disk_is_named(rendered_records, tiny_checkpoint, tmp_path):
 
 # ---- With the other options -----------------------------------------------------------------------------------
 def test_grouped_and_weighted_rows_from_the_cache_resume_exactly(trained, tiny_checkpoint, rendered_records, tmp_path):
-    """Rows of two lengths, grouped; killed in the middle of the first epoch of ten steps and taken up again."""
+    """Grouped rows of two lengths, killed in the middle of the first epoch of ten steps and resumed."""
     flags = [*FROZEN, "--data", f"{{path: {rendered_records}, formats: [bp4d]}}", rendered_records]
     flags += ["--cache_features", trained / "cache", "--train_sampling_strategy", "group_by_length"]
     flags += ["--oversample_below", 0.9, "--max_steps", 12, "--save_strategy", "steps", "--save_steps", 7]
@@ -294,7 +292,7 @@ def test_grouped_and_weighted_rows_from_the_cache_resume_exactly(trained, tiny_c
 
 
 def test_two_processes_share_the_images(tiny_checkpoint, rendered_records, tmp_path):
-    """Each writes a shard of its own, both train from all, as from images: the projector's gradients are averaged."""
+    """Each writes its own shard and both train from all, as from images: the projector's gradients are averaged."""
     words = ["--model_name_or_path", tiny_checkpoint, "--data", rendered_records, *QUIET, *FROZEN, "--max_steps", 2]
     words += ["--per_device_train_batch_size", 2]
     for name, flags in (("images", ()), ("cached", ("--cache_features", tmp_path / "cache"))):
@@ -334,7 +332,7 @@ def test_options_that_would_pass_unnoticed_are_refused(tiny_checkpoint, rendered
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["images", "cache"])
 def test_compiled_training_is_training(trained, tiny_checkpoint, rendered_records, tmp_path, source):
-    """Both layouts, traced by torch.compile: tree mask, few logits, and features in place of images."""
+    """Both layouts, traced by torch.compile: tree mask, few logits, and features instead of images."""
     flags = ["--torch_compile", "true", "--torch_compile_backend", "eager"]
     flags += ["--cache_features", trained / "cache"] if source == "cache" else []
     train(tiny_checkpoint, rendered_records, tmp_path, *FROZEN, *flags)

@@ -1,4 +1,4 @@
-"""The walk through users' folders: links, what systems leave, what is counted; names that tell files apart."""
+"""Walking users' folders: links, what systems leave, what is counted; names that tell files apart."""
 
 import os
 from collections import Counter
@@ -29,7 +29,7 @@ def below(root, **options):
     return [str(path.relative_to(root)) for path in files_below(root, **options)]
 
 
-def test_what_systems_leave_is_passed_over_and_not_counted(tmp_path):
+def test_what_systems_leave_is_neither_listed_nor_counted(tmp_path):
     root, left_out = tree(tmp_path, "b.png", "in/a.png", *JUNK, *(f"in/{name}" for name in JUNK)), Counter()
     assert below(root, left_out=left_out) == ["b.png", "in/a.png"]
     assert (
@@ -38,12 +38,12 @@ def test_what_systems_leave_is_passed_over_and_not_counted(tmp_path):
     assert not left_out.total()
 
 
-def test_a_folder_that_is_named_is_read_whatever_it_is_called(tmp_path):
+def test_a_folder_given_by_name_is_read_whatever_its_name(tmp_path):
     assert find_files([tree(tmp_path / ".cache" / "#snapshot", "a.png")])
 
 
-def test_what_a_shell_makes_of_a_star(tmp_path):
-    """photos/* names what systems leave there too; one path that is given alone is meant."""
+def test_a_star_that_the_shell_expands(tmp_path):
+    """photos/* also names what systems leave there; a single path is meant."""
     root, left_out = tree(tmp_path, "a.png", "@eaDir/b.png", "#recycle/c.png", "Thumbs.db"), Counter()
     assert find_files(sorted(root.iterdir()), left_out) == [root / "a.png"]
     assert left_out == {"left by systems": 3}
@@ -79,7 +79,7 @@ def test_many_links_between_folders_do_not_multiply(tmp_path):
     assert find_files([tmp_path]) == find_files([tmp_path / "**"]) == [folder / "x.png" for folder in folders]
 
 
-def test_whatever_else_is_left_out_is_counted_by_suffix(tmp_path):
+def test_everything_else_is_counted_by_suffix(tmp_path):
     root = tree(tmp_path, "a.png", "b.CR2", "in/c.cr2", "in/notes.txt", "in/README", ".hidden.png", ".config/x.png")
     left_out = Counter()
     assert find_files([root], left_out) == [root / "a.png"]
@@ -107,9 +107,9 @@ def test_a_folder_that_cannot_be_opened_is_counted(tmp_path):
 
 
 def test_suffixes_and_order():
-    found = [str(path) for path in files_below(HOME / "au_datasets", {".py"})]
-    assert found == sorted(found)
-    assert str(HOME / "au_datasets" / "records.py") in found
+    paths = [str(path) for path in files_below(HOME / "au_datasets", {".py"})]
+    assert paths == sorted(paths)
+    assert str(HOME / "au_datasets" / "records.py") in paths
 
 
 def test_short_names_tell_apart():

@@ -1,4 +1,4 @@
-"""Building a model and its processor from pre-trained parts: the weights are those of the sources, and it answers."""
+"""Building a model and its processor from pretrained parts: the weights are those of the sources, and it answers."""
 
 import json
 

@@ -39,7 +39,7 @@ def test_path_string_and_pil_are_the_same(quarters, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("mode", "colour", "expected"),
+    ("mode", "color", "expected"),
     [
         ("1", 1, (255, 255, 255)),
         ("L", 77, (77, 77, 77)),
@@ -55,8 +55,8 @@ def test_path_string_and_pil_are_the_same(quarters, tmp_path):
         ("F", 77.0, (77, 77, 77)),
     ],
 )
-def test_modes(mode, colour, expected):
-    np.testing.assert_array_equal(pixels(Image.new(mode, (20, 20), colour)), np.full((20, 20, 3), expected))
+def test_modes(mode, color, expected):
+    np.testing.assert_array_equal(pixels(Image.new(mode, (20, 20), color)), np.full((20, 20, 3), expected))
 
 
 def test_palette_with_transparency_is_laid_over_white(quarters, tmp_path):
@@ -70,11 +70,11 @@ def test_palette_with_transparency_is_laid_over_white(quarters, tmp_path):
 
 
 def test_sixteen_bit_png(tmp_path):
-    grey = np.arange(400, dtype=np.uint16).reshape(20, 20) * 164
-    Image.fromarray(grey).save(tmp_path / "face.png")
-    expected = np.round(grey / 257).astype(np.uint8)[..., None].repeat(3, axis=2)
+    gray = np.arange(400, dtype=np.uint16).reshape(20, 20) * 164
+    Image.fromarray(gray).save(tmp_path / "face.png")
+    expected = np.round(gray / 257).astype(np.uint8)[..., None].repeat(3, axis=2)
     np.testing.assert_array_equal(pixels(tmp_path / "face.png"), expected)
-    np.testing.assert_array_equal(pixels(grey), expected)
+    np.testing.assert_array_equal(pixels(gray), expected)
 
 
 @pytest.mark.parametrize(
@@ -115,9 +115,9 @@ def test_arrays_and_tensors_of_every_layout(quarters):
         np.dstack([expected, np.full((40, 20), 255, np.uint8)]),
     ):
         np.testing.assert_array_equal(pixels(array), expected)
-    grey = expected[..., 0]
-    for array in (grey, grey[..., None], torch.tensor(grey)):
-        np.testing.assert_array_equal(pixels(array), np.dstack([grey] * 3))
+    gray = expected[..., 0]
+    for array in (gray, gray[..., None], torch.tensor(gray)):
+        np.testing.assert_array_equal(pixels(array), np.dstack([gray] * 3))
     rounded = torch.tensor(scaled).bfloat16()
     np.testing.assert_array_equal(pixels(rounded), (rounded.float() * 255).round().numpy())
 
@@ -237,7 +237,7 @@ def test_urls_are_fetched_only_when_asked_for(quarters, served, monkeypatch):
 
 
 def test_pixels_by_hand():
-    """No resizing: crop, scale and normalise are exact."""
+    """No resizing: crop, scale and normalize are exact."""
     image = random_faces(1, size=48)[0]
     processor = AuLlavaImageProcessor(
         size={"shortest_edge": 48},

@@ -1,4 +1,4 @@
-"""The benchmark of rare AUs runs end to end on tiny sizes and counts rightly."""
+"""The benchmark of rare AUs runs end to end on tiny sizes and counts correctly."""
 
 import json
 from argparse import Namespace
@@ -34,7 +34,7 @@ def test_summary_by_hand():
 
 
 def test_other_settings_are_refused(tmp_path):
-    """What is finished was made with the first ones; seeds and arms may be added."""
+    """Finished arms were made with the first settings; only seeds and arms can be added."""
     settings = {
         "data": "a",
         "test": "b",
@@ -46,7 +46,7 @@ def test_other_settings_are_refused(tmp_path):
     }
     for seeds in ([0], [0, 1]):
         imbalance.start_run(Namespace(**settings, seeds=seeds), ["--freeze", "vision_tower"])
-    with pytest.raises(SystemExit, match="was made with another steps, train: choose another --out"):
+    with pytest.raises(ValueError, match="was made with another steps, train: choose another --out"):
         imbalance.start_run(Namespace(**settings | {"steps": 20}), [])
 
 
@@ -55,11 +55,11 @@ def test_runs_and_goes_on(tiny_checkpoint, tmp_path_factory, tmp_path, monkeypat
     monkeypatch.setattr(imbalance, "RARE", ("AU23",))  # few faces might all show one of the usual three
     records = tmp_path_factory.mktemp("records") / "rendered"  # enough people to choose thresholds on
     options = "--subjects 20 --images-per-subject 1 --size 32 --validation 0.5 --test 0.2 --workers 1"
-    assert prepare_data.main(["rendered", *options.split(), "--out", str(records)]) == 0
+    assert prepare_data.run(["rendered", *options.split(), "--out", str(records)]) == 0
     words = ["--data", records, "--test", records, "--base", tiny_checkpoint, "--out", tmp_path]
     words += ["--rate", 0.4, "--steps", 1, "--batch_size", 2, "--seeds", 0, "--freeze", "vision_tower"]
-    for arms in (["plain"], ["plain", "both"]):  # the second goes on
-        imbalance.main([*map(str, words), "--arms", *arms])
+    for arms in (["plain"], ["plain", "both"]):  # the second continues
+        assert imbalance.run([*map(str, words), "--arms", *arms]) == 0
         trained = (tmp_path / "plain-0" / "model.safetensors").stat().st_mtime_ns
     assert trained < (tmp_path / "both-0" / "trainer_state.json").stat().st_mtime_ns
     recipes = {arm: read_training_manifest(tmp_path / f"{arm}-0")["recipe"] for arm in ("plain", "both")}
@@ -77,6 +77,7 @@ def test_runs_and_goes_on(tiny_checkpoint, tmp_path_factory, tmp_path, monkeypat
 @pytest.mark.slow
 def test_a_failing_step_ends_the_benchmark(rendered_records, tiny_checkpoint, tmp_path, capfd):
     words = ["--data", rendered_records, "--test", rendered_records, "--base", tiny_checkpoint, "--out", tmp_path]
-    with pytest.raises(SystemExit, match=r"train_sft\.py failed, see above"):
-        imbalance.main([*map(str, words), "--rate", "0.4", "--frieze", "vision_tower"])
-    assert "--frieze" in capfd.readouterr().err
+    assert imbalance.run([*map(str, words), "--rate", "0.4", "--frieze", "vision_tower"]) == 1
+    error = capfd.readouterr().err
+    assert "--frieze" in error
+    assert "train_sft.py failed, see above" in error

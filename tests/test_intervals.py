@@ -195,7 +195,6 @@ def test_wrong_calls_are_refused_with_the_reason(call, message):
         call()
 
 
-def test_the_benchmark_runs(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["metrics.py", "--images", "200", "--subjects", "5", "--resamples", "10"])
-    load_tool("metrics").main()
+def test_the_benchmark_runs(capsys):
+    assert load_tool("metrics").run(["--images", "200", "--subjects", "5", "--resamples", "10"]) == 0
     assert "paired_difference" in capsys.readouterr().out

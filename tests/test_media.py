@@ -144,7 +144,7 @@ def test_depths_of_grey(tmp_path):
         np.testing.assert_allclose(shown, 255 * expected[..., None].repeat(3, 2), atol=0.51, err_msg=name)
     for wrong in (np.full((20, 20), np.nan), ramp - 0.5, ramp * 1e6):
         Image.fromarray(wrong.astype(np.float32)).save(tmp_path / "wrong.tif")
-        with pytest.raises(ValueError, match=r"wrong.tif cannot be read as an image: its grey values go from"):
+        with pytest.raises(ValueError, match=r"wrong.tif cannot be read as an image: its gray values go from"):
             load_face_image(tmp_path / "wrong.tif")
 
 
@@ -522,8 +522,8 @@ def test_counted_reading_ends_where_frames_are_lost(tmp_path):
 
 def test_preparation_reads_as_recognition_does(tmp_path):
     from au_llava.au_datasets.records import Defects
-    from au_llava.au_readers.files import Picture
-    from au_llava.au_readers.files import video_frames as labelled_frames
+    from au_llava.au_readers.pictures import video_frames as labelled_frames
+    from au_llava.au_readers.source import Picture
 
     clear = quarters().convert("RGBA")
     clear.putalpha(120)

@@ -1,4 +1,4 @@
-"""tools/merge_adapter.py: the merged checkpoint reads what base and adapters read, alone, in a fresh process."""
+"""tools/merge_adapter.py: the merged checkpoint gives the answers of base and adapters, alone, in a fresh process."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, build_tiny, load_tool, random_faces
+from conftest import ROOT, build_tiny, random_faces
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file
@@ -16,8 +16,8 @@ from test_train_sft import train
 from torch.testing import assert_close
 from transformers import AutoProcessor, BitsAndBytesConfig
 
-from au_llava import eval_au
-from au_llava.au_runs.checkpoints import check_base
+from au_llava.au_publishing import merging
+from au_llava.au_runs.checkpoints import check_base, load_checkpoint
 from au_llava.au_runs.manifests import read_training_manifest
 from au_llava.configuration_au_llava import AuLlavaConfig
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
@@ -27,7 +27,7 @@ PROJECTIONS = r".*language_model.*\.(q_proj|v_proj|down_proj)"
 
 @pytest.fixture(scope="module")
 def trained(tiny_checkpoint, rendered_records, tmp_path_factory):
-    """Adapters, and a projector in full, that train_sft.py trained on a base with a calibration."""
+    """Adapters and a full projector, trained by train_sft.py on a base with a calibration."""
     folder = tmp_path_factory.mktemp("adapters")
     shutil.copytree(tiny_checkpoint, folder / "base")
     config = json.loads((folder / "base" / "config.json").read_text())
@@ -39,7 +39,7 @@ def trained(tiny_checkpoint, rendered_records, tmp_path_factory):
 
 
 def run(*words):
-    """The command as it is typed."""
+    """Run the command as a user types it."""
     return subprocess.run(
         [sys.executable, ROOT / "tools" / "merge_adapter.py", *map(str, words)], capture_output=True, text=True
     )
@@ -110,8 +110,7 @@ def test_merged_logits_are_those_of_base_and_adapters(tiny_checkpoint, tmp_path,
     untrained = distributions(base, tiny_checkpoint)
     expected = distributions(adapt(base, tmp_path / "adapter", **settings), tiny_checkpoint)
     assert (expected - untrained).abs().max() > 1e-2
-    tool = load_tool("merge_adapter")
-    merged = tool.merge(tmp_path / "adapter", str(tiny_checkpoint))
+    merged = merging.merge(tmp_path / "adapter", str(tiny_checkpoint))
     assert_close(distributions(merged, tiny_checkpoint), expected, atol=1e-5, rtol=0)
     merged.save_pretrained(tmp_path / "merged")
     again = AuLlavaForConditionalGeneration.from_pretrained(tmp_path / "merged")
@@ -127,7 +126,7 @@ def test_a_head_that_was_trained_is_no_longer_tied(tiny_checkpoint, tmp_path):
     assert base.lm_head.weight is base.get_input_embeddings().weight
     adapted = adapt(base, tmp_path / "adapter", modules_to_save=["lm_head"])
     expected = distributions(adapted, tiny_checkpoint)
-    merged = load_tool("merge_adapter").merge(tmp_path / "adapter", str(tmp_path / "base"))
+    merged = merging.merge(tmp_path / "adapter", str(tmp_path / "base"))
     merged.save_pretrained(tmp_path / "merged")
     again = AuLlavaForConditionalGeneration.from_pretrained(tmp_path / "merged")
     assert_close(distributions(again, tiny_checkpoint), expected, atol=1e-5, rtol=0)
@@ -135,17 +134,14 @@ def test_a_head_that_was_trained_is_no_longer_tied(tiny_checkpoint, tmp_path):
 
 @pytest.mark.usefixtures("any_size_in_4_bits")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_adapters_of_a_quantised_base_are_merged_into_the_full_one(tiny_checkpoint, tmp_path, dtype):
-    quantised = AuLlavaForConditionalGeneration.from_pretrained(
+def test_adapters_of_a_quantized_base_are_merged_into_the_full_one(tiny_checkpoint, tmp_path, dtype):
+    quantized = AuLlavaForConditionalGeneration.from_pretrained(
         tiny_checkpoint, quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
     )
-    adapt(quantised, tmp_path / "adapter")
+    adapt(quantized, tmp_path / "adapter")
     full = AuLlavaForConditionalGeneration.from_pretrained(tiny_checkpoint)
     expected = distributions(PeftModel.from_pretrained(full, tmp_path / "adapter").eval(), tiny_checkpoint)
-    tool = load_tool("merge_adapter")
-    tool.main(
-        tool.make_parser().parse_args([str(tmp_path / "adapter"), "--out", str(tmp_path / "out"), "--dtype", dtype])
-    )
+    assert merging.run([str(tmp_path / "adapter"), "--out", str(tmp_path / "out"), "--dtype", dtype]) == 0
     merged = AuLlavaForConditionalGeneration.from_pretrained(tmp_path / "out")
     assert (tmp_path / "out" / "processor_config.json").is_file()  # the base's: PEFT alone saves none
     assert "library_name: transformers" in (tmp_path / "out" / "README.md").read_text()  # not PEFT's card
@@ -156,7 +152,7 @@ def test_adapters_of_a_quantised_base_are_merged_into_the_full_one(tiny_checkpoi
 
 
 def test_the_base_is_found_from_anywhere_and_is_the_one(tiny_checkpoint, rendered_records, tmp_path, monkeypatch):
-    """Trained from ".", merged elsewhere; another base under the same name is refused, by every command that loads."""
+    """Trained from ".", merged elsewhere; every command that loads refuses another base under the same name."""
     shutil.copytree(tiny_checkpoint, tmp_path / "base")
     monkeypatch.chdir(tmp_path / "base")
     train(".", rendered_records, tmp_path / "adapter", "--use_peft", "true", "--lora_r", 2, "--max_steps", 1)
@@ -166,17 +162,16 @@ def test_the_base_is_found_from_anywhere_and_is_the_one(tiny_checkpoint, rendere
     weights = hashlib.sha256((tmp_path / "base" / "model.safetensors").read_bytes()).hexdigest()
     known = read_training_manifest(str(tmp_path / "adapter"))["base_weights"]
     assert known == check_base(str(tmp_path / "adapter")) == {"model.safetensors": weights}
-    tool = load_tool("merge_adapter")
-    tool.merge(tmp_path / "adapter")
-    tool.merge(tmp_path / "adapter", str(shutil.copytree(tmp_path / "base", tmp_path / "moved")))
+    merging.merge(tmp_path / "adapter")
+    merging.merge(tmp_path / "adapter", str(shutil.copytree(tmp_path / "base", tmp_path / "moved")))
 
     other, _ = build_tiny("phrases", vision_config=AuLlavaConfig.from_pretrained(tiny_checkpoint).vision_config, seed=1)
     other.save_pretrained(tmp_path / "base")
     wrong = r"is not the base that the adapters in .*adapter were trained on \(other model\.safetensors\)"
     for load in (
-        lambda: tool.merge(tmp_path / "adapter"),
-        lambda: tool.merge(tmp_path / "adapter", str(tmp_path / "base")),
-        lambda: eval_au.load(str(tmp_path / "adapter"), None),
+        lambda: merging.merge(tmp_path / "adapter"),
+        lambda: merging.merge(tmp_path / "adapter", str(tmp_path / "base")),
+        lambda: load_checkpoint(str(tmp_path / "adapter")),
     ):
         with pytest.raises(ValueError, match=wrong):
             load()
@@ -185,24 +180,23 @@ def test_the_base_is_found_from_anywhere_and_is_the_one(tiny_checkpoint, rendere
         check_base(str(tmp_path / "adapter"))
 
 
-def test_adapters_of_old_name_their_base_by_where_one_stood(tiny_checkpoint, tmp_path, monkeypatch):
+def test_old_adapters_name_their_base_relative_to_a_folder(tiny_checkpoint, tmp_path, monkeypatch):
     adapt(AuLlavaForConditionalGeneration.from_pretrained(tiny_checkpoint), tmp_path / "adapter")
     config = tmp_path / "adapter" / "adapter_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": "."}))
     monkeypatch.chdir(tiny_checkpoint)
     with pytest.raises(ValueError, match=r"name their base '\.', which may mean another folder here: .* --base FOLDER"):
         check_base(str(tmp_path / "adapter"))
-    load_tool("merge_adapter").merge(tmp_path / "adapter", str(tiny_checkpoint))
+    merging.merge(tmp_path / "adapter", str(tiny_checkpoint))
     assert check_base(str(tiny_checkpoint)) == {}  # no adapters
 
 
-def test_what_cannot_be_merged_is_told_in_a_sentence(trained, tiny_checkpoint, tmp_path):
-    tool, out = load_tool("merge_adapter"), tmp_path / "out"
+def test_what_cannot_be_merged_is_one_sentence(trained, tiny_checkpoint, tmp_path, capsys):
+    out = tmp_path / "out"
 
     def refusal(*words):
-        with pytest.raises(ValueError, match=r"holds no|exists|cannot be loaded") as caught:
-            tool.main(tool.make_parser().parse_args(list(map(str, words))))
-        return str(caught.value)
+        assert merging.run(list(map(str, words))) == 1
+        return capsys.readouterr().err
 
     assert "holds no adapters (adapter_config.json, " in refusal(tiny_checkpoint, "--out", out)
     assert f"{trained} exists" in refusal(trained / "adapter", "--out", trained)
@@ -215,31 +209,29 @@ def test_what_cannot_be_merged_is_told_in_a_sentence(trained, tiny_checkpoint, t
 
 
 def test_bases_that_do_not_fit(trained, tiny_checkpoint, tmp_path):
-    tool = load_tool("merge_adapter")
     stored = AuLlavaForConditionalGeneration.from_pretrained(
         tiny_checkpoint, quantization_config=BitsAndBytesConfig(load_in_8bit=True)
     )
-    stored.save_pretrained(tmp_path / "quantised")
-    with pytest.raises(ValueError, match="is stored quantised"):
-        tool.merge(trained / "adapter", str(tmp_path / "quantised"))
+    stored.save_pretrained(tmp_path / "quantized")
+    with pytest.raises(ValueError, match="is stored quantized"):
+        merging.merge(trained / "adapter", str(tmp_path / "quantized"))
     shutil.copytree(trained / "adapter", tmp_path / "other")
     config = json.loads((tmp_path / "other" / "adapter_config.json").read_text())
     (tmp_path / "other" / "adapter_config.json").write_text(json.dumps({**config, "r": 3}))
     with pytest.raises(ValueError, match="do not fit the base"):
-        tool.merge(tmp_path / "other", str(trained / "base"))
+        merging.merge(tmp_path / "other", str(trained / "base"))
     (tmp_path / "other" / "adapter_config.json").write_text(
         json.dumps({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2, "token_dim": 32, "num_layers": 2})
     )
     with pytest.raises(ValueError, match="only LoRA can be merged"):
-        tool.merge(tmp_path / "other", str(trained / "base"))
+        merging.merge(tmp_path / "other", str(trained / "base"))
 
 
 def test_nothing_is_left_of_an_interrupted_save(trained, tmp_path, monkeypatch):
-    tool = load_tool("merge_adapter")
-    model = tool.merge(trained / "adapter", str(trained / "base"))
+    model = merging.merge(trained / "adapter", str(trained / "base"))
     monkeypatch.setattr(
-        tool.AuLlavaProcessor, "from_pretrained", lambda *a, **k: (_ for _ in ()).throw(OSError("full"))
+        merging.AuLlavaProcessor, "from_pretrained", lambda *a, **k: (_ for _ in ()).throw(OSError("full"))
     )
     with pytest.raises(OSError, match="full"):
-        tool.save(model, trained / "adapter", tmp_path / "out")
+        merging.save(model, trained / "adapter", tmp_path / "out")
     assert not list(tmp_path.iterdir())

@@ -58,9 +58,9 @@ def test_entries_are_read_alike_from_recipes_and_flags():
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"path": "x", "wieght": 2}, "needs path and, where wanted, weight"),
+        ({"path": "x", "wieght": 2}, "needs path; optional are weight"),
         ({"weight": 2}, "needs path"),
-        ("{path: x", "no YAML mapping"),
+        ("{path: x", "not a YAML mapping"),
         ({"path": "x", "weight": "much"}, "weight is 'much'"),
         ({"path": "x", "protocol": "bp4d-3fold"}, "go together"),
         ({"path": "x", "frames": 0}, "frames is 0"),

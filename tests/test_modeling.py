@@ -1,4 +1,4 @@
-"""The network: towers, folding, tying, attention backends, generation, training aids, quantisation, saving."""
+"""The network: towers, folding, tying, attention backends, generation, training aids, quantization, saving."""
 
 import copy
 from functools import partial
@@ -109,7 +109,7 @@ def test_class_and_register_tokens_are_dropped(tower):
 
 @pytest.mark.parametrize("fold", [2, 4])
 @pytest.mark.parametrize("tower", ["siglip", "dinov3", "resnet"])
-def test_pixel_unshuffle_folds_neighbours(tower, fold):
+def test_pixel_unshuffle_folds_neighbors(tower, fold):
     model, processor = build_tiny(vision_config=TOWERS[tower][0], pixel_unshuffle=fold)
     inputs = inputs_for(processor)
     side = 4 // fold
@@ -392,7 +392,7 @@ def test_lora_trains_the_language_model_only(tmp_path):
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_bitsandbytes(bits, tmp_path):
-    """The language model is quantised; vision tower, projector and head keep their precision."""
+    """The language model is quantized; vision tower, projector and head keep their precision."""
     size = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
     vision = SiglipVisionConfig(**size, image_size=32, patch_size=8)
     language = text_config("llama", hidden_size=64, intermediate_size=128)
@@ -404,9 +404,9 @@ def test_bitsandbytes(bits, tmp_path):
     )
     loaded = AuLlavaForConditionalGeneration.from_pretrained(tmp_path, quantization_config=quantization)
     kind = {8: "Linear8bitLt", 4: "Linear4bit"}[bits]
-    quantised = [name for name, module in loaded.named_modules() if type(module).__name__ == kind]
-    assert len(quantised) == 2 * 7
-    assert all(name.startswith("model.language_model.layers.") for name in quantised)
+    quantized = [name for name, module in loaded.named_modules() if type(module).__name__ == kind]
+    assert len(quantized) == 2 * 7
+    assert all(name.startswith("model.language_model.layers.") for name in quantized)
     kept = model.model.vision_tower.state_dict()
     for name, weight in loaded.model.vision_tower.state_dict().items():
         assert torch.equal(weight, kept[name].to(weight.dtype))

@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-import prepare_data
+from au_llava import prepare_data
 from au_llava.action_units import FORMATS
 from au_llava.au_datasets.records import finish_folder, record_features, shard_path, start_folder, write_shard
-from au_llava.au_datasets.weak_teacher import BLENDSHAPES, Measured
+from au_llava.au_faces.landmarks import BLENDSHAPES, Measured
 from au_llava.au_readers import moved
-from au_llava.au_readers.unlabelled import UNLABELLED_METADATA
-from au_llava.au_rendering.people import sample_records
+from au_llava.au_readers.faces import UNLABELLED_METADATA
+from au_llava.au_readers.rendered import sample_records
 from au_llava.au_rendering.rig import load_rig
 
 SIDE, MARGIN = 134, 0.2
@@ -132,7 +132,7 @@ def faces(tmp_path, monkeypatch):
 
 def test_prepare_data_moves_faces_at_rest_and_counts_the_others(faces, tmp_path, capsys):
     out = tmp_path / "moved"
-    assert prepare_data.main(["moved", "--root", str(faces), "--out", str(out), "--workers", "1"]) == 0
+    assert prepare_data.run(["moved", "--root", str(faces), "--out", str(out), "--workers", "1"]) == 0
     told = capsys.readouterr().out
     assert "faces that are not at rest, left out: 1 (face 1 " in told
     assert "faces that are not seen from the front, left out: 1 (face 2 " in told
@@ -149,6 +149,6 @@ def test_prepare_data_moves_faces_at_rest_and_counts_the_others(faces, tmp_path,
 def test_labelled_records_are_not_moved(tmp_path, capsys):
     labelled = tmp_path / "rendered"
     words = ["rendered", "--subjects", "1", "--images-per-subject", "1", "--validation", "0", "--test", "0"]
-    assert prepare_data.main([*words, "--workers", "1", "--out", str(labelled)]) == 0
-    assert prepare_data.main(["moved", "--root", str(labelled), "--out", str(tmp_path / "moved")]) == 1
+    assert prepare_data.run([*words, "--workers", "1", "--out", str(labelled)]) == 0
+    assert prepare_data.run(["moved", "--root", str(labelled), "--out", str(tmp_path / "moved")]) == 1
     assert "holds no faces without labels" in capsys.readouterr().err

@@ -32,6 +32,13 @@ from au_llava.au_runs.manifests import training_manifest, write_training_manifes
 
 photographs = load_tool("photographs")
 agreement = load_tool("agreement")
+
+
+def start(benchmark, *words):
+    """Run a benchmark in this process; errors are raised."""
+    return benchmark.main(benchmark.make_parser().parse_args(list(map(str, words))))
+
+
 NAN = math.nan
 COLUMNS = columns_of(MAIN_FORMATS)
 
@@ -162,20 +169,20 @@ def test_smile_scores_and_neutral_shares_by_hand():
 
 @pytest.fixture
 def london(tmp_path):
-    """A made-up set of rendered faces: two whole people, one without a smile, one grey picture, one damaged."""
+    """A made-up set of rendered faces: two whole people, one without a smile, one gray picture, one damaged."""
     root = tmp_path / "london"
     root.mkdir()
     for name, face in (("001_03", "rest"), ("001_08", "smile"), ("002_03", "frown"), ("002_08", "surprise")):
         Image.open(ROOT / "assets" / "faces" / f"{face}.png").convert("RGB").save(root / f"{name}.jpg")
     (root / "003_03.jpg").write_bytes((root / "001_03.jpg").read_bytes())
-    Image.new("RGB", (200, 200), "grey").save(root / "004_03.jpg")
+    Image.new("RGB", (200, 200), "gray").save(root / "004_03.jpg")
     (root / "004_08.jpg").write_bytes(b"no picture")
     return root
 
 
 def test_the_whole_benchmark_counts_what_it_cannot_read(london, tiny_checkpoint, tmp_path, capsys):
     out = tmp_path / "new" / "photographs.json"
-    photographs.main(["--root", str(london), "--model", str(tiny_checkpoint), "--out", str(out)])
+    assert photographs.run(["--root", str(london), "--model", str(tiny_checkpoint), "--out", str(out)]) == 0
     found = json.loads(out.read_text())
     faces = found["faces"]
     assert (faces["people"], faces["pictures"], faces["neutral"], faces["smiling"]) == (4, 7, 3, 2)
@@ -188,7 +195,7 @@ def test_the_whole_benchmark_counts_what_it_cannot_read(london, tiny_checkpoint,
     assert all(len(found["neutral"]["formats"][name]) == len(FORMATS[name].labels) for name in MAIN_FORMATS)
     shown = capsys.readouterr()
     assert "2 of 7 pictures were skipped." in shown.err
-    assert "missing of 1 people: 003" in shown.err
+    assert "missing for 1 people: 003" in shown.err
     assert "this folder 4: not the published test" in shown.err
 
 
@@ -201,7 +208,7 @@ def test_smiling_faces_alone_are_refused(london, tiny):
 
 def test_an_empty_folder_is_no_london_set(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no pictures named like 001_03\.jpg"):
-        photographs.main(["--root", str(tmp_path), "--out", str(tmp_path / "x.json")])
+        start(photographs, "--root", tmp_path, "--out", tmp_path / "x.json")
 
 
 def test_blendshapes_are_the_mean_of_both_sides(london, monkeypatch):
@@ -214,8 +221,8 @@ def test_blendshapes_are_the_mean_of_both_sides(london, monkeypatch):
             return numbers[stem] and SimpleNamespace(blendshapes=np.array(numbers[stem]))
 
     stand_in = SimpleNamespace(Landmarker=Landmarker, BLENDSHAPES=names)
-    monkeypatch.setitem(sys.modules, "au_llava.au_datasets.weak_teacher", stand_in)
-    monkeypatch.setattr(sys.modules["au_llava.au_datasets"], "weak_teacher", stand_in, raising=False)
+    monkeypatch.setitem(sys.modules, "au_llava.au_faces.landmarks", stand_in)
+    monkeypatch.setattr(sys.modules["au_llava.au_faces"], "landmarks", stand_in, raising=False)
     found = photographs.blendshape_scores({london / f"{stem}.jpg": stem for stem in numbers})
     assert found["found"] == 3
     assert found["AU12"]["blendshape"] == "mouthSmile"
@@ -375,7 +382,7 @@ def test_the_whole_comparison(tiny_checkpoint, tmp_path, capsys):
 
     data, out = write_photographs(tmp_path / "data", change=damage), tmp_path / "new" / "agreement.json"
     words = ["--data", str(data), "--model", str(tiny_checkpoint), "--groups", "race", "--out", str(out)]
-    agreement.main(words)
+    assert agreement.run(words) == 0
     found = json.loads(out.read_text())
     assert found["faces"]["images"] == found["faces"]["people"] == 23
     assert found["faces"]["skipped"].keys() == {"fairface:3.jpg"}
@@ -395,14 +402,14 @@ def test_a_checkpoint_is_not_compared_on_faces_it_learned_from(tiny_checkpoint, 
     data, model = write_photographs(tmp_path / "data", images=2), tmp_path / "model"
     model.mkdir()
     write_training_manifest(model, training_manifest(["fairface:1.jpg"], [], [], [], {}))
-    with pytest.raises(ValueError, match="has met 1 of the 2 tested people"):
-        agreement.main(["--data", str(data), "--model", str(model), "--out", str(tmp_path / "x.json")])
+    with pytest.raises(ValueError, match="has seen 1 of the 2 tested people"):
+        start(agreement, "--data", data, "--model", model, "--out", tmp_path / "x.json")
 
 
 def test_groups_must_be_columns(tmp_path):
     data = write_photographs(tmp_path / "data", images=2)
     with pytest.raises(ValueError, match=r"no column mood to group by; the records have .*race"):
-        agreement.main(["--data", str(data), "--groups", "mood", "--out", str(tmp_path / "x.json")])
+        start(agreement, "--data", data, "--groups", "mood", "--out", tmp_path / "x.json")
 
 
 @pytest.mark.parametrize(
@@ -410,7 +417,7 @@ def test_groups_must_be_columns(tmp_path):
     [
         (lambda row: row | {"weak": row["weak"][:-1]}, "weak labels must be 48, .* not 45"),
         (lambda row: row | {"weak": [2.0] * len(row["weak"])}, "shares of the scale, 0 to 1"),
-        (lambda row: row | {"weak": [NAN] * len(row["weak"])}, "believed on no AU"),
+        (lambda row: row | {"weak": [NAN] * len(row["weak"])}, "trusted on no AU"),
         (lambda row: row | {"image": {"bytes": b"no picture", "path": None}}, "none of the 2 pictures"),
         (
             lambda row: row | {"frame": int(row["format"] == "feafa")},

@@ -193,7 +193,7 @@ def test_a_model_in_training_is_read_in_evaluation_mode(pictures):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"top_k": 0}, r"^top_k is 0; it must be a whole number from 1 on, or None for all AUs\.$"),
+        ({"top_k": 0}, r"^top_k is 0; it must be a whole number, 1 or more, or None for all AUs\.$"),
         ({"top_k": 2.5}, "top_k is 2.5"),
         ({"top_k": "3"}, "top_k is '3'"),
         ({"threshold": 1.01}, r"^threshold is 1.01; it must be a number from 0 to 1, or None for the checkpoint's own"),
@@ -203,7 +203,7 @@ def test_a_model_in_training_is_read_in_evaluation_mode(pictures):
         ({"formats": "bp5d"}, "unknown format 'bp5d'; choose one of"),
         ({"formats": ["bp4d", "bp4d"]}, "none twice"),
         ({"formats": []}, "at least one format"),
-        ({"formats": 4}, "4 is no format"),
+        ({"formats": 4}, "4 is not a format"),
     ],
 )
 def test_settings_that_cannot_work_end_in_one_sentence(recognizer, pictures, settings, message):

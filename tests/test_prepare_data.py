@@ -12,10 +12,10 @@ import psutil
 import pytest
 from datasets import load_dataset
 
-from au_llava import prepare_data
 from au_llava.au_datasets.folds import check_disjoint
 from au_llava.au_datasets.records import load_records
-from au_llava.prepare_data import main, make_parser
+from au_llava.au_readers.workers import in_processes
+from au_llava.prepare_data import run
 
 SCRIPT = Path(__file__).resolve().parent.parent / "prepare_data.py"
 
@@ -34,14 +34,14 @@ def finished(tmp_path_factory):
     """A finished folder of four shards, made by one worker."""
     out = tmp_path_factory.mktemp("rendered") / "one"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("au_llava.prepare_data.IMAGES_PER_SHARD", 4)
-        assert main(arguments(out)) == 0
+        patch.setattr("au_llava.au_readers.rendered.IMAGES_PER_SHARD", 4)
+        assert run(arguments(out)) == 0
     return out
 
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr("au_llava.prepare_data.IMAGES_PER_SHARD", 4)
+    monkeypatch.setattr("au_llava.au_readers.rendered.IMAGES_PER_SHARD", 4)
 
 
 def test_records_have_every_format_and_exclusive_parts(finished):
@@ -68,7 +68,7 @@ def test_datasets_reads_the_folder_with_a_split_per_part(finished):
 
 
 def test_two_workers_give_the_same_content(finished, tmp_path, small_shards):
-    assert main(arguments(tmp_path / "two", workers=2)) == 0
+    assert run(arguments(tmp_path / "two", workers=2)) == 0
     assert content(tmp_path / "two") == content(finished)
 
 
@@ -83,7 +83,7 @@ def test_an_interrupted_run_resumes_to_the_same_content(finished, tmp_path, smal
     with pytest.raises(ValueError, match="unfinished"):
         load_records(out)
     before = (out / kept.name).stat().st_mtime_ns
-    assert main(arguments(out)) == 0
+    assert run(arguments(out)) == 0
     assert (out / kept.name).stat().st_mtime_ns == before
     assert content(out) == content(finished)
     assert not list(out.glob(".data-*"))
@@ -101,8 +101,8 @@ def tell_and_wait(path):
 
 def test_a_killed_worker_ends_the_run():
     """As the kernel kills where memory runs out: one sentence, no endless wait."""
-    with pytest.raises(OSError, match=r"a worker process was ended from outside, .*: the same command resumes"):
-        list(prepare_data._in_processes(end_this_process, [0, 1, 2], 2))
+    with pytest.raises(OSError, match=r"a worker process was killed, .*: run the same command again"):
+        list(in_processes(end_this_process, [0, 1, 2], 2))
 
 
 @pytest.mark.slow
@@ -112,10 +112,10 @@ def test_workers_end_with_their_killed_parent(tmp_path):
     script.write_text(
         "import sys\n"
         "sys.path.insert(0, sys.argv[1])\n"
-        "from au_llava import prepare_data\n"
+        "from au_llava.au_readers.workers import in_processes\n"
         "from test_prepare_data import tell_and_wait\n"
         "if __name__ == '__main__':\n"
-        "    list(prepare_data._in_processes(tell_and_wait, sys.argv[2:], 2))\n"
+        "    list(in_processes(tell_and_wait, sys.argv[2:], 2))\n"
     )
     told = [tmp_path / "a", tmp_path / "b"]
     with subprocess.Popen([sys.executable, script, Path(__file__).parent, *told]) as parent:
@@ -129,21 +129,21 @@ def test_workers_end_with_their_killed_parent(tmp_path):
 
 
 def test_other_arguments_are_refused_in_one_sentence(finished, capsys, small_shards):
-    assert main(arguments(finished, seed=4)) == 1
+    assert run(arguments(finished, seed=4)) == 1
     error = capsys.readouterr().err
     assert "seed 3 (now 4)" in error
     assert error.count("\n") == 1
 
 
 def test_too_few_subjects_is_one_sentence(tmp_path, capsys):
-    assert main(arguments(tmp_path / "few", subjects=2)) == 1
+    assert run(arguments(tmp_path / "few", subjects=2)) == 1
     assert "2 subjects cannot fill the 3 parts" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("option", "value"), [("subjects", "0"), ("test", "1.5"), ("size", "big")])
 def test_bad_options_are_named(option, value, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
-        make_parser().parse_args(arguments(tmp_path, **{option: value}))
+        run(arguments(tmp_path, **{option: value}))
     assert stopped.value.code == 2
     assert f"--{option}" in capsys.readouterr().err
 

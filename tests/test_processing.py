@@ -194,7 +194,8 @@ def test_saved_and_loaded_it_is_complete(processor, tmp_path):
     assert loaded.tokenizer.special_tokens_map == processor.tokenizer.special_tokens_map
     assert loaded.prompt_ids("feafa", 16) == processor.prompt_ids("feafa", 16)
     saved = {path.name for path in tmp_path.iterdir() if path.suffix != ".py"}
-    assert saved == {"processor_config.json", "chat_template.jinja", "tokenizer.json", "tokenizer_config.json"}
+    templates = {"chat_template.jinja", "decision_template.jinja"}
+    assert saved == templates | {"processor_config.json", "tokenizer.json", "tokenizer_config.json"}
 
 
 def test_a_tokenizer_without_the_image_token_is_refused(tiny):

@@ -20,10 +20,10 @@ from au_llava.au_datasets.records import (
     start_folder,
     write_shard,
 )
+from au_llava.au_evaluation.command import main
 from au_llava.au_evaluation.protocols import as_latex, as_markdown, protocol_scores, published_rows
 from au_llava.au_evaluation.transfer import best_asked, shared_labels, transfer_scores
 from au_llava.au_runs.manifests import training_manifest, write_training_manifest
-from au_llava.eval_au import main
 
 NAN = float("nan")
 
@@ -105,7 +105,7 @@ def test_parts_are_tested_by_their_own_checkpoint(fake_records, tiny_checkpoint,
     assert results["missing"] == {"P1": ["F001"]}
     assert {each["trained_people"] for each in results["provenance"].values()} == {"checked"}
     swapped = {**checkpoints, "P1": checkpoints["P2"]}
-    with pytest.raises(ValueError, match=r"has met 13 of the 13 tested people in its train part: bp4d:F002"):
+    with pytest.raises(ValueError, match=r"has seen 13 of the 13 tested people in its train part: bp4d:F002"):
         run(**swapped)
     with pytest.raises(ValueError, match="--model P1=CHECKPOINT P2=CHECKPOINT P3=CHECKPOINT"):
         run(P1=checkpoints["P1"])

@@ -27,45 +27,67 @@ def row_id(row):
     return f"{row['method']}, {row['protocol']}, {row['metric']}"
 
 
-every_row = pytest.mark.parametrize("row", ROWS, ids=row_id)
-
-
 def test_the_file_says_what_it_is():
     assert list(CONTENT) == ["schema_version", "about", "rows"]
     assert CONTENT["schema_version"] == 1
     assert all(status in CONTENT["about"] for status in STATUSES)
 
 
-@every_row
-def test_schema(row):
-    assert NEEDED <= row.keys() <= NEEDED | {"per_au", "note"}
-    assert row["metric"] in METRICS[row["protocol"]]
-    assert row["status"] in STATUSES
-    assert all(isinstance(row[name], str) and row[name].strip() for name in row.keys() - {"mean", "per_au"})
-    assert "memory" not in json.dumps(row)
-    if row["status"] == "conflicting":
-        assert "note" in row
+def faults_of(row) -> list[str]:
+    """What is wrong with a row's form."""
+    strings = [row[name] for name in row.keys() - {"mean", "per_au"}]
+    rules = {
+        "keys": NEEDED <= row.keys() <= NEEDED | {"per_au", "note"},
+        "metric": row["metric"] in METRICS[row["protocol"]],
+        "status": row["status"] in STATUSES,
+        "empty text": all(isinstance(text, str) and text.strip() for text in strings),
+        "from memory": "memory" not in json.dumps(row),
+        "conflicting without a note": row["status"] != "conflicting" or "note" in row,
+    }
+    return [f"{row_id(row)}: {rule}" for rule, kept in rules.items() if not kept]
 
 
-@every_row
-def test_values_are_in_range(row):
+def range_faults_of(row) -> list[str]:
     lowest, highest = RANGES[row["metric"]]
-    for value in (row["mean"], *row.get("per_au", {}).values()):
-        assert isinstance(value, float)
-        assert lowest <= value <= highest
-    if row["metric"] == "f1":
-        assert row["mean"] > 1  # percent, not a share
+    values = (row["mean"], *row.get("per_au", {}).values())
+    wrong = [value for value in values if not isinstance(value, float) or not lowest <= value <= highest]
+    if row["metric"] == "f1" and row["mean"] <= 1:
+        wrong.append(f"{row['mean']}, a share instead of percent")
+    return [f"{row_id(row)}: {value}" for value in wrong]
 
 
-@every_row
-def test_per_au_values_belong_to_the_protocol_and_average_to_the_mean(row):
+def average_faults_of(row) -> list[str]:
+    """Values per AU belong to the protocol and average to the mean."""
     if "per_au" not in row:
-        return
-    assert row["per_au"].keys() <= ACTION_UNITS.keys()
-    assert tuple(row["per_au"]) == PROTOCOLS[row["protocol"]].labels
+        return []
     average = math.fsum(row["per_au"].values()) / len(row["per_au"])
     rounding = 0.1 if row["metric"] == "f1" else 0.01
-    assert abs(average - row["mean"]) < rounding or f"average {average:.1f}" in row["note"]
+    rules = {
+        "unknown AU": row["per_au"].keys() <= ACTION_UNITS.keys(),
+        "AUs of the protocol": tuple(row["per_au"]) == PROTOCOLS[row["protocol"]].labels,
+        f"average {average:.1f}": abs(average - row["mean"]) < rounding
+        or f"average {average:.1f}" in row.get("note", ""),
+    }
+    return [f"{row_id(row)}: {rule}" for rule, kept in rules.items() if not kept]
+
+
+def test_rows_are_well_formed():
+    assert [fault for row in ROWS for fault in faults_of(row)] == []
+
+
+def test_values_are_in_range():
+    assert [fault for row in ROWS for fault in range_faults_of(row)] == []
+
+
+def test_values_per_au_belong_to_the_protocol_and_average_to_the_mean():
+    assert [fault for row in ROWS for fault in average_faults_of(row)] == []
+
+
+def test_faults_are_found():
+    row = next(row for row in ROWS if row["metric"] == "f1" and "per_au" in row)
+    assert faults_of(row | {"status": "heard", "source": " "}) != []
+    assert range_faults_of(row | {"mean": 0.6}) != []
+    assert average_faults_of(row | {"mean": row["mean"] + 1, "note": ""}) != []
 
 
 def test_no_result_stands_twice():

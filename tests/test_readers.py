@@ -33,18 +33,19 @@ from PIL import Image
 from au_llava.action_units import FORMATS
 from au_llava.au_datasets.folds import PROTOCOLS
 from au_llava.au_datasets.records import Defects, load_records
-from au_llava.au_faces.faces import crop_face
+from au_llava.au_faces.crop import crop_face
+from au_llava.au_faces.jpeg import jpeg_bytes
 from au_llava.au_readers.aff_wild2 import open_aff_wild2
 from au_llava.au_readers.bp4d import BP4D_PLUS_ORDER, occurrence_columns, open_bp4d
 from au_llava.au_readers.ck_plus import open_ck_plus
+from au_llava.au_readers.crops import Crop
 from au_llava.au_readers.disfa import BAD_FRAMES, open_disfa
 from au_llava.au_readers.feafa import open_feafa
-from au_llava.au_readers.files import Clip, Known, Picture, Source
-from au_llava.au_readers.files import jpeg as encode_jpeg
 from au_llava.au_readers.gft import open_gft
-from au_llava.au_readers.prepare import Crop, compare, parts_of, prepare_shard
+from au_llava.au_readers.prepare import compare, parts_of, prepare_shard
+from au_llava.au_readers.source import Clip, Known, Picture, Source
 from au_llava.au_readers.table import open_emotionet, open_table
-from au_llava.prepare_data import main
+from au_llava.prepare_data import run
 
 NAN = float("nan")
 
@@ -369,7 +370,7 @@ def test_feafa_images_in_a_parallel_tree_and_clips_found_twice(tmp_path):
     write_images(tmp_path / "images" / "PV001", ["00000000.png"])
     records, defects = read(open_feafa(tmp_path))
     assert keys(records) == [("PV001", "PV001", 0, "feafa")]
-    assert defects == {"clips that are there twice, left out": 1}
+    assert defects == {"clips that exist twice, left out": 1}
 
 
 @pytest.mark.parametrize("kind", ["video", "images from 0", "images from 1"])
@@ -416,7 +417,7 @@ def test_gft(tmp_path):
         "label files without a column for some AUs": 2,
         "label files without a column of frames, lines counted from 1": 1,
         "labels off the occurrence scale, taken as not annotated": 1,
-        "clips that are there twice, left out": 1,
+        "clips that exist twice, left out": 1,
         "images without labels, left out": 1,
         "labelled frames without an image, left out": 1,
     }
@@ -624,7 +625,7 @@ def test_tables_are_data_sets_of_their_own(tmp_path):
     write_images(tmp_path / "a" / "data", ["b.jpg"])
     write(one, text.replace("a.jpg", "b.jpg"))
     words = ["table", "--root", one, "--format", "bp4d", "--out", tmp_path / "out", "--name", "smiles", "--workers", 1]
-    assert main([*map(str, words), "--validation", "0", "--test", "0"]) == 0
+    assert run([*map(str, words), "--validation", "0", "--test", "0"]) == 0
     assert load_records(tmp_path / "out")["dataset"][:] == ["smiles"]
 
 
@@ -798,15 +799,15 @@ def test_what_is_not_unpacked_is_named(tmp_path):
 def test_a_wrong_root_is_one_sentence(dataset, needed, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     words = [*dataset.split(), "--root", str(tmp_path / "empty"), "--out", str(tmp_path / "out")]
-    assert main(words) == 1
+    assert run(words) == 1
     error = capsys.readouterr().err
     assert needed in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
-    assert main([*words[:-3], str(tmp_path / "nowhere"), *words[-2:]]) == 1
+    assert run([*words[:-3], str(tmp_path / "nowhere"), *words[-2:]]) == 1
     assert "there is no" in capsys.readouterr().err
     if not dataset.startswith("table"):
-        assert main([*words, "--images", str(tmp_path / "no images")]) == 1
+        assert run([*words, "--images", str(tmp_path / "no images")]) == 1
         assert capsys.readouterr().err == f"prepare_data.py: there is no folder {tmp_path}/no images\n"
 
 
@@ -846,7 +847,7 @@ def disfa_words(root, out, *more):
 
 
 def test_command_writes_table_and_manifest(three_people, capsys):
-    assert main(disfa_words(three_people, "out", "--workers", "1", "--test", "0.3")) == 0
+    assert run(disfa_words(three_people, "out", "--workers", "1", "--test", "0.3")) == 0
     shown = capsys.readouterr().out
     assert "130,814" in shown
     assert f"found: images numbered from 1 in {three_people / 'disfa'}\n" in shown
@@ -870,7 +871,7 @@ def test_a_published_part_is_tested(tmp_path):
         disfa_labels(tmp_path / "disfa", subject, [1])
         write_images(tmp_path / "frames" / subject, ["1.png"])
     words = disfa_words(tmp_path, "out", "--workers", "1", "--protocol", "disfa-3fold", "--tested")
-    assert main([*words, "P1"]) == 0
+    assert run([*words, "P1"]) == 0
     records = load_records(tmp_path / "out")
     part_of = dict(zip(records["subject"][:], records["part"][:], strict=True))
     assert part_of[parts["P1"][0]] == "test"
@@ -882,35 +883,35 @@ def test_drawn_folds_are_disjoint(three_people):
     tested = {}
     for fold in ("K1", "K2", "K3"):
         words = disfa_words(three_people, fold, "--workers", "1", "--folds", "3", "--tested", fold)
-        assert main(words) == 0
+        assert run(words) == 0
         tested[fold] = set(load_records(three_people / fold, part="test")["subject"][:])
     assert sorted(name for names in tested.values() for name in names) == ["SN001", "SN002", "SN003"]
 
 
 def test_tested_needs_a_division(three_people, capsys):
-    assert main(disfa_words(three_people, "out", "--tested", "P1")) == 1
-    assert "--tested PART goes with --protocol NAME or with --folds K" in capsys.readouterr().err
-    assert main(disfa_words(three_people, "out", "--folds", "3", "--tested", "K1", "--test", "0.2")) == 1
-    assert "--test draws whom to test, but --tested" in capsys.readouterr().err
-    assert main(disfa_words(three_people, "out", "--folds", "3", "--tested", "P1")) == 1
+    assert run(disfa_words(three_people, "out", "--tested", "P1")) == 1
+    assert "--tested PART needs either --protocol NAME or --folds K" in capsys.readouterr().err
+    assert run(disfa_words(three_people, "out", "--folds", "3", "--tested", "K1", "--test", "0.2")) == 1
+    assert "--test draws a test part, but --tested" in capsys.readouterr().err
+    assert run(disfa_words(three_people, "out", "--folds", "3", "--tested", "P1")) == 1
     assert "there is no part 'P1' to test; choose one of K1, K2, K3" in capsys.readouterr().err
 
 
 def test_killed_run_resumes_and_loses_nothing(three_people):
     """kill -9 after one of three shards; the same command finishes; the content is that of a run in one go."""
-    assert main(disfa_words(three_people, "whole", "--workers", "1", "--test", "0.3")) == 0
+    assert run(disfa_words(three_people, "whole", "--workers", "1", "--test", "0.3")) == 0
     script = (
         "import os, signal, sys\n"
         "from au_llava import prepare_data\n"
-        "from au_llava.au_datasets import records\n"
+        "from au_llava.au_runs import files\n"
         "replace, written = os.replace, []\n"
         "def dying(source, target):\n"
         "    if str(target).endswith('.parquet') and written:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    written.extend([target] * str(target).endswith('.parquet'))\n"
         "    replace(source, target)\n"
-        "records.os.replace = dying\n"
-        "prepare_data.main(sys.argv[1:])\n"
+        "files.os.replace = dying\n"
+        "prepare_data.run(sys.argv[1:])\n"
     )
     words = disfa_words(three_people, "cut", "--test", "0.3", "--workers", "1")
     done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True)
@@ -919,7 +920,7 @@ def test_killed_run_resumes_and_loses_nothing(three_people):
     (kept,) = out.glob("data-*.parquet")
     assert list(out.glob(".data-*"))
     before = kept.stat().st_mtime_ns
-    assert main(words) == 0
+    assert run(words) == 0
     assert kept.stat().st_mtime_ns == before
     assert not list(out.glob(".data-*"))
     manifests = [json.loads((three_people / name / "manifest.json").read_text()) for name in ("whole", "cut")]
@@ -949,18 +950,18 @@ def test_crops_are_those_of_recognition(tmp_path):
     rows = f"SN001/1.png,20,15,40,15\n{tmp_path}/frames/SN001/2.png,22,15,40,18\nSN001/4.png,20,15,40,15\n"
     faces = write(tmp_path / "eyes.csv", columns + rows)
     words = disfa_words(tmp_path, "out", "--workers", "1", "--validation", "0", "--test", "0")
-    assert main([*words, "--crop", "24", "--faces", str(faces)]) == 0
+    assert run([*words, "--crop", "24", "--faces", str(faces)]) == 0
     records = load_records(tmp_path / "out")
     assert records["frame"][:] == [1, 2]
     expected = crop_face(Image.open(tmp_path / "frames" / "SN001" / "2.png").convert("RGB"), ((22, 15), (40, 18)), 24)
-    stored = Image.open(io.BytesIO(encode_jpeg(expected)))
+    stored = Image.open(io.BytesIO(jpeg_bytes(expected)))
     assert np.array_equal(np.asarray(records[1]["image"]), np.asarray(stored))
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     missing = f"SN001/left 3: {tmp_path}/frames/SN001/3.png has no row in {faces}."
     assert f"frames without a row in the table of faces, left out: 1 ({missing})" in manifest["warnings"]
     faces = write(tmp_path / "all.csv", columns.removeprefix("file,") + "22,15,40,18\n")  # the same in every file
     words = disfa_words(tmp_path, "all", "--workers", "1", "--validation", "0", "--test", "0")
-    assert main([*words, "--crop", "24", "--faces", str(faces)]) == 0
+    assert run([*words, "--crop", "24", "--faces", str(faces)]) == 0
     records = load_records(tmp_path / "all")
     assert np.array_equal(np.asarray(records[1]["image"]), np.asarray(stored))
     assert len(records) == 3
@@ -973,7 +974,7 @@ def test_crops_of_videos_by_name_and_frame(tmp_path):
     rows = "".join(f"LeftVideoSN001_comp.avi,{frame},8,12,24,12\n" for frame in (1, 3))
     faces = write(tmp_path / "eyes.csv", "file,frame,eye_right_x,eye_right_y,eye_left_x,eye_left_y\n" + rows)
     words = ["disfa", "--root", tmp_path / "disfa", "--out", tmp_path / "out", "--crop", 24, "--faces", faces]
-    assert main([*map(str, words), "--validation", "0", "--test", "0", "--workers", "1"]) == 0
+    assert run([*map(str, words), "--validation", "0", "--test", "0", "--workers", "1"]) == 0
     records = load_records(tmp_path / "out")
     assert records["frame"][:] == [1, 3]
     assert [round(np.asarray(record["image"]).mean() / 10) for record in records] == [1, 3]
@@ -995,11 +996,11 @@ def test_crops_of_a_table_leave_broken_images_out(tmp_path):
     eyes = "".join(f"{name},20,15,{400 if name == 'far.png' else 40},15\n" for name in names)
     faces = write(tmp_path / "eyes.csv", f"file,eye_right_x,eye_right_y,eye_left_x,eye_left_y\n{eyes}")
     words = ["table", "--root", table, "--format", "bp4d", "--out", tmp_path / "out", "--crop", 24, "--faces", faces]
-    assert main([*map(str, words), "--validation", "0", "--test", "0", "--workers", "1"]) == 0
+    assert run([*map(str, words), "--validation", "0", "--test", "0", "--workers", "1"]) == 0
     records = load_records(tmp_path / "out")
     assert records["subject"][:] == ["0", "1"]
     expected = crop_face(Image.open(tmp_path / "good.png").convert("RGB"), ((20, 15), (40, 15)), 24)
-    stored = Image.open(io.BytesIO(encode_jpeg(expected)))
+    stored = Image.open(io.BytesIO(jpeg_bytes(expected)))
     for record in records:
         assert np.array_equal(np.asarray(record["image"]), np.asarray(stored))
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
@@ -1021,13 +1022,13 @@ def test_crops_by_a_table_of_pyfeats(tmp_path):
     lines += ["nan,nan,nan,nan,/study/p2/1.png,4"]
     faces = write(tmp_path / "fex.csv", "\n".join(lines) + "\n")
     words = ["table", "--root", table, "--format", "bp4d", "--out", tmp_path / "out", "--crop", 24, "--faces", faces]
-    assert main([*map(str, words), "--validation", "0", "--test", "0", "--workers", "1"]) == 0
+    assert run([*map(str, words), "--validation", "0", "--test", "0", "--workers", "1"]) == 0
     records = load_records(tmp_path / "out")
     assert [(record["subject"], record["frame"]) for record in records] == [("p1", 0), ("p2", 1), ("p2", 2)]
     for place, record in enumerate(records):
         eyes = [(10 * place + 0.24 * 40, 12 + 0.35 * 50), (10 * place + 0.76 * 40, 12 + 0.35 * 50)]
         expected = crop_face(Image.open(tmp_path / "faces" / names[place]).convert("RGB"), eyes, 24)
-        stored = Image.open(io.BytesIO(encode_jpeg(expected)))
+        stored = Image.open(io.BytesIO(jpeg_bytes(expected)))
         assert np.array_equal(np.asarray(record["image"]), np.asarray(stored))
     warnings = json.loads((tmp_path / "out" / "manifest.json").read_text())["warnings"]
     assert any(line.startswith("frames without a row in the table of faces, left out: 1 (p3/0 3") for line in warnings)
@@ -1071,7 +1072,7 @@ def test_links_in_circles_do_not_multiply_clips(tmp_path):
 
 
 def test_faces_need_crop(three_people, capsys):
-    assert main(disfa_words(three_people, "out", "--faces", "eyes.csv")) == 1
+    assert run(disfa_words(three_people, "out", "--faces", "eyes.csv")) == 1
     assert "give --crop SIZE too" in capsys.readouterr().err
 
 
@@ -1087,29 +1088,29 @@ def test_detector_finds_the_face(tmp_path):
 
 def test_changed_labels_are_not_mixed_in(three_people, capsys):
     words = disfa_words(three_people, "out", "--workers", "1", "--test", "0.3")
-    assert main(words) == 0
+    assert run(words) == 0
     disfa_labels(three_people / "disfa", "SN001", range(1, 6))
-    assert main(words) == 1
+    assert run(words) == 1
     assert "was made with labels" in capsys.readouterr().err
 
 
 def test_shards_of_another_run_are_not_counted(three_people, capsys):
     """As a version of the command that divided its files otherwise would leave."""
     words = disfa_words(three_people, "out", "--workers", "1", "--test", "0.3")
-    assert main(words) == 0
+    assert run(words) == 0
     out = three_people / "out"
     shutil.copy(out / "data-test-00000-of-00001.parquet", out / "data-test-00000-of-00002.parquet")
-    assert main(words) == 1
+    assert run(words) == 1
     assert "holds data-test-00000-of-00002.parquet, which is not of this run" in capsys.readouterr().err
 
 
 def test_nothing_to_read_is_an_error(feafa_tree, tmp_path, capsys):
     words = ["--out", str(tmp_path / "out"), "--root"]
-    assert main(["feafa", *words, str(feafa_tree / "FEAFA-B")]) == 1
+    assert run(["feafa", *words, str(feafa_tree / "FEAFA-B")]) == 1
     assert "nothing can be read in" in (error := capsys.readouterr().err)
     assert error.endswith("FEAFA-B: clips of part B, left out: 2 (2.output, SN001.output)\n")
     table = write(tmp_path / "t.csv", "image,subject,AU1\n")
-    assert main(["table", "--format", "bp4d", *words, str(table)]) == 1
+    assert run(["table", "--format", "bp4d", *words, str(table)]) == 1
     assert "nothing can be read" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -1118,7 +1119,7 @@ def test_no_image_at_all_is_an_error(three_people, capsys):
     words = disfa_words(three_people, "out", "--workers", "1", "--test", "0.3", "--first-frame", "0")
     for path in (three_people / "frames").rglob("*.png"):
         path.rename(path.with_name(f"9{path.name}"))
-    assert main(words) == 1
+    assert run(words) == 1
     assert "no image is left to store: images without labels, left out: 9" in capsys.readouterr().err
 
 
@@ -1153,7 +1154,7 @@ def test_images_stay_files(tmp_path):
     for place in ("a", "b"):
         root = bp4d_tree(tmp_path / place)
         words = ["bp4d", "--root", root, "--out", tmp_path / f"{place}-out", "--validation", "0", "--test", "0"]
-        assert main([*map(str, words), "--workers", "1"]) == 0
+        assert run([*map(str, words), "--workers", "1"]) == 0
         hashes.append(json.loads((tmp_path / f"{place}-out" / "manifest.json").read_text())["content_sha256"])
     assert hashes[0] == hashes[1]
     assert max(path.stat().st_size for path in (tmp_path / "a-out").glob("*.parquet")) < 20_000

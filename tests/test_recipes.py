@@ -1,4 +1,4 @@
-"""Every recipe: it parses, names parts that exist, and trains a tiny model of its families by its own options."""
+"""Every recipe parses, names parts that exist, and trains a tiny model of its families with its own options."""
 
 import re
 import subprocess
@@ -10,7 +10,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
-from conftest import ROOT, TOKENIZERS, load_tool
+from conftest import ROOT, TOKENIZERS
 from peft import PeftModel
 from safetensors.torch import load_file
 from test_from_pretrained_parts import save_vision, without_chat_markers
@@ -25,20 +25,21 @@ from transformers import (
 
 from au_llava.au_datasets.mixing import TrainingData
 from au_llava.au_datasets.records import load_records
+from au_llava.au_publishing import merging
+from au_llava.au_training.command import main, make_parser
 from au_llava.au_training.start import freeze_parts, load_model, starting_point
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
-from au_llava.train_sft import main, make_parser
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 ACCELERATE = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
-# What stands for the parts that a recipe names: encoders as in test_from_pretrained_parts, and language models.
+# Replacements of the parts that a recipe names: encoders as in test_from_pretrained_parts, and language models.
 VISION = {"google/siglip2": "siglip", "openai/clip": "clip", "facebook/dinov2": "dinov2"}
 TEXT = {"HuggingFaceTB/SmolLM2": "smollm2", "Qwen/Qwen3": "qwen3", "lmsys/vicuna": "vicuna"}
 PROJECTION = "multi_modal_projector"
 
 
 def save_text(kind: str, folder):
-    """A tiny language model of a family, with a tokenizer that writes numbers and turns as the family's does."""
+    """A tiny language model of a family, with a tokenizer that writes numbers and turns like the family's."""
     tokenizer = TOKENIZERS["grouped digits" if kind == "qwen3" else "single digits"]()
     if kind == "vicuna":  # no chat markers, nothing to pad with
         special = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -62,7 +63,7 @@ def save_text(kind: str, folder):
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    """Hub id -> the folder of what stands for it."""
+    """Hub id -> the folder of its tiny replacement."""
     folder = tmp_path_factory.mktemp("parts")
     for kind in VISION.values():
         save_vision(kind, folder / kind)
@@ -102,7 +103,7 @@ def train(name: str, parts, records, out, *flags):
 
 
 def moved(before, after) -> set[str]:
-    """Parts of which some weight is another."""
+    """Parts in which a weight changed."""
     old, new = load_file(before / "model.safetensors"), load_file(after / "model.safetensors")
     assert old.keys() == new.keys()
     changed = {name for name in old if not torch.equal(old[name].float(), new[name].float())}
@@ -179,7 +180,7 @@ def test_base_trains_everything(parts, rendered_records, tmp_path):
 
 
 def adapters(folder) -> set[str]:
-    """Parts that the adapters in a folder touch; none of them is as it began."""
+    """Parts that the adapters in a folder change; all adapters were trained."""
     weights = load_file(folder / "adapter_model.safetensors")
     assert all(weight.any() for name, weight in weights.items() if "lora_B" in name)
     return {re.search(r"vision_tower|multi_modal_projector|language_model|lm_head", name)[0] for name in weights}
@@ -197,8 +198,7 @@ def test_paper_7b_in_two_stages(parts, rendered_records, tmp_path):
     before = load_file(first / "model.safetensors")["model.multi_modal_projector.weight"]
     assert not torch.equal(before.float(), trained)
     merged = tmp_path / "merged"
-    tool = load_tool("merge_adapter")
-    tool.main(tool.make_parser().parse_args([str(second), "--out", str(merged)]))
+    assert merging.run([str(second), "--out", str(merged)]) == 0
     assert moved(first, merged) == {PROJECTION, "language_model"}
 
 
@@ -227,7 +227,7 @@ def test_qlora_7b_adapts_a_model_in_four_bits(parts, rendered_records, tmp_path)
 
 @pytest.mark.parametrize(("vision", "text"), [("siglip", "qwen3"), ("clip", "vicuna"), ("dinov2", "smollm2")])
 def test_fsdp_wraps_every_layer(parts, tmp_path, vision, text):
-    """recipes/accelerate/fsdp2.yaml names no classes: they come from the model, whatever its parts."""
+    """recipes/accelerate/fsdp2.yaml names no classes: they come from the model, for all parts."""
     sources = {kind: start for start, kind in {**VISION, **TEXT}.items()}
     model = AuLlavaForConditionalGeneration.from_vision_text_pretrained(parts(sources[vision]), parts(sources[text]))
     model.save_pretrained(tmp_path)
@@ -243,7 +243,7 @@ def test_fsdp_wraps_every_layer(parts, tmp_path, vision, text):
 
 
 def test_frozen_language_model_is_checkpointed(parts):
-    """Its gradient passes through: without, a first stage would keep what a whole training keeps."""
+    """Gradients pass through it: without checkpointing, a first stage would keep as much as a whole training."""
     source = parts("openai/clip"), parts("lmsys/vicuna")
     kept = {}
     for checkpointed in (False, True):

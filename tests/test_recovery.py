@@ -1,4 +1,4 @@
-"""Robustness: killed, terminated and interrupted trainings, full disks, damaged images, losses that are no number."""
+"""Robustness: killed, terminated and interrupted trainings, full disks, damaged images, NaN losses."""
 
 import json
 import os
@@ -16,17 +16,12 @@ from conftest import build_tiny
 from safetensors.torch import load_file
 
 from au_llava.au_datasets.mixing import training_rows
+from au_llava.au_runs.commands import CommandEnded, run_command
 from au_llava.au_runs.manifests import read_training_manifest
 from au_llava.au_training.averaging import TRAINED
 from au_llava.au_training.collator import AUCollator
-from au_llava.au_training.recovery import (
-    UNFINISHED,
-    ReadableRows,
-    TrainingEnded,
-    ending_with_a_sentence,
-    name_images,
-    replacing,
-)
+from au_llava.au_training.damaged_images import ReadableRows, name_images
+from au_llava.au_training.recovery import UNFINISHED, ending_with_advice, replacing_contents
 
 STEPS = 12
 SAVED = 4  # every so many steps
@@ -69,7 +64,7 @@ def assert_bit_equal(one, two):
 
 @pytest.fixture(scope="module")
 def whole(tiny_checkpoint, rendered_records, tmp_path_factory):
-    """A training that nothing disturbed."""
+    """An undisturbed training."""
     out = tmp_path_factory.mktemp("recovery") / "whole"
     code, output = run(words(tiny_checkpoint, rendered_records, out), out.with_suffix(".log"))
     assert code == 0, output
@@ -121,7 +116,7 @@ def test_signals_end_with_a_sentence(whole, tiny_checkpoint, rendered_records, t
     if number == signal.SIGTERM:
         assert f"after step {steps[-1]}," in log.read_text()
         assert not (out / UNFINISHED).exists()
-    if number == signal.SIGINT:  # one signal is enough to see that it goes on
+    if number == signal.SIGINT:  # resuming after one of the signals is enough
         return
     code, output = run(arguments, log)
     assert code == 0, output
@@ -144,8 +139,8 @@ def test_two_processes_stop_after_the_same_step(tiny_checkpoint, rendered_record
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_loss_that_is_no_number_stops(tiny_checkpoint, rendered_records, tmp_path, processes):
-    """A first step of infinite length; the second has no loss."""
+def test_a_nan_loss_stops(tiny_checkpoint, rendered_records, tmp_path, processes):
+    """The first step is infinitely large, so the second has a NaN loss."""
     out = tmp_path / "out"
     flags = ["--learning_rate", 1e38, "--max_grad_norm", 0, "--save_steps", 1, "--warmup_steps", 0]
     arguments = words(tiny_checkpoint, rendered_records, out, *flags)
@@ -164,7 +159,7 @@ def test_a_loss_that_is_no_number_stops(tiny_checkpoint, rendered_records, tmp_p
 
 @pytest.mark.slow
 def test_a_full_disk_leaves_what_was_saved(whole, tiny_checkpoint, rendered_records, tmp_path):
-    """Room for the weights of a second checkpoint, not for the optimizer's state; then not for the weights."""
+    """At first there is space for the weights of a second checkpoint but not for the optimizer, then for neither."""
     optimizer = (whole / "checkpoint-4" / "optimizer.pt").stat().st_size
     weights = (whole / "model.safetensors").stat().st_size
     assert weights < optimizer
@@ -193,7 +188,7 @@ def test_a_full_disk_leaves_what_was_saved(whole, tiny_checkpoint, rendered_reco
 
 @pytest.mark.slow
 def test_the_best_checkpoint_keeps_its_place(tiny_checkpoint, rendered_records, tmp_path):
-    """What is recorded of it while it is written is where it lies afterwards; others are deleted as ever."""
+    """Its recorded path is the final one, not that of the unfinished folder; other checkpoints are deleted as usual."""
     flags = ["--eval_strategy", "steps", "--eval_steps", 2, "--save_steps", 2, "--max_steps", 6]
     flags += ["--load_best_model_at_end", "true", "--metric_for_best_model", "eval_loss", "--save_total_limit", 1]
     out = tmp_path / "out"
@@ -210,7 +205,7 @@ def test_the_best_checkpoint_keeps_its_place(tiny_checkpoint, rendered_records, 
 
 
 def damage(records: Path, out: Path, count: int) -> set[str]:
-    """A copy of records in which `count` images of each part cannot be read; returns their names."""
+    """Write a copy of records in which `count` images of each part are damaged; returns their names."""
     out.mkdir()
     (out / "manifest.json").write_bytes((records / "manifest.json").read_bytes())
     damaged = {"train": {}, "validation": {}, "test": {}}
@@ -240,7 +235,7 @@ def damage(records: Path, out: Path, count: int) -> set[str]:
     [(1, 0, 3), pytest.param(1, 2, 10, marks=pytest.mark.slow), pytest.param(2, 1, 3, marks=pytest.mark.slow)],
 )
 def test_damaged_images_are_skipped_and_counted(tiny_checkpoint, rendered_records, tmp_path, processes, workers, count):
-    """Up to all of them: whole batches then carry no loss."""
+    """Up to all of them: then whole batches carry no loss."""
     names = damage(rendered_records, tmp_path / "records", count)
     out = tmp_path / "out"
     flags = ["--eval_strategy", "steps", "--eval_steps", 6, "--dataloader_num_workers", workers]
@@ -255,7 +250,7 @@ def test_damaged_images_are_skipped_and_counted(tiny_checkpoint, rendered_record
 
 
 def test_a_damaged_image_carries_no_loss(rendered_records):
-    """The batch keeps its size and its random choices; targets of the others are what they are without it."""
+    """The batch keeps its size and its random choices, and the other images keep their targets."""
     _, processor = build_tiny("phrases")
     rows = training_rows([str(rendered_records)], "train", None)
     encoded = rows.cast_column("image", type(rows.features["image"])(decode=False))
@@ -274,7 +269,7 @@ def test_a_damaged_image_carries_no_loss(rendered_records):
 
 @pytest.mark.slow
 def test_many_damaged_images_end_the_training(tiny_checkpoint, rendered_records, tmp_path):
-    """As where the disk is missing that the images lie on."""
+    """As if the disk with the images is missing."""
     damage(rendered_records, tmp_path / "records", 10)
     flags = ["--max_steps", 60, "--save_strategy", "no"]
     code, output = run(words(tiny_checkpoint, tmp_path / "records", tmp_path / "out", *flags), tmp_path / "log")
@@ -285,18 +280,17 @@ def test_many_damaged_images_end_the_training(tiny_checkpoint, rendered_records,
 @pytest.mark.parametrize("big", [lambda: torch.empty(10**15), lambda: torch.OutOfMemoryError("CUDA out of memory.")])
 def test_out_of_memory_says_what_to_lower(big, capsys):
     def allocate():
-        result = big()
-        if isinstance(result, Exception):
-            raise result
+        with ending_with_advice():
+            result = big()
+            if isinstance(result, Exception):
+                raise result
 
-    with pytest.raises(SystemExit) as end, ending_with_a_sentence("train_sft.py"):
-        allocate()
-    assert end.value.code == 1
+    assert run_command("train_sft.py", allocate) == 1
     assert_one_sentence(capsys.readouterr().err, "out of memory", "lower per_device_train_batch_size")
 
 
 def test_other_errors_keep_their_traceback():
-    with pytest.raises(RuntimeError, match="shapes"), ending_with_a_sentence("train_sft.py"):
+    with pytest.raises(RuntimeError, match="shapes"), ending_with_advice():
         raise RuntimeError("shapes do not fit")
 
 
@@ -305,17 +299,17 @@ def test_replacing_is_all_or_nothing(tmp_path):
     (tmp_path / "README.md").write_text("mine")
 
     def write():
-        with replacing(tmp_path, True, lambda: None) as folder:
+        with replacing_contents(tmp_path, True, lambda: None) as folder:
             (folder / "model.safetensors").write_text("ne")
             raise OSError(28, "No space left on device")
 
-    with pytest.raises(TrainingEnded, match="No space left"):
+    with pytest.raises(CommandEnded, match="No space left"):
         write()
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
         "model.safetensors": "old",
         "README.md": "mine",
     }
-    with replacing(tmp_path, True, lambda: None) as folder:
+    with replacing_contents(tmp_path, True, lambda: None) as folder:
         for name in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"):
             (folder / name).write_text("new")
     assert sorted(os.listdir(tmp_path)) == [

@@ -1,4 +1,4 @@
-"""Publishing: a stand-in of the Hub gets exactly what a stranger needs, who loads it and gets the same answers."""
+"""Publishing: a fake Hub receives just the files that a stranger needs to load the model and get the same answers."""
 
 import json
 import os
@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, build_tiny, load_tool, random_faces
+from conftest import ROOT, build_tiny, random_faces
 from huggingface_hub import EvalResultEntry, ModelCard, constants, parse_eval_result_entries
 from PIL import Image
 
-from au_llava.au_publishing.hub import base_models, gather, licence_notes, upload
+from au_llava.au_publishing import release
+from au_llava.au_publishing.card import base_models, license_notes
+from au_llava.au_publishing.release import gather
+from au_llava.au_publishing.upload import upload
 from au_llava.au_runs.manifests import training_manifest, write_training_manifest
-from au_llava.train_sft import main as train
-from au_llava.train_sft import make_parser
-
-release = load_tool("release")
+from au_llava.au_training.command import main as train
+from au_llava.au_training.command import make_parser
 
 # What the other process runs: Hub id, folder of expected tensors and picture.
 STRANGER = """
@@ -56,7 +57,7 @@ def manifest_of(people, recipe=None, base=None):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder as training leaves it, with all that must stay behind; and the model in it."""
+    """A folder as training leaves it, with files that must not be published; and the model in it."""
     folder = tmp_path_factory.mktemp("runs") / "mine"
     model, processor = build_tiny()
     model.save_pretrained(folder, max_shard_size="100KB")
@@ -81,28 +82,30 @@ def evaluation(tmp_path_factory):
     return folder
 
 
-def run(*words):
-    release.main(release.make_parser().parse_args([str(word) for word in words]))
+def run(*words) -> int:
+    return release.run([str(word) for word in words])
 
 
 def expected_files(folder):
     weights = {path.name for path in folder.glob("model-*.safetensors")} | {"model.safetensors.index.json"}
     code = {path.name for path in folder.glob("*.py")}
-    processor = {"processor_config.json", "chat_template.jinja", "tokenizer.json", "tokenizer_config.json"}
+    templates = {"chat_template.jinja", "decision_template.jinja"}
+    processor = templates | {"processor_config.json", "tokenizer.json", "tokenizer_config.json"}
     assert len(weights) > 2
     assert "pipeline_au_llava.py" in code
     return (
         weights
         | code
         | processor
-        | {*("README.md", "config.json", "generation_config.json", "training_manifest.json", "recipe.yaml")}
+        | {*("README.md", "config.json", "decision.json", "generation_config.json")}
+        | {*("training_manifest.json", "recipe.yaml")}
     )
 
 
-def test_a_dry_run_lists_the_files_and_asks_nobody(hub, trained, capsys, monkeypatch):
+def test_a_dry_run_lists_the_files_without_a_request(hub, trained, capsys, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     folder, *_ = trained
-    run(folder, "--repo_id", "someone/mine", "--dry_run")
+    assert run(folder, "--repo_id", "someone/mine", "--dry_run") == 0  # underscores are accepted
     lines = capsys.readouterr().out.splitlines()
     listed = {
         line.split()[1]: int(line.split()[0].replace(",", "")) for line in lines if re.match(r" +[\d,]+  \S+$", line)
@@ -120,7 +123,7 @@ def test_a_dry_run_lists_the_files_and_asks_nobody(hub, trained, capsys, monkeyp
 
 def test_a_stranger_loads_what_was_published(hub, trained, evaluation, tmp_path, capsys):
     folder, model, processor = trained
-    run(folder, "--repo_id", "someone/mine", "--evaluation", evaluation)
+    assert run(folder, "--repo-id", "someone/mine", "--evaluation", evaluation) == 0
     repo = hub.repositories["someone/mine"]
     assert repo["private"]
     assert repo["files"].keys() == expected_files(folder)
@@ -151,7 +154,7 @@ def test_the_card_says_what_is_known(trained, evaluation):
     assert results == {("f1", "disfa"): (0.5, "test"), ("icc", "disfa"): (0.25, "test")}
     assert 'AutoModel.from_pretrained("someone/mine", trust_remote_code=True)' in card.text
     assert "| test | test | 7 | slots | disfa | 0.500 |" in card.text
-    assert "Trained on BP4D, which is handed out by Binghamton University, under a signed agreement." in card.text
+    assert "Trained on BP4D, which is distributed by Binghamton University, under a signed agreement." in card.text
     assert "Trained on faces." in card.text
 
 
@@ -178,11 +181,11 @@ def test_eval_results_are_written_for_a_benchmark_on_the_hub(trained, evaluation
 
 
 def test_terms_follow_the_data_over_several_trainings():
-    assert "Nothing records" in licence_notes(None)[0]
-    assert licence_notes(manifest_of(["rendered:R0-1"])) == []
+    assert "not recorded which data" in license_notes(None)[0]
+    assert license_notes(manifest_of(["rendered:R0-1"])) == []
     first = manifest_of(["disfa:SN001"], {"vision": "openai/clip", "text": "lmsys/vicuna"})
     second = manifest_of(["rendered:R0-1", "mine:anna"], {"model_name_or_path": "runs/stage1"}, base=first)
-    notes = licence_notes(second)
+    notes = license_notes(second)
     assert [note.split(",")[0] for note in notes[:2]] == ["Trained on DISFA", "Trained on mine"]
     assert "Started from openai/clip and lmsys/vicuna" in notes[2]
     assert base_models(second) == ["openai/clip", "lmsys/vicuna"]
@@ -192,7 +195,7 @@ def test_the_shipped_checkpoint_can_be_published():
     made = gather(ROOT, "someone/au-llava-tiny", [ROOT / "assets" / "evaluation" / "slots.json"])
     code = {name for name in made.files if name.endswith(".py")}
     assert {"modeling_au_llava.py", "processing_au_llava.py", "action_units.py"} <= code
-    assert not code & {"train_sft.py", "eval_au.py", "au_publishing/hub.py"}
+    assert not code & {"train_sft.py", "eval_au.py", "au_publishing/release.py"}
     assert {"model.safetensors", "LICENSE", "NOTICE", "handler.py", "training_manifest.json"} <= made.files.keys()
     card = ModelCard(made.files["README.md"].decode())
     assert card.data.license == "apache-2.0"
@@ -211,8 +214,8 @@ def broken(trained, tmp_path, change):
     ("change", "message"),
     [
         (lambda f: [path.unlink() for path in f.glob("model*")], r"lacks weights \(model.safetensors\)"),
-        (lambda f: next(f.glob("model-*")).unlink(), "is missing or not a whole safetensors file"),
-        (lambda f: next(f.glob("model-*")).write_bytes(b"cut off"), "not a whole safetensors file"),
+        (lambda f: next(f.glob("model-*")).unlink(), "is missing or not a complete safetensors file"),
+        (lambda f: next(f.glob("model-*")).write_bytes(b"cut off"), "not a complete safetensors file"),
         (lambda f: (f / "processor_config.json").unlink(), "lacks processor_config.json"),
         (lambda f: (f / "tokenizer.json").unlink(), "lacks a tokenizer"),
         (lambda f: (f / "decoding_au_llava.py").unlink(), "lacks decoding_au_llava.py, which its checkpoint loads"),
@@ -223,7 +226,7 @@ def broken(trained, tmp_path, change):
         (shutil.rmtree, "lacks weights"),
     ],
 )
-def test_what_is_no_whole_checkpoint_is_refused(trained, tmp_path, change, message):
+def test_incomplete_checkpoints_are_refused(trained, tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         gather(broken(trained, tmp_path, change), "someone/mine")
 
@@ -232,14 +235,14 @@ def test_what_is_no_whole_checkpoint_is_refused(trained, tmp_path, change, messa
     ("flags", "message"),
     [
         (["--evaluation", "nowhere"], "nowhere cannot be read as results of eval_au.py"),
-        (["--evaluation", ROOT / "assets" / "published_results.json"], "holds no scores of one checkpoint"),
+        (["--evaluation", ROOT / "assets" / "published_results.json"], "does not hold the scores of one checkpoint"),
         (["--benchmark", "lab/faces"], "name the evaluation too"),
-        (["--repo_id", "mine"], "give USER/NAME"),
+        (["--repo-id", "mine"], "give USER/NAME"),
     ],
 )
-def test_bad_flags_are_named(trained, flags, message):
-    with pytest.raises(ValueError, match=message):
-        run(trained[0], "--repo_id", "someone/mine", "--dry_run", *flags)
+def test_bad_flags_are_named(trained, flags, message, capsys):
+    assert run(trained[0], "--repo-id", "someone/mine", "--dry-run", *flags) == 1
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

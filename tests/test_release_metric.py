@@ -1,4 +1,4 @@
-"""The Space is complete: a process that cannot import this package loads it and gets the same numbers."""
+"""The Space is complete: a process without this package loads it and gets the same numbers."""
 
 import ast
 import doctest
@@ -14,11 +14,12 @@ from unittest.mock import create_autospec
 
 import evaluate
 import pytest
-from conftest import ROOT, load_tool
+from conftest import ROOT
 from huggingface_hub import RepoCard
 from packaging.requirements import Requirement
 
-release_metric = load_tool("release_metric")
+from au_llava.au_publishing import metric_space
+
 FILES = {
     *("LICENSE", "README.md", "action_units.py", "answers_au_llava.py", "app.py", "au_metric.py", "metrics_au.py"),
     "requirements.txt",
@@ -59,7 +60,7 @@ card = re.search("```python\\n(.*?)```", Path(name, "README.md").read_text(), re
 example = doctest.DocTestRunner().run(doctest.DocTestParser().get_doctest(card, {}, "README.md", None, 0))
 
 class Part:
-    """Stands for a part of Gradio, and keeps what it was made with."""
+    """Replaces a part of Gradio and keeps its arguments."""
     def __init__(self, *arguments, **more):
         self.arguments, self.more = arguments, more
 
@@ -89,7 +90,7 @@ def metric(tmp_path):
 def test_a_stranger_loads_it_and_gets_the_same(metric, tmp_path):
     expected = [metric.compute(**case) for case in CASES]
     name = "facs_scores"
-    folder = release_metric.release(tmp_path / "out", name)
+    folder = metric_space.release(tmp_path / "out", name)
     assert files(folder) == FILES - {"au_metric.py"} | {f"{name}.py"}
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(folder, elsewhere / name)
@@ -139,7 +140,7 @@ class Hub(SimpleHTTPRequestHandler):
 
 def test_evaluate_loads_it_from_a_hub(metric, tmp_path, monkeypatch):
     expected = metric.compute(**CASES[0])
-    folder = release_metric.release(tmp_path, "au_metric", "someone/au_metric")
+    folder = metric_space.release(tmp_path, "au_metric", "someone/au_metric")
     server = ThreadingHTTPServer(("127.0.0.1", 0), lambda *arguments: Hub(*arguments, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
@@ -159,7 +160,7 @@ def test_evaluate_loads_it_from_a_hub(metric, tmp_path, monkeypatch):
 
 
 def test_card_says_what_the_metric_says(tmp_path):
-    folder = release_metric.release(tmp_path, "au_metric", "someone/au_metric")
+    folder = metric_space.release(tmp_path, "au_metric", "someone/au_metric")
     card = RepoCard.load(folder / "README.md")
     assert card.data.sdk == "gradio"
     assert {"evaluate", "metric"} <= set(card.data.tags)
@@ -176,7 +177,7 @@ def test_card_says_what_the_metric_says(tmp_path):
 
 
 def test_requirements_are_the_packages_that_the_code_imports(tmp_path):
-    folder = release_metric.release(tmp_path, "au_metric")
+    folder = metric_space.release(tmp_path, "au_metric")
     imported = set()
     for path in folder.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -191,18 +192,18 @@ def test_requirements_are_the_packages_that_the_code_imports(tmp_path):
     assert all(f'"{line}"' in project and ">=" in line for line in lines)
 
 
-def run(*words):
-    release_metric.main(release_metric.make_parser().parse_args([str(word) for word in words]))
+def run(*words) -> int:
+    return metric_space.run([str(word) for word in words])
 
 
 def test_nothing_is_uploaded_unless_asked_for(tmp_path, monkeypatch):
-    upload = create_autospec(release_metric.upload)
-    monkeypatch.setattr(release_metric, "upload", upload)
-    run(tmp_path / "kept")
+    upload = create_autospec(metric_space.upload)
+    monkeypatch.setattr(metric_space, "upload", upload)
+    assert run(tmp_path / "kept") == 0
     assert files(tmp_path / "kept") == {f"au_metric/{name}" for name in FILES}
     upload.assert_not_called()
 
-    run(tmp_path / "pushed", "--push_to", "someone/facs_scores")
+    assert run(tmp_path / "pushed", "--push-to", "someone/facs_scores") == 0
     folder = tmp_path / "pushed" / "facs_scores"
     repo, sent, _ = upload.call_args.args
     assert repo == "someone/facs_scores"
@@ -215,35 +216,34 @@ def test_nothing_is_uploaded_unless_asked_for(tmp_path, monkeypatch):
     ("words", "message"),
     [
         (["--name", "au-metric"], "'au-metric' cannot be the metric's name"),
-        (["--name", "metrics_au"], "it names a Python file beside action_units.py"),
+        (["--name", "metrics_au"], "use a Python name other than action_units.py"),
         (["--name", "app"], "'app' cannot be"),
-        (["--push_to", "au_metric"], "give USER/NAME"),
-        (["--push_to", "someone/au_metric", "--name", "other"], "NAME as in --name"),
+        (["--push-to", "au_metric"], "give USER/NAME"),
+        (["--push-to", "someone/au_metric", "--name", "other"], "NAME as in --name"),
     ],
 )
-def test_what_evaluate_could_not_load_is_refused(tmp_path, words, message):
-    with pytest.raises(SystemExit, match=message):
-        run(tmp_path / "out", *words)
+def test_what_evaluate_could_not_load_is_refused(tmp_path, words, message, capsys):
+    assert run(tmp_path / "out", *words) == 1
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_is_there_is_left_alone(tmp_path):
+def test_an_existing_folder_is_left_alone(tmp_path, capsys):
     (tmp_path / "au_metric").mkdir()
     (tmp_path / "au_metric" / "mine.txt").write_text("mine")
-    with pytest.raises(SystemExit, match="exists"):
-        run(tmp_path)
+    assert run(tmp_path) == 1
+    assert "exists" in capsys.readouterr().err
     assert files(tmp_path) == {"au_metric/mine.txt"}
 
 
-def test_a_file_that_the_script_does_not_name_is_noticed(tmp_path, monkeypatch):
+def test_a_file_that_the_script_does_not_import_is_noticed(tmp_path):
     """`evaluate` would not copy it."""
     for name in ("au_metric.py", "action_units.py", "answers_au_llava.py", "metrics_au.py"):
         shutil.copy(ROOT / name, tmp_path / name)
     with (tmp_path / "metrics_au.py").open("a") as file:
         file.write("from .further import something\nimport torch\nimport yaml\n")
-    monkeypatch.setattr(release_metric, "ROOT", tmp_path)
     with pytest.raises(ValueError, match=r"metrics_au.py imports \['further'\]; au_metric.py has to import"):
-        release_metric.modules("au_metric.py")
+        metric_space.modules("au_metric.py", tmp_path)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     with pytest.raises(ValueError, match="yaml"):
-        release_metric.requirements(["metrics_au.py"])
+        metric_space.requirements(["metrics_au.py"], tmp_path)

@@ -10,6 +10,8 @@ import torch
 from conftest import build_tiny, random_faces
 from PIL import Image
 
+from au_llava.action_units import FORMATS
+
 CODE = {
     "action_units.py",
     "answers_au_llava.py",
@@ -17,20 +19,30 @@ CODE = {
     "card_au_llava.py",
     "configuration_au_llava.py",
     "consistency_au_llava.py",
+    "decision_au_llava.py",
+    "decision_template_au_llava.py",
     "decoding_au_llava.py",
     "slot_tree_au_llava.py",
-    "tree_attention_au_llava.py",
     "image_processing_au_llava.py",
     "modeling_au_llava.py",
     "pipeline_au_llava.py",
     "processing_au_llava.py",
     "quantization_au_llava.py",
 }
-MODEL_FILES = {"README.md", "config.json", "generation_config.json", "model.safetensors"}
-PROCESSOR_FILES = {"chat_template.jinja", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
+MODEL_FILES = {"README.md", "config.json", "decision.json", "generation_config.json", "model.safetensors"}
+PROCESSOR_FILES = {
+    "chat_template.jinja",
+    "decision_template.jinja",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
 
 # What the other process runs: the checkpoint's folder is its first argument, the folder for its results the second.
-STRANGER = '''
+FORMAT_LABELS = {name: FORMATS[name].labels for name in ("bp4d", "disfa")}
+STRANGER = (
+    f"FORMATS = {FORMAT_LABELS}"
+    + '''
 import importlib.abc, sys
 from pathlib import Path
 
@@ -103,6 +115,12 @@ def check(folder):
     assert said == expected["said"], (said, expected["said"])
     said = ask(images=images[0], text=question, return_full_text=False)[0]["generated_text"]
     assert said == expected["said"], (said, expected["said"])
+    decide = pipeline("decision", model=str(folder), **trust)
+    questions = {f"{name} {label}": {"type": "noul"} for name in ("bp4d", "disfa") for label in FORMATS[name]}
+    for index, image in enumerate(images):
+        answers = decide({"state": "face", "assets": {"face": Path(image)}, "questions": questions})
+        read = [answer["noul"] for answer in answers.values()]
+        same(torch.tensor(read), expected["slots"][1].unflatten(0, (len(images), -1))[index])
     return model, processor
 
 model, processor = check(checkpoint)
@@ -112,6 +130,7 @@ for name in ("au_llava", "torchvision", "trl", "datasets", "peft"):
     assert name not in sys.modules, f"{name} was imported"
 check(out)
 '''
+)
 
 
 def files(folder) -> set[str]:
@@ -124,16 +143,16 @@ def test_exactly_these_files_travel(tiny, tmp_path):
     processor.save_pretrained(tmp_path / "processor")
     processor.image_processor.save_pretrained(tmp_path / "images")
     model.config.save_pretrained(tmp_path / "config")
-    assert files(tmp_path / "model") == MODEL_FILES | CODE - {"processing_au_llava.py"}
+    assert files(tmp_path / "model") == MODEL_FILES | CODE - {"processing_au_llava.py", "decision_template_au_llava.py"}
     processor_code = CODE - {
         "card_au_llava.py",
         "consistency_au_llava.py",
+        "decision_au_llava.py",
         "decoding_au_llava.py",
         "modeling_au_llava.py",
         "pipeline_au_llava.py",
         "quantization_au_llava.py",
         "slot_tree_au_llava.py",
-        "tree_attention_au_llava.py",
     }
     assert files(tmp_path / "processor") == PROCESSOR_FILES | processor_code
     assert files(tmp_path / "config") == {

@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 
 from au_llava.action_units import FORMATS
+from au_llava.au_readers.rendered import sample_records
 from au_llava.au_rendering.activations import EXCLUDES, NAMES, label_values, sample_activations
-from au_llava.au_rendering.paint import RestLines, wrinkles
-from au_llava.au_rendering.people import HELD_OUT, picture, render_face, sample_records, sample_subject, sample_view
-from au_llava.au_rendering.render import View, head_rotation
+from au_llava.au_rendering.appearance import RestLines
+from au_llava.au_rendering.people import sample_subject
+from au_llava.au_rendering.pictures import picture, render_face
+from au_llava.au_rendering.render import head_rotation
 from au_llava.au_rendering.rig import SHAPES, expand_sides, load_rig
+from au_llava.au_rendering.view import HELD_OUT, View, sample_view
+from au_llava.au_rendering.wrinkles import wrinkles
 
 RIG = load_rig()
 SMOOTH = RestLines(forehead=0, frown=0, eyes=0, bags=0, nose=0, mouth=0, spacing=8, phase=0)

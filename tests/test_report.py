@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 from au_llava.action_units import FORMATS
-from au_llava.au_evaluation.audits import apply_abstention, group_audit, parse_audit
+from au_llava.au_evaluation.abstention import apply_abstention
+from au_llava.au_evaluation.group_audit import group_audit
+from au_llava.au_evaluation.parse_audit import parse_audit
 from au_llava.au_evaluation.report import write_report
 from au_llava.au_evaluation.report_data import load_evaluation, worst_errors
 from au_llava.au_evaluation.report_figures import GRID, curves

@@ -1,10 +1,13 @@
 """The repository as a newcomer finds it: shipped checkpoint, README and card, and that they tell the truth."""
 
 import json
+import pkgutil
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,14 +15,20 @@ from conftest import ROOT, load_tool
 from PIL import Image
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from au_llava.action_units import FORMATS, parse_answer
+from au_llava.au_evaluation.command import subcommand
 from au_llava.au_runs.manifests import read_training_manifest, seen_people
 
 TOP_LEVEL = (
     "pyproject.toml README.md model_card.md modeling_au_llava.py configuration_au_llava.py processing_au_llava.py "
     "train_sft.py eval_au.py tests LICENSE NOTICE CHANGELOG.md CONTRIBUTING.md CITATION.cff constraints.txt Makefile"
 )
+
+PAGES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))
+DOCUMENTS = ("README.md", "model_card.md", "CONTRIBUTING.md", "CHANGELOG.md", *PAGES)
+WITH_SNIPPETS = ("README.md", "model_card.md", "docs/answers.md", "docs/evaluation.md", "docs/recognize.md")
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +67,10 @@ def test_shipped_weights_are_small_and_finite():
 def test_shipped_checkpoint_has_not_seen_whom_others_draw():
     """Those of `make demo`, of the sample faces and the page, and of the benchmarks: another seed, other people."""
     [demo] = re.findall(r"prepare_data.py rendered .*--seed (\d+)", (ROOT / "Makefile").read_text())
+    benchmarks = ("benchmarks/robustness.py", "benchmarks/pointing.py")
     elsewhere = {
         path: int(re.search(r"^SEED\b.*?= (\d+)", (ROOT / path).read_text(), re.MULTILINE)[1])
-        for path in ("app.py", "maintenance/sample_faces.py", "benchmarks/robustness.py", "benchmarks/pointing.py")
+        for path in ("au_page/drawing.py", "maintenance/sample_faces.py", *benchmarks)
     }
     seen = seen_people(read_training_manifest(str(ROOT)))
     met = {subject_seed(name) for people in seen.values() for name in people if name.startswith("rendered:")}
@@ -97,10 +107,9 @@ def test_shipped_checkpoint_sees_the_plain_cases(shipped):
 
 def test_scores_in_documents_are_those_of_the_evaluation():
     tool = load_tool("write_scores")
-    for name in tool.DOCUMENTS:
-        text = (ROOT / name).read_text()
-        assert "<!-- " in text
-        assert tool.filled(text) == text
+    documents = tool.documents()
+    assert len(documents) > 2
+    assert [name for name, text in documents.items() if tool.filled(text) != text] == []
 
 
 def test_shipped_evaluations_belong_together():
@@ -111,57 +120,142 @@ def test_shipped_evaluations_belong_together():
         assert each["provenance"]["part"] == "test"
 
 
-def snippets(language):
-    """(file, number, code) of every fenced block of a language in the documents."""
-    for name in ("README.md", "model_card.md"):
-        blocks = re.findall(rf"```{language}\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
-        yield from ((name, number, block) for number, block in enumerate(blocks))
+def python_of(name: str) -> str:
+    """The Python blocks of a document, one after another."""
+    return "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL))
 
 
-@pytest.mark.parametrize("name", ["README.md", "model_card.md"])
-def test_snippets_run(name):
-    """The Python blocks of a document, one after another, in a fresh process at the repository root."""
-    code = "\n".join(block for file, _, block in snippets("python") if file == name)
-    code = code.replace('"face.png"', '"assets/faces/smile.png"')  # the reader's own picture
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert "AU1: " in run.stdout
+def test_every_document_with_python_is_run():
+    """docs/serving.md has tests of its own, since its snippets need a server, ONNX Runtime or bitsandbytes."""
+    assert {name for name in DOCUMENTS if python_of(name)} == {*WITH_SNIPPETS, "docs/serving.md"}
 
 
-def test_commands_in_documents_parse():
-    """Every `python X.py --flag` line names a script that exists and flags that it knows."""
-    text = "".join(
-        path.read_text() for path in (ROOT / "README.md", ROOT / "model_card.md", *sorted((ROOT / "docs").glob("*.md")))
+def test_snippets_run():
+    """In a fresh process at the repository root, each document with names of its own."""
+    codes = {name: python_of(name).replace('"face.png"', '"assets/faces/smile.png"') for name in WITH_SNIPPETS}
+    program = (
+        "import json, sys\nfor name, code in json.load(sys.stdin).items():\n    exec(compile(code, name, 'exec'), {})"
     )
-    lines = re.findall(r"^    (?:python|accelerate launch) (\S+\.py) ?(.*)$", text, re.MULTILINE)
-    assert len(lines) >= 8
-    for script, rest in lines:
-        source = (ROOT / script).read_text()
-        if script.startswith("benchmarks/"):
-            source += (ROOT / "benchmarks" / "page.py").read_text()
-        if "BooleanOptionalAction" in source:  # such flags can be denied
-            rest = rest.replace("--no-", "--")
-        for flag in re.findall(r"--(\w[\w-]*)", rest):
-            passed_on = script == "benchmarks/imbalance.py"  # what it does not know goes to train_sft.py
-            known = load_train_options() if script == "train_sft.py" or passed_on else ()
-            assert flag in known or (f'"--{flag}"' in source and script != "train_sft.py"), f"{script} --{flag}"
+    run = subprocess.run(
+        [sys.executable, "-c", program], input=json.dumps(codes), cwd=ROOT, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert run.stdout.count("AU1: ") >= 3  # README.md, model_card.md, docs/answers.md
 
 
-def load_train_options() -> set[str]:
-    from au_llava.train_sft import make_parser
+def commands_in_documents() -> dict[tuple[str, ...], set[str]]:
+    """(script, subcommand if there is one) -> options that documents use with it, spelled with hyphens."""
+    text = "".join((ROOT / name).read_text() for name in DOCUMENTS)
+    lines = re.findall(
+        r"^(?:    |\| .* \| `)(?:OMP_NUM_THREADS=\d )?(?:python|accelerate launch)((?: --\S+ \S+)*) (\S+\.py)(.*)$",
+        text,
+        re.MULTILINE,
+    )
+    used = {}
+    for _, script, rest in lines:
+        command = (script,)
+        if script == "eval_au.py":  # knows older spellings of its subcommands
+            command = (script, subcommand(rest.split())[0])
+        elif script == "prepare_data.py" and (reader := re.match(r" [a-z][\w-]*", rest)):
+            command = (script, reader[0].strip())
+        options = re.findall(r"(?<=\s)--([a-z][\w-]*)", rest)
+        used.setdefault(command, set()).update(option.replace("_", "-") for option in options)
+    return used
 
-    return {option.removeprefix("--") for action in make_parser()._actions for option in action.option_strings} | {
-        "config",
-        "key",
-    }
+
+def options_of(command: tuple[str, ...], monkeypatch, capsys) -> set[str]:
+    """The options that `--help` of a command names, spelled with hyphens."""
+    monkeypatch.setattr(sys, "argv", [*command, "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / command[0]), run_name="__main__")
+    assert not end.value.code, command
+    return {option.replace("_", "-") for option in re.findall(r"--([a-z][\w-]*)", capsys.readouterr().out)}
 
 
-def test_linked_files_exist():
-    documents = sorted(path.relative_to(ROOT) for path in (ROOT / "docs").glob("*.md"))
-    for name in ("README.md", "CONTRIBUTING.md", *documents):
-        folder = (ROOT / name).parent
-        for target in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / name).read_text()):
-            assert (folder / target).exists(), f"{name}: {target}"
+def test_commands_in_documents_have_the_options_they_use(monkeypatch, capsys):
+    used = commands_in_documents()
+    assert len(used) > 20
+    training = options_of(("train_sft.py",), monkeypatch, capsys) | {"config"}
+    unknown = {}
+    for command, options in used.items():
+        known = training if command == ("train_sft.py",) else options_of(command, monkeypatch, capsys)
+        if command == ("benchmarks/imbalance.py",):  # hands on what it does not know
+            known |= training
+        if options - known - {"help"}:
+            unknown[command] = options - known
+    assert unknown == {}
+
+
+def anchors(document: Path) -> set[str]:
+    """What GitHub calls the headings of a document in links."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_lead_somewhere():
+    broken = []
+    for name in DOCUMENTS:
+        for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", (ROOT / name).read_text()):
+            path = (ROOT / name).parent / target if target else ROOT / name
+            if not path.exists() or (anchor and anchor not in anchors(path)):
+                broken.append(f"{name}: {target}#{anchor}")
+    assert broken == []
+
+
+def test_names_in_documents_exist():
+    """Files with a folder (`au_faces/faces.py`) and modules (`au_llava.au_faces.faces.crop_face`)."""
+    missing = []
+    for name in DOCUMENTS:
+        if name in ("CHANGELOG.md", "docs/log.md"):  # which tell of the past
+            continue
+        text = (ROOT / name).read_text()
+        folders = "|".join(path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith("."))
+        for path in re.findall(rf"(?<![\w/.-])(?:{folders})/[\w/.-]+\.(?:py|yaml|json|npz)\b", text):
+            if not (ROOT / path).exists() and not path.startswith(("runs/", "data/")) and "NAME" not in path:
+                missing.append(f"{name}: {path}")
+        for dotted in re.findall(r"\bau_llava(?!\.onnx)(?:\.\w+)+", text):
+            try:
+                pkgutil.resolve_name(dotted)
+            except (ImportError, AttributeError):
+                missing.append(f"{name}: {dotted}")
+    assert missing == []
+
+
+def test_every_page_is_in_the_index():
+    index = (ROOT / "docs" / "README.md").read_text()
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert [page for page in sorted(pages) if index.count(f"| [{page}]({page}) |") != 1] == []
+
+
+def the_map() -> dict[str, list[str]]:
+    """Group -> entries, of the map in CONTRIBUTING.md."""
+    table = (ROOT / "CONTRIBUTING.md").read_text().partition("| entry | what it is |")[2].partition("\n\n")[0]
+    groups = {}
+    for title, entry in re.findall(r"^\| (?:\*\*(.+?)\*\*|`(.+?)`) \|", table, re.MULTILINE):
+        if title:
+            groups[title] = []
+        else:
+            next(reversed(groups.values())).append(entry)
+    return groups
+
+
+def test_the_map_names_everything_once():
+    """Every entry at the root that git tracks, among them every room and folder of scripts."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("no clone, so git cannot tell what belongs to the project")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    tracked = listed.stdout.splitlines()
+    mapped = [entry for entries in the_map().values() for entry in entries]
+    assert sorted(mapped) == sorted({path.split("/")[0] for path in tracked})
+    rooms = {path.split("/")[0] for path in tracked if path.count("/") == 1 and path.endswith("/__init__.py")}
+    assert rooms | {"__init__.py"} == {*the_map()["Rooms of the package"]}
+
+
+def test_the_map_knows_which_files_travel():
+    """Those that Transformers copies: what model and processor import relatively, and they themselves."""
+    loaded = [ROOT / "modeling_au_llava.py", ROOT / "processing_au_llava.py"]
+    travelling = {Path(path).name for file in loaded for path in (file, *get_relative_import_files(file))}
+    assert {*the_map()["Travels with a checkpoint"]} == travelling
 
 
 def test_sample_faces_are_square_pictures():

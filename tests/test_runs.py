@@ -1,11 +1,13 @@
 """What commands share: starting, options, exit status, files that appear whole, journals, loading a checkpoint."""
 
 import argparse
+import io
 import json
 import re
 import subprocess
 import sys
 import textwrap
+import tomllib
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from conftest import ROOT, random_faces
 
 from au_llava.au_runs import start
 from au_llava.au_runs.checkpoints import load_checkpoint
-from au_llava.au_runs.commands import CommandEnded, CommandParser, run_command
+from au_llava.au_runs.commands import CommandEnded, CommandParser, print_anything, run_command
 from au_llava.au_runs.files import replacing, write_json
 from au_llava.au_runs.journal import Journal
 from au_llava.au_runs.progress import progress_bar, track
@@ -88,6 +90,14 @@ def test_a_signal_is_told_by_one_process(monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_any_console_prints_anything(monkeypatch):
+    console = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", console)
+    print_anything()
+    print("José … \udce9", flush=True)
+    assert console.buffer.getvalue() == b"Jos\\xe9 \\u2026 \\udce9\n"
+
+
 def test_a_started_command_runs_its_body(monkeypatch):
     body = type(sys)("au_llava.body")
     body.run = lambda words: len(words)
@@ -110,6 +120,15 @@ def test_a_missing_package_is_one_sentence(monkeypatch, capsys):
 def test_a_module_missing_from_this_package_is_a_bug():
     with pytest.raises(ModuleNotFoundError):
         command("command.py", "not_there")([])
+
+
+def test_every_room_is_installed():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    rooms = {path.parent.relative_to(ROOT) for path in ROOT.glob("au_*/**/__init__.py")}
+    expected = {"au_llava", *(".".join(("au_llava", *room.parts)) for room in rooms)}
+    assert {*settings["tool"]["setuptools"]["packages"]} == expected
+    commands = {f"au_llava.{path.stem}:run" for path in ROOT.glob("*.py")}
+    assert {*settings["project"]["scripts"].values()} <= commands
 
 
 def test_an_uninstalled_package_is_one_sentence(tmp_path):

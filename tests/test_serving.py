@@ -7,6 +7,7 @@ load: configuration, processor and base model by the Auto classes, with the `--h
 
 import inspect
 import json
+import math
 import re
 import subprocess
 import sys
@@ -132,7 +133,7 @@ def test_plans_of_parallelism_are_there(base):
 
 def test_every_layer_attends_once_through_the_interface(base):
     """_create_attention_instances and AttentionFuser: one call a layer, with `scaling`, an index of its own and no
-    mask to honour; the tower does not take part."""
+    mask to honor; the tower does not take part."""
     CALLS.clear()
     with torch.no_grad():
         base(
@@ -262,3 +263,53 @@ urllib.request.urlopen = answered
     run = subprocess.run([sys.executable, "-c", stub + code], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
     assert "'AU1': 2" in run.stdout
+
+
+def run_with_server(code: str, reply: dict, check: str) -> str:
+    """What a client's snippet prints if the server replies so; `check` is code that looks at `sent` and `address`."""
+    stub = f"""
+import io, json, urllib.request
+def answered(request):
+    sent, address = json.loads(request.data), request.full_url
+    {check}
+    return io.StringIO({json.dumps(reply)!r})
+urllib.request.urlopen = answered
+"""
+    run = subprocess.run([sys.executable, "-c", stub + code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    return run.stdout
+
+
+def test_probabilities_of_one_token_requests_are_read():
+    """The clients' snippets for vLLM and SGLang; tests/test_decision.py compares such logits with the slots decoder."""
+    shares = [0.1, 0.2, 0.05, 0.05, 0.05, 0.05]  # of the six values; other tokens have the rest
+    logs = [math.log(share) for share in shares]
+    ids = AutoProcessor.from_pretrained(str(ROOT), trust_remote_code=True).tokenizer.convert_tokens_to_ids(
+        list("012345")
+    )
+    tokens = [{"token": f"token_id:{i}", "logprob": log} for i, log in zip(ids, logs, strict=True)]
+    first = {"token": "token_id:7", "logprob": -1.0, "top_logprobs": [*tokens[::-1], tokens[0]]}
+    said = run_with_server(
+        snippet("logprob_token_ids"),
+        {"choices": [{"logprobs": {"content": [first]}}]},
+        f"assert sent['logprob_token_ids'] == {ids} and sent['messages'][-1]['content'] == 'AU12: '",
+    )
+    assert said == "AU12 [0.2, 0.4, 0.1, 0.1, 0.1, 0.1]\n"
+    entries = [[log, i, None] for log, i in zip(logs, ids, strict=True)][::-1]
+    said = run_with_server(
+        snippet("token_ids_logprob"),
+        {"meta_info": {"output_token_ids_logprobs": [entries]}},
+        f"assert sent['token_ids_logprob'] == {ids} and sent['text'].endswith('AU12: ') and '<image>' in sent['text']",
+    )
+    assert said == "AU12 [0.2, 0.4, 0.1, 0.1, 0.1, 0.1]\n"
+
+
+def test_decision_snippets_run():
+    run = subprocess.run(
+        [sys.executable, "-c", snippet('pipeline("decision"')], cwd=ROOT, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert run.stdout.startswith("0.99")
+    answers = {"smile": {"type": "noul", "noul": 0.9}}
+    check = "assert address.endswith('/v1/systemone') and sent.keys() == {'model', 'state', 'assets', 'questions'}"
+    assert run_with_server(snippet("v1/systemone"), {"answers": answers}, check) == f"{answers}\n"

@@ -11,7 +11,7 @@ TRACKED = ("bp4d_f1", "disfa_icc", "feafa_pcc", "feafa_mae")
 
 
 def logged_scores(folder) -> dict[str, list[tuple[int, float]]]:
-    """Name -> (step, value) of what the trainer wrote into its own state."""
+    """Name -> (step, value) in the trainer's own state."""
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     return {name: [(e["step"], e[f"eval_{name}"]) for e in history if f"eval_{name}" in e] for name in TRACKED}
 

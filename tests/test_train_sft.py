@@ -1,4 +1,4 @@
-"""Training: what moves and what stays, exact resumption, mixtures, LoRA, two processes, and bad input."""
+"""Training: which weights change, exact resumption, mixtures, LoRA, two processes, and bad input."""
 
 import json
 import shutil
@@ -20,11 +20,11 @@ from au_llava.au_datasets.mixing import training_rows
 from au_llava.au_datasets.records import load_records
 from au_llava.au_runs.manifests import people_of, read_training_manifest, seen_people
 from au_llava.au_training.collator import AUCollator
+from au_llava.au_training.command import main, make_parser
 from au_llava.au_training.options import AUTrainingConfig
 from au_llava.au_training.start import load_model
 from au_llava.au_training.trainer import AUTrainer
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
-from au_llava.train_sft import main, make_parser
 
 QUIET = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none", "--disable_tqdm", "true"]
 
@@ -45,7 +45,7 @@ def part_of(name):
 
 
 def moved_parts(before, after):
-    """Parts of the model of which some tensor (parameters and batch-norm statistics) changed."""
+    """Parts of the model in which a tensor (parameters and batch-norm statistics) changed."""
     assert before.keys() == after.keys()
     return {part_of(name) for name in before if not torch.equal(before[name], after[name])}
 
@@ -59,6 +59,14 @@ def test_training_moves_everything_and_scores_the_aus(tiny_checkpoint, rendered_
     assert 0 <= scores["eval_bp4d_accuracy"] <= 1
     assert {"eval_bp4d_f1", "eval_disfa_icc", "eval_feafa_mae", "eval_loss"} <= scores.keys()
     assert [entry["step"] for entry in logged if "eval_bp4d_f1" in entry] == [2, 4]
+
+
+def test_grouped_rows_are_evaluated_too(tiny_checkpoint, rendered_records, tmp_path):
+    flags = ("--train_sampling_strategy", "group_by_length", "--eval_strategy", "steps", "--eval_steps", 1)
+    train(tiny_checkpoint, rendered_records, tmp_path, *flags, "--max_steps", 1)
+    logged = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    assert any("eval_loss" in entry for entry in logged)
+    assert any("eval_disfa_icc" in entry for entry in logged)
 
 
 def test_a_folder_of_training_people_only_joins_in(tiny_checkpoint, rendered_records, more_training_records, tmp_path):
@@ -98,7 +106,7 @@ def test_checkpoints_say_who_was_seen(tiny_checkpoint, rendered_records, tmp_pat
     train(tiny_checkpoint, rendered_records, tmp_path / "one", *flags, "--learning_rate", 0.001)
     records = {part: people_of(load_records(rendered_records, part=part)) for part in ("train", "validation", "test")}
     for folder in (tmp_path / "one", tmp_path / "one" / "checkpoint-1"):
-        manifest = json.loads((folder / "training_manifest.json").read_text())
+        manifest = read_training_manifest(str(folder))
         assert manifest["people"] == {
             "train": records["train"],
             "unlabelled": [],
@@ -163,8 +171,8 @@ def test_recipe_is_overridden_by_flags(tiny_checkpoint, rendered_records, tmp_pa
     assert ours.data == [str(rendered_records)]
 
 
-def test_datasets_are_told_by_mappings(tiny_checkpoint, rendered_records, tmp_path):
-    """In a recipe as in a flag; what each dataset was given is in the manifest, and weights change what is learned."""
+def test_datasets_can_be_mappings(tiny_checkpoint, rendered_records, tmp_path):
+    """In a recipe and in a flag. The manifest records each dataset's options, and weights change what is learned."""
     recipe = tmp_path / "recipe.yaml"
     entry = {"path": str(rendered_records), "formats": ["disfa"], "convert_to": ["bp4d"], "weight": 2}
     recipe.write_text(yaml.safe_dump({"data": [entry], "output_dir": str(tmp_path)}))
@@ -251,7 +259,7 @@ def test_two_processes_train_and_score(tiny_checkpoint, rendered_records, tmp_pa
 
 @pytest.mark.parametrize("backend", ["eager", "flex_attention"])
 def test_backends_have_the_same_loss(tiny_checkpoint, rendered_records, tmp_path, backend):
-    """Mask and positions of slot batches reach the language model through the trainer, whatever attends."""
+    """Mask and positions of slot batches reach the language model through the trainer with every attention backend."""
     processor = AutoProcessor.from_pretrained(tiny_checkpoint, trust_remote_code=True)
     rows = training_rows([str(rendered_records)], "train", None)
     batch = AUCollator(processor, causal_share=0)([rows[index] for index in range(4)])
@@ -285,7 +293,7 @@ def test_flash_attention_is_refused_in_training(tiny_checkpoint, rendered_record
     collate = AUCollator(processor, causal_share=0)
     trainer = AUTrainer(model, arguments, train_dataset=rows, processing_class=processor, data_collator=collate)
     monkeypatch.setattr(model.model.language_model.config, "_attn_implementation_internal", "flash_attention_2")
-    with pytest.raises(ValueError, match=r"cannot honour the tree mask.*sdpa"):
+    with pytest.raises(ValueError, match=r"cannot honor the tree mask.*sdpa"):
         trainer.train()
 
 
@@ -302,7 +310,7 @@ def test_compute_loss_leaves_causal_batches_to_trl(tiny_checkpoint, rendered_rec
 
 
 def test_plain_trl_trains_the_model_unpatched(tmp_path, rendered_records):
-    """A user's own SFTTrainer on prompt/completion records: no code of ours beyond model and processor."""
+    """A plain SFTTrainer on prompt/completion records, with our model and processor only."""
     model, processor = build_tiny()
     image = load_records(rendered_records)[0]["image"]
     turns = processor.messages("bp4d", answer="AU1: 1, AU2: 0")

@@ -77,7 +77,7 @@ def test_stopwatch_leaves_out_what_was_skipped(monkeypatch):
 def test_every_variant_is_measured(tiny_checkpoint, rendered_records, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     words = ["--model", tiny_checkpoint, "--data", rendered_records, "--images", 2, "--steps", 1, "--turns", 1]
-    training.main(training.make_parser().parse_args(list(map(str, words))))
+    assert training.run(list(map(str, words))) == 0
     shown = capsys.readouterr().out
-    expected = ("plain TRL", "in one sequence", "cached features", "group_by_length", "ms an image", torch.__version__)
+    expected = ("plain TRL", "in one sequence", "cached features", "group_by_length", "ms per image", torch.__version__)
     assert all(words in shown for words in expected), shown

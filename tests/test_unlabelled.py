@@ -1,4 +1,4 @@
-"""Unlabelled faces and averaged weights: what their losses are, that sides stay sides, exact resumption, bad input."""
+"""Unlabelled faces and averaged weights: losses, left and right, exact resumption, bad input."""
 
 import json
 import math
@@ -18,17 +18,18 @@ from test_recovery import damage
 from au_llava.action_units import FORMATS, MAIN_FORMATS, mirrored_label
 from au_llava.au_datasets.mixing import check_people, training_rows, unlabelled_rows
 from au_llava.au_datasets.records import load_records
+from au_llava.au_runs.commands import CommandEnded
 from au_llava.au_runs.manifests import check_unseen, people_of, read_training_manifest, seen_people
 from au_llava.au_training import trainer as trainer_module
 from au_llava.au_training.averaging import TRAINED, AveragedWeights
 from au_llava.au_training.collator import AUCollator
+from au_llava.au_training.command import main, make_parser
+from au_llava.au_training.damaged_images import ReadableRows
 from au_llava.au_training.mean_teacher import UnlabelledFaces
 from au_llava.au_training.options import AUTrainingConfig
-from au_llava.au_training.recovery import ReadableRows, TrainingEnded
 from au_llava.au_training.trainer import AUTrainer
 from au_llava.decoding_au_llava import read_slots
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
-from au_llava.train_sft import main, make_parser
 
 BUILT_IN = tuple(FORMATS[name] for name in MAIN_FORMATS)
 LABELS = [(fmt.name, label) for fmt in BUILT_IN for label in fmt.labels]
@@ -72,7 +73,7 @@ def same(one, two) -> bool:
 
 @pytest.fixture
 def setting(rendered_records, unlabelled_records, tmp_path):
-    """A trainer whose weights have left their average, rows, and what collates them; one unlabelled face is damaged."""
+    """A trainer whose weights differ from their average, with batches; one unlabelled face is damaged."""
     model, processor = build_tiny("phrases")
     rows, faces = (
         training_rows([str(rendered_records)], "train", None),
@@ -108,7 +109,7 @@ def setting(rendered_records, unlabelled_records, tmp_path):
 
 @torch.no_grad()
 def distributions(model, processor, pixel_values) -> list[list[np.ndarray]]:
-    """(pictures, AUs of all formats) lists of probabilities that the decoder reads off pictures as they are."""
+    """(pictures, AUs of all formats) lists of probabilities that the decoder gives for unvaried pictures."""
     read = read_slots(model.eval(), processor, pixel_values, BUILT_IN)
     return [
         [row for name in MAIN_FORMATS for row in read[name][picture].numpy()] for picture in range(len(pixel_values))
@@ -148,7 +149,7 @@ def test_loss_by_hand(setting):
     parts = {name: values[-1] for name, values in trainer._metrics["train"].items()}
     expected = {"labels": on_labels, "consistency": np.mean(divergences), "weak": np.mean(distances)}
     assert parts == pytest.approx({f"loss_{name}": value for name, value in expected.items()}, rel=1e-4)
-    assert trainer.unreadable == {"faces:P03 0 0"}
+    assert trainer.damaged.names == {"faces:P03 0 0"}
 
 
 def test_the_teacher_is_the_average_in_evaluation_mode_and_the_student_is_not(setting, monkeypatch):
@@ -176,7 +177,7 @@ def test_the_teacher_is_the_average_in_evaluation_mode_and_the_student_is_not(se
 
 
 def test_in_16_bits_teacher_and_student_keep_their_own_weights(setting):
-    """Autocast keeps the weights that it has converted: the teacher's must not become the student's."""
+    """Autocast caches converted weights: the student must not get the teacher's."""
     trainer, _, _, batch, _ = setting
     losses, moved = [], []
     for enabled in (False, True):
@@ -199,7 +200,7 @@ def test_damaged_pictures_alone_carry_no_loss(setting):
 
 
 def test_a_step_is_divided_by_what_all_its_batches_hold(setting):
-    """Two batches of a step have a common divisor, whatever each holds; a causal one halves the slot batch's share."""
+    """The batches of a step share one divisor, whatever each holds; a causal one halves the slot batch's share."""
     trainer, _, _, batch, _ = setting
     blind = {**batch, "readable": torch.zeros(12, dtype=torch.bool)}
     slots, text, faces, weak = trainer._get_num_items_in_batch([batch, blind], "cpu")
@@ -243,7 +244,7 @@ def test_a_flip_swaps_the_sides_of_picture_target_and_estimate(rendered_records,
     assert not torch.allclose(split[0][left], split[0][right], atol=1e-4)
 
 
-def test_which_faces_join_is_a_matter_of_seed_and_rows(tiny):
+def test_which_faces_join_depends_on_seed_and_rows(tiny):
     _, processor = tiny
     rows = [{"index": index} for index in (4, 7, 1, 9)]
     collate = AUCollator(processor, causal_share=0, unlabelled_per_labelled=1.5, seed=3)
@@ -257,7 +258,7 @@ def test_which_faces_join_is_a_matter_of_seed_and_rows(tiny):
     assert AUCollator(processor, causal_share=1, unlabelled_per_labelled=1.5).joining(rows, 100) == []
 
 
-def test_labelled_rows_are_what_they_are_without_the_others(setting):
+def test_unlabelled_rows_do_not_change_labelled_ones(setting):
     *_, batch, labelled = setting
     assert torch.equal(batch["pixel_values"][:2], labelled["pixel_values"])
     assert torch.equal(batch["choice_targets"][:2], labelled["choice_targets"])
@@ -323,9 +324,7 @@ def test_the_average_is_what_is_saved(tiny_checkpoint, rendered_records, tmp_pat
     assert torch.equal(weight, saved["model.multi_modal_projector.weight"])
 
 
-def test_of_lora_the_adapters_alone_are_averaged(
-    tiny_checkpoint, rendered_records, unlabelled_records, tmp_path, steps
-):
+def test_with_lora_only_adapters_are_averaged(tiny_checkpoint, rendered_records, unlabelled_records, tmp_path, steps):
     flags = ["--use_peft", "true", "--lora_r", 2, "--average_decay", 0.3, "--unlabelled", unlabelled_records]
     train(tiny_checkpoint, rendered_records, tmp_path, *flags, "--causal_share", 0)
     average = steps["average"].average
@@ -366,18 +365,16 @@ def test_resumed_run_equals_the_uninterrupted_one(
 def test_the_average_is_scored_and_the_best_of_them_kept(
     tiny_checkpoint, rendered_records, unlabelled_records, tmp_path, monkeypatch
 ):
-    """By the highest loss, so that the best is not the last."""
+    """The best is the one with the highest loss, so that it is not the last."""
     scored, taught = [], []
-    original, teach = trainer_module.predict, AUTrainer._teach
+    original, teach = trainer_module.predict, UnlabelledFaces.teach
 
     def predict(model, *arguments, **named):
         scored.append({name: each.clone() for name, each in model.state_dict().items()})
         return original(model, *arguments, **named)
 
     monkeypatch.setattr(trainer_module, "predict", predict)
-    monkeypatch.setattr(
-        AUTrainer, "_teach", lambda self, inputs: taught.append(self.model.training) or teach(self, inputs)
-    )
+    monkeypatch.setattr(UnlabelledFaces, "teach", lambda *arguments: taught.append(1) or teach(*arguments))
     flags = ["--eval_strategy", "steps", "--eval_steps", 2, "--save_steps", 2, "--max_steps", 6, "--causal_share", 0]
     flags += ["--load_best_model_at_end", "true", "--metric_for_best_model", "eval_loss", "--greater_is_better", "true"]
     train(tiny_checkpoint, rendered_records, tmp_path, *flags, "--unlabelled", unlabelled_records)
@@ -388,10 +385,10 @@ def test_the_average_is_scored_and_the_best_of_them_kept(
     best = tmp_path / f"checkpoint-{2 * (1 + int(np.argmax(evaluated)))}"
     assert best.name != "checkpoint-6"
     assert same(tmp_path / MODEL, best / MODEL)
-    assert taught == [True] * 6  # evaluation takes no unlabelled faces
+    assert len(taught) == 6  # evaluation takes no unlabelled faces
 
 
-def test_an_average_and_its_absence_do_not_go_on_as_the_other(tiny_checkpoint, rendered_records, tmp_path):
+def test_resuming_with_or_without_an_average_must_match(tiny_checkpoint, rendered_records, tmp_path):
     for name, own, others, message in (
         ("with", 0.9, 0, "holds averaged weights: resume it with its average_decay"),
         ("without", 0, 0.9, "has no averaged weights: resume without average_decay"),
@@ -406,9 +403,9 @@ def test_an_average_and_its_absence_do_not_go_on_as_the_other(tiny_checkpoint, r
 # ------------------------------------------------------------------------------------------------- when things go wrong
 
 
-def test_a_loss_that_is_no_number_stops(tiny_checkpoint, rendered_records, unlabelled_records, tmp_path):
+def test_a_nan_loss_stops(tiny_checkpoint, rendered_records, unlabelled_records, tmp_path):
     flags = ["--learning_rate", 1e38, "--max_grad_norm", 0, "--save_steps", 1, "--warmup_steps", 0, "--causal_share", 0]
-    with pytest.raises(TrainingEnded, match=r"at step 2, on the images rendered:.*faces:P\d\d 0 0.* weights were left"):
+    with pytest.raises(CommandEnded, match=r"at step 2, on the images rendered:.*faces:P\d\d 0 0.* weights were left"):
         train(tiny_checkpoint, rendered_records, tmp_path, *flags, "--unlabelled", unlabelled_records)
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-1"]
     assert not (tmp_path / MODEL).exists()
@@ -423,7 +420,7 @@ def test_damaged_faces_are_skipped_and_counted(tiny_checkpoint, rendered_records
     assert len(logged(tmp_path / "out", "loss_consistency")) == 4
 
 
-def test_checkpoints_say_who_was_met_unlabelled(tiny_checkpoint, rendered_records, unlabelled_records, tmp_path):
+def test_checkpoints_record_unlabelled_people(tiny_checkpoint, rendered_records, unlabelled_records, tmp_path):
     train(tiny_checkpoint, rendered_records, tmp_path / "one", "--unlabelled", unlabelled_records, "--max_steps", 1)
     manifest = read_training_manifest(str(tmp_path / "one"))
     people = people_of(load_records(unlabelled_records, labelled=False))
@@ -434,7 +431,7 @@ def test_checkpoints_say_who_was_met_unlabelled(tiny_checkpoint, rendered_record
     assert manifest["recipe"]["average_decay"] == 0.995
     assert manifest["recipe"]["unlabelled"] == [str(unlabelled_records)]
     assert str(unlabelled_records) in (tmp_path / "one" / "README.md").read_text()
-    with pytest.raises(ValueError, match="has met 1 of the 2 tested people in its unlabelled part: faces:P03"):
+    with pytest.raises(ValueError, match="has seen 1 of the 2 tested people in its unlabelled part: faces:P03"):
         check_unseen(str(tmp_path / "one"), ["faces:P03", "faces:P99"])
     train(tmp_path / "one", rendered_records, tmp_path / "two", "--max_steps", 1)
     assert seen_people(read_training_manifest(str(tmp_path / "two")))["unlabelled"] == set(people)
@@ -442,7 +439,7 @@ def test_checkpoints_say_who_was_met_unlabelled(tiny_checkpoint, rendered_record
     assert seen_people(manifest)["unlabelled"] == set()
 
 
-def test_nobody_is_unlabelled_and_tested(unlabelled_records):
+def test_unlabelled_people_are_not_tested(unlabelled_records):
     rows = unlabelled_rows([str(unlabelled_records)], "train", None)
     with pytest.raises(ValueError, match="unlabelled"):
         check_people(rows, rows.select([0]), [], side="unlabelled")
@@ -457,8 +454,11 @@ def test_nobody_is_unlabelled_and_tested(unlabelled_records):
         (["--unlabelled", "FACES", "--consistency_weight", 0, "--weak_weight", 0], "would teach nothing"),
         (["--unlabelled", "FACES", "--weak_weight", "nan"], "weak_weight is nan"),
         (["--unlabelled", "FACES", "--causal_share", 1], "causal_share 1 leaves none"),
-        (["--unlabelled", "FACES", "--unlabelled_per_labelled", 0.1], "is no image"),
-        (["--unlabelled", "FACES", "--cache_features", "x", "--freeze", "vision_tower"], "cache_features keeps each"),
+        (["--unlabelled", "FACES", "--unlabelled_per_labelled", 0.1], "rounds to no image"),
+        (
+            ["--unlabelled", "FACES", "--cache_features", "x", "--freeze", "vision_tower"],
+            "cache_features cannot vary",
+        ),
         (["--unlabelled", "nowhere"], "nowhere"),
         (["--unlabelled", "{path: FACES, convert_to: [gft]}"], "convert_to derives labels"),
         (["--unlabelled", "{path: FACES, formats: [bp4d]}", "FACES"], "records of the same formats"),

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import sys
 import types
 from pathlib import Path
 
@@ -15,17 +14,18 @@ import pytest
 from dataset_trees import write
 from PIL import Image
 
-from au_llava import eval_au
 from au_llava.action_units import FORMATS, MAIN_FORMATS
 from au_llava.au_datasets.mixing import TrainingData, training_rows, unlabelled_rows, validating
 from au_llava.au_datasets.records import finish_folder, load_records, record_features, shard_path, write_shard
 from au_llava.au_evaluation import calibration
-from au_llava.au_faces.faces import EYE_DISTANCE, EYE_HEIGHT, FacesTable, crop_face
-from au_llava.au_readers import fairface, unlabelled
-from au_llava.au_readers import prepare as sources
+from au_llava.au_evaluation.command import main as evaluate
+from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT, crop_face
+from au_llava.au_faces.table import FacesTable
+from au_llava.au_readers import crops, fairface
+from au_llava.au_readers import faces as sharing
 from au_llava.au_readers.fairface import lowest_age
-from au_llava.au_readers.files import local_name
-from au_llava.prepare_data import main
+from au_llava.au_readers.source import local_name
+from au_llava.prepare_data import run as prepare_data
 
 FACES = Path(__file__).resolve().parents[1] / "assets" / "faces"
 SIDE, LEFT, TOP = 112, 60, 40  # of a face in a photograph of 224 x 224
@@ -53,7 +53,7 @@ def encoded(image=None, kind="JPEG"):
 
 
 def run(command, root, out, *words):
-    return main([command, *map(str, ["--root", root, "--out", out, "--workers", 1, *words])])
+    return prepare_data([command, *map(str, ["--root", root, "--out", out, "--workers", 1, *words])])
 
 
 def manifest(out):
@@ -73,10 +73,8 @@ def subjects(out, part=None):
 
 @pytest.fixture
 def teacher(monkeypatch):
-    """A stand-in for weak_teacher.py that believes one AU a format; `measured` is what its landmarker sees next."""
-    module = types.ModuleType("au_llava.au_datasets.weak_teacher")
-    module.BLENDSHAPES = ("_neutral", "jawOpen", "mouthSmileLeft")
-    module.measured, module.seen = [], []
+    """A stand-in for the weak teacher that believes one AU per format; `measured` is what its landmarker sees next."""
+    stand_in = types.SimpleNamespace(measured=[], seen=[])
 
     class WeakTeacher:
         @classmethod
@@ -92,19 +90,20 @@ def teacher(monkeypatch):
 
     class Landmarker:
         def __init__(self, model=None):
-            if module.measured is None:
+            if stand_in.measured is None:
                 raise ValueError("Measuring blendshapes needs MediaPipe.")
 
         def __call__(self, image):
-            module.seen.append(image)
-            return module.measured.pop(0)
+            stand_in.seen.append(image)
+            return stand_in.measured.pop(0)
 
-    module.WeakTeacher, module.Landmarker = WeakTeacher, Landmarker
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    for cached in (unlabelled._weak_teacher, unlabelled.landmarker, fairface.blendshape_order, fairface._rows_of):
+    monkeypatch.setattr(sharing, "WeakTeacher", WeakTeacher)
+    monkeypatch.setattr(sharing, "Landmarker", Landmarker)
+    monkeypatch.setattr(fairface, "BLENDSHAPES", ("_neutral", "jawOpen", "mouthSmileLeft"))
+    for cached in (sharing.weak_teacher, sharing.landmarker, fairface.blendshape_order, fairface.rows_of):
         cached.cache_clear()
-    yield module
-    for cached in (unlabelled._weak_teacher, unlabelled.landmarker, fairface.blendshape_order):
+    yield stand_in
+    for cached in (sharing.weak_teacher, sharing.landmarker, fairface.blendshape_order):
         cached.cache_clear()
 
 
@@ -113,8 +112,8 @@ def no_detector(monkeypatch):
     def refuse(*_):
         raise AssertionError("nothing has to be detected")
 
-    sources._finder.cache_clear()
-    monkeypatch.setattr(sources, "YuNet", refuse)
+    crops.face_finder.cache_clear()
+    monkeypatch.setattr(crops, "YuNet", refuse)
 
 
 # ---- FairFace as Parquet --------------------------------------------------------------------------------------
@@ -180,8 +179,8 @@ def test_what_is_left_out_is_counted(shards, tmp_path, no_detector):
         "photographs of people under 20, left out": 2,
         "photographs of people whose age is not told, left out": 1,
         "pictures that cannot be read, left out": 2,  # one broken off, one empty
-        "pictures with eyes that cannot be, left out": 1,
-        "clips that are there twice, left out": 1,
+        "pictures with impossible positions of the eyes, left out": 1,
+        "clips that exist twice, left out": 1,
     }
     assert any("carry no labels" in line for line in manifest(tmp_path / "out")["warnings"])
 
@@ -302,7 +301,7 @@ def test_what_is_no_copy_is_refused_in_one_sentence(make, words, message, tmp_pa
     assert run("fairface", tmp_path / "fair", tmp_path / "out", *words) == 1
     error = capsys.readouterr().err
     assert message in error
-    assert error.count("\n") == 1
+    assert error[error.index("prepare_data.py: ") :].count("\n") == 1  # after the progress bar
 
 
 # ---- FairFace as released -------------------------------------------------------------------------------------
@@ -495,7 +494,7 @@ def test_every_folder_is_somebody(pictures, tmp_path):
     assert sorted(keys(out)) == sorted((*each, name) for each in shown for name in MAIN_FORMATS)
     assert len(subjects(out, "validation")) == len(subjects(out, "train")) == 1
     assert set(load_records(out, labelled=False)["dataset"][:]) == {"mine"}
-    assert defects(out)["files that lie in no person's folder, left out"] == 1
+    assert defects(out)["files that are not in a person's folder, left out"] == 1
 
 
 def test_the_largest_face_is_cut_out(tmp_path):
@@ -541,13 +540,13 @@ def test_a_folder_without_faces_is_refused_in_one_sentence(make, message, tmp_pa
     assert run("unlabelled", tmp_path / "in", tmp_path / "out", "--validation", 0) == 1
     error = capsys.readouterr().err
     assert message in error
-    assert error.count("\n") == 1
+    assert error[error.index("prepare_data.py: ") :].count("\n") == 1  # after the progress bar
 
 
 def test_loose_files_are_nobodys(tmp_path, capsys):
     write(tmp_path / "in" / "a.jpg", encoded())
     assert run("unlabelled", tmp_path / "in", tmp_path / "out", "--subjects", "folders") == 1
-    assert "files that lie in no person's folder, left out: 1 (a.jpg)" in capsys.readouterr().err
+    assert "files that are not in a person's folder, left out: 1 (a.jpg)" in capsys.readouterr().err
 
 
 # ---- Who reads labels -----------------------------------------------------------------------------------------
@@ -567,9 +566,7 @@ def faces(tmp_path):
         lambda folder: TrainingData(str(folder)).load("train"),
         lambda folder: validating([str(folder)], "validation"),
         lambda folder: training_rows([f"{folder}=2"], "train", None),
-        lambda folder: eval_au.main(
-            ["--model", "nowhere", "--data", str(folder), "--part", "validation", "--out", "x"]
-        ),
+        lambda folder: evaluate(["--model", "nowhere", "--data", str(folder), "--part", "validation", "--out", "x"]),
     ],
 )
 def test_readers_of_labels_refuse_it(read, faces):
@@ -578,8 +575,8 @@ def test_readers_of_labels_refuse_it(read, faces):
 
 
 def test_priors_are_estimated_on_them(faces, monkeypatch):
-    monkeypatch.setattr(calibration, "FEWEST_UNLABELLED", 1)
-    assert len(calibration.unlabelled_records([str(faces)])) == 1
+    monkeypatch.setattr(calibration, "FEWEST_UNLABELED", 1)
+    assert len(calibration.unlabeled_records([str(faces)])) == 1
 
 
 def test_their_people_can_be_tested_and_so_not_trained_on(faces):
@@ -589,7 +586,7 @@ def test_their_people_can_be_tested_and_so_not_trained_on(faces):
     rows = [{**each, "image": {"bytes": encoded(), "path": None}} for each in table.load("train", labelled=False)]
     write_shard(
         [{**each, "part": "test"} for each in rows],
-        record_features(unlabelled.UNLABELLED_METADATA),
+        record_features(sharing.UNLABELLED_METADATA),
         shard_path(faces, "train", 0, 1),
     )
     assert table.tested_people() == {(rows[0]["dataset"], rows[0]["subject"])}
@@ -600,7 +597,7 @@ def test_one_label_is_enough(faces):
     records = load_records(faces, part="train", labelled=False)
     rows = [{**each, "image": {"bytes": encoded(), "path": None}} for each in records]
     rows[0]["values"] = [1.0] + [np.nan] * (len(rows[0]["values"]) - 1)
-    features = record_features(unlabelled.UNLABELLED_METADATA)
+    features = record_features(sharing.UNLABELLED_METADATA)
     write_shard(rows, features, shard_path(faces, "train", 0, 1))
     finish_folder(faces, manifest(faces)["arguments"])
     assert len(load_records(faces)) == 6

@@ -17,9 +17,10 @@ from PIL import Image
 
 from au_llava import prepare_data
 from au_llava.action_units import FORMATS
-from au_llava.au_datasets import weak_teacher
 from au_llava.au_datasets.records import load_records
-from au_llava.au_datasets.weak_teacher import ASSET, BLENDSHAPES, Landmarker, WeakTeacher
+from au_llava.au_datasets.weak_teacher import ASSET, WeakTeacher
+from au_llava.au_faces import landmarks
+from au_llava.au_faces.landmarks import BLENDSHAPES, Landmarker
 
 NAN = np.nan
 INVENTED = {
@@ -130,7 +131,7 @@ def test_aus_without_a_rule_are_unknown(write):
         ({"AU12": {**INVENTED["AU12"], "curve": [[0.5, 0.7], [0.9, 0.3]]}}, "AU12 must rise"),
         ({"AU12": {**INVENTED["AU12"], "curve": [[0.05, 0.3]]}}, "AU12 must rise"),
         ({"AU12": {**INVENTED["AU12"], "curve": []}}, "AU12 must rise"),
-        ({"AU12": {"evidence": {}}}, "no weak teacher"),
+        ({"AU12": {"evidence": {}}}, "not a weak teacher"),
     ],
 )
 def test_a_bad_asset_is_refused(write, changes, sentence):
@@ -140,7 +141,7 @@ def test_a_bad_asset_is_refused(write, changes, sentence):
 
 def test_other_files_and_shapes_are_refused(tmp_path, write):
     (tmp_path / "list.json").write_text("[1]")
-    with pytest.raises(ValueError, match="no weak teacher"):
+    with pytest.raises(ValueError, match="not a weak teacher"):
         WeakTeacher.load(tmp_path / "list.json")
     with pytest.raises(OSError, match="absent"):
         WeakTeacher.load(tmp_path / "absent.json")
@@ -198,7 +199,7 @@ def test_another_model_is_refused(tmp_path):
 def test_what_is_not_installed_is_named(tmp_path, monkeypatch):
     model = tmp_path / "face_landmarker.task"
     model.write_bytes(b"a model")
-    monkeypatch.setattr(weak_teacher, "LANDMARKER_SHA256", hashlib.sha256(b"a model").hexdigest())
+    monkeypatch.setattr(landmarks, "LANDMARKER_SHA256", hashlib.sha256(b"a model").hexdigest())
     monkeypatch.setitem(sys.modules, "mediapipe", None)
     with pytest.raises(ValueError, match=r"MediaPipe: pip install 'au-llava\[teacher\]'"):
         Landmarker(model)
@@ -212,7 +213,7 @@ def test_angles_of_a_turned_head():
     from scipy.spatial.transform import Rotation
 
     rotation = Rotation.from_euler("YXZ", [20, -10, -5], degrees=True).as_matrix()
-    assert weak_teacher._angles(3 * rotation) == pytest.approx((20, 10, 5))
+    assert landmarks.head_angles(3 * rotation) == pytest.approx((20, 10, 5))
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +232,7 @@ def test_mediapipe_on_rendered_faces(landmarker):
     rest = measured["rest"]
     assert (rest.blendshapes.shape, rest.landmarks.shape) == ((52,), (478, 2))
     eyes = [rest.landmarks[corners].mean(axis=0) / 192 for corners in ([33, 133], [362, 263])]
-    np.testing.assert_allclose(eyes, [[0.33, 0.35], [0.67, 0.35]], atol=0.04)  # faces_au's crop
+    np.testing.assert_allclose(eyes, [[0.33, 0.35], [0.67, 0.35]], atol=0.04)  # crop_face's geometry
     assert measured["wink"].yaw > measured["smile"].yaw + 8  # rendered at 10 and at -8
 
 
@@ -240,7 +241,7 @@ def test_mediapipe_finds_no_face_in_a_wall(landmarker):
 
 
 def test_mediapipe_closes_without_a_word(landmarker):
-    script = "from au_llava.au_datasets.weak_teacher import Landmarker; kept = Landmarker()"
+    script = "from au_llava.au_faces.landmarks import Landmarker; kept = Landmarker()"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT.parent)
     assert run.returncode == 0
     assert "Traceback" not in run.stderr
@@ -252,7 +253,7 @@ def rendered(tmp_path_factory):
     arguments = (
         "rendered --subjects 40 --images-per-subject 2 --seed 3 --size 32 --validation 0.3 --test 0.2 --workers 1"
     )
-    assert prepare_data.main([*arguments.split(), "--out", str(folder)]) == 0
+    assert prepare_data.run([*arguments.split(), "--out", str(folder)]) == 0
     return folder
 
 
@@ -294,8 +295,7 @@ def fit(rendered, monkeypatch):
 
     def run(photographs, out, *others):
         arguments = ["--rendered", str(rendered), "--photographs", str(photographs), "--out", str(out), *others]
-        monkeypatch.setattr(sys, "argv", ["fit_weak_teacher.py", *arguments])
-        tool.main()
+        return tool.run(arguments)
 
     run.tool = tool
     return run
@@ -303,10 +303,10 @@ def fit(rendered, monkeypatch):
 
 def test_fitting(fit, tmp_path):
     rows = write_photographs(tmp_path / "photographs.parquet", 1100)
-    fit(tmp_path / "photographs.parquet", tmp_path / "teacher.json", "--sheets", str(tmp_path / "sheets"))
+    assert fit(tmp_path / "photographs.parquet", tmp_path / "teacher.json", "--sheets", str(tmp_path / "sheets")) == 0
     written = json.loads((tmp_path / "teacher.json").read_text())
     assert written["rendered_without_a_face"] == 1
-    assert written["photographs"] == 100  # 1,000 are kept apart
+    assert written["photographs"] == 100  # 1,000 are held out
     smile = written["action_units"]["AU12"]
     assert smile["rendered_auc"]["feafa"] == 1
     choice = fit.tool.CHOICES["AU12"]
@@ -332,10 +332,12 @@ def test_fitting(fit, tmp_path):
     ("count", "names", "sentence"),
     [(900, BLENDSHAPES, "more than 1000 photographs"), (1100, ["smile"], "52 blendshapes")],
 )
-def test_fitting_refuses_photographs_that_do_not_do(fit, tmp_path, count, names, sentence):
+def test_fitting_refuses_unfit_photographs(fit, tmp_path, capsys, count, names, sentence):
     write_photographs(tmp_path / "photographs.parquet", count, names)
-    with pytest.raises(SystemExit, match=f"fit_weak_teacher.py: .*{sentence}"):
-        fit(tmp_path / "photographs.parquet", tmp_path / "teacher.json")
+    assert fit(tmp_path / "photographs.parquet", tmp_path / "teacher.json") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("fit_weak_teacher.py: ")
+    assert sentence in error
     assert not (tmp_path / "teacher.json").exists()
 
 

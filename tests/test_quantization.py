@@ -1,4 +1,4 @@
-"""8 and 4 bits: what is quantised without being named, what is refused, and training with adapters on it."""
+"""8 and 4 bits: what is quantized without being named, what is refused, and training with adapters on it."""
 
 import copy
 import json
@@ -14,10 +14,11 @@ from test_train_sft import train
 from torch.testing import assert_close
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, LlamaConfig, SiglipVisionConfig
 
-from au_llava import eval_au, recognize_au
+from au_llava import recognize_au
 from au_llava.au_datasets.records import load_records
+from au_llava.au_evaluation.command import main as evaluate
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
-from au_llava.quantization_au_llava import UNQUANTISED, loading_options, with_default_skips
+from au_llava.quantization_au_llava import UNQUANTIZED, loading_options, with_default_skips
 
 KINDS = {8: "Linear8bitLt", 4: "Linear4bit"}
 VISION = SiglipVisionConfig(
@@ -40,11 +41,11 @@ def save_tiny(folder, tokenizer: str = "grouped digits", **sizes):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("quantised") / "base"
+    folder = tmp_path_factory.mktemp("quantized") / "base"
     return folder, *save_tiny(folder)
 
 
-def quantised(model) -> set[str]:
+def quantized(model) -> set[str]:
     return {name for name, module in model.named_modules() if type(module).__name__ in KINDS.values()}
 
 
@@ -60,14 +61,14 @@ LANGUAGE_LAYERS = {
 
 @pytest.mark.parametrize("count", [8, 4])
 @pytest.mark.parametrize("as_dict", [False, True])
-def test_only_the_language_model_is_quantised_by_default(checkpoint, count, as_dict):
+def test_only_the_language_model_is_quantized_by_default(checkpoint, count, as_dict):
     folder, model, processor = checkpoint
     asked = bits(count)
     before = copy.deepcopy(asked.to_dict())
     loaded = AutoModelForImageTextToText.from_pretrained(
         folder, trust_remote_code=True, quantization_config=asked.to_dict() if as_dict else asked
     )
-    assert quantised(loaded) == LANGUAGE_LAYERS
+    assert quantized(loaded) == LANGUAGE_LAYERS
     assert {type(dict(loaded.named_modules())[name]).__name__ for name in LANGUAGE_LAYERS} == {KINDS[count]}
     assert asked.to_dict() == before  # what the caller holds is the caller's
     kept = model.model.vision_tower.state_dict() | model.model.multi_modal_projector.state_dict()
@@ -89,10 +90,10 @@ def test_named_exceptions_are_obeyed(checkpoint):
     loaded = AuLlavaForConditionalGeneration.from_pretrained(
         checkpoint[0], quantization_config=bits(4, llm_int8_skip_modules=["lm_head", ".*mlp"])
     )
-    assert {name for name in quantised(loaded) if "language_model" in name} == {
+    assert {name for name in quantized(loaded) if "language_model" in name} == {
         name for name in LANGUAGE_LAYERS if "self_attn" in name
     }
-    assert "model.multi_modal_projector" in quantised(loaded)
+    assert "model.multi_modal_projector" in quantized(loaded)
 
 
 def test_other_settings_pass_unchanged():
@@ -101,18 +102,18 @@ def test_other_settings_pass_unchanged():
     assert with_default_skips(named) is named
     filled = with_default_skips(bits(4, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True))
     assert (filled.bnb_4bit_quant_type, filled.bnb_4bit_use_double_quant) == ("nf4", True)
-    assert tuple(filled.llm_int8_skip_modules) == UNQUANTISED
+    assert tuple(filled.llm_int8_skip_modules) == UNQUANTIZED
 
 
 def test_saved_in_4_bits_and_loaded_again(checkpoint, tmp_path):
     loaded = AuLlavaForConditionalGeneration.from_pretrained(checkpoint[0], quantization_config=bits(4))
     loaded.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["quantization_config"]["llm_int8_skip_modules"] == [
-        *UNQUANTISED
+        *UNQUANTIZED
     ]
     again, info = AuLlavaForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
-    assert quantised(again) == LANGUAGE_LAYERS
+    assert quantized(again) == LANGUAGE_LAYERS
     faces, processor = random_faces(1), checkpoint[2]
     assert again.recognize(processor, faces) == loaded.recognize(processor, faces)
 
@@ -146,17 +147,17 @@ def test_sizes_that_this_cpu_cannot_compute_are_named(tmp_path, monkeypatch):
     loaded = AuLlavaForConditionalGeneration.from_pretrained(
         tmp_path, quantization_config=bits(4, llm_int8_skip_modules=advice)
     )
-    assert quantised(loaded) == {name for name in LANGUAGE_LAYERS if "self_attn" in name}
-    assert quantised(AuLlavaForConditionalGeneration.from_pretrained(tmp_path, quantization_config=bits(8)))
+    assert quantized(loaded) == {name for name in LANGUAGE_LAYERS if "self_attn" in name}
+    assert quantized(AuLlavaForConditionalGeneration.from_pretrained(tmp_path, quantization_config=bits(8)))
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
     loaded = AuLlavaForConditionalGeneration.from_pretrained(tmp_path, quantization_config=bits(4))
-    assert quantised(loaded) == LANGUAGE_LAYERS
+    assert quantized(loaded) == LANGUAGE_LAYERS
 
 
 @pytest.mark.usefixtures("any_size_in_4_bits")
 @pytest.mark.parametrize("count", [8, 4])
-def test_adapters_are_trained_on_a_quantised_base(tiny_checkpoint, rendered_records, tmp_path, count):
-    """QLoRA through train_sft.py: the projector in full and adapters move, quantised weights do not."""
+def test_adapters_are_trained_on_a_quantized_base(tiny_checkpoint, rendered_records, tmp_path, count):
+    """QLoRA through train_sft.py: the projector in full and adapters move, quantized weights do not."""
     flags = ["--use_peft", "true", "--lora_r", 2, "--lora_modules_to_save", "multi_modal_projector"]
     train(tiny_checkpoint, rendered_records, tmp_path, *flags, f"--load_in_{count}bit", "true", "--max_steps", 2)
     saved = load_file(tmp_path / "adapter_model.safetensors")
@@ -172,7 +173,7 @@ def test_commands_read_in_bits(checkpoint, rendered_records, tmp_path):
     """eval_au.py and recognize_au.py --quantise: the numbers of a model that was loaded so, and it is recorded."""
     folder, _, processor = checkpoint
     words = ["--data", rendered_records, "--formats", "bp4d", "--max_images", 2, "--out", tmp_path / "eval"]
-    eval_au.main(list(map(str, ["--model", folder, "--quantise", "4bit", *words])))
+    evaluate(list(map(str, ["--model", folder, "--quantise", "4bit", *words])))
     results = json.loads((tmp_path / "eval" / "results.json").read_text())
     assert results["provenance"]["quantised"] == "4bit"
     rows = Dataset.from_parquet(str(tmp_path / "eval" / "predictions.parquet"))
@@ -211,7 +212,7 @@ def test_table_of_the_benchmark():
     other = copy.deepcopy(exact)
     for key, value in (("probability", 0.3), ("values", 0.0), ("expected", 0.3), ("present", 0.0)):
         other[1][key][4] = value
-    tool = load_tool("quantisation")
+    tool = load_tool("quantization")
     scores, costs = tool.tables({"float32": (8.0, 1.0, exact), "4 bits (NF4)": (2.5, 1.25, other)}, images=2)
     cells = [list(column.cells) for column in scores.columns]
     f1 = (11 + 2 / 3) / 12  # of the AU that changed: one of two found, no false alarm

@@ -1,0 +1,128 @@
+"""`eval_au.py protocol`: score one checkpoint per tested part by a published protocol."""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Mapping
+
+import datasets
+from accelerate import PartialState
+
+from au_llava.action_units import get_format
+from au_llava.au_datasets.folds import PROTOCOLS, Protocol, get_protocol
+from au_llava.au_datasets.records import load_records
+from au_llava.au_evaluation.baselines import baseline_rows, baselines_table
+from au_llava.au_evaluation.commands.common import (
+    SCHEMA_VERSION,
+    add_options,
+    choose_calibration,
+    provenance,
+    refuse_prior_without_calibration,
+    refuse_without_effect,
+    show,
+    write_json,
+)
+from au_llava.au_evaluation.predictions import predict
+from au_llava.au_evaluation.protocols import (
+    as_csv,
+    as_latex,
+    as_markdown,
+    missing_names,
+    protocol_scores,
+    protocol_table,
+    tested_records,
+)
+from au_llava.au_runs.checkpoints import load_checkpoint
+from au_llava.au_runs.commands import CommandParser
+from au_llava.au_runs.files import check_writable
+from au_llava.au_runs.manifests import check_unseen, people_of, read_training_manifest
+
+DESCRIPTION = """\
+Score by a published protocol: a checkpoint for each tested part, scored together, beside published results.
+
+    python eval_au.py protocol bp4d-3fold --model P1=runs/p1 P2=runs/p2 P3=runs/p3 --data data/bp4d --out runs/bp4d
+
+A run is named after the part that it tests: publications number the same parts differently.
+Writes to --out: results.json (each fold, the mean of folds, pooled scores with intervals, baselines),
+predictions.parquet, and the table beside published results as table.md, table.tex and table.csv.
+
+It refuses to test on anyone the part's checkpoint was trained on.
+`--protocol NAME` is an older spelling of `protocol NAME`.
+"""
+WITHOUT_EFFECT = ("--part", "--formats", "--groups", "--max-images", "--mirror", "--unlabelled")
+
+
+def make_parser() -> CommandParser:
+    parser = CommandParser(DESCRIPTION, prog="eval_au.py protocol")
+    parser.add_argument("protocol", choices=PROTOCOLS, metavar="PROTOCOL", help=f"one of {', '.join(PROTOCOLS)}")
+    add_options(
+        parser,
+        *("--model", "--data", "--out", "--name", "--decoding", "--prior", "--uncalibrated", "--batch-size"),
+        "--quantize",
+        model={"metavar": "PART=CHECKPOINT", "help": "a checkpoint folder or Hub id for each tested part"},
+        without_effect=WITHOUT_EFFECT,
+    )
+    return parser
+
+
+def main(arguments: argparse.Namespace) -> None:
+    refuse_without_effect(arguments, WITHOUT_EFFECT, "--protocol")
+    refuse_prior_without_calibration(arguments)
+    check_writable(arguments.out / "results.json")
+    protocol = get_protocol(arguments.protocol)
+    models = dict(entry.partition("=")[::2] for entry in arguments.model)
+    if set(models) != set(protocol.tested) or not all(models.values()):
+        wanted = " ".join(f"{part}=CHECKPOINT" for part in protocol.tested)
+        raise ValueError(f"{protocol.name} needs a checkpoint for each tested part: --model {wanted}")
+    records = load_records(arguments.data, formats=[protocol.format])
+    rows = tested_records(records, protocol)
+    missing = missing_names(records, protocol)
+    for part, names in missing.items():
+        print(f"{part}: no record of {', '.join(names)}; the result is not the whole protocol's.", file=sys.stderr)
+    people = {part: check_unseen(models[part], people_of(records.select(rows[part]))) for part in protocol.tested}
+    predictions, origin = {}, {}
+    for part in protocol.tested:
+        model, processor = load_checkpoint(models[part], arguments.quantize)
+        choose_calibration(model, records, arguments)
+        predictions[part] = predict(
+            *(model, processor, records.select(rows[part]), arguments.decoding, arguments.batch_size),
+            progress=True,
+            keep=arguments.out / f"unfinished-{part}",
+        )
+        origin[part] = provenance(arguments, model, models[part], people[part])
+    if not PartialState().is_main_process:
+        return
+    scores = protocol_scores(predictions, protocol)
+    baselines = _baselines(predictions, protocol, models)
+    results = {"schema_version": SCHEMA_VERSION, "protocol": protocol.name, "provenance": origin, "missing": missing}
+    write_json(arguments.out / "results.json", {**results, **scores, "baselines": baselines})
+    tested = [{**row, "tested_part": part} for part, of_part in predictions.items() for row in of_part]
+    datasets.Dataset.from_list(tested).to_parquet(arguments.out / "predictions.parquet")
+    for part in protocol.tested:
+        shutil.rmtree(arguments.out / f"unfinished-{part}")
+    table = protocol_table(arguments.name, scores, protocol)
+    metric = protocol.metrics[0]
+    caption = f"{protocol.name}: {metric}{' in percent' if metric == 'f1' else ''}; parts: {protocol.source}"
+    (arguments.out / "table.md").write_text(f"{caption}\n\n{as_markdown(table)}", encoding="utf-8")
+    (arguments.out / "table.tex").write_text(as_latex(table, caption), encoding="utf-8")
+    (arguments.out / "table.csv").write_text(as_csv(table), encoding="utf-8")
+    print(as_markdown(table[:3]))
+    show(baselines_table({protocol.name: {**scores["mean_of_folds"], "baselines": baselines}}))
+    print(f"Written: results.json, predictions.parquet, table.md, table.tex, table.csv in {arguments.out}")
+
+
+def _baselines(predictions: Mapping[str, list[dict]], protocol: Protocol, models: Mapping[str, str]) -> dict[str, dict]:
+    """Baseline -> its mean of folds, as `protocol_scores` has it, or {"left_out": reason}.
+
+    The training labels of each part are those of its checkpoint; the train part of a folder is another split.
+    """
+    answers = {}
+    for part, rows in predictions.items():
+        statistics = (read_training_manifest(models[part]) or {}).get("labels", {}).get(protocol.format)
+        for baseline, of_part in baseline_rows(rows, get_format(protocol.format), statistics).items():
+            answers.setdefault(baseline, {})[part] = of_part
+    scores = {}
+    for baseline, of_parts in answers.items():
+        reasons = [reason for reason in of_parts.values() if isinstance(reason, str)]
+        scores[baseline] = {"left_out": reasons[0]} if reasons else protocol_scores(of_parts, protocol)["mean_of_folds"]
+    return scores

@@ -1,0 +1,83 @@
+"""The geometry of a face crop: square, the eyes level, a fixed distance apart at a fixed height.
+
+Rendered faces have the same geometry, and the shipped checkpoint is trained on it: training data and recognition share
+`crop_face`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+EYE_DISTANCE = 0.34  # of the crop's side; the crop shows brows to chin, as is usual for AUs
+EYE_HEIGHT = 0.35  # of the crop's side, from the top; horizontally the eyes' midpoint is centered
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Face:
+    """Where one face is, in pixels from the upper left corner of the picture."""
+
+    eyes: tuple[Point, Point] | None  # as `crop_face` takes them; None: the picture is a face crop already
+    box: tuple[float, float, float, float]  # left, top, width, height
+    confidence: float | None  # of the detector, 0 to 1; None if unknown
+    face_id: int | None = None  # if the user gave one
+
+
+def crop_face(image: Image.Image, eyes: Sequence[Point], size: int, margin: float = 0.0) -> Image.Image:
+    """Crop one face to a square, aligned by the eyes.
+
+    Beyond the picture its border is repeated. A face that shrinks is averaged, not sampled.
+
+    Args:
+        image: RGB.
+        eyes: (x, y) of the middle of the person's right eye (on the left of the picture), then of the left one, in
+            pixels from the upper left corner of the picture.
+        size: side of the crop in pixels.
+        margin: share of `size` to keep on every side, for training that turns and shifts the crop.
+
+    Returns:
+        RGB, a square of side round(size * (1 + 2 * margin)), whose middle is the crop without a margin.
+
+    Raises:
+        ValueError: the eyes are less than a pixel apart or outside the picture.
+    """
+    right, left = np.asarray(eyes, dtype=float)
+    distance = float(np.hypot(*(left - right)))
+    if not (distance >= 1 and (np.array([right, left]) >= 0).all() and (np.array([right, left]) <= image.size).all()):
+        raise ValueError(
+            f"The eyes {right.tolist()} and {left.tolist()} cannot be those of a face in a picture of "
+            f"{image.size[0]} x {image.size[1]} pixels."
+        )
+    along = (left - right) / distance  # one step to the right in the crop, as a direction in the picture
+    down = np.array([-along[1], along[0]])
+    scale = distance / (EYE_DISTANCE * size)  # pixels of the picture per pixel of the crop
+    side = round(size * (1 + 2 * margin))
+    beyond = (side - size) / 2
+    corner = (left + right) / 2 - scale * ((0.5 * size + beyond) * along + (EYE_HEIGHT * size + beyond) * down)
+    steps = scale * side * np.array([[0, 0], [1, 0], [0, 1], [1, 1]])
+    corners = corner + steps[:, :1] * along + steps[:, 1:] * down
+    lowest = np.floor(corners.min(axis=0)).astype(int) - 2  # two more for the interpolation
+    highest = np.ceil(corners.max(axis=0)).astype(int) + 2
+    region = _with_border(image, lowest, highest)
+    shrink = max(scale, 1.0)
+    if shrink > 1:
+        small = [max(1, round(side / shrink)) for side in region.size]
+        shrunk = np.array(small) / region.size
+        region = region.resize(small, Image.Resampling.BICUBIC)
+    else:
+        shrunk = np.ones(2)
+    x, y = (corner - lowest) * shrunk
+    (a, d), (b, e) = scale * along * shrunk, scale * down * shrunk
+    return region.transform((side, side), Image.Transform.AFFINE, (a, b, x, d, e, y), Image.Resampling.BICUBIC)
+
+
+def _with_border(image: Image.Image, lowest: np.ndarray, highest: np.ndarray) -> Image.Image:
+    """The rectangle from `lowest` to `highest` (x, y); beyond the picture its border is repeated."""
+    width, height = image.size
+    inside = np.clip([*lowest, *highest], 0, [width, height, width, height])
+    pixels = np.asarray(image.crop(tuple(inside)))
+    (before_x, before_y), (after_x, after_y) = inside[:2] - lowest, highest - inside[2:]
+    return Image.fromarray(np.pad(pixels, ((before_y, after_y), (before_x, after_x), (0, 0)), mode="edge"))

@@ -1,0 +1,1 @@
+"""The page: reading pictures and drawing faces in a browser."""

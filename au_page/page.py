@@ -1,0 +1,193 @@
+"""What is on the page: a tab that reads pictures, a tab that makes faces, and how they are served."""
+
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+
+from au_llava.action_units import ACTION_UNITS, get_format
+from au_llava.au_page import markup
+from au_llava.au_page.drawing import FARTHEST_TURN, PEOPLE, SIDES, draw, strengths_of
+from au_llava.au_page.reader import FORMATS, Reader
+from au_llava.au_rendering.activations import NAMES, label_values, sample_activations, strength_of
+from au_llava.au_runs.files import HOME
+
+EXAMPLES = HOME / "assets" / "faces"
+KEPT = 600  # seconds that an upload is kept at most
+MOST_BYTES = "20mb"  # of an upload
+WAITING = 32  # requests that may wait for the model; further ones are refused
+
+GROUPS = {  # of sliders: title -> regions of the face
+    "Brows and eyes": ("brow", "eye"),
+    "Nose, cheeks, mouth corners": ("nose", "cheek", "upper lip", "lip corner"),
+    "Lips, chin, jaw": ("lips", "lower lip", "chin", "jaw"),
+}
+BARS = (
+    "Dark bar, bold: read as present. Line on a bar: holds 80 % of the probability. prob.: probability of presence. "
+    "Left and right are the person's own."
+)
+WHY = (
+    "Orange: where small changes of the face would change the reading most; the line encloses what is above half of "
+    "the highest. This shows what the reading rests on, not whether it is right."
+)
+MADE = (
+    "set, and the orange mark: what the sliders make the face show. An opened jaw and a raised upper lip part the lips "
+    "(AU25). AUs that hide each other, such as shut and wide eyes, can be combined, though training never showed them "
+    "together."
+)
+LAUNCH = {  # how the page is served: only to whoever opens it, with nothing from elsewhere
+    "share": False,
+    "max_file_size": MOST_BYTES,
+    "theme": gr.themes.Default(
+        primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    ),
+    "css": markup.STYLE,
+    "footer_links": [],
+    "run_history": False,
+    "ssr_mode": False,
+    "mcp_server": False,
+    "enable_monitoring": False,
+}
+
+
+def slider(label: str, lowest: float, highest: float, step: float, value: float) -> gr.Slider:
+    """A slider on one line, see page.css."""
+    return gr.Slider(lowest, highest, value, step=step, label=label, elem_classes="au-slider")
+
+
+def read_tab(reader: Reader) -> None:
+    """Fill the tab that reads pictures."""
+
+    def read(file, number):
+        """-> the choice of a face, the picture, the tables of that face"""
+        if file is None:
+            return gr.update(visible=False), "", ""
+        path, name = file
+        try:
+            image, faces = reader.read(Path(path), name)
+        except ValueError as error:
+            return gr.update(visible=False), markup.part("problem", str(error)), ""
+        choices = [(f"face {face['face_id']}", face["face_id"]) for face in faces]
+        table = {"file": f"{Path(name).stem}-aus.csv", "faces": faces}
+        return (
+            gr.update(choices=choices, value=number, visible=len(faces) > 1),
+            markup.picture(image, faces, number),
+            markup.tables(faces[number]["answers"], FORMATS, contradictions=faces[number]["contradictions"], **table),
+        )
+
+    def read_largest(file):
+        return read(file, 0)
+
+    def reason(file, number, name):
+        """-> why AUs are present according to one format; nothing for a file that `read` refuses"""
+        if file is None:
+            return ""
+        try:
+            _, faces = reader.read(Path(file[0]), file[1])
+        except ValueError:
+            return ""
+        face = faces[number or 0]
+        return markup.reasons(reader.explain(face, get_format(name)), face["crop"])
+
+    examples = sorted(EXAMPLES.glob("*.png"))
+    first = (str(examples[0]), examples[0].name) if examples else None
+    _, first_seen, first_answer = read_largest(first)
+    with gr.Row():
+        with gr.Column(scale=1, min_width=290):
+            upload = gr.Image(
+                first and first[0],
+                label="Picture",
+                sources=["upload", "webcam", "clipboard"],
+                height=280,
+                buttons=[],
+                alt_text="The picture to read",
+                webcam_options=gr.WebcamOptions(mirror=False),  # left must stay left
+            )
+            # Unprocessed: `Reader.read` says in one sentence what is wrong with a file.
+            upload.preprocess = lambda file: file and (file.path, file.orig_name or Path(file.path).name)
+            gr.HTML(markup.part("note", "Rendered examples"))
+            with gr.Row(elem_classes="au-examples"):
+                buttons = [gr.Button(path.stem, icon=path, size="sm", min_width=0) for path in examples]
+        with gr.Column(scale=2, min_width=290):
+            number = gr.Radio([], label="Face", visible=False)
+            seen = gr.HTML(first_seen)
+    answer = gr.HTML(first_answer)
+    gr.HTML(markup.part("note", BARS))
+    with gr.Accordion("Why: where on the face each reading rests", open=True):
+        name = gr.Radio([fmt.name for fmt in FORMATS], value=FORMATS[0].name, label="Format")
+        gr.HTML(markup.part("note", WHY))
+        why = gr.HTML(reason(first, 0, FORMATS[0].name))
+
+    event = {"concurrency_id": "model", "show_progress": "minimal"}
+    outputs = [number, seen, answer]
+    explained = {"fn": reason, "inputs": [upload, number, name], "outputs": why, "api_visibility": "private", **event}
+    upload.change(read_largest, upload, outputs, api_name="read", **event).then(**explained)
+    number.input(read, [upload, number], outputs, api_visibility="private", **event).then(**explained)
+    name.input(**explained)
+    for button, path in zip(buttons, examples, strict=True):
+        button.click(lambda path=path: path, None, upload, queue=False, api_visibility="private")
+
+
+def make_tab(reader: Reader) -> dict:
+    """Fill the tab in which faces are made. Returns the event that makes a face, to be used when the page opens."""
+
+    def make(number, turn, side, *values):
+        """-> the face; tables of what it shows and what the model reads off it"""
+        strengths = strengths_of(values, side)
+        face = draw(int(number), strengths, turn)
+        shown = {fmt.name: label_values(strengths, fmt.name) for fmt in FORMATS}
+        alt = ", ".join(f"{label} {value:g}" for label, value in strengths.items()) or "a face at rest"
+        answers = reader.read_crop(face)["answers"]
+        return markup.part("face", face, alt, f"person {int(number)}"), markup.tables(answers, FORMATS, shown)
+
+    def at_rest():
+        return [0.0] * len(NAMES)
+
+    def at_random():
+        generator = np.random.default_rng()
+        while not (strengths := sample_activations(generator)):
+            pass
+        return [strength_of(name, strengths) for name in NAMES]
+
+    with gr.Row():
+        with gr.Column(scale=1, min_width=280, elem_classes="au-maker"):
+            drawn = gr.HTML(elem_classes="au-drawn")
+            with gr.Row():
+                rest = gr.Button("All at rest", size="sm", min_width=0)
+                chance = gr.Button("Random face", size="sm", min_width=0)
+            who = slider("Person", 0, PEOPLE - 1, 1, 1)
+            turn = slider("Head turn, degrees", -FARTHEST_TURN, FARTHEST_TURN, 1, 0)
+        with gr.Column(scale=3, min_width=280):
+            slider_of = {}
+            with gr.Row():
+                for title, regions in GROUPS.items():
+                    with gr.Column(min_width=250):
+                        gr.HTML(markup.part("title", title))
+                        for label in NAMES:
+                            if ACTION_UNITS[label].region in regions:
+                                slider_of[label] = slider(f"{label} {ACTION_UNITS[label].name}", 0, 1, 0.01, 0)
+            side = gr.Radio(list(SIDES), value=next(iter(SIDES)), label="Sided AUs move on")
+    read_back = gr.HTML()
+    gr.HTML(markup.part("note", MADE))
+
+    sliders = [slider_of[name] for name in NAMES]
+    settings = [who, turn, side, *sliders]
+    made = {"fn": make, "inputs": settings, "outputs": [drawn, read_back], "concurrency_id": "model"}
+    made["show_progress"] = "hidden"  # a face follows the slider as it is dragged
+    gr.on([setting.input for setting in settings], **made, trigger_mode="always_last", api_name="make")
+    made["api_visibility"] = "private"
+    for button, values in ((rest, at_rest), (chance, at_random)):
+        button.click(values, None, sliders, queue=False, api_visibility="private").then(**made)
+    return made
+
+
+def build(reader: Reader) -> gr.Blocks:
+    """The page."""
+    gr.set_static_paths([EXAMPLES])  # served in place: copies would be deleted with the uploads
+    with gr.Blocks(title="AU-LLaVA", analytics_enabled=False, delete_cache=(KEPT // 2, KEPT // 2)) as page:
+        gr.HTML(markup.part("welcome", KEPT // 60))
+        with gr.Tab("Read a picture"):
+            read_tab(reader)
+        with gr.Tab("Make a face"):
+            page.load(**make_tab(reader))
+    return page.queue(max_size=WAITING, default_concurrency_limit=1)

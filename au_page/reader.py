@@ -1,0 +1,74 @@
+"""Reading an upload: checks it, detects its faces and lets the model read them."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import gradio as gr
+from PIL import Image
+
+from au_llava.action_units import MAIN_FORMATS, AUFormat, get_format
+from au_llava.au_faces.detect import YuNet
+from au_llava.au_faces.media import Frame
+from au_llava.au_recognition.reasons import Explanation, explain
+from au_llava.au_recognition.runner import Plan, read_frame, reading_of
+from au_llava.au_runs.checkpoints import load_checkpoint
+from au_llava.image_processing_au_llava import load_face_image, pictures_in
+
+FORMATS = tuple(map(get_format, MAIN_FORMATS))
+MOST_PIXELS = 50_000_000  # of an upload; a phone's picture has 12 to 50 million pixels
+
+
+class Reader:
+    """A model and a face detector, ready to read pictures.
+
+    Args:
+        name: checkpoint folder or Hub id.
+    """
+
+    def __init__(self, name: str | Path):
+        self.model, self.processor = load_checkpoint(name)
+        detector = YuNet()
+        self.plan = Plan(
+            parts=(),
+            find=lambda image, file, number: detector(image),
+            size=self.processor.image_processor.crop_size["height"],
+            formats=FORMATS,
+            decoding="slots",
+            batch_size=16,
+        )
+
+    def read(self, path: Path, name: str) -> tuple[Image.Image, list[dict]]:
+        """The picture in the file `path`, and its faces as `Readings` gives them, each with its `crop`; largest first.
+
+        Args:
+            name: what messages call the file.
+
+        Raises:
+            ValueError: the file is not a picture, is too large, or shows no face.
+        """
+        pixels = pictures = 0
+        with suppress(Exception), Image.open(path) as opened:  # `load_face_image` says what is wrong with the file
+            pixels, pictures = opened.width * opened.height, pictures_in(opened)
+        if pictures > 1:
+            gr.Warning(f"{name} holds {pictures} pictures; only the first is read.")
+        if pixels > MOST_PIXELS:
+            most = MOST_PIXELS // 1_000_000
+            raise ValueError(f"{name} has {pixels / 1e6:.0f} million pixels, more than {most}: make it smaller.")
+        try:
+            image = load_face_image(path)
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(path), name)) from error
+        frame = read_frame(self.model, self.processor, self.plan, Frame(Path(name), image=image))
+        if frame["problem"] or not frame["faces"]:
+            raise ValueError(frame["problem"] or f"{name} shows no face whose two eyes can be seen.")
+        place = {"file": name, "frame": frame["frame"], "time": frame["time"]}
+        return image, [{**place, **face, "face_id": number} for number, face in enumerate(frame["faces"])]
+
+    def read_crop(self, image: Image.Image) -> dict:
+        """What the model reads off a face crop, as `reading_of` gives it."""
+        return reading_of(self.model.recognize(self.processor, image, formats=FORMATS)[0])
+
+    def explain(self, face: dict, fmt: AUFormat) -> Sequence[Explanation]:
+        """Explanations of the AUs that are present according to `fmt`, in one of the faces that `read` gives."""
+        return explain(self.model, self.processor, face["crop"], face["answers"], [fmt])

@@ -1,0 +1,91 @@
+"""Build a Space of the page: app.py, code, checkpoint, examples, card and requirements in one folder.
+
+    python tools/release_app.py runs/app-space
+    hf upload USER/NAME runs/app-space --repo-type=space    # after `hf auth login`
+
+The folder is complete: Python finds the code in its subfolder au_llava, and the page finds the checkpoint there, where
+it lies beside the code as in a clone. Requirements are those of this project.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import SpaceCardData
+
+from au_llava.au_publishing.spaces import PYTHON, extra_requirements, project_settings, render
+from au_llava.au_runs.commands import CommandParser, run_command
+from au_llava.au_runs.files import HOME
+
+CHECKPOINT = ("*.json", "*.safetensors", "*.jinja")  # read by `from_pretrained`, beside the code
+BESIDE = ("app.py", "LICENSE", "NOTICE")  # beside the folder au_llava
+NOT_COPIED = ("__pycache__", ".*")  # in the folders of code
+
+
+def card(constraints: str) -> str:
+    """README.md of the Space, which runs the tested version of Gradio.
+
+    Args:
+        constraints: content of constraints.txt.
+    """
+    pins = dict(line.split("==") for line in constraints.splitlines() if "==" in line)
+    metadata = SpaceCardData(
+        title="AU-LLaVA",
+        sdk="gradio",
+        sdk_version=pins["gradio"],
+        python_version=PYTHON,
+        app_file="app.py",
+        license="apache-2.0",
+        short_description="Facial action units of a picture, in three formats",
+        tags=["facial-action-units", "facs"],
+    )
+    return render("app_space.md.jinja", metadata=metadata.to_yaml())
+
+
+def release(out: Path) -> None:
+    """Write the Space into the folder `out`.
+
+    Raises:
+        FileExistsError: the folder exists.
+    """
+    if out.exists():
+        raise FileExistsError(f"{out} exists: name a new folder.")
+    settings = project_settings()
+    project, packages = settings["project"], settings["tool"]["setuptools"]["packages"]
+    out.mkdir(parents=True)
+    for name in BESIDE:
+        shutil.copy(HOME / name, out / name)
+    (out / "README.md").write_text(card((HOME / "constraints.txt").read_text()))
+    lines = {*project["dependencies"], *extra_requirements(project, "app")}
+    (out / "requirements.txt").write_text("\n".join(sorted(lines)) + "\n")
+    code = out / "au_llava"
+    code.mkdir()
+    for pattern in ("*.py", *CHECKPOINT):
+        for path in sorted(HOME.glob(pattern)):
+            if path.name not in BESIDE:
+                shutil.copy(path, code / path.name)
+    for package in packages:
+        room = Path(*package.split(".")[1:])
+        if len(room.parts) == 1:  # with its templates and styles, and the rooms inside it
+            shutil.copytree(HOME / room, code / room, ignore=shutil.ignore_patterns(*NOT_COPIED))
+    (code / "assets").mkdir()
+    shutil.copy(HOME / "assets" / "face_rig.npz", code / "assets" / "face_rig.npz")
+    shutil.copytree(HOME / "assets" / "faces", code / "assets" / "faces")
+
+
+def make_parser() -> CommandParser:
+    parser = CommandParser(__doc__)
+    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write, which must not exist")
+    return parser
+
+
+def main(arguments) -> None:
+    release(arguments.out)
+    size = sum(path.stat().st_size for path in arguments.out.rglob("*") if path.is_file())
+    names = ", ".join(sorted(path.name for path in arguments.out.iterdir()))
+    print(f"{arguments.out}: {names} ({size / 1e6:.1f} MB)")
+
+
+def run(words: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    return run_command("release_app.py", lambda: main(make_parser().parse_args(words)))

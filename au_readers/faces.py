@@ -1,0 +1,115 @@
+"""What readers of faces without labels share: the cropped face, its records, and what the weak teacher believes.
+
+A record holds, beside the fixed columns, `margin` and `weak` (see `UNLABELLED_METADATA`).
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from datasets import List, Value
+from PIL import Image
+
+from au_llava.action_units import FORMATS, MAIN_FORMATS
+from au_llava.au_datasets.records import Defects
+from au_llava.au_datasets.weak_teacher import WeakTeacher
+from au_llava.au_faces.crop import Point, crop_face
+from au_llava.au_faces.landmarks import Landmarker, Measured
+from au_llava.au_faces.table import NoRow
+from au_llava.au_readers.crops import Crop
+from au_llava.au_readers.source import Clip, Picture
+
+TEACHERS = ("none", "mediapipe")
+
+
+UNLABELLED_METADATA = {"margin": Value("float32"), "weak": List(Value("float32"))}
+
+
+NOTE = "these faces carry no labels: train on them as --unlabelled, and never score against their weak values"
+
+
+MEASURED_SIZE, MEASURED_MARGIN = 256, 0.25  # of the crop that the landmarker sees: its mesh network takes 256 x 256
+
+
+@dataclass(frozen=True)
+class FoundFace:
+    """A cropped face, and where it was."""
+
+    crop: Picture
+    margin: float  # of the crop, as a share of its side without the margin
+    image: Image.Image
+    eyes: tuple[Point, Point]
+
+    def measure(self) -> Measured | None:
+        """Measure it with the landmarker; None if that finds no face."""
+        return landmarker()(crop_face(self.image, self.eyes, MEASURED_SIZE, MEASURED_MARGIN))
+
+
+def find_face(picture: Picture, crop: Crop, where: str, defects: Defects) -> FoundFace | None:
+    """The largest face of a picture; None, which is counted, if there is none or the picture cannot be read."""
+    try:
+        image = picture.open()
+    except (OSError, ValueError) as error:
+        defects.add("pictures that cannot be read, left out", f"{where}: {error}")
+        return None
+    try:
+        eyes = crop.eyes(picture, image)
+        if eyes is None:
+            defects.add("pictures without a face, left out", where)
+            return None
+        cut = crop.cut(image, eyes)
+    except NoRow as error:
+        defects.add("pictures without a row in the table of faces, left out", f"{where}: {error}")
+    except ValueError as error:
+        defects.add("pictures with impossible positions of the eyes, left out", f"{where}: {error}")
+    else:
+        margin = (cut.width - crop.size) / 2 / crop.size
+        return FoundFace(Picture(picture.path, picture.number, cut), margin, image, eyes)
+    return None
+
+
+def face_records(
+    dataset: str, clip: Clip, frame: int, face: FoundFace, weak: Mapping[str, list[float]], metadata: Mapping = {}
+) -> Iterator[dict]:
+    """The records of one face, without their `part`: one per main format, with no value known."""
+    for name in MAIN_FORMATS:
+        yield {
+            "image": face.crop,
+            "dataset": dataset,
+            "subject": clip.subject,
+            "clip": clip.name,
+            "frame": frame,
+            "format": name,
+            "values": [math.nan] * len(FORMATS[name].labels),
+            "margin": face.margin,
+            "weak": weak[name],
+            **metadata,
+        }
+
+
+def weak_values(blendshapes: np.ndarray | None) -> dict[str, list[float]]:
+    """Format -> the teacher's estimates for a face with these blendshapes (52,); all NaN if there are none."""
+    if blendshapes is None:
+        return {name: [math.nan] * len(FORMATS[name].labels) for name in MAIN_FORMATS}
+    return {name: weak_teacher().values(blendshapes[None], name)[0].tolist() for name in MAIN_FORMATS}
+
+
+def check_teacher(teacher: str, measures: bool = True) -> None:
+    """Raise ValueError if the teacher, or the landmarker if it `measures` pictures, cannot be used."""
+    if teacher != "none":
+        weak_teacher()
+        if measures:
+            landmarker()
+
+
+@lru_cache(maxsize=1)  # once per process
+def weak_teacher() -> WeakTeacher:
+    return WeakTeacher.load()
+
+
+@lru_cache(maxsize=1)  # once per process
+def landmarker() -> Landmarker:
+    """MediaPipe's face landmarker. Raises ValueError if it is not installed."""
+    return Landmarker()

@@ -1,0 +1,104 @@
+"""Annotated pictures and videos: a box around each face, and beside it the strongest action units.
+
+Owns the colors of all pictures: dark blue, light blue and one orange (Okabe and Ito's palette), which can be told apart
+in gray and by color-blind people.
+"""
+
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from au_llava.action_units import AUFormat
+from au_llava.au_faces.media import DamagedVideo, is_video, video_frames
+from au_llava.au_recognition.runner import Plan
+from au_llava.au_recognition.tables import finest, measure
+
+BAR_COLOR, PRESENT_COLOR, TINT = "#9aa7b8", "#0b63a5", "#d55e00"
+SHOWN_SIDE = 224  # pixels of a face in a picture
+VIDEO_AUS = 6  # AUs named beside a face of a video, at most
+CLOCK = Fraction(1, 1000)  # seconds per tick of an annotated video
+
+
+def annotated(image: Image.Image, notes: Iterable[tuple]) -> Image.Image:
+    """A copy with boxes and notes beside them.
+
+    Args:
+        notes: (box, lines) per face, where the box is (left, top, width, height) in pixels and a line is (text, length
+            of its bar in [0, 1], or None for no bar).
+    """
+    image = image.copy()
+    draw = ImageDraw.Draw(image, "RGBA")
+    unit = max(10, min(image.size) // 24)  # height of a line in pixels
+    font = ImageFont.load_default(unit * 0.85)
+    for (left, top, width, height), lines in notes:
+        for color, stroke in (("white", 4), (PRESENT_COLOR, 2)):
+            draw.rectangle((left, top, left + width, top + height), outline=color, width=max(1, stroke * unit // 14))
+        panel, tall = (8 if any(share is not None for _, share in lines) else 3.5) * unit, unit * (len(lines) + 0.4)
+        x = left + width + 4 if left + width + 4 + panel <= image.size[0] else max(0, left - panel - 4)
+        y = min(max(0, top), max(0, image.size[1] - tall))
+        draw.rectangle((x, y, x + panel, y + tall), fill=(0, 0, 0, 170))
+        for line, (text, share) in enumerate(lines):
+            place = y + unit * (line + 0.2)
+            draw.text((x + 0.4 * unit, place), text, "white", font)
+            if share is not None:
+                bar = (x + 3.7 * unit, place + 0.15 * unit, x + 7.6 * unit, place + 0.85 * unit)
+                draw.rectangle((*bar[:2], bar[0] + share * (bar[2] - bar[0]), bar[3]), fill=TINT)
+                draw.rectangle(bar, outline="white")
+    return image
+
+
+def save_video(path: Path, faces: Iterable[dict], plan: Plan) -> None:
+    """Write a copy of the plan's video, with a box and the strongest AUs beside every face; only frames that were read.
+
+    Args:
+        faces: as `Readings` gives them.
+
+    Raises:
+        OSError: `path` cannot be written.
+    """
+    import av
+
+    notes = {}
+    for face in faces:
+        if face["face_id"] is not None and is_video(Path(face["file"])):
+            notes.setdefault(face["frame"], []).append((face["box"], _lines(face, plan.formats)))
+    video = next(part for part in plan.parts if isinstance(part, Path))
+    try:
+        with av.open(str(path), "w") as container:
+            stream = None
+            try:
+                for frame in video_frames(video, plan.every, plan.fps):
+                    if stream is None:
+                        stream = _video_stream(container, frame.image.size)
+                    picture = annotated(frame.image, notes.get(frame.number, ()))
+                    drawn = av.VideoFrame.from_image(picture.crop((0, 0, stream.width, stream.height)))
+                    drawn.pts, drawn.time_base = round(frame.time / CLOCK), CLOCK
+                    container.mux(stream.encode(drawn))
+            except DamagedVideo:
+                pass  # reported when the video was read
+            container.mux(stream.encode())
+    except av.error.FFmpegError as error:
+        raise OSError(f"{path} cannot be written: {error}.") from error
+
+
+def _video_stream(container, size: tuple[int, int]):
+    """An H.264 stream of pictures of this size, cut to even sides, as its color format needs."""
+    stream = container.add_stream("libx264", options={"crf": "20"})
+    stream.width, stream.height = (side - side % 2 for side in size)
+    stream.pix_fmt, stream.time_base = "yuv420p", CLOCK
+    stream.codec_context.time_base = CLOCK
+    return stream
+
+
+def _lines(face: dict, formats: Sequence[AUFormat]) -> list[tuple[str, float | None]]:
+    """The note beside a face: its number, then (label, share of the scale) of the strongest AUs."""
+    fmt = finest(formats)
+    answer = face["answers"][fmt.name]
+    strengths = [
+        (label, 1.0 if value is None else value / fmt.value_numbers[-1])
+        for label, present, value in zip(fmt.labels, answer["present"], answer[measure(fmt)], strict=True)
+        if present
+    ]
+    return [(f"face {face['face_id']}", None), *sorted(strengths, key=lambda pair: -pair[1])[:VIDEO_AUS]]

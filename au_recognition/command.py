@@ -1,0 +1,150 @@
+"""Read the action units of faces in pictures and videos: a table to compute with, a picture to show.
+
+    python recognize_au.py photo.jpg
+    python recognize_au.py assets/faces --formats bp4d disfa feafa --out aus.csv --picture aus.png
+    python recognize_au.py interview.mp4 --fps 5 --out aus.csv --timeline aus.png --neutral median
+    python recognize_au.py photos --out aus.jsonl --explain why.png
+    find photos -newer last.csv | python recognize_au.py - --out aus.parquet
+    accelerate launch recognize_au.py photos --out aus.csv
+
+A PATH is a picture, a video, a folder (everything inside), a glob pattern, or "-" for a list on standard input. The
+command detects each face, levels the eyes and crops it as in training. With --no-detect it takes pictures as they are:
+upright face crops, brows to chin.
+
+Finished work is kept in OUT.parts until the table is written: if a run is interrupted or killed, repeat the command and
+it goes on. A file that cannot be read or shows no face is named, counted and skipped, and the exit status is 1. After
+Ctrl+C it is 130.
+
+The table has one row per face. Columns are named as in OpenFace: `file, frame, face_id, timestamp, confidence,
+success`; the box and the eyes; for occurrence formats `AU01_c` (0 or 1) and `AU01_p` (probability of presence, 0 to 1);
+for intensity formats `AU01_r` (mean of the distribution, 0 to 5); for continuous formats `AU43L` (mean, 0 to 1). If two
+formats have a column of the same name, both are prefixed with the format's name. OUT.provenance.json says where the
+numbers come from. docs/recognize.md explains all of it.
+"""
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from accelerate import PartialState
+
+from au_llava.action_units import get_format
+from au_llava.au_faces.crop import Face
+from au_llava.au_faces.detect import YUNET_SHA256, YuNet
+from au_llava.au_faces.table import FacesTable
+from au_llava.au_recognition.inputs import find_files
+from au_llava.au_recognition.options import check_options, make_parser
+from au_llava.au_recognition.outputs import write_outputs
+from au_llava.au_recognition.readings import Readings
+from au_llava.au_recognition.runner import Plan, open_journal, parts_of, read_faces, read_picture, unfinished_parts
+from au_llava.au_recognition.sidecar import checkpoint_identity, plan_identity
+from au_llava.au_runs.checkpoints import check_base, load_checkpoint
+from au_llava.au_runs.commands import CommandEnded, run_command, sentence_of
+from au_llava.au_runs.folders import told
+from au_llava.au_runs.names import escaped
+from au_llava.au_runs.provenance import sha256_of
+from au_llava.calibration_au_llava import with_prior
+
+
+def run(words: Sequence[str] | None = None) -> int:
+    """Run the command line `words` and return the exit status."""
+    return run_command("recognize_au.py", lambda: main(make_parser(__doc__).parse_args(words)))
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Recognize, and say after an error where finished work is kept."""
+    try:
+        return recognize(arguments)
+    except (ValueError, OSError) as error:
+        # A full disk can be emptied; most other errors would come again.
+        goes_on = isinstance(error, OSError) and error.errno is not None
+        raise CommandEnded(escaped(sentence_of(error)) + kept_work(arguments.out, goes_on)) from error
+    except KeyboardInterrupt:
+        raise CommandEnded("stopped." + kept_work(arguments.out, goes_on=True), 130) from None
+
+
+def kept_work(out: Path | None, goes_on: bool) -> str:
+    """The end of an error message: where finished work is kept, and what to do. Empty if there is none.
+
+    Args:
+        goes_on: whether it helps to repeat the command.
+    """
+    folder = parts_folder(out)
+    if folder is None or not any(folder.glob("*.jsonl")):
+        return ""
+    return f" What was read is kept in {folder}" + (": repeat the command to go on." if goes_on else ".")
+
+
+def parts_folder(out: Path | None) -> Path | None:
+    """Where finished work is kept until the table `out` is written."""
+    return out and out.with_name(f"{out.name}.parts")
+
+
+def recognize(arguments: argparse.Namespace) -> int:
+    """Read the files and write the outputs; returns the exit status."""
+    left_out = Counter()
+    files = find_files(arguments.paths, left_out)
+    check_options(arguments, files)
+    find, detector = face_finder(arguments, files)
+    state = PartialState()
+    if left_out.total() and state.is_main_process:
+        print(f"left out, neither pictures nor videos: {told(left_out)}", file=sys.stderr)
+    base = check_base(arguments.model)
+    model, processor = load_checkpoint(arguments.model, quantize=arguments.quantize, checked=True)
+    if arguments.prior is not None:
+        model.config.calibration = with_prior(model.config.calibration, arguments.prior)
+    plan = make_plan(arguments, files, find, size=processor.image_processor.crop_size["height"])
+    neutral = neutral_of(arguments.neutral, model, processor, plan)
+    checkpoint = checkpoint_identity(arguments.model, model) | {"base_sha256": base, "quantised": arguments.quantize}
+    identity = plan_identity(plan, checkpoint, detector)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = parts_folder(arguments.out) or Path(scratch)
+        read_faces(model, processor, plan, folder, identity)
+        if not state.is_main_process:
+            return 0
+        journal = open_journal(folder, identity)
+        if unfinished := unfinished_parts(journal, plan):
+            raise ValueError(
+                f"{len(unfinished)} parts are not in {folder}: all machines must share the folder of --out."
+            )
+        status = write_outputs(arguments, model, processor, Readings(journal, plan), neutral, left_out)
+        if arguments.out:
+            shutil.rmtree(folder)
+        return status
+
+
+def face_finder(arguments: argparse.Namespace, files: Sequence[Path]) -> tuple[Callable, dict]:
+    """A function (picture, file, frame) -> faces, and which one it is, for the sidecar."""
+    if arguments.faces:
+        table = FacesTable(arguments.faces)
+        table.match(files)
+        return lambda image, file, frame: table(file, frame), {"name": "table", "sha256": sha256_of(arguments.faces)}
+    if arguments.no_detect or arguments.detector == "none":
+        return lambda image, file, frame: [Face(None, (0, 0, *image.size), None)], {"name": "none"}
+    detector = YuNet(arguments.detector)
+    return lambda image, file, frame: detector(image), {"name": "yunet", "sha256": YUNET_SHA256}
+
+
+def make_plan(arguments: argparse.Namespace, files: Sequence[Path], find: Callable, size: int) -> Plan:
+    return Plan(
+        parts=parts_of(files, arguments.batch_size),
+        find=find,
+        size=size,
+        formats=tuple(map(get_format, arguments.formats)),
+        decoding=arguments.decoding,
+        batch_size=arguments.batch_size,
+        every=arguments.every,
+        fps=arguments.fps,
+        distributions=arguments.out is not None and arguments.out.suffix.lower() == ".jsonl",
+    )
+
+
+def neutral_of(neutral: str | None, model, processor, plan: Plan) -> str | int | Mapping | None:
+    """What `Neutral` takes: "median", a frame's number, or the answers of a picture; None without --neutral."""
+    if neutral is None or neutral == "median":
+        return neutral
+    return int(neutral) if neutral.isdecimal() else read_picture(model, processor, plan, Path(neutral))

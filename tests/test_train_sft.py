@@ -16,9 +16,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import SFTConfig, SFTTrainer
 
 from au_llava.action_units import FORMATS
+from au_llava.au_datasets.folds import people_of
 from au_llava.au_datasets.mixing import training_rows
 from au_llava.au_datasets.records import load_records
-from au_llava.au_runs.manifests import people_of, read_training_manifest, seen_people
+from au_llava.au_runs.manifests import read_training_manifest, seen_people
 from au_llava.au_training.collator import AUCollator
 from au_llava.au_training.command import main, make_parser
 from au_llava.au_training.options import AUTrainingConfig

@@ -220,7 +220,7 @@ def test_bad_weights_are_refused(rendered_records, weight):
         (["--train_part", "holiday"], "no record of part 'holiday'"),
         (["--causal_share", "2"], "between 0 and 1"),
         (["--oversample_below", "2"], "oversample_below is 2.0"),
-        (["--data", "{path: x, wieght: 1}"], "needs path and"),
+        (["--data", "{path: x, wieght: 1}"], "needs path; optional are"),
         (["--learning_rat", "1"], "--learning_rat"),
     ],
 )

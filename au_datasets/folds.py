@@ -293,6 +293,11 @@ def person_key(dataset: str, subject: str) -> str:
     return f"{dataset}:{subject}"
 
 
+def people_of(records) -> list[str]:
+    """The people of a record table (anything with columns `dataset` and `subject`): sorted `person_key`s."""
+    return sorted({person_key(*pair) for pair in zip(records["dataset"][:], records["subject"][:], strict=True)})
+
+
 def check_disjoint(parts: Mapping[str, Iterable[str | tuple[str, str]]]) -> None:
     """Raise ValueError, which names the people, if two parts share a person.
 

@@ -20,13 +20,12 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import precision_recall_curve
 
 from au_llava.action_units import AUFormat, get_format, round_to_scale
-from au_llava.au_datasets.folds import kfold, person_key
+from au_llava.au_datasets.folds import kfold, people_of, person_key
 from au_llava.au_datasets.records import KEY, group_by_image, load_records
 from au_llava.au_evaluation.abstention import abstention
 from au_llava.au_evaluation.predictions import predict
 from au_llava.au_evaluation.priors import ENOUGH, FEWEST_UNLABELED, fit_photographs
 from au_llava.au_evaluation.rows import by_format
-from au_llava.au_runs.manifests import people_of
 from au_llava.au_runs.provenance import content_hashes
 from au_llava.calibration_au_llava import (
     DEFAULT_THRESHOLD,

@@ -11,7 +11,7 @@ from au_llava.au_rendering.people import Subject, sample_subject
 from au_llava.au_rendering.pictures import picture
 from au_llava.au_rendering.view import View
 
-SEED = 9  # recipes train and test on people of the seeds 0 to 2
+SEED = 9  # the recipes train on people of other seeds
 PEOPLE = 100
 DRAWN_SIDE = 192  # pixels of a drawn face: twice what the shipped checkpoint sees
 FARTHEST_TURN = 40  # degrees, as in training

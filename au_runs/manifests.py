@@ -28,7 +28,6 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
-from au_llava.au_datasets.folds import person_key
 from au_llava.au_runs.files import write_json
 from au_llava.au_runs.provenance import code_commit, content_hashes
 from au_llava.au_runs.ranges import as_ranges, names_of
@@ -37,11 +36,6 @@ TRAINING_MANIFEST = "training_manifest.json"
 SCHEMA_VERSION = 2
 READABLE = (1, 2)
 ROLES = ("train", "unlabelled", "validation", "calibration")
-
-
-def people_of(records) -> list[str]:
-    """The people of a record table (anything with columns `dataset` and `subject`): sorted `person_key`s."""
-    return sorted({person_key(*pair) for pair in zip(records["dataset"][:], records["subject"][:], strict=True)})
 
 
 def training_manifest(

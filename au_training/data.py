@@ -7,10 +7,10 @@ import datasets
 import numpy as np
 
 from au_llava.au_datasets.balance import label_statistics, row_weights
-from au_llava.au_datasets.folds import person_key
+from au_llava.au_datasets.folds import people_of, person_key
 from au_llava.au_datasets.mixing import TrainingData, check_people, training_rows, unlabelled_rows, validating
 from au_llava.au_datasets.records import group_by_image, record_features
-from au_llava.au_runs.manifests import people_of, training_manifest
+from au_llava.au_runs.manifests import training_manifest
 from au_llava.au_training.options import AUArguments, AUTrainingConfig
 
 

@@ -24,9 +24,10 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from au_llava.action_units import MAIN_FORMATS, get_format
+from au_llava.au_datasets.folds import people_of
 from au_llava.au_datasets.mixing import TrainingData, check_people, training_rows, validating
 from au_llava.au_runs.commands import CommandParser, run_command
-from au_llava.au_runs.manifests import people_of, read_training_manifest, training_manifest, write_training_manifest
+from au_llava.au_runs.manifests import read_training_manifest, training_manifest, write_training_manifest
 from au_llava.au_training.augmentation import mirrored_values, varied_image
 from au_llava.image_processing_au_llava import load_face_image
 from au_llava.metrics_au import score

@@ -37,7 +37,7 @@ from rich.console import Console
 
 from au_llava.action_units import get_format, mirrored_label
 from au_llava.au_datasets.conversion import sources
-from au_llava.au_datasets.folds import person_key
+from au_llava.au_datasets.folds import people_of, person_key
 from au_llava.au_datasets.records import PARTS, group_by_image, load_records
 from au_llava.au_evaluation.group_audit import FEWEST_SUBJECTS
 from au_llava.au_evaluation.photographs import (
@@ -54,7 +54,7 @@ from au_llava.au_readers.source import Picture
 from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.commands import CommandParser
 from au_llava.au_runs.files import check_writable
-from au_llava.au_runs.manifests import check_unseen, people_of
+from au_llava.au_runs.manifests import check_unseen
 from au_llava.au_runs.provenance import content_hashes
 
 STRONG, NEAR_ZERO = 0.5, 0.1  # shares of the scale: the teacher is clear from the first up and the second down

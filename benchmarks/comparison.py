@@ -220,8 +220,8 @@ def gather(rows: list[dict], out: Path) -> None:
     datasets.Dataset.from_list(rows).to_parquet(out / "predictions.parquet")
 
 
-def summarize(out: Path, seconds: dict[str, float], setting: dict) -> dict:
-    """Scores of every system, and their differences from slots, as comparison.json holds them."""
+def summarize(out: Path, seconds: dict[str, float], setting: dict, resamples: int = 5000) -> dict:
+    """Scores of every system, and their differences from slots by so many resamples, as comparison.json holds them."""
     systems, differences = {}, {}
     for name in ("slots", "free", "single", "separate"):
         systems[name] = {
@@ -238,7 +238,8 @@ def summarize(out: Path, seconds: dict[str, float], setting: dict) -> dict:
         }
         if name != "slots":
             path = out / f"slots-minus-{name}.json"
-            evaluate_command(["compare", str(out / "eval" / "slots"), str(out / "eval" / name), "--out", str(path)])
+            folders = [str(out / "eval" / system) for system in ("slots", name)]
+            evaluate_command(["compare", *folders, "--resamples", str(resamples), "--out", str(path)])
             compared = json.loads(path.read_text())
             differences[name] = {
                 fmt: {metric: compared[fmt]["mean"][metric] for metric in metrics if metric in compared[fmt]["mean"]}

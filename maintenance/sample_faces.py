@@ -13,7 +13,7 @@ from au_llava.au_rendering.pictures import render_face
 from au_llava.au_rendering.view import View
 from au_llava.au_runs.commands import CommandParser, run_command
 
-SEED = 9  # the recipes train on seeds 0 and 2 and test on seed 1
+SEED = 9  # the recipes train on people of other seeds
 FACES = {  # file name -> (AU strengths, view)
     "smile": ({"AU6": 0.7, "AU12": 0.9, "AU25": 0.4}, View(yaw=-8)),
     "surprise": ({"AU1": 0.9, "AU2": 0.9, "AU5": 0.8, "AU25": 0.6, "AU26": 0.7}, View(yaw=5)),

@@ -1,5 +1,6 @@
 """The benchmarks run and count rightly; how fast the machine is, is their own business."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +12,7 @@ from conftest import ROOT, build_tiny, load_tool
 from PIL import Image
 
 from au_llava.action_units import FORMATS
+from au_llava.au_faces.media import video_frames
 
 decoding_benchmark = load_tool("decoding")
 parsing = load_tool("parsing")
@@ -203,3 +205,43 @@ def test_one_broken_answer_fails_the_command(rendered_records, monkeypatch, caps
 
     assert run_parsing(monkeypatch, rendered_records, SimpleNamespace(recognize=recognize), processor) == 1
     assert "broke its guarantee" in capsys.readouterr().err
+
+
+# ---- end_to_end.py --------------------------------------------------------------------------------------------
+end_to_end = load_tool("end_to_end")
+
+
+def test_pictures_and_videos_differ_from_one_to_the_next(tmp_path):
+    pictures = end_to_end.make_pictures(tmp_path, 960, 640, 2)
+    first, second = (Image.open(path).convert("L") for path in pictures)
+    assert first.size == (960, 640)
+    assert first.tobytes() != second.tobytes()
+    video = end_to_end.make_video(tmp_path, 64, 64, 8)
+    frames = [frame.image.tobytes() for frame in video_frames(video)]
+    assert len(frames) == 8
+    assert len(set(frames)) > 1
+
+
+def test_processes_are_measured(tmp_path):
+    busy = tmp_path / "busy.py"
+    busy.write_text("import time\nblock = bytearray(100 << 20)\nwhile time.process_time() < 0.3:\n    pass\n")
+    measured = end_to_end.measure([busy], core=min(os.sched_getaffinity(0)))
+    assert measured.seconds >= 0.3
+    assert measured.megabytes >= 100
+    busy.write_text("raise SystemExit('no such picture')")
+    with pytest.raises(ValueError, match=r"busy\.py.* failed: no such picture"):
+        end_to_end.measure([busy], core=min(os.sched_getaffinity(0)))
+
+
+def test_further_pictures_cost_the_difference(monkeypatch):
+    seconds = iter([2.0, 5.0, 1.0, 1.5, 3.0, 5.5, 1.2, 1.4])  # ours short, long, MediaPipe short, long, twice
+    monkeypatch.setattr(end_to_end, "measure", lambda words, core: end_to_end.Run(next(seconds), 100.0))
+    arguments = SimpleNamespace(repeats=2, core=0, options=[])
+    costs = end_to_end.compare(["a"], ["a", "b", "c"], 2, arguments)
+    assert costs == {"ours": (2.0, pytest.approx(1.5), 100.0), "MediaPipe": (1.0, pytest.approx(0.2), 100.0)}
+
+
+def test_what_is_missing_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(end_to_end, "find_spec", lambda module: None if module == "mediapipe" else module)
+    assert end_to_end.run([]) == 1
+    assert "mediapipe must be installed: pip install mediapipe" in capsys.readouterr().err

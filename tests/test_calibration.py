@@ -9,11 +9,12 @@ from conftest import build_tiny, random_faces
 from sklearn.metrics import f1_score
 
 from au_llava.action_units import FORMATS, AUFormat, parse_answer
+from au_llava.au_datasets.folds import people_of
 from au_llava.au_datasets.records import load_records
 from au_llava.au_evaluation import calibration as fit_calibration
 from au_llava.au_evaluation.calibration import best_threshold, fit_format
 from au_llava.au_evaluation.command import main
-from au_llava.au_runs.manifests import people_of, training_manifest, write_training_manifest
+from au_llava.au_runs.manifests import training_manifest, write_training_manifest
 from au_llava.calibration_au_llava import apply_entries, calibrate, check_calibration
 from au_llava.configuration_au_llava import AuLlavaConfig
 

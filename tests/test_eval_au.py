@@ -15,12 +15,13 @@ from transformers import AutoProcessor
 
 from au_llava import eval_au
 from au_llava.action_units import FORMATS
+from au_llava.au_datasets.folds import people_of
 from au_llava.au_datasets.records import load_records
 from au_llava.au_evaluation.command import COMMANDS, main, parse
 from au_llava.au_evaluation.commands import run
 from au_llava.au_evaluation.predictions import predict
 from au_llava.au_evaluation.scoring import score_predictions
-from au_llava.au_runs.manifests import people_of, seen_people, training_manifest, write_training_manifest
+from au_llava.au_runs.manifests import seen_people, training_manifest, write_training_manifest
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 
 ALL = ("bp4d", "disfa", "feafa")

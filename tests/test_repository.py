@@ -19,6 +19,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from au_llava.action_units import FORMATS, parse_answer
 from au_llava.au_evaluation.command import subcommand
+from au_llava.au_page import drawing
 from au_llava.au_runs.manifests import read_training_manifest, seen_people
 
 TOP_LEVEL = (
@@ -67,15 +68,12 @@ def test_shipped_weights_are_small_and_finite():
 def test_shipped_checkpoint_has_not_seen_whom_others_draw():
     """Those of `make demo`, of the sample faces and the page, and of the benchmarks: another seed, other people."""
     [demo] = re.findall(r"prepare_data.py rendered .*--seed (\d+)", (ROOT / "Makefile").read_text())
-    benchmarks = ("benchmarks/robustness.py", "benchmarks/pointing.py")
-    elsewhere = {
-        path: int(re.search(r"^SEED\b.*?= (\d+)", (ROOT / path).read_text(), re.MULTILINE)[1])
-        for path in ("au_page/drawing.py", "maintenance/sample_faces.py", *benchmarks)
-    }
+    elsewhere = {name: load_tool(name).SEED for name in ("sample_faces", "robustness", "pointing")}
+    elsewhere |= {"Makefile": int(demo), "page": drawing.SEED}
     seen = seen_people(read_training_manifest(str(ROOT)))
     met = {subject_seed(name) for people in seen.values() for name in people if name.startswith("rendered:")}
     assert met
-    assert {path: seed for path, seed in {"Makefile": int(demo), **elsewhere}.items() if seed in met} == {}
+    assert {name: seed for name, seed in elsewhere.items() if seed in met} == {}
 
 
 def subject_seed(person: str) -> int:
@@ -280,3 +278,10 @@ def test_constraints_satisfy_the_declared_ranges():
         if requirement.name != "au-llava":
             name = requirement.name.lower().replace("_", "-")
             assert requirement.specifier.contains(pinned[name]), requirement
+
+
+def test_console_scripts_are_commands():
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert len(scripts) == 5
+    for target in scripts.values():
+        assert callable(pkgutil.resolve_name(target))

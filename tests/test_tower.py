@@ -10,9 +10,10 @@ from sklearn.metrics import f1_score
 from transformers import AutoModel, ResNetConfig
 
 from au_llava.action_units import FORMATS
+from au_llava.au_datasets.folds import people_of
 from au_llava.au_datasets.mixing import training_rows
 from au_llava.au_datasets.records import load_records
-from au_llava.au_runs.manifests import check_unseen, people_of, read_training_manifest
+from au_llava.au_runs.manifests import check_unseen, read_training_manifest
 from au_llava.au_training.augmentation import mirrored_values
 from au_llava.au_training.tower import SharesCollator, TowerWithHead, run, validation_scores
 

@@ -16,9 +16,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import SFTConfig, SFTTrainer
 
 from au_llava.action_units import FORMATS
+from au_llava.au_datasets.folds import people_of
 from au_llava.au_datasets.mixing import training_rows
 from au_llava.au_datasets.records import load_records
-from au_llava.au_runs.manifests import people_of, read_training_manifest, seen_people
+from au_llava.au_runs.manifests import read_training_manifest, seen_people
 from au_llava.au_training.collator import AUCollator
 from au_llava.au_training.command import main, make_parser
 from au_llava.au_training.options import AUTrainingConfig
@@ -219,7 +220,7 @@ def test_bad_weights_are_refused(rendered_records, weight):
         (["--train_part", "holiday"], "no record of part 'holiday'"),
         (["--causal_share", "2"], "between 0 and 1"),
         (["--oversample_below", "2"], "oversample_below is 2.0"),
-        (["--data", "{path: x, wieght: 1}"], "needs path and"),
+        (["--data", "{path: x, wieght: 1}"], "needs path; optional are"),
         (["--learning_rat", "1"], "--learning_rat"),
     ],
 )

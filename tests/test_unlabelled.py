@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 from test_recovery import damage
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS, mirrored_label
+from au_llava.au_datasets.folds import people_of
 from au_llava.au_datasets.mixing import check_people, training_rows, unlabelled_rows
 from au_llava.au_datasets.records import load_records
 from au_llava.au_runs.commands import CommandEnded
-from au_llava.au_runs.manifests import check_unseen, people_of, read_training_manifest, seen_people
+from au_llava.au_runs.manifests import check_unseen, read_training_manifest, seen_people
 from au_llava.au_training import trainer as trainer_module
 from au_llava.au_training.averaging import TRAINED, AveragedWeights
 from au_llava.au_training.collator import AUCollator

@@ -566,7 +566,9 @@ def faces(tmp_path):
         lambda folder: TrainingData(str(folder)).load("train"),
         lambda folder: validating([str(folder)], "validation"),
         lambda folder: training_rows([f"{folder}=2"], "train", None),
-        lambda folder: evaluate(["--model", "nowhere", "--data", str(folder), "--part", "validation", "--out", "x"]),
+        lambda folder: evaluate(
+            ["--model", "nowhere", "--data", str(folder), "--part", "validation", "--out", str(folder.with_name("x"))]
+        ),
     ],
 )
 def test_readers_of_labels_refuse_it(read, faces):

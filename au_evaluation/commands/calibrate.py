@@ -7,6 +7,7 @@ from pathlib import Path
 from accelerate import PartialState
 from rich.markup import escape
 
+from au_llava.au_datasets.folds import people_of
 from au_llava.au_datasets.records import load_records
 from au_llava.au_evaluation.calibration import calibrate_checkpoint, unlabeled_records
 from au_llava.au_evaluation.calibration_report import calibration_report, calibration_table, draw_reliability
@@ -15,13 +16,7 @@ from au_llava.au_evaluation.priors import priors_table
 from au_llava.au_runs import files
 from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.commands import CommandParser
-from au_llava.au_runs.manifests import (
-    check_unseen,
-    people_of,
-    read_training_manifest,
-    training_manifest,
-    write_training_manifest,
-)
+from au_llava.au_runs.manifests import check_unseen, read_training_manifest, training_manifest, write_training_manifest
 
 DESCRIPTION = """\
 Fit temperatures, isotonic curves and decision thresholds on validation people, and store them in the checkpoint.

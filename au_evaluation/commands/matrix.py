@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from accelerate import PartialState
 
 from au_llava.action_units import get_format
+from au_llava.au_datasets.folds import people_of
 from au_llava.au_datasets.records import load_records
 from au_llava.au_evaluation.baselines import transfer_baselines
 from au_llava.au_evaluation.commands.common import SCHEMA_VERSION, add_options, training_statistics, write_json
@@ -15,7 +16,7 @@ from au_llava.au_evaluation.transfer import best_asked, transfer_scores
 from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.commands import CommandParser
 from au_llava.au_runs.files import check_writable
-from au_llava.au_runs.manifests import check_unseen, people_of, read_training_manifest
+from au_llava.au_runs.manifests import check_unseen, read_training_manifest
 
 DESCRIPTION = """\
 Cross-dataset matrix: score the presence of AUs for every checkpoint on every dataset, on the AUs they share.

@@ -9,7 +9,7 @@ import datasets
 from accelerate import PartialState
 
 from au_llava.action_units import get_format
-from au_llava.au_datasets.folds import PROTOCOLS, Protocol, get_protocol
+from au_llava.au_datasets.folds import PROTOCOLS, Protocol, get_protocol, people_of
 from au_llava.au_datasets.records import load_records
 from au_llava.au_evaluation.baselines import baseline_rows, baselines_table
 from au_llava.au_evaluation.commands.common import (
@@ -35,7 +35,7 @@ from au_llava.au_evaluation.protocols import (
 from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.commands import CommandParser
 from au_llava.au_runs.files import check_writable
-from au_llava.au_runs.manifests import check_unseen, people_of, read_training_manifest
+from au_llava.au_runs.manifests import check_unseen, read_training_manifest
 
 DESCRIPTION = """\
 Score by a published protocol: a checkpoint for each tested part, scored together, beside published results.

@@ -8,6 +8,7 @@ from accelerate import PartialState
 from rich.markup import escape
 
 from au_llava.action_units import get_format
+from au_llava.au_datasets.folds import people_of
 from au_llava.au_datasets.records import group_by_image, load_records
 from au_llava.au_evaluation.abstention import apply_abstention
 from au_llava.au_evaluation.baselines import baselines_table, score_baselines
@@ -31,7 +32,7 @@ from au_llava.au_evaluation.scoring import contradiction_counts, score_predictio
 from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.commands import CommandParser
 from au_llava.au_runs.files import check_writable
-from au_llava.au_runs.manifests import check_unseen, people_of
+from au_llava.au_runs.manifests import check_unseen
 from au_llava.calibration_au_llava import entries_for
 
 DESCRIPTION = """\

@@ -279,7 +279,7 @@ def person_key(dataset: str, subject: str) -> str:
     people. None of these can be detected.
 
     Raises ValueError for a subject of DISFA or FEAFA that is not numbered like SN001 or PV001, such as the bare numbers
-    in some copies of FEAFA's part B: it is not documented whom they mean.
+    in some copies of FEAFA's part B: the documents do not say who they are.
     """
     dataset = dataset.lower()
     dataset = _NUMBERED_AS.get(dataset, dataset)

@@ -1,4 +1,4 @@
-"""Reading: runs the model over pictures and videos, writes a journal, and goes on where a run stopped.
+"""Reading: runs the model over pictures and videos, writes a journal, and resumes where a run stopped.
 
 Pictures are read in chunks of one batch, videos in chunks of as many frames. The numbers of a chunk depend on nothing
 else, and chunks are formed before they are dealt out to processes. So any number of processes gives the same numbers,

@@ -1,4 +1,4 @@
-"""The journal of a long run: what is finished is written down at once, so that a killed run goes on where it stopped.
+"""The journal of a long run: what is finished is written down at once, so that a killed run resumes where it stopped.
 
 A journal is a folder of JSON Lines files, one per process, `process-00000.jsonl` and so on. The first line of each file
 holds the run's identity: everything its numbers depend on. Any number of processes may go on with a journal, and each

@@ -194,7 +194,7 @@ def make_parser() -> CommandParser:
     parser = CommandParser(__doc__)
     parser.add_argument("--pictures", type=int, default=20, help="further pictures of a size (default: 20)")
     parser.add_argument("--frames", type=int, default=150, help="further frames of a video (default: 150)")
-    parser.add_argument("--repeats", type=int, default=3, help="turns, of which the best counts (default: 3)")
+    parser.add_argument("--repeats", type=int, default=3, help="turns; the best one counts (default: 3)")
     parser.add_argument("--core", type=int, default=0, help="the core that both run on (default: 0)")
     parser.add_argument("--options", nargs="+", default=[], metavar="WORD", help="further words for recognize_au.py")
     parser.add_argument("--rival", type=Path, metavar="OUT", help=argparse.SUPPRESS)

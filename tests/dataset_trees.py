@@ -32,7 +32,7 @@ def write_images(folder: Path, names) -> None:
 
 
 def write_video(path: Path, frames: int, side: int = 32) -> Path:
-    """A video whose frame k (from 1) is grey of level 10 k, in many groups of pictures."""
+    """A video whose frame k (from 1) is gray of level 10 k, in many groups of pictures."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as video:
         stream = video.add_stream("mpeg4", rate=20)

@@ -66,7 +66,7 @@ def not_pictures(tmp_path_factory):
     """A text under the name of a picture, and a picture without a face."""
     folder = tmp_path_factory.mktemp("bad")
     (folder / "note.png").write_text("This is a text.")
-    Image.new("RGB", (200, 100), "grey").save(folder / "wall.png")
+    Image.new("RGB", (200, 100), "gray").save(folder / "wall.png")
     return folder
 
 

@@ -273,7 +273,7 @@ def test_what_fits_two_belongs_to_neither(tmp_path):
 
 
 def test_names_are_one_however_they_are_spelled(tmp_path):
-    """Accents apart, as macOS writes them; bytes that are no UTF-8, as recognize_au.py writes them."""
+    """Accents apart, as macOS writes them; bytes that are not UTF-8, as recognize_au.py writes them."""
     table = boxes(tmp_path, "file", "1,Jose\u0301.png", "2,Jos\\xe9.png")
     assert lefts(table, [tmp_path / "Jos\u00e9.png", tmp_path / "Jos\udce9.png"]) == [1, 2]
 
@@ -346,7 +346,7 @@ def test_numbers_that_the_user_gives_stay():
     assert follow(frames) == [[7, 8]]
 
 
-def test_colours_tell_rendered_people_apart():
+def test_colors_tell_rendered_people_apart():
     """The thresholds of `follow` on 12 people and three expressions each: same person alike, most others not."""
     people = [
         [

@@ -13,7 +13,7 @@ from PIL import Image, ImageCms
 from au_llava.au_faces.media import DamagedVideo, count_frames, every_frame, is_video, video_frames
 from au_llava.image_processing_au_llava import load_face_image
 
-RED, GREEN, BLUE, GREY = (220, 30, 40), (20, 180, 60), (40, 60, 200), (200, 200, 200)
+RED, GREEN, BLUE, GRAY = (220, 30, 40), (20, 180, 60), (40, 60, 200), (200, 200, 200)
 WIDTH, HEIGHT = 96, 64
 UNDO = {  # EXIF orientation -> how an upright picture is stored (TIFF 6.0, tag 274)
     1: None,
@@ -39,14 +39,14 @@ MATRICES = {  # the same orientations as display matrices a, b, u, c, d, v, x, y
 
 
 def quarters(size=(WIDTH, HEIGHT)) -> Image.Image:
-    """Red and green above, blue and grey below: no two orientations look the same."""
+    """Red and green above, blue and gray below: no two orientations look the same."""
     image = Image.new("RGB", (2, 2))
-    image.putdata([RED, GREEN, BLUE, GREY])
+    image.putdata([RED, GREEN, BLUE, GRAY])
     return image.resize(size, Image.Resampling.NEAREST)
 
 
 def assert_alike(image, expected, within=8):
-    """Of the same size and, away from edges, of the same colours."""
+    """Of the same size and, away from edges, of the same colors."""
     assert image.mode == "RGB"
     assert image.size == expected.size
     for x in (0.25, 0.75):
@@ -124,8 +124,8 @@ def test_all_orientations_of_pictures(tmp_path, suffix, orientation):
     assert_alike(load_face_image(tmp_path / f"face.{suffix}"), quarters())
 
 
-def test_depths_of_grey(tmp_path):
-    """Whatever numbers stand for black and white, the same grey comes out."""
+def test_depths_of_gray(tmp_path):
+    """Whatever numbers stand for black and white, the same gray comes out."""
     ramp = np.arange(400).reshape(20, 20) / 399
     files = {
         "eight.png": np.round(ramp * 255).astype(np.uint8),
@@ -148,7 +148,7 @@ def test_depths_of_grey(tmp_path):
             load_face_image(tmp_path / "wrong.tif")
 
 
-def test_sixteen_bits_of_colour(tmp_path):
+def test_sixteen_bits_of_color(tmp_path):
     cv2 = pytest.importorskip("cv2")
     deep = np.asarray(quarters())[..., ::-1].astype(np.uint16) * 257
     for name in ("deep.png", "deep.tif"):
@@ -157,18 +157,18 @@ def test_sixteen_bits_of_colour(tmp_path):
 
 
 def test_transparency_is_laid_over_white(tmp_path):
-    """The left half is hidden; its own colour, black, must not be seen."""
-    grey = np.full((20, 20), 100, np.uint8)
-    grey[:, :10] = 0
-    alpha = np.where(grey == 0, 0, 255).astype(np.uint8)
-    Image.fromarray(np.dstack([grey, grey, grey, alpha])).save(tmp_path / "rgba.png")
-    Image.fromarray(np.dstack([grey, alpha]), "LA").save(tmp_path / "la.png")
-    Image.fromarray(grey).save(tmp_path / "value.png", transparency=0)
-    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "sixteen.png", transparency=0)
-    Image.fromarray(grey).convert("P").save(tmp_path / "palette.png", transparency=0)
-    Image.fromarray(grey).convert("RGB").save(tmp_path / "colour.png", transparency=(0, 0, 0))
-    Image.fromarray(np.dstack([grey, grey, grey, alpha])).save(tmp_path / "rgba.webp", lossless=True)
-    Image.fromarray(np.dstack([grey, grey, grey, alpha])).save(tmp_path / "rgba.tif")
+    """The left half is hidden; its own color, black, must not be seen."""
+    gray = np.full((20, 20), 100, np.uint8)
+    gray[:, :10] = 0
+    alpha = np.where(gray == 0, 0, 255).astype(np.uint8)
+    Image.fromarray(np.dstack([gray, gray, gray, alpha])).save(tmp_path / "rgba.png")
+    Image.fromarray(np.dstack([gray, alpha]), "LA").save(tmp_path / "la.png")
+    Image.fromarray(gray).save(tmp_path / "value.png", transparency=0)
+    Image.fromarray(gray.astype(np.uint16) * 257).save(tmp_path / "sixteen.png", transparency=0)
+    Image.fromarray(gray).convert("P").save(tmp_path / "palette.png", transparency=0)
+    Image.fromarray(gray).convert("RGB").save(tmp_path / "color.png", transparency=(0, 0, 0))
+    Image.fromarray(np.dstack([gray, gray, gray, alpha])).save(tmp_path / "rgba.webp", lossless=True)
+    Image.fromarray(np.dstack([gray, gray, gray, alpha])).save(tmp_path / "rgba.tif")
     expected = np.where(alpha == 0, 255, 100)[..., None].repeat(3, 2)
     for path in sorted(tmp_path.iterdir()):
         np.testing.assert_array_equal(np.asarray(load_face_image(path)), expected, err_msg=path.name)
@@ -183,7 +183,7 @@ def swapped_profile() -> bytes:
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
-def test_colour_profiles_are_converted(tmp_path, suffix):
+def test_color_profiles_are_converted(tmp_path, suffix):
     path, lossless = tmp_path / f"face.{suffix}", {"quality": 100}
     red, green, blue = quarters().split()
     Image.merge("RGB", (green, red, blue)).save(path, icc_profile=swapped_profile(), **lossless)
@@ -201,12 +201,12 @@ def test_profiles_that_cannot_be_used_change_nothing(tmp_path):
     ]:
         image.save(tmp_path / name, icc_profile=profile)
         assert_alike(load_face_image(tmp_path / name), quarters())
-    grey = Image.new("L", (20, 20), 100)
-    grey.save(tmp_path / "grey.png", icc_profile=swapped_profile())  # grey is grey in any such profile
-    np.testing.assert_allclose(np.asarray(load_face_image(tmp_path / "grey.png")), 100, atol=1)
+    gray = Image.new("L", (20, 20), 100)
+    gray.save(tmp_path / "gray.png", icc_profile=swapped_profile())  # gray is gray in any such profile
+    np.testing.assert_allclose(np.asarray(load_face_image(tmp_path / "gray.png")), 100, atol=1)
 
 
-def test_hidden_colours_keep_their_profile(tmp_path):
+def test_hidden_colors_keep_their_profile(tmp_path):
     red, green, blue = quarters().split()
     half = Image.new("L", quarters().size, 255)
     half.paste(0, (0, 0, WIDTH, HEIGHT // 2))
@@ -220,7 +220,7 @@ def test_hidden_colours_keep_their_profile(tmp_path):
 
 def animation():
     """Three pictures, new ones each time: Pillow keeps in a picture how it was last saved."""
-    return [Image.new("RGB", (32, 32), colour) for colour in (RED, GREEN, BLUE)]
+    return [Image.new("RGB", (32, 32), color) for color in (RED, GREEN, BLUE)]
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png", "avif"])
@@ -251,7 +251,7 @@ def test_animations_are_laid_over_white_and_time_is_what_browsers_take(tmp_path)
 
 
 def test_a_stand_in_is_no_frame_of_an_apng(tmp_path):
-    Image.new("RGB", (32, 32), GREY).save(
+    Image.new("RGB", (32, 32), GRAY).save(
         tmp_path / "a.png", save_all=True, append_images=animation(), default_image=True, duration=100
     )
     frames = list(video_frames(tmp_path / "a.png"))
@@ -318,13 +318,13 @@ def test_pixels_are_made_square_before_the_picture_is_turned(tmp_path):
 
 
 @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv420p10le"])
-@pytest.mark.parametrize("colours", [Colorspace.ITU709, Colorspace.ITU601])
+@pytest.mark.parametrize("colors", [Colorspace.ITU709, Colorspace.ITU601])
 @pytest.mark.parametrize("reach", [ColorRange.MPEG, ColorRange.JPEG])
-def test_matrix_range_and_depth_of_videos(tmp_path, pix_fmt, colours, reach):
+def test_matrix_range_and_depth_of_videos(tmp_path, pix_fmt, colors, reach):
     def tag(frame, stream):
-        frame = frame.reformat(format=pix_fmt, dst_colorspace=colours, dst_color_range=reach)
+        frame = frame.reformat(format=pix_fmt, dst_colorspace=colors, dst_color_range=reach)
         frame.color_range = stream.codec_context.color_range = reach
-        frame.colorspace = stream.codec_context.colorspace = {Colorspace.ITU709: 1, Colorspace.ITU601: 6}[colours]
+        frame.colorspace = stream.codec_context.colorspace = {Colorspace.ITU709: 1, Colorspace.ITU601: 6}[colors]
         return frame
 
     path = write_video(tmp_path / "film.mkv", [quarters()] * 3, "libx264", pix_fmt, tag=tag)
@@ -464,9 +464,9 @@ def two_tracks(path, first, second, disposition):
         for stream, pix_fmt in zip(streams, ("yuvj420p", "yuv420p"), strict=True):
             stream.width, stream.height, stream.pix_fmt = 64, 64, pix_fmt
         streams[1].disposition = Disposition.default
-        for stream, count, colour in zip(streams, (first, second), (RED, GREEN), strict=True):
+        for stream, count, color in zip(streams, (first, second), (RED, GREEN), strict=True):
             for _ in range(count):
-                container.mux(stream.encode(av.VideoFrame.from_image(Image.new("RGB", (64, 64), colour))))
+                container.mux(stream.encode(av.VideoFrame.from_image(Image.new("RGB", (64, 64), color))))
             container.mux(stream.encode())
     return path
 

@@ -104,7 +104,7 @@ def test_pictures_that_differ_are_never_one_row(tmp_path, folder):
     one = folder("a", ("labels", "1", "0", 0, "disfa", 3.0, "train"), ("labels", "2", "0", 1, "disfa", 3.0, "train"))
     other = folder("b", ("labels", "1", "0", 0, "bp4d", 0.0, "train"), ("labels", "2", "0", 1, "bp4d", 0.0, "train"))
     rows = training_rows([one, other], "train", None)
-    assert rows["formats"][:] == [["disfa", "bp4d"]] * 2  # the same picture, grey, lies at both places
+    assert rows["formats"][:] == [["disfa", "bp4d"]] * 2  # the same picture, gray, lies at both places
     for number in range(2):
         Image.new("RGB", (8, 8), "red").save(tmp_path / f"b-{number + 1}-0-{number}.png")
     rows = training_rows([one, other], "train", None)

@@ -38,7 +38,7 @@ def vertex_at(x, y) -> int:
     return front[np.argmin(((RIG.mean[front, :2] - [x, y]) ** 2).sum(axis=1))]
 
 
-def centre_of_blob(image: Image.Image) -> np.ndarray:
+def center_of_blob(image: Image.Image) -> np.ndarray:
     light = np.asarray(image, float)[..., 0] - 100
     light[light < 20] = 0
     rows, columns = np.mgrid[:SIDE, :SIDE]
@@ -56,7 +56,7 @@ def test_skin_goes_where_the_rig_moves_it(label, place):
     rows, columns = np.mgrid[:SIDE, :SIDE]
     spot = 100 + 150 * np.exp(-((columns - before[0]) ** 2 + (rows - before[1]) ** 2) / 8)
     image = Image.fromarray(np.repeat(spot[..., None], 3, axis=2).astype(np.uint8))
-    went = centre_of_blob(moved.move_face(image, measured(), MARGIN, {label: 0.8})) - centre_of_blob(image)
+    went = center_of_blob(moved.move_face(image, measured(), MARGIN, {label: 0.8})) - center_of_blob(image)
     assert np.hypot(*(after - before)) > 1.5  # pixels: there is something to see
     assert went == pytest.approx(after - before, abs=0.7)
 

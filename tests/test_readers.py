@@ -1083,7 +1083,7 @@ def test_detector_finds_the_face(tmp_path):
     picture = Picture(str(faces / "smile.png"))
     image = Crop(64, faces)(picture)
     assert Image.open(io.BytesIO(image["bytes"])).size == (64, 64)
-    assert Crop(64, faces)(Picture(str(write(tmp_path / "grey.jpg", jpeg())))) is None
+    assert Crop(64, faces)(Picture(str(write(tmp_path / "gray.jpg", jpeg())))) is None
 
 
 def test_changed_labels_are_not_mixed_in(three_people, capsys):

@@ -376,14 +376,14 @@ def test_explain_shows_and_says_why(tiny_checkpoint, crowd, film, tmp_path, monk
 def test_regions_lie_where_the_muscles_do():
     regions = au_regions(100)
 
-    def centre(label):
+    def center(label):
         y, x = np.indices((100, 100))
         weight = regions[label] / regions[label].sum()
         return (x * weight).sum(), (y * weight).sum()
 
-    assert centre("AU1")[1] < centre("AU43L")[1] < centre("AU12")[1] < centre("AU17")[1]
-    assert centre("AU12L")[0] > 55 > 45 > centre("AU12R")[0]  # the person's left is on the right of the picture
-    assert 40 < centre("AU12")[0] < 60
+    assert center("AU1")[1] < center("AU43L")[1] < center("AU12")[1] < center("AU17")[1]
+    assert center("AU12L")[0] > 55 > 45 > center("AU12R")[0]  # the person's left is on the right of the picture
+    assert 40 < center("AU12")[0] < 60
 
 
 # Faults
@@ -486,7 +486,7 @@ def test_other_files_of_a_folder_are_counted(tiny_checkpoint, pictures, tmp_path
 
 
 def test_pictures_without_a_face(tiny_checkpoint, crowd, tmp_path, capsys):
-    Image.new("RGB", (300, 200), "grey").save(tmp_path / "wall.png")
+    Image.new("RGB", (300, 200), "gray").save(tmp_path / "wall.png")
     assert recognize(tiny_checkpoint, crowd, tmp_path / "wall.png", "--out", tmp_path / "aus.csv") == 1
     assert "wall.png shows no face" in capsys.readouterr().err
     assert {row["file"] for row in read_csv(tmp_path / "aus.csv")} == {str(crowd)}

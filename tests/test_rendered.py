@@ -123,15 +123,15 @@ def test_sided_au_moves_its_own_side(label):
     assert left > 10 * right
 
 
-def _grey(values, subject, **options):
+def _gray(values, subject, **options):
     return render_face(values, subject=subject, **options).astype(float).mean(axis=2)
 
 
 @cache
 def _rest_and_noise(subject):
     """A face at rest, and by how much sensor noise changes it."""
-    rest = _grey({}, subject)
-    return rest, np.abs(_grey({}, subject, view=View(noise=4.0)) - rest)
+    rest = _gray({}, subject)
+    return rest, np.abs(_gray({}, subject, view=View(noise=4.0)) - rest)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_au_shows_at_intensity_three(label):
     """The most changed block of 8 x 8 pixels changes more than sensor noise changes any."""
     for subject in (3, 12):
         rest, noise = _rest_and_noise(subject)
-        change = np.abs(_grey({label: 0.6}, subject) - rest)
+        change = np.abs(_gray({label: 0.6}, subject) - rest)
         blocks, noise_blocks = (each.reshape(12, 8, 12, 8).mean(axis=(1, 3)) for each in (change, noise))
         assert blocks.max() > 1.5 * noise_blocks.max()
 
@@ -149,9 +149,9 @@ def test_au_shows_at_intensity_three(label):
 @pytest.mark.parametrize(("label", "rows"), [("AU43", (20, 50)), ("AU12", (55, 90)), ("AU2", (0, 40))])
 def test_left_of_the_subject_is_right_in_the_picture(label, rows):
     matte = View(shading="matte")  # gloss wanders over the whole lip
-    rest = _grey({}, 3, view=matte)
+    rest = _gray({}, 3, view=matte)
     for letter, own, other in (("L", slice(48, 96), slice(0, 48)), ("R", slice(0, 48), slice(48, 96))):
-        change = np.abs(_grey({label + letter: 1.0}, 3, view=matte) - rest)[slice(*rows)]
+        change = np.abs(_gray({label + letter: 1.0}, 3, view=matte) - rest)[slice(*rows)]
         assert change[:, own].sum() > 2 * change[:, other].sum()
 
 

@@ -1,4 +1,4 @@
-"""Pre-training of the vision tower: its loss, its batches, its scores, and the record of whom it has seen."""
+"""Pre-training of the vision tower: its loss, its batches, its scores, and the record of who it has seen."""
 
 import math
 

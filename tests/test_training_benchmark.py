@@ -45,7 +45,7 @@ def test_ratios_are_against_the_first_variant():
 
 
 def test_stopwatch_leaves_out_what_was_skipped(monkeypatch):
-    """Of steps that take 8, 4 and 2 seconds, of which 1 each for the batch, the first is not counted."""
+    """Steps take 8, 4 and 2 seconds, 1 of them for the batch; the first step is not counted."""
     clock = iter([0, 0, 1, 8, 8, 9, 12, 13, 14])  # begin; before and after each fetch; ends of steps 1 and 3
     monkeypatch.setattr(training, "seconds", lambda: next(clock))
 

@@ -218,7 +218,7 @@ def move_face(
     eyes = (margin + EYE_HEIGHT) / (1 + 2 * margin) * side
     heights = [float(measured.landmarks[list(points), 1].mean()) for _, points in ANCHORS]
     own = _scale_of(heights, eyes, unit)
-    mean = _scale_of(_mean_heights(pose, side, margin), eyes, unit)
+    mean = _scale_of(mean_heights(pose, side, margin), eyes, unit)
     if (np.diff(own) < 1).any():
         return None
     field = sum(strength * _unit_field(label, pose, side, margin) for label, strength in strengths.items())
@@ -249,7 +249,7 @@ def _view(pose: tuple[float, float], margin: float) -> View:
     )
 
 
-def _places(vertices: np.ndarray, pose: tuple[float, float], side: int, margin: float) -> np.ndarray:
+def places(vertices: np.ndarray, pose: tuple[float, float], side: int, margin: float) -> np.ndarray:
     """(V, 2) pixels of the rig's vertices (V, 3) in a crop of the given side, aligned by the mean face's eyes."""
     rotation = head_rotation(*pose)
     rig = load_rig()
@@ -258,12 +258,12 @@ def _places(vertices: np.ndarray, pose: tuple[float, float], side: int, margin: 
 
 
 @lru_cache(maxsize=256)
-def _mean_heights(pose: tuple[float, float], side: int, margin: float) -> tuple[float, ...]:
+def mean_heights(pose: tuple[float, float], side: int, margin: float) -> tuple[float, ...]:
     """Rows of the anchors of the mean face."""
     rig = load_rig()
     front = rig.vertices_of("skin")
     front = front[rig.mean[front, 2] > 0]
-    places = _places(rig.mean, pose, side, margin)
+    places = places(rig.mean, pose, side, margin)
     nearest = lambda point: front[np.argmin(((rig.mean[front, :2] - point) ** 2).sum(axis=1))]
     return tuple(float(np.mean([places[nearest(point), 1] for point in points])) for points, _ in ANCHORS)
 
@@ -273,7 +273,7 @@ def _unit_field(label: str, pose: tuple[float, float], side: int, margin: float)
     """(2, side, side) pixels to the right and down by which the mean face's skin moves at strength 1."""
     rig = load_rig()
     moved = rig.mean + rig.offsets({label: 1.0})
-    shift = _places(moved, pose, side, margin) - _places(rig.mean, pose, side, margin)
+    shift = places(moved, pose, side, margin) - places(rig.mean, pose, side, margin)
     still = np.zeros_like(rig.mean)
     parts = [draw_values(np.ascontiguousarray(part), rig.mean, still, _view(pose, margin), side) for part in shift.T]
     return gaussian_filter(np.stack(parts), (0, 0.011 * side, 0.011 * side)).astype(np.float32)

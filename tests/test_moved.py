@@ -24,7 +24,7 @@ RIG = load_rig()
 def measured(yaw=0.0, pitch=0.0, **blendshapes) -> Measured:
     """The mean face's landmarks in a crop of it, as far as they are looked at; blendshapes are 0 unless given."""
     landmarks = np.zeros((478, 2), np.float32)
-    for (_, points), height in zip(moved.ANCHORS, moved._mean_heights((0, 0), SIDE, MARGIN), strict=True):
+    for (_, points), height in zip(moved.ANCHORS, moved.mean_heights((0, 0), SIDE, MARGIN), strict=True):
         landmarks[list(points)] = SIDE / 2, height
     values = np.zeros(len(BLENDSHAPES), np.float32)
     for name, value in blendshapes.items():
@@ -52,7 +52,7 @@ def test_skin_goes_where_the_rig_moves_it(label, place):
     """A light spot painted on the skin ends where the projected vertex under it does, to half a pixel."""
     vertex = vertex_at(*place)
     movement = RIG.offsets({label: 0.8})
-    before, after = (moved._places(v, (0, 0), SIDE, MARGIN)[vertex] for v in (RIG.mean, RIG.mean + movement))
+    before, after = (moved.places(v, (0, 0), SIDE, MARGIN)[vertex] for v in (RIG.mean, RIG.mean + movement))
     rows, columns = np.mgrid[:SIDE, :SIDE]
     spot = 100 + 150 * np.exp(-((columns - before[0]) ** 2 + (rows - before[1]) ** 2) / 8)
     image = Image.fromarray(np.repeat(spot[..., None], 3, axis=2).astype(np.uint8))

@@ -263,9 +263,9 @@ def mean_heights(pose: tuple[float, float], side: int, margin: float) -> tuple[f
     rig = load_rig()
     front = rig.vertices_of("skin")
     front = front[rig.mean[front, 2] > 0]
-    places = places(rig.mean, pose, side, margin)
+    shown = places(rig.mean, pose, side, margin)
     nearest = lambda point: front[np.argmin(((rig.mean[front, :2] - point) ** 2).sum(axis=1))]
-    return tuple(float(np.mean([places[nearest(point), 1] for point in points])) for points, _ in ANCHORS)
+    return tuple(float(np.mean([shown[nearest(point), 1] for point in points])) for points, _ in ANCHORS)
 
 
 @lru_cache(maxsize=800)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from au_llava.au_faces import detect
 from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT, crop_face
 from au_llava.au_faces.detect import YuNet
 from au_llava.au_faces.follow import follow, look_of
@@ -102,6 +103,18 @@ def test_found_eyes_are_those_of_the_renderer():
         (face,) = detector(picture)
         assert np.abs(np.array(face.eyes) - eyes).max() < 0.05 * 2 * SIDE
         assert face.confidence > 0.8
+
+
+def test_a_face_that_fills_a_large_picture_is_measured_as_in_a_small_one():
+    """And the small face beside it, which only the large picture shows, is found too."""
+    small = Image.fromarray(render_face({}, subject=3, size=256))
+    expected = np.array(YuNet()(small)[0].eyes) * 5
+    large = small.resize((1280, 1280), Image.Resampling.BICUBIC)
+    large.paste(small.resize((90, 90)), (0, 0))
+    face, other = YuNet()(large)
+    assert max(face.box[2:]) * 1024 / 1280 > detect.LARGEST_FACE
+    assert np.abs(np.array(face.eyes) - expected).max() < 0.08 * np.hypot(*np.subtract(*expected))
+    assert max(other.box[2:]) < 100
 
 
 def test_several_faces_largest_first():

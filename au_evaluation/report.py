@@ -85,7 +85,7 @@ SECTIONS = {
     "worst": (
         "Surest errors",
         "The wrong decisions with the highest probability. The faces are part of this report: the license of the "
-        "dataset says with whom it may be shared.",
+        "dataset says who may see them.",
     ),
     "parsing": ("Reading of answers", "What the parser met in the written answers."),
     "contradictions": ("Contradictions", "Formats of the same image that say different things about an AU."),

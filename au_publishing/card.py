@@ -156,8 +156,8 @@ def license_notes(manifest: Mapping | None) -> list[str]:
         elif DATASETS[dataset]:
             name, terms = DATASETS[dataset]
             notes.append(
-                f"Trained on {name}, which is distributed by {terms}. That agreement decides whether weights made from "
-                "it may be passed on, and to whom."
+                f"Trained on {name}, which is distributed by {terms}. That agreement decides who may get weights made "
+                "from it."
             )
     if bases := base_models(manifest):
         notes.append(f"Started from {' and '.join(bases)}; their licenses apply too.")

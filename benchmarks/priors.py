@@ -1,4 +1,4 @@
-"""How accurate the priors estimated from unlabeled faces are, on rendered people, few of whom show each AU.
+"""How accurate the priors estimated from unlabeled faces are, on rendered people who rarely show each AU.
 
     python benchmarks/priors.py --model . --data data/rendered-test --part test --out runs/priors
 

@@ -43,8 +43,8 @@ def estimate_prior(probabilities: np.ndarray, prior: float) -> float:
     maximization would converge to.
 
     Args:
-        probabilities: (faces,) of presence, above 0 and below 1, calibrated for faces of which the share `prior`
-            shows the AU. prior: above 0 and below 1.
+        probabilities: (faces,) of presence, above 0 and below 1.
+        prior: the share of faces with the AU that `probabilities` are calibrated for, above 0 and below 1.
 
     Returns:
         0 to 1; NaN if all faces read alike, since nothing then tells how many of them show the AU.

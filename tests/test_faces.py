@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from skimage import data
 
 from au_llava.au_faces import detect
 from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT, crop_face
@@ -115,6 +116,15 @@ def test_a_face_that_fills_a_large_picture_is_measured_as_in_a_small_one():
     assert max(face.box[2:]) * 1024 / 1280 > detect.LARGEST_FACE
     assert np.abs(np.array(face.eyes) - expected).max() < 0.08 * np.hypot(*np.subtract(*expected))
     assert max(other.box[2:]) < 100
+
+
+def test_the_eyes_of_a_face_too_large_for_the_detector_are_those_of_the_shrunk_picture():
+    face = Image.fromarray(data.astronaut()).crop((138, 47, 308, 217))  # it fills the picture
+    large = face.resize((1024, 1024), Image.Resampling.BICUBIC)
+    [shrunk] = YuNet()(large.resize((320, 320), Image.Resampling.BOX))
+    assert max(shrunk.box[2:]) * 3.2 > detect.LARGEST_FACE
+    [found] = YuNet()(large)
+    np.testing.assert_allclose(found.eyes, np.array(shrunk.eyes) * 3.2, atol=0.01)
 
 
 def test_several_faces_largest_first():

@@ -3,17 +3,14 @@
 import argparse
 import io
 import json
-import re
 import subprocess
 import sys
-import textwrap
 import tomllib
 
 import pytest
 import torch
 from conftest import ROOT, random_faces
 
-from au_llava.au_runs import start
 from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.commands import CommandEnded, CommandParser, print_anything, run_command
 from au_llava.au_runs.files import replacing, write_json
@@ -22,6 +19,9 @@ from au_llava.au_runs.progress import progress_bar, track
 from au_llava.au_runs.start import FOLDER, command, missing
 
 IDENTITY = {"weights": "a", "formats": ("bp4d", "disfa")}
+
+
+TOOLS = sorted((ROOT / "tools").glob("*.py"))
 
 
 def parser() -> CommandParser:
@@ -131,17 +131,14 @@ def test_every_room_is_installed():
     assert {*settings["project"]["scripts"].values()} <= commands
 
 
-def test_an_uninstalled_package_is_one_sentence(tmp_path):
-    """As a script in a clone, by a Python in which nothing is installed."""
-    (tmp_path / "au_runs").mkdir()
-    for name in ("__init__.py", "start.py"):
-        (tmp_path / "au_runs" / name).write_bytes((ROOT / "au_runs" / name).read_bytes())
-    (tmp_path / "pyproject.toml").touch()
-    [lines] = re.findall(r"(    try:\n.*run\(\)\)\n)", start.__doc__, re.DOTALL)  # the pattern that it gives
-    (tmp_path / "x.py").write_text("import sys\n" + textwrap.dedent(lines))
-    done = subprocess.run([sys.executable, "-S", "x.py"], cwd=tmp_path, env={}, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr == "eval_au.py: au_llava is not installed: run `pip install --editable .` in this folder\n"
+def test_an_uninstalled_package_is_one_sentence():
+    """For every command in a clone, by a Python in which nothing is installed."""
+    names = [*["recognize_au", "eval_au", "prepare_data", "train_sft", "app"], *(f"tools/{p.stem}" for p in TOOLS)]
+    assert len(names) == 12
+    for name in names:
+        done = subprocess.run([sys.executable, "-S", f"{name}.py"], cwd=ROOT, env={}, capture_output=True, text=True)
+        sentence = "au_llava is not installed: run `pip install --editable .` in this folder"
+        assert (done.returncode, done.stderr) == (1, f"{name.removeprefix('tools/')}.py: {sentence}\n")
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):

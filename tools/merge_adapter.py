@@ -4,8 +4,13 @@ python tools/merge_adapter.py runs/paper-7b-stage2 --out runs/paper-7b
 """
 
 import sys
+from pathlib import Path
 
-from au_llava.au_runs.start import command
+try:
+    from au_llava.au_runs.start import command
+except ModuleNotFoundError:  # not installed, which the command then says
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from au_runs.start import command
 
 run = command("merge_adapter.py", "au_publishing.merging", "train")
 

@@ -7,8 +7,13 @@ Takes every option of train_sft.py.
 """
 
 import sys
+from pathlib import Path
 
-from au_llava.au_runs.start import command
+try:
+    from au_llava.au_runs.start import command
+except ModuleNotFoundError:  # not installed, which the command then says
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from au_runs.start import command
 
 run = command("plan.py", "au_training.plan", "train")
 

@@ -4,8 +4,13 @@ python tools/pretrain_tower.py --base runs/tiny-coarse --data DATA --out runs/ti
 """
 
 import sys
+from pathlib import Path
 
-from au_llava.au_runs.start import command
+try:
+    from au_llava.au_runs.start import command
+except ModuleNotFoundError:  # not installed, which the command then says
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from au_runs.start import command
 
 run = command("pretrain_tower.py", "au_training.tower", "train")
 

@@ -4,8 +4,13 @@ python tools/release_app.py runs/app-space
 """
 
 import sys
+from pathlib import Path
 
-from au_llava.au_runs.start import command
+try:
+    from au_llava.au_runs.start import command
+except ModuleNotFoundError:  # not installed, which the command then says
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from au_runs.start import command
 
 run = command("release_app.py", "au_publishing.app_space", "app")
 

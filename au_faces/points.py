@@ -130,7 +130,7 @@ def head_pose(rotation: np.ndarray) -> tuple[float, float, float]:
 
     OpenFace's x points right in the picture, y down and z away from the camera, and its rotation is Rx Ry Rz
     (`RotationHelpers.h`): pitch is positive when the head looks down, yaw when it turns to its own right, roll when it
-    tilts to its own left... (clockwise in the picture).
+    tilts to its own left (clockwise in the picture).
 
     Args:
         rotation: (3, 3); x right, y up, z to the viewer.

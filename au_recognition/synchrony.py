@@ -61,9 +61,10 @@ def windowed_correlation(pair: pd.DataFrame, width: float, step: float, max_lag:
 
 @dataclass(frozen=True)
 class Synchrony:
-    """The mean over windows of the highest correlation over lags, and what it is without simultaneity."""
+    """The mean correlation over windows at the lag where it is highest, and the same without simultaneity."""
 
     observed: float
+    lag: float  # seconds; above 0 the second person follows the first
     surrogates: np.ndarray  # (shifts,)
     p_value: float  # share of surrogates, and of the recording itself, that are at least as high
 
@@ -71,9 +72,10 @@ class Synchrony:
 def synchrony(pair: pd.DataFrame, width: float, step: float, max_lag: float) -> Synchrony:
     """Whether two people move together more than each of them would with somebody at another time.
 
-    The highest of many correlations is well above 0 in any two people who move, so it says nothing alone. The baseline:
-    the second person's recording is turned round (what falls off the end comes first) by every shift that takes it at
-    least `width + max_lag` away from its own time, which keeps how each of them moves and undoes what they share.
+    The measure asks for one lag that holds for the whole recording. The highest of many correlations is above 0 in any
+    two people who move, so it says nothing alone. The baseline: the second person's recording is turned round (what
+    falls off the end comes first) by every shift that takes it at least `width + max_lag` away from its own time, which
+    keeps how each of them moves and undoes what they share.
 
     Args:
         pair, width, step, max_lag: as in `windowed_correlation`.
@@ -88,13 +90,14 @@ def synchrony(pair: pd.DataFrame, width: float, step: float, max_lag: float) -> 
             f"The recording has {length} frames; shifts by a window and its lag need at least {2 * away + 1}. "
             "Take shorter windows or lags."
         )
-    observed = _peak(_correlations(first, second, cut))
-    if np.isnan(observed):
+    means = _mean_over_windows(_correlations(first, second, cut))
+    if np.isnan(means).all():
         raise ValueError("In no window do both people move, so there is nothing to correlate.")
     turned = (np.roll(second, shift) for shift in range(away, length - away + 1))
-    surrogates = np.array([_peak(_correlations(first, each, cut)) for each in turned])
-    surrogates = surrogates[~np.isnan(surrogates)]
-    return Synchrony(observed, surrogates, (1 + int((surrogates >= observed).sum())) / (1 + len(surrogates)))
+    highest = [np.fmax.reduce(_mean_over_windows(_correlations(first, each, cut))) for each in turned]
+    observed, surrogates = float(np.nanmax(means)), np.array(highest)[~np.isnan(highest)]
+    p_value = (1 + int((surrogates >= observed).sum())) / (1 + len(surrogates))
+    return Synchrony(observed, float(cut.lags[np.nanargmax(means)]), surrogates, p_value)
 
 
 @dataclass(frozen=True)
@@ -141,8 +144,8 @@ def _correlations(first: np.ndarray, second: np.ndarray, cut: _Cut) -> np.ndarra
     return np.where((2 * count >= cut.width) & (spread > 1e-12), result, np.nan)
 
 
-def _peak(correlations: np.ndarray) -> float:
-    """Mean over windows of the highest correlation over lags; NaN if none is known."""
-    highest = np.where(np.isnan(correlations), -np.inf, correlations).max(axis=1)
-    highest = highest[np.isfinite(highest)]
-    return float(highest.mean()) if len(highest) else np.nan
+def _mean_over_windows(correlations: np.ndarray) -> np.ndarray:
+    """(lags,) of (windows, lags); NaN where none is known."""
+    known = (~np.isnan(correlations)).sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        return np.nansum(correlations, axis=0) / known

@@ -364,10 +364,11 @@ def test_synchrony_against_its_surrogates():
     pair = waves(lag=3)
     result = synchrony(pair, width=3, step=1, max_lag=1)
     table = windowed_correlation(pair, width=3, step=1, max_lag=1)
-    assert result.observed == pytest.approx(np.nanmean(table.max(axis=1)))
+    assert result.observed == pytest.approx(table.mean().max())
+    assert result.lag == table.mean().idxmax() == pytest.approx(0.6)
     assert len(result.surrogates) == 150 - 2 * (15 + 5) + 1
     shifted = pair.assign(B=np.roll(pair["B"], 15 + 5))
-    assert result.surrogates[0] == pytest.approx(np.nanmean(windowed_correlation(shifted, 3, 1, 1).max(axis=1)))
+    assert result.surrogates[0] == pytest.approx(windowed_correlation(shifted, 3, 1, 1).mean().max())
     assert result.p_value == pytest.approx(1 / (1 + len(result.surrogates)))
     assert result.observed > 0.9 > result.surrogates.max()
 
@@ -378,7 +379,7 @@ def test_people_who_do_not_know_each_other_are_rarely_in_synchrony():
     for seed in range(40):
         pair = waves(seed=seed).assign(B=waves(seed=1000 + seed)["B"])
         results.append(synchrony(pair, width=3, step=1, max_lag=1))
-    assert np.mean([result.observed for result in results]) > 0.4  # which alone would look like synchrony
+    assert np.mean([result.observed for result in results]) > 0.2  # which alone would look like synchrony
     assert sum(result.p_value <= 0.1 for result in results) <= 10  # binomial(40, 0.1): more in 0.1 % of cases
     assert 0.3 < np.mean([result.p_value for result in results]) < 0.7
 

@@ -19,8 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from au_llava.au_recognition.tables import FACE_COLUMNS
-
+NEEDED = ("file", "frame", "face_id", "timestamp", "confidence", "success")
 TABLES = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
 AU_COLUMN = r"^(?:[^.]+\.)?A[UD]\d"  # AU01_r, AU43L_change, disfa.AU01_r
 NAMED = 3  # entries that an error names at most
@@ -45,7 +44,7 @@ def read_table(path: str | Path) -> tuple[pd.DataFrame, dict]:
     if path.suffix.lower() not in TABLES:
         raise ValueError(f"{path} is no table that can be read here: give the .csv or .parquet that --out wrote.")
     table = TABLES[path.suffix.lower()](path)
-    require_columns(table, FACE_COLUMNS, path)
+    require_columns(table, NEEDED, path)
     _check_times(table)
     sidecar = path.with_name(f"{path.name}.provenance.json")
     if not sidecar.is_file():

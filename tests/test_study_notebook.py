@@ -79,9 +79,9 @@ def test_r_gives_the_same(study):
     [text] = [text for cell in code_cells(notebook) for text in shown(cell) if text.startswith("joke - weather")]
     effect, _, low, high, freedom, t_value = map(float, re.findall(NUMBER, text.replace(" - ", " "))[:6])
     of_r = [float(interval[name]) for name in ("lower", "est.", "upper")]
-    assert of_r == pytest.approx([low, effect, high], abs=0.006)
+    assert of_r == pytest.approx([low, effect, high], abs=0.01)
     assert float(tests["DF"]) == freedom
-    assert float(tests["t-value"]) == pytest.approx(t_value, abs=0.02)
+    assert float(tests["t-value"]) == pytest.approx(t_value, rel=0.03)  # standard errors of two kinds, see section 8
 
 
 def _pairs(printed: str) -> list[tuple[str, str]]:

@@ -38,7 +38,7 @@ def read_table(path: str | Path) -> tuple[pd.DataFrame, dict]:
 
     Raises:
         FileNotFoundError: the table or its sidecar is missing.
-        ValueError: another suffix, missing columns, or times that do not increase within a face.
+        ValueError: another suffix, missing columns, times that are no numbers or do not increase within a face.
     """
     path = Path(path)
     if path.suffix.lower() not in TABLES:
@@ -71,8 +71,8 @@ def join_design(table: pd.DataFrame, design: pd.DataFrame) -> pd.DataFrame:
         raise ValueError(f"The design has columns that the table has too: {named(clash)}. Rename them in the design.")
     if (repeated := design.duplicated(keys)).any():
         raise ValueError(f"The design has several rows for {named(design.loc[repeated, 'file'])}; one each is needed.")
-    if unnamed := set(table["file"]) - set(design["file"]):
-        raise ValueError(f"The design has no row for {named(unnamed)}, which the table has.")
+    if (unnamed := ~table["file"].isin(design["file"])).any():
+        raise ValueError(f"The design has no row for {named(table.loc[unnamed, 'file'])}, which the table has.")
     seen = set(table[keys].dropna().itertuples(index=False, name=None))
     if unseen := [key for key in design[keys].itertuples(index=False, name=None) if key not in seen]:
         raise ValueError(f"The table has no rows for {named(' face '.join(map(str, key)) for key in unseen)}.")
@@ -201,7 +201,8 @@ def summaries(rows: pd.DataFrame, columns: Sequence[str], by: Sequence[str], lea
     Args:
         rows: such as `around_events` or `windows` give them.
         columns: numeric ones. The mean of `AU12_c` is the share of frames in which AU12 is present.
-        by: columns that make the groups, such as participant and condition.
+        by: columns that make the groups, such as participant and condition. A row that lacks one of them, such as a
+            frame without a face in a recording of several people, belongs to no group.
         least: share of a group's frames that must be usable, 0 to 1; if fewer are, its numbers are NaN. A frame is
             usable if all of `columns` are known.
 
@@ -283,6 +284,10 @@ def require_columns(table: pd.DataFrame, columns: Iterable[str], name: str | Pat
 
 def _check_times(table: pd.DataFrame) -> None:
     """Within a face of a recording, time must increase from row to row."""
+    if not pd.api.types.is_numeric_dtype(table["timestamp"]) or table["timestamp"].isna().any():
+        raise ValueError(
+            "timestamp must hold a number in each row, with a decimal point: was the table saved elsewhere?"
+        )
     faces = table.dropna(subset="face_id")
     backward = faces.groupby(["file", "face_id"])["timestamp"].diff() <= 0
     if backward.any():

@@ -28,7 +28,7 @@ def side_by_side(table: pd.DataFrame, column: str, people: Sequence, person: str
     require_columns(table, ["file", "timestamp", column, person])
     if table["file"].nunique() != 1:
         raise ValueError(f"One recording is needed, the table has {table['file'].nunique()}: select one by its file.")
-    known = set(table[person].dropna())
+    known = table[person].dropna().unique().tolist()
     if unknown := [name for name in people if name not in known]:
         raise ValueError(f"{named(unknown)}: not in the table, whose column {person} has {named(known)}.")
     rows = table[table[person].isin(people)]

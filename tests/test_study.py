@@ -79,6 +79,10 @@ def test_tables_that_cannot_be_right_are_refused(tmp_path):
         read_table(write(recording().iloc[[0, 2, 1, 3]], path))
     with pytest.raises(ValueError, match=r"the time does not increase at 0 s.* twice"):
         read_table(write(pd.concat([recording(), recording()]), path))
+    commas = recording().astype({"timestamp": str})
+    commas["timestamp"] = commas["timestamp"].str.replace(".", ",")  # as some spreadsheets save it
+    with pytest.raises(ValueError, match="timestamp must hold a number in each row, with a decimal point"):
+        read_table(write(commas, path))
     path = write(recording(), tmp_path / "alone.csv")
     path.with_name("alone.csv.provenance.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"says what wrote alone\.csv"):

@@ -21,7 +21,7 @@ from types import ModuleType
 from rich.console import Console
 from rich.table import Table
 
-from au_llava.action_units import FORMATS
+from au_llava.action_units import MAIN_FORMATS, get_format
 from au_llava.au_datasets.folds import PROTOCOLS
 from au_llava.au_faces.detect import DETECTORS
 from au_llava.au_readers import (
@@ -43,6 +43,7 @@ from au_llava.au_readers.files import check_root
 from au_llava.au_readers.prepare import finish_source, parts_of, prepare_shard, start_source
 from au_llava.au_readers.workers import in_processes
 from au_llava.au_runs.commands import CommandEnded, CommandParser, run_command
+from au_llava.au_runs.formats import FormatNames, as_stored, choices
 from au_llava.au_runs.progress import progress_bar
 
 
@@ -68,6 +69,8 @@ def prepare_rendered(args: argparse.Namespace) -> dict:
     """Render the shards that are missing and write the manifest; returns the manifest."""
     names = ("subjects", "images_per_subject", "seed", "size", "held_out_looks", "validation", "test")
     arguments = {"dataset": "rendered", **{name: getattr(args, name) for name in names}}
+    if args.formats != list(MAIN_FORMATS):
+        arguments["formats"] = [as_stored(get_format(name)) for name in args.formats]
     jobs, finished = rendered.start_rendering(arguments, args.out)
     with progress_bar("images") as progress:
         total = args.subjects * args.images_per_subject
@@ -112,6 +115,8 @@ def content_arguments(args: argparse.Namespace) -> dict:
     """The arguments that decide the content of the records, as the manifest stores them."""
     others = ("out", "workers", "prepare", "open_source", "test_drawn", "dataset", "root")
     arguments = {name: value for name, value in vars(args).items() if name not in others}
+    if "format" in arguments:
+        arguments["format"] = as_stored(get_format(arguments["format"]))
     return {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()}
 
 
@@ -158,7 +163,7 @@ def _add_rendered(datasets) -> None:
         "rendered",
         help="faces with exactly known action units, drawn by this project",
         description="Render faces with exactly known action units. Many subjects with few images each teach a model "
-        "more than the reverse. Each image gets three records: bp4d, disfa and feafa.",
+        "more than the reverse. Each image gets a record in each format.",
         formatter_class=argparse.HelpFormatter,
     )
     parser.add_argument("--subjects", type=_positive, required=True, help="number of made-up people")
@@ -171,6 +176,14 @@ def _add_rendered(datasets) -> None:
         help="draw the same people and expressions in looks that are never drawn otherwise (flat shading like a "
         "drawing, light from two colored lamps, a wide-angle lens, unusual head shapes), to test how well a model "
         "generalizes",
+    )
+    parser.add_argument(
+        "--formats",
+        nargs="+",
+        action=FormatNames,
+        default=list(MAIN_FORMATS),
+        metavar="FORMAT",
+        help=f"a record of each image in these: {choices()} (default: {' '.join(MAIN_FORMATS)})",
     )
     _add_output(parser)
     parser.add_argument("--validation", type=_share, default=0.05, help="share of the subjects (default: 0.05)")
@@ -246,7 +259,9 @@ def _add_labelled(datasets) -> None:
         ),
         root="the table",
     )
-    parser.add_argument("--format", choices=FORMATS, required=True, help="which AUs to read, and their scale")
+    parser.add_argument(
+        "--format", action=FormatNames, required=True, help=f"which AUs to read, and their scale: {choices()}"
+    )
     parser.add_argument("--image-column", default="image", metavar="NAME", help="column of paths (default: image)")
     parser.add_argument(
         "--subject-column", default="subject", metavar="NAME", help="column of people (default: subject)"

@@ -7,12 +7,13 @@ from pathlib import Path
 from accelerate import PartialState
 from matplotlib.backend_bases import FigureCanvasBase
 
-from au_llava.action_units import FORMATS, MAIN_FORMATS, get_format
+from au_llava.action_units import MAIN_FORMATS, get_format
 from au_llava.au_faces.detect import DETECTORS
 from au_llava.au_faces.media import is_video
 from au_llava.au_recognition.tables import SUFFIXES
 from au_llava.au_runs.commands import CommandParser
 from au_llava.au_runs.files import HOME, check_writable
+from au_llava.au_runs.formats import FormatNames, choices
 from au_llava.calibration_au_llava import PRIORS
 from au_llava.decoding_au_llava import DECODERS
 from au_llava.quantization_au_llava import QUANTIZATIONS
@@ -35,8 +36,10 @@ def make_parser(description: str) -> CommandParser:
     add(
         "--formats",
         nargs="+",
+        action=FormatNames,
         default=list(MAIN_FORMATS),
-        help=f"any of {', '.join(FORMATS)} (default: {' '.join(MAIN_FORMATS)})",
+        metavar="FORMAT",
+        help=f"{choices()} (default: {' '.join(MAIN_FORMATS)})",
     )
     add("--decoding", choices=DECODERS, default="slots", help="how to decode answers (default: slots)")
     add(

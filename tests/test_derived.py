@@ -6,6 +6,8 @@ import json
 import pandas
 import pytest
 from conftest import ROOT
+from PIL import Image
+from test_media import write_video
 
 from au_llava import recognize_au
 from au_llava.action_units import FORMATS, AUFormat, get_format
@@ -14,7 +16,9 @@ from au_llava.au_faces.landmarks import BLENDSHAPES
 from au_llava.au_recognition.derived import ARKIT, LONGEST_BLINK, OPENFACE, Derived, check_derivable, find_blinks
 from au_llava.au_recognition.summary import Summary
 from au_llava.au_recognition.tables import au_columns, open_table
+from au_llava.au_rendering.pictures import render_face
 from au_llava.au_rendering.rig import SHAPES
+from au_llava.au_rendering.view import View
 from au_llava.au_runs.formats import read_format
 
 MAIN = [FORMATS[name] for name in ("bp4d", "disfa", "feafa")]
@@ -189,6 +193,23 @@ def test_the_format_for_animators_determines_what_the_renderer_can_show():
     derived.add(face)
     assert sum(value == 0.5 for value in face["derived"].values()) == 38
     assert {*fmt.labels} == {*SHAPES} - {"AU23", "AU25"}
+
+
+@pytest.mark.slow
+def test_the_shipped_checkpoint_counts_the_blinks_of_a_rendered_person(tmp_path, capsys):
+    """Two blinks, a closed eye of 0.8 s and a wink, at 25 frames a second."""
+    shut = {*range(10, 14), *range(20, 25), *range(32, 52)}
+    strengths = [{"AU43L": 1.0, "AU43R": 1.0} if frame in shut else {} for frame in range(65)]
+    strengths[57:61] = [{"AU43L": 1.0}] * 4
+    pictures = [Image.fromarray(render_face(each, subject=4, seed=9, size=192, view=View(yaw=4))) for each in strengths]
+    write_video(tmp_path / "a.mp4", pictures, rate=25)
+    table = tmp_path / "aus.csv"
+    words = [str(tmp_path / "a.mp4"), "--no-detect", "--prior", "rendered", "--derive", "blink", "--out", str(table)]
+    assert recognize_au.run([*words, "--formats", "feafa"]) == 0
+    assert "2 blinks in 3 s" in capsys.readouterr().out
+    blinks = {int(row["frame"]) - 1 for row in csv.DictReader(table.open()) if row["AU45_c"] == "1"}
+    assert blinks <= {*range(9, 15), *range(19, 26)}
+    assert blinks >= {11, 12, 21, 22, 23}
 
 
 def test_what_cannot_be_derived_is_refused():

@@ -3,6 +3,7 @@
 import json
 import pickle
 
+import numpy as np
 import pytest
 from conftest import ROOT, load_tool
 from PIL import Image
@@ -11,6 +12,8 @@ from au_llava import eval_au, prepare_data, recognize_au
 from au_llava.action_units import BUILT_IN, FORMATS, AUFormat, get_format, own_formats
 from au_llava.au_datasets.mixing import TrainingData
 from au_llava.au_datasets.records import load_records
+from au_llava.au_datasets.weak_teacher import WeakTeacher
+from au_llava.au_faces.landmarks import BLENDSHAPES
 from au_llava.au_runs.formats import as_stored, known_format, read_format
 from au_llava.au_training.collator import AUCollator
 from au_llava.au_training.options import AUArguments
@@ -164,3 +167,13 @@ def test_commands_say_what_is_wrong_with_a_file(program, file, tmp_path, capsys)
     words = [*(["a.png"] if program is recognize_au else []), "--formats", str(file), "--out", str(tmp_path / "a.csv")]
     assert program.run([*words, *(["--data", "x"] if program is eval_au else [])]) == 1
     assert f"{file}: a format's dict needs name, labels, scale" in capsys.readouterr().err
+
+
+def test_the_format_for_animators_has_weak_values_of_photographs():
+    """Whatever the weak teacher knows of it: an open jaw is AU26."""
+    fmt = known_format(str(ROOT / "recipes" / "formats" / "arkit.yaml"))
+    blendshapes = np.zeros((2, len(BLENDSHAPES)), np.float32)
+    blendshapes[1, BLENDSHAPES.index("jawOpen")] = 0.9
+    closed, opened = WeakTeacher.load().values(blendshapes, fmt.name)[:, fmt.labels.index("AU26")]
+    assert closed == 0
+    assert opened > 0.3

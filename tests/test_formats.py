@@ -15,7 +15,10 @@ from au_llava.au_datasets.records import load_records
 from au_llava.au_datasets.weak_teacher import WeakTeacher
 from au_llava.au_faces.landmarks import BLENDSHAPES
 from au_llava.au_runs.formats import as_stored, known_format, read_format
+from au_llava.au_runs.manifests import read_training_manifest
 from au_llava.au_training.collator import AUCollator
+from au_llava.au_training.command import main as train
+from au_llava.au_training.command import make_parser
 from au_llava.au_training.options import AUArguments
 
 YAML = "name: smiles\nlabels: [AU6, AU12L, AU28]\nscale: intensity\n"
@@ -145,6 +148,22 @@ def test_training_takes_files(file, faces):
     assert len(TrainingData(str(faces), formats=["smiles"]).load("test")) == 2
     with pytest.raises(ValueError, match="cannot be read"):
         AUArguments(data=["x"], formats=["nowhere.yaml"])
+
+
+@pytest.mark.slow
+def test_a_model_is_trained_in_it(tiny_checkpoint, faces, file, tmp_path):
+    """Records bring their format, the loader's workers know it, and recognition of the result takes the file."""
+    words = ["--model_name_or_path", tiny_checkpoint, "--data", faces, "--formats", file, "--use_cpu", "true"]
+    words += ["--bf16", "false", "--report_to", "none", "--max_steps", 2, "--per_device_train_batch_size", 2]
+    words += ["--causal_share", 0.5, "--dataloader_num_workers", 1, "--output_dir", tmp_path / "trained"]
+    train(*make_parser().parse_args_and_config([*map(str, words)]))
+    assert read_training_manifest(str(tmp_path / "trained"))["formats"] == ["smiles"]
+    template = "decision_template.jinja"  # knows the built-in formats, as the code that travels does
+    assert (tmp_path / "trained" / template).read_text() == (tiny_checkpoint / template).read_text()
+    face, table = ROOT / "assets" / "faces" / "smile.png", tmp_path / "aus.csv"
+    words = [face, "--no-detect", "--model", tmp_path / "trained", "--formats", file, "--out", table]
+    assert recognize_au.run([*map(str, words)]) == 0
+    assert table.read_text().splitlines()[0].endswith(",AU06_r,AU12L_r,AU28_r")
 
 
 def test_recognition_and_evaluation_take_files(tiny_checkpoint, faces, file, tmp_path):

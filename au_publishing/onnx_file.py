@@ -20,11 +20,12 @@ import onnxruntime
 import torch
 from PIL import Image
 
-from au_llava.action_units import FORMATS, MAIN_FORMATS, AUFormat
+from au_llava.action_units import MAIN_FORMATS, AUFormat
 from au_llava.au_publishing.export import INPUT_NAME, export
 from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.commands import CommandParser, run_command
 from au_llava.au_runs.files import HOME, check_writable
+from au_llava.au_runs.formats import FormatNames, choices
 from au_llava.calibration_au_llava import calibrate
 from au_llava.decoding_au_llava import chosen_formats, read_slots, slot_answers
 
@@ -105,8 +106,10 @@ def make_parser() -> CommandParser:
     parser.add_argument(
         "--formats",
         nargs="+",
+        action=FormatNames,
         default=list(MAIN_FORMATS),
-        help=f"any of {', '.join(FORMATS)} (default: {' '.join(MAIN_FORMATS)})",
+        metavar="FORMAT",
+        help=f"{choices()} (default: {' '.join(MAIN_FORMATS)})",
     )
     parser.add_argument("--out", type=Path, required=True, help="file to write; its name must end in .onnx")
     return parser

@@ -7,12 +7,14 @@ from pathlib import Path
 from accelerate import PartialState
 from matplotlib.backend_bases import FigureCanvasBase
 
-from au_llava.action_units import FORMATS, MAIN_FORMATS, get_format
+from au_llava.action_units import MAIN_FORMATS, get_format
 from au_llava.au_faces.detect import DETECTORS
 from au_llava.au_faces.media import is_video
+from au_llava.au_recognition.derived import SETS, check_derivable
 from au_llava.au_recognition.tables import SUFFIXES
 from au_llava.au_runs.commands import CommandParser
 from au_llava.au_runs.files import HOME, check_writable
+from au_llava.au_runs.formats import FormatNames, choices
 from au_llava.calibration_au_llava import PRIORS
 from au_llava.decoding_au_llava import DECODERS
 from au_llava.quantization_au_llava import QUANTIZATIONS
@@ -35,8 +37,10 @@ def make_parser(description: str) -> CommandParser:
     add(
         "--formats",
         nargs="+",
+        action=FormatNames,
         default=list(MAIN_FORMATS),
-        help=f"any of {', '.join(FORMATS)} (default: {' '.join(MAIN_FORMATS)})",
+        metavar="FORMAT",
+        help=f"{choices()} (default: {' '.join(MAIN_FORMATS)})",
     )
     add("--decoding", choices=DECODERS, default="slots", help="how to decode answers (default: slots)")
     add(
@@ -85,6 +89,15 @@ def _add_outputs(parser: CommandParser) -> None:
     add = parser.add_argument
     add("--out", type=Path, metavar="TABLE", help="table to write: .csv, .parquet, or .jsonl, which holds the most")
     add(
+        "--derive",
+        nargs="+",
+        choices=SETS,
+        default=[],
+        metavar="COLUMNS",
+        help="also write columns that follow from the readings: blink (AU45, in videos), openface (the AUs that it has "
+        "besides), arkit (its 52 blendshapes); empty where nothing follows (docs/recognize.md)",
+    )
+    add(
         "--picture",
         type=Path,
         metavar="FIGURE",
@@ -127,7 +140,9 @@ def check_options(arguments: argparse.Namespace, files: Sequence[Path]) -> None:
         raise ValueError("--explain is for pictures, but there are only videos: save the frame as a picture first.")
     if arguments.explain and arguments.decoding != "slots":
         raise ValueError(f"--explain needs the slots decoder: leave out --decoding {arguments.decoding}.")
-    labels = {label for name in arguments.formats for label in get_format(name).labels}
+    formats = [get_format(name) for name in arguments.formats]
+    check_derivable(formats, arguments.derive)
+    labels = {label for fmt in formats for label in fmt.labels}
     for label in arguments.curves or ():
         if label not in labels:
             raise ValueError(f"--curves {label}: none of the formats has this AU.")

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from au_llava.au_faces.crop import crop_face
 from au_llava.au_recognition.annotation import save_video
+from au_llava.au_recognition.derived import Derived
 from au_llava.au_recognition.neutral import Neutral
 from au_llava.au_recognition.pictures import first_faces, save_evidence, save_faces
 from au_llava.au_recognition.readings import Readings
@@ -50,7 +51,8 @@ def write_outputs(
     if arguments.explain:
         explained = explain_faces(model, processor, plan, first_faces(readings, arguments.picture_faces))
     rest = None if neutral is None else Neutral(readings, plan.formats, neutral)
-    summary = write_table(arguments.out, readings, rest, explained)
+    derived = Derived(readings, plan.formats, arguments.derive)
+    summary = write_table(arguments.out, readings, rest, explained, derived)
     if not summary.faces:
         raise ValueError(f"No face could be read in any of the {files} files.")
     Console().print(summary.table())
@@ -77,17 +79,22 @@ def explain_faces(model, processor, plan: Plan, faces: Iterable[dict]) -> list[E
 
 
 def write_table(
-    path: Path | None, readings: Readings, neutral: Neutral | None, explained: Iterable[Explained]
+    path: Path | None,
+    readings: Readings,
+    neutral: Neutral | None,
+    explained: Iterable[Explained],
+    derived: Derived,
 ) -> Summary:
     """Write the table, if a path is given, and sum it up."""
     formats = readings.plan.formats
     explanations = {(face["file"], face["face_id"]): reasons for face, _, reasons in explained}
-    summary = Summary(formats)
-    table = open_table(path, formats, neutral is not None) if path else nullcontext(lambda _: None)
+    summary = Summary(formats, derived.blinks)
+    table = open_table(path, formats, neutral is not None, derived.columns) if path else nullcontext(lambda _: None)
     with table as write:
         for face in readings:
             if neutral is not None:
                 neutral.add_change(face)
+            derived.add(face)
             add_reasons(face, explanations.get((face["file"], face["face_id"]), ()))
             write(face)
             summary.add(face)

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT
 from au_llava.au_recognition.runner import BAND, Plan
+from au_llava.au_runs.formats import as_stored
 from au_llava.au_runs.provenance import code_commit, weights_sha256
 
 PACKAGES = ("au-llava", "torch", "transformers", "pillow", "numpy", "opencv-python-headless", "av")
@@ -35,7 +36,7 @@ def plan_identity(plan: Plan, checkpoint: Mapping, detector: Mapping) -> dict:
     return {
         "checkpoint": checkpoint,
         "decoding": plan.decoding,
-        "formats": [fmt.name for fmt in plan.formats],
+        "formats": [as_stored(fmt) for fmt in plan.formats],
         "batch_size": plan.batch_size,
         "detector": detector,
         "files": hashlib.sha256(json.dumps(stats).encode()).hexdigest(),

@@ -81,3 +81,11 @@ def _with_border(image: Image.Image, lowest: np.ndarray, highest: np.ndarray) ->
     pixels = np.asarray(image.crop(tuple(inside)))
     (before_x, before_y), (after_x, after_y) = inside[:2] - lowest, highest - inside[2:]
     return Image.fromarray(np.pad(pixels, ((before_y, after_y), (before_x, after_x), (0, 0)), mode="edge"))
+
+
+def overlap(one: Sequence[float], other: Sequence[float]) -> float:
+    """Intersection over union of two boxes (left, top, width, height)."""
+    width = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
+    height = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
+    shared = max(width, 0) * max(height, 0)
+    return shared / (one[2] * one[3] + other[2] * other[3] - shared)

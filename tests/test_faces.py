@@ -151,6 +151,21 @@ def test_tiny_pictures_are_read_the_same_every_time(side):
     assert box[2] > side / 2
 
 
+@pytest.mark.parametrize("size", [(317, 233), (128, 320), (71, 65)])
+def test_answers_are_those_of_opencv(size):
+    """Pictures of up to 320 pixels are searched as they are."""
+    cv2 = pytest.importorskip("cv2")
+    picture = Image.fromarray(data.astronaut()).crop((100, 0, 400, 300)).resize(size, Image.Resampling.LANCZOS)
+    detector = YuNet()
+    [row] = cv2.FaceDetectorYN.create(str(detector.path), "", size, detect.MIN_CONFIDENCE).detect(
+        np.asarray(picture)[..., ::-1].copy()
+    )[1]
+    [face] = detector(picture)
+    np.testing.assert_allclose(face.box, row[:4], atol=1e-3)
+    np.testing.assert_allclose(np.ravel(face.eyes), row[4:8], atol=1e-3)
+    assert face.confidence == pytest.approx(row[14], abs=1e-5)
+
+
 def test_nothing_is_found_where_there_is_no_face():
     noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
     assert YuNet()(Image.fromarray(noise)) == []

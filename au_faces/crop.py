@@ -83,9 +83,10 @@ def _with_border(image: Image.Image, lowest: np.ndarray, highest: np.ndarray) ->
     return Image.fromarray(np.pad(pixels, ((before_y, after_y), (before_x, after_x), (0, 0)), mode="edge"))
 
 
-def overlap(one: Sequence[float], other: Sequence[float]) -> float:
-    """Intersection over union of two boxes (left, top, width, height)."""
-    width = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
-    height = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
-    shared = max(width, 0) * max(height, 0)
-    return shared / (one[2] * one[3] + other[2] * other[3] - shared)
+def overlap(box: Sequence[float], others: Sequence) -> np.ndarray:
+    """Intersection over union of a box (left, top, width, height) with one or several (..., 4)."""
+    box, others = np.asarray(box, dtype=float), np.asarray(others, dtype=float)
+    corner, size, corners, sizes = box[:2], box[2:], others[..., :2], others[..., 2:]
+    sides = np.minimum(corner + size, corners + sizes) - np.maximum(corner, corners)
+    shared = sides.clip(0).prod(axis=-1)
+    return shared / (size.prod() + sizes.prod(axis=-1) - shared)

@@ -10,6 +10,7 @@ from PIL import Image
 from au_llava.action_units import MAIN_FORMATS, AUFormat, get_format
 from au_llava.au_faces.detect import YuNet
 from au_llava.au_faces.media import Frame
+from au_llava.au_faces.track import Track
 from au_llava.au_recognition.reasons import Explanation, explain
 from au_llava.au_recognition.runner import Plan, read_frame, reading_of
 from au_llava.au_runs.checkpoints import load_checkpoint
@@ -31,7 +32,7 @@ class Reader:
         detector = YuNet()
         self.plan = Plan(
             parts=(),
-            find=lambda image, file, number: detector(image),
+            finder=lambda: Track(detector),
             size=self.processor.image_processor.crop_size["height"],
             formats=FORMATS,
             decoding="slots",

@@ -97,12 +97,12 @@ def test_eyes_that_cannot_be(eyes):
 
 
 def test_found_eyes_are_those_of_the_renderer():
-    """On frontal faces the detector's idea of an eye agrees with the renderer's to 5 % of the crop."""
+    """On frontal faces the detector's idea of an eye agrees with the renderer's to 6 % of the crop."""
     detector = YuNet()
     for seed in range(6):
-        picture, eyes, _ = scene(angle=10 * seed - 25, zoom=2, seed=seed)
+        picture, eyes, _ = scene(angle=10 * seed - 25, zoom=1.5, seed=seed)
         (face,) = detector(picture)
-        assert np.abs(np.array(face.eyes) - eyes).max() < 0.05 * 2 * SIDE
+        assert np.abs(np.array(face.eyes) - eyes).max() < 0.06 * 1.5 * SIDE
         assert face.confidence > 0.8
 
 

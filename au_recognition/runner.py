@@ -23,7 +23,7 @@ from au_llava.au_faces.follow import look_of
 from au_llava.au_faces.media import DamagedVideo, Frame, count_frames, is_video, video_frames
 from au_llava.au_runs.journal import Journal
 from au_llava.au_runs.progress import progress_bar
-from au_llava.image_processing_au_llava import load_face_image
+from au_llava.pictures_au_llava import load_face_image
 
 AHEAD = 2  # chunks whose faces are detected while the model reads another
 WORKERS = 4  # threads that detect faces

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from au_llava.au_faces.crop import EYE_DISTANCE, Point, crop_face
-from au_llava.image_processing_au_llava import load_reduced_image
+from au_llava.pictures_au_llava import load_reduced_image
 
 
 class Photo:

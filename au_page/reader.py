@@ -14,7 +14,7 @@ from au_llava.au_faces.track import Track
 from au_llava.au_recognition.reasons import Explanation, explain
 from au_llava.au_recognition.runner import Plan, read_frame, reading_of
 from au_llava.au_runs.checkpoints import load_checkpoint
-from au_llava.image_processing_au_llava import load_face_image, pictures_in
+from au_llava.pictures_au_llava import load_face_image, pictures_in
 
 FORMATS = tuple(map(get_format, MAIN_FORMATS))
 MOST_PIXELS = 50_000_000  # of an upload; a phone's picture has 12 to 50 million pixels

@@ -21,7 +21,7 @@ from au_llava.au_datasets.records import Defects
 from au_llava.au_faces.jpeg import jpeg_bytes
 from au_llava.au_readers.files import file_names
 from au_llava.au_runs.names import escaped
-from au_llava.image_processing_au_llava import load_face_image, open_image
+from au_llava.pictures_au_llava import load_face_image, open_image
 
 
 @dataclass(frozen=True)

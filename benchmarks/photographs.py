@@ -34,7 +34,7 @@ from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.commands import CommandParser
 from au_llava.au_runs.files import check_writable
 from au_llava.au_runs.progress import track
-from au_llava.image_processing_au_llava import load_face_image
+from au_llava.pictures_au_llava import load_face_image
 
 PEOPLE = 102  # of the whole set
 SUFFIXES = {"_03.jpg": False, "_08.jpg": True}  # end of a file's name -> whether the person smiles

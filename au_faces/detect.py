@@ -33,7 +33,6 @@ GRID = 32
 # picture; and a fine one, where small faces are suspected, or everywhere if small faces or none were found. Of 724
 # faces of 16 to 120 pixels that the fine search finds in pictures of 1350, the usual one finds or suspects 714.
 USUAL, NEAR, FINE = 704, 320, 1024
-DECODED = 640  # pixels of the longer side that are enough for the usual search
 SUSPECTED = 0.1  # confidence
 SMALL_FACE = 72  # pixels of a face's longer side in the picture that is searched
 # Pixels of a face's longer side in the picture that is searched. YuNet misses larger faces or misplaces their eyes: in
@@ -88,7 +87,7 @@ class YuNet:
 
     def survey(self, photo: Photo) -> list[Found]:
         """The faces of a picture, the largest first."""
-        image, factor = photo.at_least(DECODED)
+        image, factor = photo.at_least()
         usual, near = (self._search(image, factor, longest) for longest in (USUAL, NEAR))
         faces = _merged(usual, near)
         if factor * max(image.size) <= USUAL:

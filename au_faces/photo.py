@@ -10,6 +10,8 @@ from PIL import Image
 from au_llava.au_faces.crop import EYE_DISTANCE, Point, crop_face
 from au_llava.pictures_au_llava import load_reduced_image
 
+LEAST_SIDE = 640  # pixels that the longer side of an opened picture keeps: enough for the usual search for faces
+
 
 class Photo:
     """A picture that is opened when it is needed, and no larger than it is needed. Places are in pixels of the whole.
@@ -23,8 +25,11 @@ class Photo:
         self._source, self._name = source, name
         self._opened = (source, 1) if isinstance(source, Image.Image) else None
 
-    def at_least(self, side: float) -> tuple[Image.Image, int]:
+    def at_least(self, side: float = LEAST_SIDE) -> tuple[Image.Image, int]:
         """The picture, its longer side at least `side` pixels if it has as many, and how many times it was shrunk.
+
+        Args:
+            side: `LEAST_SIDE` or more; less counts as that.
 
         Raises:
             ValueError: it cannot be read.
@@ -32,7 +37,7 @@ class Photo:
         """
         if self._opened is None or (self._opened[1] > 1 and max(self._opened[0].size) < side):
             file = io.BytesIO(self._source) if isinstance(self._source, bytes) else self._source
-            self._opened = load_reduced_image(file, side, self._name)
+            self._opened = load_reduced_image(file, max(side, LEAST_SIDE), self._name)
         return self._opened
 
     def whole(self) -> Image.Image:
@@ -41,7 +46,7 @@ class Photo:
 
     def crop(self, eyes: Sequence[Point], size: int, margin: float = 0.0) -> Image.Image:
         """The face with these eyes, as `crop_face` cuts it, from as many pixels as the crop has. Raises as that."""
-        image, factor = self.at_least(0)
+        image, factor = self.at_least()
         distance = np.hypot(*np.subtract(*eyes))
         shrunk = max(1.0, distance / (EYE_DISTANCE * size))  # pixels of the whole picture per pixel of the crop
         image, factor = self.at_least(factor * max(image.size) / shrunk)

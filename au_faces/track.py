@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from au_llava.au_faces.crop import Face
-from au_llava.au_faces.detect import DECODED, Found, YuNet
+from au_llava.au_faces.detect import Found, YuNet
 from au_llava.au_faces.media import Frame
 from au_llava.au_faces.photo import Photo
 
@@ -36,7 +36,7 @@ class Track:
         Args:
             photo: the picture of `frame`.
         """
-        image, _ = photo.at_least(DECODED)
+        image, _ = photo.at_least()
         colors = np.asarray(image.resize(SAMPLES, Image.Resampling.NEAREST), dtype=float)
         self._frames = (self._frames + 1) % EVERY
         near = 0 <= frame.time - self._time <= LONGEST_GAP and np.abs(colors - self._colors).mean() < CUT

@@ -30,11 +30,12 @@ STRIDES = (8, 16, 32)  # pixels between the places of an answer, for each of the
 GRID = 32
 
 # Pixels that the longer side of a picture is shrunk to for a search: the usual one; one for faces that fill the
-# picture; and a fine one, where small faces are suspected, or everywhere if small faces or none were found. Of 724
-# faces of 16 to 120 pixels that the fine search finds in pictures of 1350, the usual one finds or suspects 714.
+# picture, where a large face is suspected or no face found; and a fine one, where small faces are suspected, or
+# everywhere if small faces or none were found. Of 724 faces of 16 to 120 pixels that the fine search finds in pictures
+# of 1350, the usual one finds or suspects 714; of 160 that fill their picture, all.
 USUAL, NEAR, FINE = 704, 320, 1024
 SUSPECTED = 0.1  # confidence
-SMALL_FACE = 72  # pixels of a face's longer side in the picture that is searched
+SMALL_FACE, LARGE_FACE = 72, 300  # pixels of a face's longer side in the usual search
 # Pixels of a face's longer side in the picture that is searched. YuNet misses larger faces or misplaces their eyes: in
 # 250 photographs of FairFace enlarged to 900 pixels, whose faces fill them, by 0.089 of the eyes' distance in the
 # median and 0.187 in the worst tenth (against MediaPipe's eyes). Searched at 320 pixels too, by 0.082 and 0.144.
@@ -88,7 +89,9 @@ class YuNet:
     def survey(self, photo: Photo) -> list[Found]:
         """The faces of a picture, the largest first."""
         image, factor = photo.at_least()
-        usual, near = (self._search(image, factor, longest) for longest in (USUAL, NEAR))
+        usual, near = self._search(image, factor, USUAL), []
+        if not _merged(usual) or max(each.shown for each in usual) > LARGE_FACE:
+            near = self._search(image, factor, NEAR)
         faces = _merged(usual, near)
         if factor * max(image.size) <= USUAL:
             return faces

@@ -131,7 +131,7 @@ def read_faces(model, processor, plan: Plan, folder: Path, identity: Mapping) ->
     with progress_bar(shown=state.is_main_process) as bar, journal.writer(state.process_index) as write:
         total = sum(map(plan.count, parts)) / (1 if by_part else processes)
         task = bar.add_task("reading faces", total=round(total))
-        with closing(ahead(_with_faces(plan, parts, is_wanted), AHEAD)) as chunks:
+        with closing(ahead(with_faces(plan, parts, is_wanted), AHEAD)) as chunks:
             for entry, frames in chunks:
                 _add_readings(model, processor, plan, frames)
                 for face in (face for frame in frames for face in frame["faces"]):
@@ -141,7 +141,7 @@ def read_faces(model, processor, plan: Plan, folder: Path, identity: Mapping) ->
     state.wait_for_everyone()
 
 
-def _with_faces(
+def with_faces(
     plan: Plan, parts: Sequence[int], is_wanted: Callable[[int, int], bool]
 ) -> Iterator[tuple[dict, list[dict]]]:
     """The wanted chunks, each as the head of its entry in the journal and its frames (see `_detected`)."""

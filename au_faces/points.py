@@ -6,16 +6,15 @@ that MediaPipe's landmarker has measured and on rendered heads, whose points are
 """
 
 import math
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from au_llava.au_faces.crop import Face, cut_square
+from au_llava.au_faces.photo import Photo
 from au_llava.au_runs.files import HOME
 
 MODEL = HOME / "assets" / "face_points.onnx"
@@ -39,29 +38,28 @@ class PlacedFace:
 
 
 class FacePoints:
-    """Places the points of faces. Needs OpenCV; may be shared by threads.
+    """Places the points of faces. Threads may share it.
 
     Raises:
-        ValueError: OpenCV is not installed.
+        ValueError: ONNX Runtime is not installed.
         FileNotFoundError: the model is missing.
     """
 
     def __init__(self, model: Path = MODEL):
         try:
-            import cv2
+            from onnxruntime import InferenceSession, SessionOptions
         except ImportError as error:
-            raise ValueError("Placing the eyes needs OpenCV: pip install 'au-llava[recognize]'.") from error
+            raise ValueError("Placing the eyes needs ONNX Runtime: pip install 'au-llava[recognize]'.") from error
         if not model.is_file():
             raise FileNotFoundError(f"There is no model of face points at {model}: restore it from the repository.")
-        content = np.frombuffer(model.read_bytes(), np.uint8)
-        self._create = lambda: cv2.dnn.readNetFromONNX(content)
-        self._of_thread = threading.local()  # OpenCV's networks hold the picture they look at
+        options = SessionOptions()
+        options.intra_op_num_threads = 1  # several pictures are looked at at once instead
+        self._network = InferenceSession(model.read_bytes(), options, providers=["CPUExecutionProvider"])
 
-    def __call__(self, image: Image.Image, guesses: Sequence[np.ndarray]) -> list[PlacedFace]:
+    def __call__(self, photo: Photo, guesses: Sequence[np.ndarray]) -> list[PlacedFace]:
         """Place the points of some faces of one picture.
 
         Args:
-            image: RGB.
             guesses: a rough (5, 2) for each face, in the order of `TEMPLATE`. Up to a fifth of the face's size off, and
                 turned by up to 20 degrees, is near enough.
 
@@ -71,19 +69,17 @@ class FacePoints:
         placed = [PlacedFace(np.asarray(guess, dtype=float), 1.0, np.eye(3)) for guess in guesses]
         for _ in range(PASSES if placed else 0):
             frames = [fit_frame(face.points) for face in placed]
-            placed = [_placed(row, *frame) for row, frame in zip(self._look(image, frames), frames, strict=True)]
+            crops = np.stack([_cut(photo, *frame) for frame in frames]).transpose(0, 3, 1, 2)
+            (answers,) = self._network.run(None, {"crops": crops})
+            placed = [_placed(row, *frame) for row, frame in zip(answers.astype(float), frames, strict=True)]
         return placed
 
-    def _look(self, image: Image.Image, frames: Sequence[tuple[complex, complex]]) -> np.ndarray:
-        """(N, 15) what the network says of the crops in these frames."""
-        crops = [
-            cut_square(image, _xy(corner), _xy(edge / abs(edge)), abs(edge) / SIDE, SIDE) for edge, corner in frames
-        ]
-        if not hasattr(self._of_thread, "network"):
-            self._of_thread.network = self._create()
-        batch = np.stack([np.asarray(crop, np.float32) for crop in crops]).transpose(0, 3, 1, 2)
-        self._of_thread.network.setInput(np.ascontiguousarray(batch))
-        return self._of_thread.network.forward().astype(float)
+
+def _cut(photo: Photo, edge: complex, corner: complex) -> np.ndarray:
+    """(SIDE, SIDE, 3) float32 in 0 to 255: the crop in a frame as `fit_frame` gives it."""
+    along, scale = edge / abs(edge), abs(edge) / SIDE
+    image, factor = photo.for_crop(scale)
+    return np.asarray(cut_square(image, _xy(corner / factor), _xy(along), scale / factor, SIDE), np.float32)
 
 
 def _xy(point: complex) -> tuple[float, float]:
@@ -147,20 +143,23 @@ def face_points() -> FacePoints:
     return FacePoints()
 
 
-def placed(image: Image.Image, faces: Sequence[Face]) -> list[Face]:
+def placed(photo: Photo, faces: Sequence[Face]) -> list[Face]:
     """Faces with better points and eyes, and with their pose.
 
     A face keeps its own, and gets no pose, if the network does not trust its answer or puts an eye outside the picture.
 
     Args:
-        image: RGB.
         faces: with `points`.
     """
-    answers = face_points()(image, [np.array(face.points) for face in faces])
-    return [_better(face, answer, image.size) for face, answer in zip(faces, answers, strict=True)]
+    if not faces:
+        return []
+    image, factor = photo.at_least()
+    size = factor * np.array(image.size)
+    answers = face_points()(photo, [np.array(face.points) for face in faces])
+    return [_better(face, answer, size) for face, answer in zip(faces, answers, strict=True)]
 
 
-def _better(face: Face, answer: PlacedFace, size: tuple[int, int]) -> Face:
+def _better(face: Face, answer: PlacedFace, size: np.ndarray) -> Face:
     eyes = answer.points[:2]
     if answer.confidence < TRUSTED or (eyes < 0).any() or (eyes > size).any():
         return face

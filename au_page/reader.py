@@ -10,10 +10,11 @@ from PIL import Image
 from au_llava.action_units import MAIN_FORMATS, AUFormat, get_format
 from au_llava.au_faces.detect import YuNet
 from au_llava.au_faces.media import Frame
+from au_llava.au_faces.track import Track
 from au_llava.au_recognition.reasons import Explanation, explain
 from au_llava.au_recognition.runner import Plan, read_frame, reading_of
 from au_llava.au_runs.checkpoints import load_checkpoint
-from au_llava.image_processing_au_llava import load_face_image, pictures_in
+from au_llava.pictures_au_llava import load_face_image, pictures_in
 
 FORMATS = tuple(map(get_format, MAIN_FORMATS))
 MOST_PIXELS = 50_000_000  # of an upload; a phone's picture has 12 to 50 million pixels
@@ -31,7 +32,7 @@ class Reader:
         detector = YuNet()
         self.plan = Plan(
             parts=(),
-            find=lambda image, file, number: detector(image),
+            finder=lambda: Track(detector),
             size=self.processor.image_processor.crop_size["height"],
             formats=FORMATS,
             decoding="slots",

@@ -46,7 +46,7 @@ class SlotsGraph(nn.Module):
         self.register_buffer("hidden", hidden[None, None])
         basis = torch.eye(model.config.text_config.hidden_size, dtype=model.dtype)
         self.register_buffer("head", model.token_logits(basis, self.tree.logit_tokens).T.detach())
-        self.calibrations = [Calibration.of(model.config.calibration, fmt) for fmt in formats]
+        self.calibrations = [Calibration.of(model.config.calibration, fmt, torch) for fmt in formats]
 
     def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         """`pixel_values` (images, 3, height, width) to format name -> (images, AUs, values) probabilities, float32."""

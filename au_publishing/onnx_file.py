@@ -27,7 +27,8 @@ from au_llava.au_runs.commands import CommandParser, run_command
 from au_llava.au_runs.files import HOME, check_writable
 from au_llava.au_runs.formats import FormatNames, choices
 from au_llava.calibration_au_llava import calibrate
-from au_llava.decoding_au_llava import chosen_formats, read_slots, slot_answers
+from au_llava.decoding_au_llava import read_slots
+from au_llava.readings_au_llava import chosen_formats, slot_answers
 
 METADATA_KEY = "au_llava"  # of the description in an ONNX file
 TOLERANCE = 1e-4  # of a probability

@@ -10,13 +10,13 @@ from functools import lru_cache
 
 import numpy as np
 from datasets import List, Value
-from PIL import Image
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS
 from au_llava.au_datasets.records import Defects
 from au_llava.au_datasets.weak_teacher import WeakTeacher
-from au_llava.au_faces.crop import Point, crop_face
+from au_llava.au_faces.crop import Point
 from au_llava.au_faces.landmarks import Landmarker, Measured
+from au_llava.au_faces.photo import Photo
 from au_llava.au_faces.table import NoRow
 from au_llava.au_readers.crops import Crop
 from au_llava.au_readers.source import Clip, Picture
@@ -39,34 +39,35 @@ class FoundFace:
 
     crop: Picture
     margin: float  # of the crop, as a share of its side without the margin
-    image: Image.Image
+    photo: Photo
     eyes: tuple[Point, Point]
 
     def measure(self) -> Measured | None:
         """Measure it with the landmarker; None if that finds no face."""
-        return landmarker()(crop_face(self.image, self.eyes, MEASURED_SIZE, MEASURED_MARGIN))
+        return landmarker()(self.photo.crop(self.eyes, MEASURED_SIZE, MEASURED_MARGIN))
 
 
 def find_face(picture: Picture, crop: Crop, where: str, defects: Defects) -> FoundFace | None:
     """The largest face of a picture; None, which is counted, if there is none or the picture cannot be read."""
     try:
-        image = picture.open()
+        photo = picture.photo()
+        photo.at_least()
     except (OSError, ValueError) as error:
         defects.add("pictures that cannot be read, left out", f"{where}: {error}")
         return None
     try:
-        eyes = crop.eyes(picture, image)
+        eyes = crop.eyes(picture, photo)
         if eyes is None:
             defects.add("pictures without a face, left out", where)
             return None
-        cut = crop.cut(image, eyes)
+        cut = crop.cut(photo, eyes)
     except NoRow as error:
         defects.add("pictures without a row in the table of faces, left out", f"{where}: {error}")
     except ValueError as error:
         defects.add("pictures with impossible positions of the eyes, left out", f"{where}: {error}")
     else:
         margin = (cut.width - crop.size) / 2 / crop.size
-        return FoundFace(Picture(picture.path, picture.number, cut), margin, image, eyes)
+        return FoundFace(Picture(picture.path, picture.number, cut), margin, photo, eyes)
     return None
 
 

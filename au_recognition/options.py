@@ -16,8 +16,8 @@ from au_llava.au_runs.commands import CommandParser
 from au_llava.au_runs.files import HOME, check_writable
 from au_llava.au_runs.formats import FormatNames, choices
 from au_llava.calibration_au_llava import PRIORS
-from au_llava.decoding_au_llava import DECODERS
 from au_llava.quantization_au_llava import QUANTIZATIONS
+from au_llava.readings_au_llava import DECODERS
 
 FIGURES = tuple(f".{name}" for name in FigureCanvasBase.filetypes)  # what Matplotlib writes
 EVIDENCE = (".png", ".pdf", ".svg")

@@ -24,7 +24,7 @@ from au_llava.au_recognition.timelines import save_timelines
 from au_llava.au_runs.files import write_json
 from au_llava.au_runs.names import escaped
 from au_llava.au_runs.progress import track
-from au_llava.image_processing_au_llava import load_face_image
+from au_llava.pictures_au_llava import load_face_image
 
 Explained = tuple[dict, Image.Image, list[Explanation]]  # a face, the crop that was read, its explanations
 

@@ -19,7 +19,7 @@ from au_llava.au_recognition.evidence import OUTLINE
 from au_llava.au_recognition.movement import movement
 from au_llava.au_recognition.tables import measure
 from au_llava.au_runs.names import escaped
-from au_llava.image_processing_au_llava import load_face_image
+from au_llava.pictures_au_llava import load_face_image
 
 COLUMNS, PANEL_SIDE, LINE = 4, 2.5, 58  # panels in a row of `save_evidence`, inches of one, characters under it
 DPI = 160

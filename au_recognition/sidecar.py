@@ -13,7 +13,7 @@ from au_llava.au_recognition.runner import BAND, Plan
 from au_llava.au_runs.formats import as_stored
 from au_llava.au_runs.provenance import code_commit, weights_sha256
 
-PACKAGES = ("au-llava", "torch", "transformers", "pillow", "numpy", "opencv-python-headless", "av")
+PACKAGES = ("au-llava", "torch", "transformers", "pillow", "numpy", "onnxruntime", "av")
 
 
 def checkpoint_identity(name: str, model) -> dict:

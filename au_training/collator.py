@@ -23,7 +23,7 @@ from PIL import ImageOps
 from au_llava.action_units import AUFormat, add_format, get_format, own_formats, round_to_scale, write_answer
 from au_llava.au_training.augmentation import mirrored_values, plain_crop, strongly_varied_image, varied_image
 from au_llava.au_training.loss import IGNORED, value_target
-from au_llava.image_processing_au_llava import load_face_image
+from au_llava.pictures_au_llava import load_face_image
 from au_llava.slot_tree_au_llava import compile_slots
 
 CAUSAL_LOSSES = ("answer", "values")

@@ -30,9 +30,9 @@ from au_llava.au_runs.commands import CommandParser, run_command
 from au_llava.au_runs.formats import FormatNames, choices
 from au_llava.au_runs.manifests import read_training_manifest, training_manifest, write_training_manifest
 from au_llava.au_training.augmentation import mirrored_values, varied_image
-from au_llava.image_processing_au_llava import load_face_image
 from au_llava.metrics_au import score
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
+from au_llava.pictures_au_llava import load_face_image
 from au_llava.processing_au_llava import AuLlavaProcessor
 
 PLACE_SCALE, MOVE_SCALE = 0.15, 0.02  # crop widths: typical spread of landmarks, and of how far AUs move them

@@ -19,8 +19,8 @@ from au_llava.au_runs.formats import FormatNames, choices
 from au_llava.au_runs.manifests import read_training_manifest
 from au_llava.au_runs.provenance import code_commit, content_hashes
 from au_llava.calibration_au_llava import PRIORS
-from au_llava.decoding_au_llava import DECODERS
 from au_llava.quantization_au_llava import QUANTIZATIONS
+from au_llava.readings_au_llava import DECODERS
 
 SCHEMA_VERSION = 2  # of results.json and matrix.json
 PACKAGES = ("au-llava", "torch", "transformers", "datasets", "numpy", "scikit-learn")

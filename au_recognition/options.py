@@ -68,6 +68,12 @@ def _add_faces(parser: CommandParser) -> None:
     )
     add("--no-detect", action="store_true", help="the pictures are face crops already: take them whole")
     add(
+        "--max-yaw",
+        type=float,
+        metavar="DEGREES",
+        help="leave out faces turned further to a side (default: none; see the columns pose_Rx, pose_Ry and pose_Rz)",
+    )
+    add(
         "--faces",
         type=Path,
         metavar="CSV",
@@ -131,6 +137,8 @@ def check_options(arguments: argparse.Namespace, files: Sequence[Path]) -> None:
     counts = (arguments.batch_size, arguments.every, arguments.picture_faces)
     if min(counts) < 1 or (arguments.fps is not None and arguments.fps <= 0):
         raise ValueError("--batch-size, --every, --fps and --picture-faces must be positive.")
+    if arguments.max_yaw is not None and not 0 < arguments.max_yaw <= 90:
+        raise ValueError(f"--max-yaw {arguments.max_yaw:g}: give degrees between 0 and 90.")
     if arguments.out is None and PartialState().num_processes > 1:
         raise ValueError("Several processes need a file in which their work meets: add --out.")
     videos = [file for file in files if is_video(file)]

@@ -58,12 +58,15 @@ def write_outputs(
     Console().print(summary.table())
     if arguments.out:
         counts = {"files": files, "faces": summary.faces, "frames_without_face": summary.frames_without}
+        counts["faces_turned_away"] = readings.turned()
         said = {escaped(file): escaped(problem) for file, problem in problems.items()}
         content = sidecar(readings.journal.identity, arguments.neutral, counts, said, left_out, str(model.device))
         write_json(arguments.out.with_name(f"{arguments.out.name}.provenance.json"), content)
         print(f"Written: {arguments.out} ({summary.faces + summary.frames_without} rows)")
     for path in draw(arguments, readings, explained):
         print(f"Written: {path}")
+    if turned := readings.turned():
+        print(f"{turned} faces turned further than --max-yaw were left out.", file=sys.stderr)
     if problems:
         print(f"{len(problems)} of {files} files could not be read in full or show no face.", file=sys.stderr)
     return 1 if problems else 0

@@ -22,6 +22,7 @@ from au_llava.au_faces.crop import Face
 from au_llava.au_faces.follow import look_of
 from au_llava.au_faces.media import DamagedVideo, Frame, count_frames, is_video, video_frames
 from au_llava.au_faces.photo import Photo
+from au_llava.au_faces.points import with_pose
 from au_llava.au_runs.ahead import ahead
 from au_llava.au_runs.journal import Journal
 from au_llava.au_runs.progress import progress_bar
@@ -44,6 +45,7 @@ class Plan:
         size: side of a face crop in pixels.
         every, fps: of a video, take one frame of `every`, or `fps` frames per second.
         distributions: whether to store whole distributions.
+        max_yaw: degrees; faces turned further to a side, or by an unknown angle, are left out.
     """
 
     parts: tuple[tuple[Path, ...] | Path, ...]
@@ -55,6 +57,7 @@ class Plan:
     every: int = 1
     fps: float | None = None
     distributions: bool = False
+    max_yaw: float | None = None
 
     def is_video(self, part: int) -> bool:
         return isinstance(self.parts[part], Path)
@@ -179,9 +182,15 @@ def _head(part: int, chunk: int, last: bool, problem: str | None = None) -> dict
 def _detected(plan: Plan, frame: Frame, find: Find) -> dict:
     """A frame as the journal holds it, before the model reads it; each face has its `crop` besides."""
     entry = {"file": str(frame.file), "frame": frame.number, "time": round(frame.time, 4), "faces": [], "problem": None}
+    entry["turned"] = 0  # faces that were left out
     try:
         photo = Photo(frame.file if frame.image is None else frame.image)
         for face in find(photo, frame):
+            if face.points is None:  # no detector found it
+                face = with_pose(photo, face)
+            if not _is_read(face, plan.max_yaw):
+                entry["turned"] += 1
+                continue
             crop = photo.whole() if face.eyes is None else photo.crop(face.eyes, plan.size)
             entry["faces"].append(
                 {
@@ -189,6 +198,7 @@ def _detected(plan: Plan, frame: Frame, find: Find) -> dict:
                     "box": np.round(face.box, 2).tolist(),
                     "confidence": face.confidence and round(face.confidence, 4),
                     "face_id": face.face_id,
+                    "pose": None if face.pose is None else np.round(face.pose, 4).tolist(),
                     "look": base64.b64encode(look_of(crop).tobytes()).decode(),
                     "crop": crop,
                 }
@@ -196,6 +206,10 @@ def _detected(plan: Plan, frame: Frame, find: Find) -> dict:
     except (ValueError, OSError) as error:
         entry["problem"] = str(error)
     return entry
+
+
+def _is_read(face: Face, max_yaw: float | None) -> bool:
+    return max_yaw is None or (face.pose is not None and abs(np.degrees(face.pose[1])) <= max_yaw)
 
 
 def _add_readings(model, processor, plan: Plan, frames: Sequence[dict]) -> None:

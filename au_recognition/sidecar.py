@@ -43,6 +43,7 @@ def plan_identity(plan: Plan, checkpoint: Mapping, detector: Mapping) -> dict:
         "every": plan.every,
         "fps": plan.fps,
         "distributions": plan.distributions,
+        "max_yaw": plan.max_yaw,
     }
 
 

@@ -19,8 +19,9 @@ from au_llava.au_runs.names import escaped
 
 BOX = ("FaceRectX", "FaceRectY", "FaceRectWidth", "FaceRectHeight")
 EYES = ("eye_right_x", "eye_right_y", "eye_left_x", "eye_left_y")
+POSE = ("pose_Rx", "pose_Ry", "pose_Rz")  # radians, OpenFace's signs (au_faces/points.py)
 INTEGERS = ("frame", "face_id", "success")
-FACE_COLUMNS = ("file", "frame", "face_id", "timestamp", "confidence", "success", *BOX, "FaceScore", *EYES)
+FACE_COLUMNS = ("file", "frame", "face_id", "timestamp", "confidence", "success", *BOX, "FaceScore", *EYES, *POSE)
 SUFFIXES = (".csv", ".parquet", ".jsonl")
 ROWS_AT_ONCE = 2000  # that are written to a Parquet file together
 
@@ -108,6 +109,7 @@ def _row(face: Mapping, columns: Mapping[str, tuple[str, int, str] | None]) -> d
     eyes = (None,) * 4 if face["eyes"] is None else [number for eye in face["eyes"] for number in eye]
     row |= {"confidence": face["confidence"], "success": 1, **dict(zip(BOX, face["box"], strict=True))}
     row |= {"FaceScore": face["confidence"], **dict(zip(EYES, eyes, strict=True))}
+    row |= zip(POSE, face["pose"] or (None,) * 3, strict=True)
     for column, source in columns.items():
         if source is None:
             row[column] = face["derived"][column]

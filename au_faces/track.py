@@ -7,6 +7,7 @@ from au_llava.au_faces.crop import Face
 from au_llava.au_faces.detect import Found, YuNet
 from au_llava.au_faces.media import Frame
 from au_llava.au_faces.photo import Photo
+from au_llava.au_faces.points import placed
 
 EVERY = (
     8  # frames, of which one is searched as a whole: a face that enters is found a quarter of a second later at most
@@ -44,4 +45,4 @@ class Track:
         if not (near and self._frames) or len(found) < len(self._found):
             found, self._frames = self._detector.survey(photo), 0
         self._found, self._time, self._colors = found, frame.time, colors
-        return [each.face for each in found]
+        return placed(photo, [each.face for each in found])

@@ -37,6 +37,7 @@ from au_llava.au_faces.crop import Face
 from au_llava.au_faces.detect import YUNET_SHA256, YuNet
 from au_llava.au_faces.media import Frame
 from au_llava.au_faces.photo import Photo
+from au_llava.au_faces.points import MODEL
 from au_llava.au_faces.table import FacesTable
 from au_llava.au_faces.track import Track
 from au_llava.au_recognition.inputs import find_files
@@ -141,7 +142,8 @@ def face_finder(arguments: argparse.Namespace, files: Sequence[Path]) -> tuple[C
     if arguments.no_detect or arguments.detector == "none":
         return lambda: whole_picture, {"name": "none"}
     detector = YuNet(arguments.detector)
-    return lambda: Track(detector), {"name": "yunet", "sha256": YUNET_SHA256}
+    hashes = {"sha256": YUNET_SHA256, "points_sha256": sha256_of(MODEL)}
+    return lambda: Track(detector), {"name": "yunet", **hashes}
 
 
 def whole_picture(photo: Photo, _: Frame) -> list[Face]:

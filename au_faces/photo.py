@@ -44,13 +44,13 @@ class Photo:
         """The picture as it is. Raises as `at_least`."""
         return self.at_least(np.inf)[0]
 
-    def for_crop(self, scale: float) -> tuple[Image.Image, int]:
-        """As `at_least`, for a crop each of whose pixels covers `scale` pixels of the whole picture."""
+    def showing(self, eyes: Sequence[Point], size: int) -> tuple[Image.Image, int]:
+        """As `at_least`, with as many pixels of the face with these eyes as a crop of `size` has, if there are."""
         image, factor = self.at_least()
-        return self.at_least(factor * max(image.size) / max(1.0, scale))
+        shrunk = np.hypot(*np.subtract(*eyes)) / (EYE_DISTANCE * size)  # pixels of the whole per pixel of the crop
+        return self.at_least(factor * max(image.size) / max(1.0, shrunk))
 
     def crop(self, eyes: Sequence[Point], size: int, margin: float = 0.0) -> Image.Image:
-        """The face with these eyes, as `crop_face` cuts it, from as many pixels as the crop has. Raises as that."""
-        distance = np.hypot(*np.subtract(*eyes))
-        image, factor = self.for_crop(distance / (EYE_DISTANCE * size))
+        """The face with these eyes, as `crop_face` cuts it. Raises as that."""
+        image, factor = self.showing(eyes, size)
         return crop_face(image, np.asarray(eyes) / factor, size, margin)

@@ -13,8 +13,10 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT, Face, cut_square
+from au_llava.au_faces.network import open_network
 from au_llava.au_faces.photo import Photo
 from au_llava.au_runs.files import HOME
 
@@ -47,20 +49,15 @@ class FacePoints:
     """
 
     def __init__(self, model: Path = MODEL):
-        try:
-            from onnxruntime import InferenceSession, SessionOptions
-        except ImportError as error:
-            raise ValueError("Placing the eyes needs ONNX Runtime: pip install 'au-llava[recognize]'.") from error
         if not model.is_file():
             raise FileNotFoundError(f"There is no model of face points at {model}: restore it from the repository.")
-        options = SessionOptions()
-        options.intra_op_num_threads = 1  # several pictures are looked at at once instead
-        self._network = InferenceSession(model.read_bytes(), options, providers=["CPUExecutionProvider"])
+        self._network = open_network(model.read_bytes())
 
-    def __call__(self, photo: Photo, guesses: Sequence[np.ndarray]) -> list[PlacedFace]:
+    def __call__(self, image: Image.Image, guesses: Sequence[np.ndarray]) -> list[PlacedFace]:
         """Place the points of some faces of one picture.
 
         Args:
+            image: RGB.
             guesses: a rough (5, 2) for each face, in the order of `TEMPLATE`. Up to a fifth of the face's size off, and
                 turned by up to 20 degrees, is near enough.
 
@@ -70,17 +67,16 @@ class FacePoints:
         placed = [PlacedFace(np.asarray(guess, dtype=float), 1.0, np.eye(3)) for guess in guesses]
         for _ in range(PASSES if placed else 0):
             frames = [fit_frame(face.points) for face in placed]
-            crops = np.stack([_cut(photo, *frame) for frame in frames]).transpose(0, 3, 1, 2)
-            (answers,) = self._network.run(None, {"crops": crops})
-            placed = [_placed(row, *frame) for row, frame in zip(answers.astype(float), frames, strict=True)]
+            placed = [_placed(row, *frame) for row, frame in zip(self._look(image, frames), frames, strict=True)]
         return placed
 
-
-def _cut(photo: Photo, edge: complex, corner: complex) -> np.ndarray:
-    """(SIDE, SIDE, 3) float32 in 0 to 255: the crop in a frame as `fit_frame` gives it."""
-    along, scale = edge / abs(edge), abs(edge) / SIDE
-    image, factor = photo.for_crop(scale)
-    return np.asarray(cut_square(image, _xy(corner / factor), _xy(along), scale / factor, SIDE), np.float32)
+    def _look(self, image: Image.Image, frames: Sequence[tuple[complex, complex]]) -> np.ndarray:
+        """(N, 15) what the network says of the crops in these frames."""
+        crops = [
+            cut_square(image, _xy(corner), _xy(edge / abs(edge)), abs(edge) / SIDE, SIDE) for edge, corner in frames
+        ]
+        batch = np.stack([np.asarray(crop, np.float32) for crop in crops]).transpose(0, 3, 1, 2)
+        return self._network.run(None, {"crops": np.ascontiguousarray(batch)})[0].astype(float)
 
 
 def _xy(point: complex) -> tuple[float, float]:
@@ -150,14 +146,15 @@ def placed(photo: Photo, faces: Sequence[Face]) -> list[Face]:
     A face keeps its own, and gets no pose, if the network does not trust its answer or puts an eye outside the picture.
 
     Args:
+        photo: the picture of the faces.
         faces: with `points`.
     """
     if not faces:
         return []
-    image, factor = photo.at_least()
-    size = factor * np.array(image.size)
-    answers = face_points()(photo, [np.array(face.points) for face in faces])
-    return [_better(face, answer, size) for face, answer in zip(faces, answers, strict=True)]
+    smallest = min(faces, key=lambda face: np.hypot(*np.subtract(*face.eyes)))
+    image, factor = photo.showing(smallest.eyes, SIDE)
+    answers = face_points()(image, [np.array(face.points) / factor for face in faces])
+    return [_better(face, answer, image.size, factor) for face, answer in zip(faces, answers, strict=True)]
 
 
 def with_pose(photo: Photo, face: Face) -> Face:
@@ -175,13 +172,14 @@ def with_pose(photo: Photo, face: Face) -> Face:
     right, left = np.array(eyes) @ [1, 1j]
     template = TEMPLATE @ [1, 1j]
     guess = right + (template - template[0]) * (left - right) / (template[1] - template[0])
-    [answer] = face_points()(photo, [np.stack([guess.real, guess.imag], axis=1)])
+    image, factor = photo.showing(eyes, SIDE)
+    [answer] = face_points()(image, [np.stack([guess.real, guess.imag], axis=1) / factor])
     return face if answer.confidence < TRUSTED else replace(face, pose=head_pose(answer.rotation))
 
 
-def _better(face: Face, answer: PlacedFace, size: np.ndarray) -> Face:
+def _better(face: Face, answer: PlacedFace, size: tuple[int, int], factor: int) -> Face:
     eyes = answer.points[:2]
     if answer.confidence < TRUSTED or (eyes < 0).any() or (eyes > size).any():
         return face
-    points = tuple(map(tuple, answer.points.tolist()))
+    points = tuple(map(tuple, (factor * answer.points).tolist()))
     return replace(face, eyes=points[:2], points=points, pose=head_pose(answer.rotation))

@@ -142,8 +142,8 @@ def face_finder(arguments: argparse.Namespace, files: Sequence[Path]) -> tuple[C
     if arguments.no_detect or arguments.detector == "none":
         return lambda: whole_picture, {"name": "none"}
     detector = YuNet(arguments.detector)
-    content = {"sha256": YUNET_SHA256, "face_points_sha256": sha256_of(MODEL)}
-    return lambda: Track(detector), {"name": "yunet", **content}
+    hashes = {"sha256": YUNET_SHA256, "points_sha256": sha256_of(MODEL)}
+    return lambda: Track(detector), {"name": "yunet", **hashes}
 
 
 def whole_picture(photo: Photo, _: Frame) -> list[Face]:

@@ -77,7 +77,7 @@ def test_places_eyes_of_rendered_heads_from_rough_guesses():
     for number in range(6):
         image, truth, rotation = head(number, yaw=(-25, -10, 0, 5, 15, 30)[number], roll=(0, 10, -12, 4, -6, 0)[number])
         guess = truth + noise.normal(0, 0.1, (5, 2)) * np.linalg.norm(truth[1] - truth[0])
-        (answer,) = face_points()(Photo(image), [guess])
+        (answer,) = face_points()(image, [guess])
         assert answer.confidence > 0.9
         assert eye_errors(answer.points, truth).max() < 0.12
         assert np.degrees(np.abs(np.subtract(head_pose(answer.rotation), head_pose(rotation)))).max() < 12
@@ -86,7 +86,7 @@ def test_places_eyes_of_rendered_heads_from_rough_guesses():
 def test_pose_follows_the_head():
     def pose(**view):
         image, truth, _ = head(2, **view)
-        return np.degrees(head_pose(face_points()(Photo(image), [truth])[0].rotation))
+        return np.degrees(head_pose(face_points()(image, [truth])[0].rotation))
 
     assert pose(yaw=30)[1] - pose(yaw=-30)[1] < -40  # `View` counts to the subject's left, OpenFace to the right
     assert pose(pitch=20)[0] - pose(pitch=-20)[0] < -20  # up is negative
@@ -97,17 +97,17 @@ def test_scale_and_place_of_the_picture_do_not_matter():
     image, truth, _ = head(3)
     large = Image.new("RGB", (900, 700), (90, 120, 80))
     large.paste(image.resize((480, 480), Image.Resampling.BICUBIC), (300, 100))
-    alone, pasted = face_points()(Photo(image), [truth])[0], face_points()(Photo(large), [2 * truth + [300, 100]])[0]
+    alone, pasted = face_points()(image, [truth])[0], face_points()(large, [2 * truth + [300, 100]])[0]
     assert (pasted.points - [300, 100]) / 2 == pytest.approx(alone.points, abs=0.03 * SIZE * 0.2)
 
 
 def test_faces_of_a_picture_are_placed_as_each_alone():
     image, truth, _ = head(4)
     guesses = [truth + 3, truth - 2]
-    together = face_points()(Photo(image), guesses)
+    together = face_points()(image, guesses)
     for guess, answer in zip(guesses, together, strict=True):
-        assert answer.points == pytest.approx(face_points()(Photo(image), [guess])[0].points, abs=1e-3)
-    assert face_points()(Photo(image), []) == []
+        assert answer.points == pytest.approx(face_points()(image, [guess])[0].points, abs=1e-3)
+    assert face_points()(image, []) == []
 
 
 def test_what_shows_no_face_keeps_its_points_and_has_no_pose():

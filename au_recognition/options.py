@@ -4,20 +4,17 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from accelerate import PartialState
-from matplotlib.backend_bases import FigureCanvasBase
-
 from au_llava.action_units import FORMATS, MAIN_FORMATS, get_format
 from au_llava.au_faces.detect import DETECTORS
 from au_llava.au_faces.media import is_video
+from au_llava.au_recognition.engines import ENGINES
 from au_llava.au_recognition.tables import SUFFIXES
-from au_llava.au_runs.commands import CommandParser
+from au_llava.au_runs.commands import QUANTIZATIONS, CommandParser
 from au_llava.au_runs.files import HOME, check_writable
+from au_llava.au_runs.processes import processes
 from au_llava.calibration_au_llava import PRIORS
-from au_llava.quantization_au_llava import QUANTIZATIONS
 from au_llava.readings_au_llava import DECODERS
 
-FIGURES = tuple(f".{name}" for name in FigureCanvasBase.filetypes)  # what Matplotlib writes
 EVIDENCE = (".png", ".pdf", ".svg")
 VIDEOS = (".mp4", ".mkv", ".mov")
 
@@ -43,6 +40,13 @@ def make_parser(description: str) -> CommandParser:
         "--prior",
         choices=PRIORS,
         help="calibrate for faces like these, which differ in how often AUs occur (default: the checkpoint's choice)",
+    )
+    add(
+        "--engine",
+        choices=ENGINES,
+        help="what computes: onnx (ONNX Runtime; default where installed, for slots, formats in the checkpoint's ONNX "
+        "file, without a GPU, --quantize and --explain) or torch (PyTorch). With --engine onnx a missing file is made "
+        "once",
     )
     add("--batch-size", type=int, metavar="N", default=16, help="faces per forward pass (default: 16)")
     add("--quantize", choices=QUANTIZATIONS, help="load the language model in 8 or 4 bits, with bitsandbytes")
@@ -118,7 +122,7 @@ def check_options(arguments: argparse.Namespace, files: Sequence[Path]) -> None:
     counts = (arguments.batch_size, arguments.every, arguments.picture_faces)
     if min(counts) < 1 or (arguments.fps is not None and arguments.fps <= 0):
         raise ValueError("--batch-size, --every, --fps and --picture-faces must be positive.")
-    if arguments.out is None and PartialState().num_processes > 1:
+    if arguments.out is None and processes().num_processes > 1:
         raise ValueError("Several processes need a file in which their work meets: add --out.")
     videos = [file for file in files if is_video(file)]
     if arguments.picture and len(videos) == len(files):
@@ -142,7 +146,8 @@ def check_options(arguments: argparse.Namespace, files: Sequence[Path]) -> None:
 
 def _check_outputs(arguments: argparse.Namespace, files: Sequence[Path]) -> None:
     """Refuse outputs that cannot be written, or that would overwrite an input or another output."""
-    suffixes = {"out": SUFFIXES, "picture": FIGURES, "explain": EVIDENCE, "timeline": FIGURES, "video": VIDEOS}
+    figures = _figures() if arguments.picture or arguments.timeline else ()
+    suffixes = {"out": SUFFIXES, "picture": figures, "explain": EVIDENCE, "timeline": figures, "video": VIDEOS}
     inputs = [*files, *(Path(option) for option in (arguments.faces, arguments.neutral) if option)]
     taken = {file.resolve(): "is read" for file in inputs}
     for option, allowed in suffixes.items():
@@ -155,3 +160,10 @@ def _check_outputs(arguments: argparse.Namespace, files: Sequence[Path]) -> None
             raise ValueError(f"--{option} {path}: the same file {taken[path.resolve()]}; choose another name.")
         taken[path.resolve()] = f"is written by --{option}"
         check_writable(path)
+
+
+def _figures() -> tuple[str, ...]:
+    """The suffixes that Matplotlib writes."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    return tuple(f".{name}" for name in FigureCanvasBase.filetypes)

@@ -4,22 +4,19 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from accelerate import PartialState
-from matplotlib.backend_bases import FigureCanvasBase
-
 from au_llava.action_units import MAIN_FORMATS, get_format
 from au_llava.au_faces.detect import DETECTORS
 from au_llava.au_faces.media import is_video
 from au_llava.au_recognition.derived import SETS, check_derivable
+from au_llava.au_recognition.engines import ENGINES
 from au_llava.au_recognition.tables import SUFFIXES
-from au_llava.au_runs.commands import CommandParser
+from au_llava.au_runs.commands import QUANTIZATIONS, CommandParser
 from au_llava.au_runs.files import HOME, check_writable
 from au_llava.au_runs.formats import FormatNames, choices
+from au_llava.au_runs.processes import processes
 from au_llava.calibration_au_llava import PRIORS
-from au_llava.quantization_au_llava import QUANTIZATIONS
 from au_llava.readings_au_llava import DECODERS
 
-FIGURES = tuple(f".{name}" for name in FigureCanvasBase.filetypes)  # what Matplotlib writes
 EVIDENCE = (".png", ".pdf", ".svg")
 VIDEOS = (".mp4", ".mkv", ".mov")
 
@@ -47,6 +44,13 @@ def make_parser(description: str) -> CommandParser:
         "--prior",
         choices=PRIORS,
         help="calibrate for faces like these, which differ in how often AUs occur (default: the checkpoint's choice)",
+    )
+    add(
+        "--engine",
+        choices=ENGINES,
+        help="what computes: onnx (ONNX Runtime; default where installed, for slots, formats in the checkpoint's ONNX "
+        "file, without a GPU, --quantize and --explain) or torch (PyTorch). With --engine onnx a missing file is made "
+        "once",
     )
     add("--batch-size", type=int, metavar="N", default=16, help="faces per forward pass (default: 16)")
     add("--quantize", choices=QUANTIZATIONS, help="load the language model in 8 or 4 bits, with bitsandbytes")
@@ -139,7 +143,7 @@ def check_options(arguments: argparse.Namespace, files: Sequence[Path]) -> None:
         raise ValueError("--batch-size, --every, --fps and --picture-faces must be positive.")
     if arguments.max_yaw is not None and not 0 < arguments.max_yaw <= 90:
         raise ValueError(f"--max-yaw {arguments.max_yaw:g}: give degrees between 0 and 90.")
-    if arguments.out is None and PartialState().num_processes > 1:
+    if arguments.out is None and processes().num_processes > 1:
         raise ValueError("Several processes need a file in which their work meets: add --out.")
     videos = [file for file in files if is_video(file)]
     if arguments.picture and len(videos) == len(files):
@@ -165,7 +169,8 @@ def check_options(arguments: argparse.Namespace, files: Sequence[Path]) -> None:
 
 def _check_outputs(arguments: argparse.Namespace, files: Sequence[Path]) -> None:
     """Refuse outputs that cannot be written, or that would overwrite an input or another output."""
-    suffixes = {"out": SUFFIXES, "picture": FIGURES, "explain": EVIDENCE, "timeline": FIGURES, "video": VIDEOS}
+    figures = _figures() if arguments.picture or arguments.timeline else ()
+    suffixes = {"out": SUFFIXES, "picture": figures, "explain": EVIDENCE, "timeline": figures, "video": VIDEOS}
     inputs = [*files, *(Path(option) for option in (arguments.faces, arguments.neutral) if option)]
     taken = {file.resolve(): "is read" for file in inputs}
     for option, allowed in suffixes.items():
@@ -178,3 +183,10 @@ def _check_outputs(arguments: argparse.Namespace, files: Sequence[Path]) -> None
             raise ValueError(f"--{option} {path}: the same file {taken[path.resolve()]}; choose another name.")
         taken[path.resolve()] = f"is written by --{option}"
         check_writable(path)
+
+
+def _figures() -> tuple[str, ...]:
+    """The suffixes that Matplotlib writes."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    return tuple(f".{name}" for name in FigureCanvasBase.filetypes)

@@ -2,11 +2,14 @@
 
 import base64
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
 from au_llava.au_faces.follow import follow
+from au_llava.au_faces.media import is_video
 from au_llava.au_recognition.runner import Plan
 from au_llava.au_runs.journal import Journal
 
@@ -74,6 +77,11 @@ class Readings:
     def turned(self) -> int:
         """How many faces were left out, since they are turned too far to a side."""
         return sum(frame["turned"] for entry in self.entries() for frame in entry["frames"])
+
+
+def first_faces(faces: Iterable[dict], most: int) -> list[dict]:
+    """The faces that are drawn: the first `most` of those in pictures, not videos."""
+    return list(islice((face for face in faces if not is_video(Path(face["file"]))), most))
 
 
 def _look(face: dict) -> tuple:

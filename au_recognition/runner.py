@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from accelerate import PartialState
 
 from au_llava.action_units import AUFormat
 from au_llava.au_faces.crop import Face
@@ -25,6 +24,7 @@ from au_llava.au_faces.photo import Photo
 from au_llava.au_faces.points import with_pose
 from au_llava.au_runs.ahead import ahead
 from au_llava.au_runs.journal import Journal
+from au_llava.au_runs.processes import processes
 from au_llava.au_runs.progress import progress_bar
 
 AHEAD = 2  # chunks whose faces are found while the model reads another
@@ -105,10 +105,11 @@ def unfinished_parts(journal: Journal, plan: Plan) -> list[int]:
     ]
 
 
-def read_faces(model, processor, plan: Plan, folder: Path, identity: Mapping) -> None:
+def read_faces(engine, plan: Plan, folder: Path, identity: Mapping) -> None:
     """Read whatever is planned and not yet in the journal. Several accelerate processes each take a share.
 
     Args:
+        engine: see engines.py.
         folder: of the journal; all processes must see the same one.
         identity: what the numbers depend on; the journal of a run with another one is refused.
 
@@ -116,14 +117,14 @@ def read_faces(model, processor, plan: Plan, folder: Path, identity: Mapping) ->
         ValueError: `folder` holds another run's journal.
         OSError: `folder` cannot be written.
     """
-    state = PartialState()
+    state = processes()
     journal = open_journal(folder, identity)
     state.wait_for_everyone()  # all processes have read the journal before one writes
-    processes = state.num_processes
-    by_part = len(plan.parts) >= processes  # otherwise every process decodes a video and takes a share of its frames
+    # With fewer parts than processes, every process decodes a video and takes a share of its frames.
+    by_part = len(plan.parts) >= state.num_processes
 
     def is_mine(part: int, chunk: int) -> bool:
-        return (part if by_part else part + chunk) % processes == state.process_index
+        return (part if by_part else part + chunk) % state.num_processes == state.process_index
 
     parts = [part for part in unfinished_parts(journal, plan) if not by_part or is_mine(part, 0)]
     done = {(part, chunk) for part, chunk, _ in journal}
@@ -132,11 +133,11 @@ def read_faces(model, processor, plan: Plan, folder: Path, identity: Mapping) ->
         return is_mine(part, chunk) and (part, chunk) not in done
 
     with progress_bar(shown=state.is_main_process) as bar, journal.writer(state.process_index) as write:
-        total = sum(map(plan.count, parts)) / (1 if by_part else processes)
+        total = sum(map(plan.count, parts)) / (1 if by_part else state.num_processes)
         task = bar.add_task("reading faces", total=round(total))
         with closing(ahead(with_faces(plan, parts, is_wanted), AHEAD)) as chunks:
             for entry, frames in chunks:
-                _add_readings(model, processor, plan, frames)
+                _add_readings(engine, plan, frames)
                 for face in (face for frame in frames for face in frame["faces"]):
                     del face["crop"]
                 write({**entry, "frames": frames})
@@ -212,30 +213,30 @@ def _is_read(face: Face, max_yaw: float | None) -> bool:
     return max_yaw is None or (face.pose is not None and abs(np.degrees(face.pose[1])) <= max_yaw)
 
 
-def _add_readings(model, processor, plan: Plan, frames: Sequence[dict]) -> None:
-    """Let the model read the faces of `frames` in one batch, and add the answers to them."""
+def _add_readings(engine, plan: Plan, frames: Sequence[dict]) -> None:
+    """Let the engine read the faces of `frames` in one batch, and add the answers to them."""
     faces = [face for frame in frames for face in frame["faces"]]
     if faces:
         crops = [face["crop"] for face in faces]
-        options = {"formats": plan.formats, "decoding": plan.decoding, "batch_size": plan.batch_size}
-        for face, result in zip(faces, model.recognize(processor, crops, **options), strict=True):
+        results = engine.recognize(crops, plan.formats, plan.decoding, plan.batch_size)
+        for face, result in zip(faces, results, strict=True):
             face |= reading_of(result, plan.distributions)
 
 
-def read_frame(model, processor, plan: Plan, frame: Frame) -> dict:
+def read_frame(engine, plan: Plan, frame: Frame) -> dict:
     """One picture as the journal holds it; each face has its `crop` besides."""
     entry = _detected(plan, frame, plan.finder())
-    _add_readings(model, processor, plan, [entry])
+    _add_readings(engine, plan, [entry])
     return entry
 
 
-def read_picture(model, processor, plan: Plan, path: Path) -> dict:
+def read_picture(engine, plan: Plan, path: Path) -> dict:
     """The answers for the largest face of one picture, as `reading_of` gives them.
 
     Raises:
         ValueError: the picture cannot be read, or shows no face.
     """
-    frame = read_frame(model, processor, plan, Frame(path))
+    frame = read_frame(engine, plan, Frame(path))
     if frame["problem"] or not frame["faces"]:
         raise ValueError(frame["problem"] or f"{path} shows no face.")
     return frame["faces"][0]["answers"]

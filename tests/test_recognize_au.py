@@ -26,7 +26,6 @@ from au_llava.action_units import FORMATS, MAIN_FORMATS, AUFormat
 from au_llava.au_datasets.records import load_records
 from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT
 from au_llava.au_faces.media import DamagedVideo, count_frames, is_video, video_frames
-from au_llava.au_recognition import command
 from au_llava.au_recognition.inputs import find_files
 from au_llava.au_recognition.movement import au_regions
 from au_llava.au_recognition.neutral import Neutral
@@ -34,6 +33,7 @@ from au_llava.au_recognition.options import make_parser
 from au_llava.au_recognition.tables import au_columns, openface_label
 from au_llava.au_rendering.pictures import render_face
 from au_llava.au_rendering.view import View
+from au_llava.au_runs import checkpoints
 from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.names import escaped, unescaped
 from au_llava.recognize_au import run
@@ -45,7 +45,7 @@ FACE = 96
 def loaded_once():
     """Every run of the command in this process shares the loaded model."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "load_checkpoint", cache(load_checkpoint))
+        patch.setattr(checkpoints, "load_checkpoint", cache(load_checkpoint))
         yield
 
 
@@ -581,7 +581,7 @@ def test_variable_frame_rate_keeps_its_times(tmp_path):
 
 def interrupt_after(monkeypatch, calls, error):
     """Let the model fail after it has read `calls` chunks; returns a list of how many faces each chunk had."""
-    load, sizes = command.load_checkpoint, []
+    load, sizes = checkpoints.load_checkpoint, []
 
     def load_interrupted(*words, **options):
         model, processor = load(*words, **options)
@@ -596,7 +596,7 @@ def interrupt_after(monkeypatch, calls, error):
         monkeypatch.setattr(model, "recognize", recognize)
         return model, processor
 
-    monkeypatch.setattr(command, "load_checkpoint", load_interrupted)
+    monkeypatch.setattr(checkpoints, "load_checkpoint", load_interrupted)
     return sizes
 
 
@@ -640,7 +640,7 @@ def test_work_of_another_run_is_refused_and_kept(tiny_checkpoint, film, tmp_path
 
 def test_outputs_are_refused_before_the_work(tiny_checkpoint, film, pictures, tmp_path, monkeypatch, capsys):
     film = shutil.copy(film, tmp_path)
-    monkeypatch.setattr(command, "load_checkpoint", lambda *_, **__: pytest.fail("the work has begun"))
+    monkeypatch.setattr(checkpoints, "load_checkpoint", lambda *_, **__: pytest.fail("the work has begun"))
     (tmp_path / "folder.csv").mkdir()
     for words, message in (
         (["--out", tmp_path / "folder.csv"], "is a folder: name a file"),

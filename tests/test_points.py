@@ -128,3 +128,12 @@ def test_a_face_gets_better_eyes_and_a_pose():
 def test_missing_model_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no model of face points at .*points\.onnx"):
         FacePoints(tmp_path / "points.onnx")
+
+
+def test_angles_are_those_of_scipy():
+    from scipy.spatial.transform import Rotation
+
+    axes = np.diag([1.0, -1.0, -1.0])
+    for angles in ((0, 0, 0), (0.3, -0.5, 0.2), (-1.2, 1.4, 3.0), (0.1, -1.57, 0)):
+        rotation = axes @ Rotation.from_euler("XYZ", angles).as_matrix() @ axes
+        assert head_pose(rotation) == pytest.approx(angles, abs=1e-6)

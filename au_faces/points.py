@@ -128,10 +128,12 @@ def head_pose(rotation: np.ndarray) -> tuple[float, float, float]:
     Args:
         rotation: (3, 3); x right, y up, z to the viewer.
     """
-    from scipy.spatial.transform import Rotation
-
     axes = np.diag([1.0, -1.0, -1.0])
-    return tuple(Rotation.from_matrix(axes @ rotation @ axes).as_euler("XYZ").tolist())
+    turned = axes @ rotation @ axes  # written out, because importing SciPy's `Rotation` takes longer than a picture
+    pitch = math.atan2(-turned[1, 2], turned[2, 2])
+    yaw = math.asin(min(max(turned[0, 2], -1.0), 1.0))
+    roll = math.atan2(-turned[0, 1], turned[0, 0])
+    return pitch, yaw, roll
 
 
 @cache

@@ -144,3 +144,12 @@ def test_a_face_crop_gets_a_pose():
     face = with_pose(Photo(crop), Face(None, (0, 0, 96, 96), None))
     assert face.eyes is None
     assert np.degrees(np.abs(np.subtract(face.pose, head_pose(rotation))))[1] < 12
+
+
+def test_angles_are_those_of_scipy():
+    from scipy.spatial.transform import Rotation
+
+    axes = np.diag([1.0, -1.0, -1.0])
+    for angles in ((0, 0, 0), (0.3, -0.5, 0.2), (-1.2, 1.4, 3.0), (0.1, -1.57, 0)):
+        rotation = axes @ Rotation.from_euler("XYZ", angles).as_matrix() @ axes
+        assert head_pose(rotation) == pytest.approx(angles, abs=1e-6)

@@ -150,12 +150,10 @@ def test_flash_attention_is_refused_with_a_way_out(tiny, faces, monkeypatch):
         model.recognize(processor, faces)
 
 
-def test_constrained_is_greedy_with_invalid_tokens_forbidden(tiny_any_tokenizer, faces):
-    """Token for token what `generate` does when only tokens that keep the answer valid may follow."""
-    model, processor = tiny_any_tokenizer
-    fmt = FORMATS["disfa"]
+def forced_greedy(model, processor, faces, fmt) -> list[str]:
+    """What `generate` writes when only tokens that keep the answer valid may follow."""
     segments = compile_template(processor, fmt)
-    pixel_values = processor.image_processor(faces[:3], return_tensors="pt")["pixel_values"]
+    pixel_values = processor.image_processor(faces, return_tensors="pt")["pixel_values"]
     prompt = processor.prompt_ids(fmt, processor.num_image_tokens(*pixel_values.shape[-2:]))
 
     def allowed(_, ids):
@@ -173,7 +171,7 @@ def test_constrained_is_greedy_with_invalid_tokens_forbidden(tiny_any_tokenizer,
             position += len(next(v for v in values if rest[: len(v)] == v))
         return [processor.tokenizer.eos_token_id]
 
-    ids = torch.tensor([prompt] * 3)
+    ids = torch.tensor([prompt] * len(faces))
     output = model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
@@ -182,7 +180,12 @@ def test_constrained_is_greedy_with_invalid_tokens_forbidden(tiny_any_tokenizer,
         do_sample=False,
         max_new_tokens=400,
     )
-    greedy = processor.tokenizer.batch_decode(output[:, len(prompt) :], skip_special_tokens=True)
+    return processor.tokenizer.batch_decode(output[:, len(prompt) :], skip_special_tokens=True)
+
+
+def test_constrained_is_greedy_with_invalid_tokens_forbidden(tiny_any_tokenizer, faces):
+    model, processor = tiny_any_tokenizer
+    greedy = forced_greedy(model, processor, faces[:3], FORMATS["disfa"])
     constrained = model.recognize(processor, faces[:3], formats=["disfa"], decoding="constrained")
     assert [answers["disfa"].text for answers in constrained] == greedy
 

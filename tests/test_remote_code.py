@@ -26,6 +26,7 @@ CODE = {
     "image_processing_au_llava.py",
     "modeling_au_llava.py",
     "pipeline_au_llava.py",
+    "prefix_au_llava.py",
     "processing_au_llava.py",
     "quantization_au_llava.py",
 }
@@ -151,6 +152,7 @@ def test_exactly_these_files_travel(tiny, tmp_path):
         "decoding_au_llava.py",
         "modeling_au_llava.py",
         "pipeline_au_llava.py",
+        "prefix_au_llava.py",
         "quantization_au_llava.py",
         "slot_tree_au_llava.py",
     }

@@ -32,6 +32,7 @@ from transformers.models.llava.modeling_llava import (
     LlavaCausalLMOutputWithPast,
     LlavaForConditionalGeneration,
     LlavaModel,
+    LlavaModelOutputWithPast,
     LlavaPreTrainedModel,
 )
 from transformers.utils import logging
@@ -41,7 +42,7 @@ from .card_au_llava import write_card
 from .configuration_au_llava import AuLlavaConfig, add_image_token, attention_of_parts, drop_unused_heads
 from .decoding_au_llava import recognize
 from .pipeline_au_llava import AURecognitionPipeline
-from .prefix_au_llava import PromptStore, caches_kept, shared_cache, shared_prompts
+from .prefix_au_llava import PromptRowsLayer, PromptStore, caches_kept, shared_cache, with_prompt_rows
 from .quantization_au_llava import check_computable, check_savable, with_default_skips
 from .slot_tree_au_llava import TreeMask
 
@@ -200,7 +201,6 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
         input_ids=None,
         pixel_values=None,
         attention_mask=None,
-        past_key_values: Cache | None = None,
         mm_encoder_outputs=None,
         prefixes: Sequence[Sequence[int]] | None = None,
         **kwargs,
@@ -209,40 +209,67 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
 
         Args:
             prefixes: token ids of texts without images that every row continues, or None. They are computed once for
-                all rows. The mask then has (batch, 1, tokens, tokens of all prefixes + tokens), `position_ids` are
+                all rows. The mask then has (batch or 1, 1, tokens, tokens of all prefixes + tokens), `position_ids` are
                 needed, and a row may hold the placeholders of its image several times.
 
         Raises:
             ValueError: a 4-D mask with flash attention, which cannot honor it.
         """
+        if prefixes is not None:
+            images = {"pixel_values": pixel_values, "mm_encoder_outputs": mm_encoder_outputs}
+            return self._continue(prefixes, input_ids, attention_mask, **images, **kwargs)
         if attention_mask is not None and attention_mask.ndim == 4 and attention_mask.dtype == torch.bool:
             attention_mask = self._fit_tree_mask(attention_mask)
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
-        if prefixes is None:
-            inputs |= {"pixel_values": pixel_values, "mm_encoder_outputs": mm_encoder_outputs}
-            return super().forward(past_key_values=past_key_values, **inputs)
+        return super().forward(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
+
+    def _continue(
+        self, prefixes, input_ids, attention_mask, pixel_values, mm_encoder_outputs, position_ids, **kwargs
+    ) -> LlavaModelOutputWithPast:
+        """The forward pass over rows that continue `prefixes`; arguments as for `forward`."""
         if mm_encoder_outputs is None:
             mm_encoder_outputs = {"image": self.get_image_features(pixel_values, return_dict=True)}
+        features = self._repeated(mm_encoder_outputs["image"].pooler_output, input_ids)
+        rows = 0
+        if self._learns():
+            prompts = [tuple(prefix) for prefix in prefixes]
+            batch = with_prompt_rows(prompts, input_ids, attention_mask, position_ids)
+            rows, input_ids, attention_mask, position_ids = batch
+            cache = Cache(layers=[PromptRowsLayer(rows) for _ in range(self.config.text_config.num_hidden_layers)])
+        else:
+            cache = self.prompt_cache(prefixes)
         with caches_kept(self.language_model):
-            return super().forward(
-                mm_encoder_outputs={"image": self._repeated(mm_encoder_outputs["image"].pooler_output, input_ids)},
-                past_key_values=self.prompt_cache(prefixes),
-                **inputs,
+            outputs = super().forward(
+                input_ids=input_ids,
+                attention_mask=self._fit_tree_mask(attention_mask, rows),
+                position_ids=position_ids,
+                mm_encoder_outputs={"image": features},
+                **{**kwargs, "past_key_values": cache},
             )
+        return LlavaModelOutputWithPast(last_hidden_state=outputs.last_hidden_state[rows:])
+
+    def _learns(self) -> bool:
+        """Whether gradients of the language model could be wanted, or its weights be about to change."""
+        weights = self.language_model.parameters()
+        return self.training or (torch.is_grad_enabled() and any(weight.requires_grad for weight in weights))
 
     def prompt_cache(self, prefixes: Sequence[Sequence[int]], grows: bool = False) -> Cache:
         """A key-value cache in which rows continue `prefixes` (token ids without images), see prefix_au_llava.py.
 
-        In evaluation mode the keys and values are kept for the next call, except where gradients could be wanted.
+        Keys and values have no gradients. In evaluation mode they are kept for the next call.
 
         Args:
             grows: whether the cache keeps what rows add to it, as `generate` needs.
         """
-        prefixes = [tuple(prefix) for prefix in prefixes]
-        weights = self.language_model.parameters()
-        if self.training or (torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)):
-            return shared_cache(shared_prompts(self.language_model, prefixes, self.device), grows)
-        return shared_cache(self.prompts.get(self.language_model, prefixes, self.device), grows)
+        if self.training:
+            self.prompts.clear()
+        prompts = [tuple(prefix) for prefix in prefixes]
+        return shared_cache(self.prompts.get(self.language_model, prompts, self.device), grows)
 
     def _repeated(self, features: Sequence[torch.Tensor], input_ids: torch.Tensor) -> BaseModelOutputWithPooling:
         """Each image's features (tokens, hidden size) as often as its row of `input_ids` has placeholders for them."""
@@ -252,7 +279,8 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
             pooler_output=[image for image, times in zip(features, repeats, strict=True) for _ in range(times)]
         )
 
-    def _fit_tree_mask(self, mask: torch.Tensor) -> torch.Tensor | BlockMask:
+    def _fit_tree_mask(self, mask: torch.Tensor, prompts: int = 0) -> torch.Tensor | BlockMask:
+        """A boolean mask as the attention backend takes it; its first `prompts` rows hold no image."""
         backend = self.language_model.config._attn_implementation
         if "flash" in backend:
             raise ValueError(
@@ -261,7 +289,7 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
                 "or 'free'."
             )
         if backend == "sdpa":
-            return TreeMask.of(mask, self.language_model.dtype) if mask.device.type == "cpu" else mask
+            return TreeMask.of(mask, self.language_model.dtype, prompts) if mask.device.type == "cpu" else mask
         if backend == "flex_attention":
             batch, _, queries, keys = mask.shape
             allowed = lambda b, h, q, k: mask[b, 0, q, k]

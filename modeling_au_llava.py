@@ -216,8 +216,8 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
             ValueError: a 4-D mask with flash attention, which cannot honor it.
         """
         if prefixes is not None:
-            images = {"pixel_values": pixel_values, "mm_encoder_outputs": mm_encoder_outputs}
-            return self._continue(prefixes, input_ids, attention_mask, **images, **kwargs)
+            positions = kwargs["position_ids"]
+            return self._continue(prefixes, input_ids, attention_mask, positions, pixel_values, mm_encoder_outputs)
         if attention_mask is not None and attention_mask.ndim == 4 and attention_mask.dtype == torch.bool:
             attention_mask = self._fit_tree_mask(attention_mask)
         return super().forward(
@@ -229,34 +229,41 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
         )
 
     def _continue(
-        self, prefixes, input_ids, attention_mask, pixel_values, mm_encoder_outputs, position_ids, **kwargs
+        self, prefixes, input_ids, attention_mask, position_ids, pixel_values=None, mm_encoder_outputs=None
     ) -> LlavaModelOutputWithPast:
         """The forward pass over rows that continue `prefixes`; arguments as for `forward`."""
-        if mm_encoder_outputs is None:
-            mm_encoder_outputs = {"image": self.get_image_features(pixel_values, return_dict=True)}
-        features = self._repeated(mm_encoder_outputs["image"].pooler_output, input_ids)
         rows = 0
-        if self._learns():
+        if self._in_one_pass():
             prompts = [tuple(prefix) for prefix in prefixes]
             batch = with_prompt_rows(prompts, input_ids, attention_mask, position_ids)
             rows, input_ids, attention_mask, position_ids = batch
             cache = Cache(layers=[PromptRowsLayer(rows) for _ in range(self.config.text_config.num_hidden_layers)])
         else:
             cache = self.prompt_cache(prefixes)
+        embeddings = self.get_input_embeddings()(input_ids)
+        if mm_encoder_outputs is None:
+            mm_encoder_outputs = {"image": self.get_image_features(pixel_values, return_dict=True)}
+        images = self._repeated(mm_encoder_outputs["image"].pooler_output, input_ids[rows:]).to(embeddings)
+        places = self.get_placeholder_mask(input_ids, inputs_embeds=embeddings, image_features=images)
         with caches_kept(self.language_model):
-            outputs = super().forward(
-                input_ids=input_ids,
+            hidden = self.language_model(
+                inputs_embeds=embeddings.masked_scatter(places, images),
                 attention_mask=self._fit_tree_mask(attention_mask, rows),
                 position_ids=position_ids,
-                mm_encoder_outputs={"image": features},
-                **{**kwargs, "past_key_values": cache},
-            )
-        return LlavaModelOutputWithPast(last_hidden_state=outputs.last_hidden_state[rows:])
+                past_key_values=cache,
+                use_cache=False,
+            ).last_hidden_state
+        return LlavaModelOutputWithPast(last_hidden_state=hidden[rows:])
 
-    def _learns(self) -> bool:
-        """Whether gradients of the language model could be wanted, or its weights be about to change."""
-        weights = self.language_model.parameters()
-        return self.training or (torch.is_grad_enabled() and any(weight.requires_grad for weight in weights))
+    def _in_one_pass(self) -> bool:
+        """Whether prompts belong into the pass that continues them.
+
+        So it is where gradients of the language model could be wanted, where its weights are about to change, and where
+        they are sharded (DTensor, ZeRO-3): then all processes must make equally many passes.
+        """
+        weights = list(self.language_model.parameters())
+        learns = self.training or (torch.is_grad_enabled() and any(weight.requires_grad for weight in weights))
+        return learns or any(hasattr(weight, "device_mesh") or hasattr(weight, "ds_id") for weight in weights)
 
     def prompt_cache(self, prefixes: Sequence[Sequence[int]], grows: bool = False) -> Cache:
         """A key-value cache in which rows continue `prefixes` (token ids without images), see prefix_au_llava.py.
@@ -271,13 +278,11 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
         prompts = [tuple(prefix) for prefix in prefixes]
         return shared_cache(self.prompts.get(self.language_model, prompts, self.device), grows)
 
-    def _repeated(self, features: Sequence[torch.Tensor], input_ids: torch.Tensor) -> BaseModelOutputWithPooling:
+    def _repeated(self, features: Sequence[torch.Tensor], input_ids: torch.Tensor) -> torch.Tensor:
         """Each image's features (tokens, hidden size) as often as its row of `input_ids` has placeholders for them."""
         counts = (input_ids == self.config.image_token_id).sum(1).tolist()
         repeats = [count // len(image) for image, count in zip(features, counts, strict=True)]
-        return BaseModelOutputWithPooling(
-            pooler_output=[image for image, times in zip(features, repeats, strict=True) for _ in range(times)]
-        )
+        return torch.cat([image for image, times in zip(features, repeats, strict=True) for _ in range(times)])
 
     def _fit_tree_mask(self, mask: torch.Tensor, prompts: int = 0) -> torch.Tensor | BlockMask:
         """A boolean mask as the attention backend takes it; its first `prompts` rows hold no image."""

@@ -159,10 +159,10 @@ def computation(language_model, device: torch.device) -> tuple:
     """What the states of a prompt depend on: equal as long as nobody changes it.
 
     Covered are weights that are replaced, moved, converted or written in place, adapters that are switched, merged or
-    scaled, the attention backend, and autocast. A write that PyTorch does not count (through `.data`) is not seen.
+    scaled, and autocast. A write that PyTorch does not count (through `.data`) is not seen.
     """
     autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
-    seen = [device, language_model.config._attn_implementation, autocast]
+    seen = [device, autocast]
     for module in language_model.modules():
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             seen += [] if tensor is None else _contents(tensor)
@@ -175,8 +175,8 @@ def computation(language_model, device: torch.device) -> tuple:
 def _contents(tensor: torch.Tensor) -> list[tuple]:
     """Where a tensor's data lies and how often it was written; of a sharded or quantized one, each part's."""
     if hasattr(tensor, "__tensor_flatten__"):
-        parts, _ = tensor.__tensor_flatten__()
-        return [each for part in parts for each in _contents(getattr(tensor, part))]
+        parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+        return [each for part in parts if isinstance(part, torch.Tensor) for each in _contents(part)]
     return [(tensor.data_ptr(), tensor._version, tensor.dtype, tensor.device)]
 
 

@@ -1,9 +1,9 @@
 """Configuration of AU-LLaVA: the vision tower, the language model, and how image features become tokens.
 
-Owns every number that the network and the processor must agree on (stride and width of the vision features, the
-pixel-unshuffle factor, the id of the image token), which part can use an attention implementation, and which code files
-a checkpoint is loaded with. Unknown keys are kept, since newer versions and other libraries write their own, and named
-in a warning, since they may be misspelled settings.
+Owns everything that the network and the processor must agree on (stride and width of the vision features, the
+pixel-unshuffle factor, the id of the image token, the order of prompts), which part can use an attention
+implementation, and which code files a checkpoint is loaded with. Unknown keys are kept, since newer versions and other
+libraries write their own, and named in a warning, since they may be misspelled settings.
 """
 
 from copy import deepcopy
@@ -20,6 +20,7 @@ from .calibration_au_llava import check_calibration
 logger = logging.get_logger(__name__)
 
 IMAGE_TOKEN = "<image>"
+PROMPT_ORDERS = ("image_first", "text_first")
 
 # The file and class that the Auto classes load from a checkpoint with trust_remote_code.
 AUTO_MAP = {
@@ -87,6 +88,12 @@ def add_image_token(tokenizer) -> int:
     return tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
 
 
+def check_prompt_order(order: str) -> None:
+    """Raise ValueError unless `order` is one of `PROMPT_ORDERS`."""
+    if order not in PROMPT_ORDERS:
+        raise ValueError(f"prompt_order is {order!r}; it must be {' or '.join(PROMPT_ORDERS)}.")
+
+
 def drop_unused_heads(vision_config: PreTrainedConfig) -> None:
     """Switch off the pooling head of a vision tower, see `UNUSED_HEADS`."""
     for switch in UNUSED_HEADS:
@@ -152,9 +159,13 @@ class AuLlavaConfig(PreTrainedConfig):
         mirror_images: whether the slots decoder also reads the mirror image, in the same pass, and gives the mean of
             both. This is more accurate, gives a mirrored face exactly the mirrored answer, and takes up to twice the
             time. (`from_pretrained` would drop a key named `mirror`.)
+        prompt_order: what comes first in a prompt. "image_first": the image, then what is asked for, as in LLaVA.
+            "text_first": what is asked for, then the image; the text is then the same for every image, and its keys and
+            values are computed only once (slot_tree_au_llava.py). Weights are trained for one order.
 
     Raises:
-        ValueError: a malformed calibration, a number below 1, or a stride or width that is neither given nor derivable.
+        ValueError: a malformed calibration, a number below 1, an unknown order, or a stride or width that is neither
+            given nor derivable.
     """
 
     model_type = "au_llava"
@@ -185,6 +196,7 @@ class AuLlavaConfig(PreTrainedConfig):
     projector_bias: bool = True
     calibration: dict | None = None
     mirror_images: bool = False
+    prompt_order: str = "image_first"
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
@@ -201,6 +213,7 @@ class AuLlavaConfig(PreTrainedConfig):
         drop_unused_heads(self.vision_config)
         self.tie_word_embeddings = self.tie_word_embeddings or self.text_config.tie_word_embeddings
         check_calibration(self.calibration)
+        check_prompt_order(self.prompt_order)
         if self.vision_feature_layer == []:
             raise ValueError("vision_feature_layer is empty: leave it at None for the tower's final output.")
         if self.vision_stride is None:

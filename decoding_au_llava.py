@@ -26,6 +26,8 @@ from .action_units import (
 from .readings_au_llava import DECODERS, AUAnswer, AUReading, AUResult, answer_of, chosen_formats, slot_answers
 from .slot_tree_au_llava import SlotTree, compile_slots
 
+CACHE_OPTIONS = ("past_key_values", "use_cache", "cache_implementation")  # of `generate`
+
 
 @torch.no_grad()
 def recognize(
@@ -92,6 +94,23 @@ def _evaluation_mode(model) -> Iterator[None]:
             module.training = mode
 
 
+def check_fit(model, processor, tokens: int, formats: Sequence[AUFormat]) -> None:
+    """Raise ValueError if model and processor write prompts differently, or `tokens` in a row exceed the context."""
+    expected, given = model.config.prompt_order, processor.prompt_order
+    if expected != given:
+        raise ValueError(
+            f"The processor writes prompts {given} and the model was made for {expected}: load both from the same "
+            "checkpoint, or give both the same prompt_order."
+        )
+    context = getattr(model.config.text_config, "max_position_embeddings", None)
+    if context is not None and tokens > context:
+        raise ValueError(
+            f"A question in {', '.join(fmt.name for fmt in formats)} takes {tokens} tokens, and the language model's "
+            f"context holds {context}: ask for fewer AUs, make fewer image tokens (pixel_unshuffle), or use a language "
+            "model with a longer context."
+        )
+
+
 def read_slots(model, processor, pixel_values: torch.Tensor, formats: tuple[AUFormat, ...]) -> dict[str, torch.Tensor]:
     """Read distributions with one forward pass over `pixel_values` (images, 3, height, width), before calibration.
 
@@ -101,6 +120,7 @@ def read_slots(model, processor, pixel_values: torch.Tensor, formats: tuple[AUFo
         format name -> (images, AUs, values) probabilities, float64 on the CPU; those of one AU sum to 1.
     """
     tree = compile_slots(processor, formats, processor.num_image_tokens(*pixel_values.shape[-2:])).to(model.device)
+    check_fit(model, processor, tree.depth, formats)
     read = read_tree(model, tree, pixel_values, [fmt.labels for fmt in formats])
     # In float32 sums are off by 1e-7: too much for calibration, which divides by probabilities near 0.
     return {fmt.name: logs.cpu().double().softmax(-1) for fmt, logs in zip(formats, read, strict=True)}
@@ -199,9 +219,13 @@ def _decode_constrained(model, processor, pixel_values, formats) -> list[list[AU
     image_tokens = processor.num_image_tokens(*pixel_values.shape[-2:])
     columns = []
     for fmt in formats:
-        prompt = processor.prompt_ids(fmt, image_tokens)
-        walker = _Walker(model, [list(prompt) for _ in pixel_values], {"image": images})
-        chosen = [walker.choose(fixed, values) for fixed, values in compile_template(processor, fmt)]
+        prompt, template = processor.prompt_ids(fmt, image_tokens), compile_template(processor, fmt)
+        answer = sum(len(fixed) + max(map(len, values)) for fixed, values in template)
+        check_fit(model, processor, len(prompt) + answer, [fmt])
+        shared = processor.shared_length(prompt)
+        cache = model.prompt_cache([prompt[:shared]], grows=True) if shared else None
+        walker = _Walker(model, [prompt[shared:] for _ in pixel_values], {"image": images}, cache)
+        chosen = [walker.choose(fixed, values) for fixed, values in template]
         answers = []
         for choices in zip(*chosen, strict=True):  # of one image: (index of the value, distribution or None) per AU
             indices, distributions = zip(*choices, strict=True)
@@ -218,12 +242,13 @@ class _Walker:
     are padded on the left, and the padding is masked.
     """
 
-    def __init__(self, model, pending: list[list[int]], encoder_outputs: dict):
+    def __init__(self, model, pending: list[list[int]], encoder_outputs: dict, cache=None):
         self.model = model
         self.pending = pending
         self.first_inputs = {"mm_encoder_outputs": encoder_outputs}
-        self.cache = None
-        self.mask = torch.zeros(len(pending), 0, dtype=torch.long, device=model.device)
+        self.cache = cache
+        known = cache.get_seq_length() if cache else 0
+        self.mask = torch.ones(len(pending), known, dtype=torch.long, device=model.device)
         self.pad = pending[0][-1]  # any token but the image token: its embedding is masked
 
     def _advance(self) -> torch.Tensor:
@@ -276,15 +301,20 @@ def _decode_free(model, processor, pixel_values, formats, **generate_kwargs) -> 
     image_tokens = processor.num_image_tokens(*pixel_values.shape[-2:])
     columns = []
     for fmt in formats:
-        prompt = torch.tensor(processor.prompt_ids(fmt, image_tokens), device=model.device)
-        input_ids = prompt.expand(len(pixel_values), -1)
+        prompt = processor.prompt_ids(fmt, image_tokens)
+        check_fit(model, processor, len(prompt), [fmt])
+        shared = processor.shared_length(prompt)
+        known = {}
+        if shared and generate_kwargs.keys().isdisjoint(CACHE_OPTIONS):
+            known = {"past_key_values": model.prompt_cache([prompt[:shared]], grows=True)}
+        input_ids = torch.tensor(prompt, device=model.device).expand(len(pixel_values), -1)
         longest = write_answer(dict.fromkeys(fmt.labels, fmt.value_numbers[-1]), fmt)
         limit = len(processor.tokenizer(longest, add_special_tokens=False)["input_ids"]) + 8  # a few more to end it
         output = model.generate(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),
             pixel_values=pixel_values,
-            **{"do_sample": False, "max_new_tokens": limit, **generate_kwargs},
+            **{"do_sample": False, "max_new_tokens": limit, **known, **generate_kwargs},
         )
         texts = processor.tokenizer.batch_decode(output[:, input_ids.shape[1] :], skip_special_tokens=True)
         columns.append([_parsed_answer(fmt, text.strip()) for text in texts])
@@ -301,6 +331,7 @@ def _parsed_answer(fmt: AUFormat, text: str) -> AUAnswer:
 
 
 __all__ = [
+    "check_fit",
     "compile_template",
     "mirror_mean",
     "read_slots",

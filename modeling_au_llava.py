@@ -11,6 +11,7 @@ This is LLaVA as in Transformers (forward, generation, caching and parallelism a
 """
 
 import copy
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 import torch
@@ -31,6 +32,7 @@ from transformers.models.llava.modeling_llava import (
     LlavaCausalLMOutputWithPast,
     LlavaForConditionalGeneration,
     LlavaModel,
+    LlavaModelOutputWithPast,
     LlavaPreTrainedModel,
 )
 from transformers.utils import logging
@@ -40,6 +42,7 @@ from .card_au_llava import write_card
 from .configuration_au_llava import AuLlavaConfig, add_image_token, attention_of_parts, drop_unused_heads
 from .decoding_au_llava import recognize
 from .pipeline_au_llava import AURecognitionPipeline
+from .prefix_au_llava import PromptRowsLayer, PromptStore, caches_kept, shared_cache, with_prompt_rows
 from .quantization_au_llava import check_computable, check_savable, with_default_skips
 from .slot_tree_au_llava import TreeMask
 
@@ -154,6 +157,7 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
             config.projector_in_features, config.text_config.hidden_size, bias=config.projector_bias
         )
         self.language_model = AutoModel.from_config(config.text_config)
+        self.prompts = PromptStore()
         self.post_init()
 
     @merge_with_config_defaults
@@ -192,17 +196,96 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
         """LLaVA's; its error message counts features correctly only if `image_features` has a batch dimension."""
         return super().get_placeholder_mask(input_ids, inputs_embeds, image_features[None])
 
-    def forward(self, input_ids=None, pixel_values=None, attention_mask=None, **kwargs):
+    def forward(
+        self,
+        input_ids=None,
+        pixel_values=None,
+        attention_mask=None,
+        mm_encoder_outputs=None,
+        prefixes: Sequence[Sequence[int]] | None = None,
+        **kwargs,
+    ):
         """LLaVA's forward; a 4-D boolean `attention_mask` (True = may attend) is converted for the attention backend.
+
+        Args:
+            prefixes: token ids of texts without images that every row continues, or None. They are computed once for
+                all rows. The mask then has (batch or 1, 1, tokens, tokens of all prefixes + tokens), `position_ids` are
+                needed, and a row may hold the placeholders of its image several times.
 
         Raises:
             ValueError: a 4-D mask with flash attention, which cannot honor it.
         """
+        if prefixes is not None:
+            positions = kwargs["position_ids"]
+            return self._continue(prefixes, input_ids, attention_mask, positions, pixel_values, mm_encoder_outputs)
         if attention_mask is not None and attention_mask.ndim == 4 and attention_mask.dtype == torch.bool:
             attention_mask = self._fit_tree_mask(attention_mask)
-        return super().forward(input_ids=input_ids, pixel_values=pixel_values, attention_mask=attention_mask, **kwargs)
+        return super().forward(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
 
-    def _fit_tree_mask(self, mask: torch.Tensor) -> torch.Tensor | BlockMask:
+    def _continue(
+        self, prefixes, input_ids, attention_mask, position_ids, pixel_values=None, mm_encoder_outputs=None
+    ) -> LlavaModelOutputWithPast:
+        """The forward pass over rows that continue `prefixes`; arguments as for `forward`."""
+        rows = 0
+        if self._in_one_pass():
+            prompts = [tuple(prefix) for prefix in prefixes]
+            batch = with_prompt_rows(prompts, input_ids, attention_mask, position_ids)
+            rows, input_ids, attention_mask, position_ids = batch
+            cache = Cache(layers=[PromptRowsLayer(rows) for _ in range(self.config.text_config.num_hidden_layers)])
+        else:
+            cache = self.prompt_cache(prefixes)
+        embeddings = self.get_input_embeddings()(input_ids)
+        if mm_encoder_outputs is None:
+            mm_encoder_outputs = {"image": self.get_image_features(pixel_values, return_dict=True)}
+        images = self._repeated(mm_encoder_outputs["image"].pooler_output, input_ids[rows:]).to(embeddings)
+        places = self.get_placeholder_mask(input_ids, inputs_embeds=embeddings, image_features=images)
+        with caches_kept(self.language_model):
+            hidden = self.language_model(
+                inputs_embeds=embeddings.masked_scatter(places, images),
+                attention_mask=self._fit_tree_mask(attention_mask, rows),
+                position_ids=position_ids,
+                past_key_values=cache,
+                use_cache=False,
+            ).last_hidden_state
+        return LlavaModelOutputWithPast(last_hidden_state=hidden[rows:])
+
+    def _in_one_pass(self) -> bool:
+        """Whether prompts belong into the pass that continues them.
+
+        So it is where gradients of the language model could be wanted, where its weights are about to change, and where
+        they are sharded (DTensor, ZeRO-3): then all processes must make equally many passes.
+        """
+        weights = list(self.language_model.parameters())
+        learns = self.training or (torch.is_grad_enabled() and any(weight.requires_grad for weight in weights))
+        return learns or any(hasattr(weight, "device_mesh") or hasattr(weight, "ds_id") for weight in weights)
+
+    def prompt_cache(self, prefixes: Sequence[Sequence[int]], grows: bool = False) -> Cache:
+        """A key-value cache in which rows continue `prefixes` (token ids without images), see prefix_au_llava.py.
+
+        Keys and values have no gradients. In evaluation mode they are kept for the next call.
+
+        Args:
+            grows: whether the cache keeps what rows add to it, as `generate` needs.
+        """
+        if self.training:
+            self.prompts.clear()
+        prompts = [tuple(prefix) for prefix in prefixes]
+        return shared_cache(self.prompts.get(self.language_model, prompts, self.device), grows)
+
+    def _repeated(self, features: Sequence[torch.Tensor], input_ids: torch.Tensor) -> torch.Tensor:
+        """Each image's features (tokens, hidden size) as often as its row of `input_ids` has placeholders for them."""
+        counts = (input_ids == self.config.image_token_id).sum(1).tolist()
+        repeats = [count // len(image) for image, count in zip(features, counts, strict=True)]
+        return torch.cat([image for image, times in zip(features, repeats, strict=True) for _ in range(times)])
+
+    def _fit_tree_mask(self, mask: torch.Tensor, prompts: int = 0) -> torch.Tensor | BlockMask:
+        """A boolean mask as the attention backend takes it; its first `prompts` rows hold no image."""
         backend = self.language_model.config._attn_implementation
         if "flash" in backend:
             raise ValueError(
@@ -211,7 +294,7 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
                 "or 'free'."
             )
         if backend == "sdpa":
-            return TreeMask.of(mask, self.language_model.dtype) if mask.device.type == "cpu" else mask
+            return TreeMask.of(mask, self.language_model.dtype, prompts) if mask.device.type == "cpu" else mask
         if backend == "flex_attention":
             batch, _, queries, keys = mask.shape
             allowed = lambda b, h, q, k: mask[b, 0, q, k]
@@ -239,6 +322,10 @@ class AuLlavaForConditionalGeneration(AuDecisionMixin, AuLlavaPreTrainedModel, L
 
     recognize = recognize
 
+    def prompt_cache(self, prefixes: Sequence[Sequence[int]], grows: bool = False) -> Cache:
+        """See `AuLlavaModel.prompt_cache`."""
+        return self.model.prompt_cache(prefixes, grows)
+
     # `config.calibration` describes the weights that it was fitted on: whatever changes them drops it. Embeddings for
     # more tokens change no reading, and quantized weights count as the same weights, rounded.
 
@@ -251,6 +338,7 @@ class AuLlavaForConditionalGeneration(AuDecisionMixin, AuLlavaPreTrainedModel, L
         """As in PyTorch. If `mode` is True, the calibration is dropped: training changes the weights."""
         if mode:
             self._drop_calibration("the model is trained")
+            self.model.prompts.clear()
         return super().train(mode)
 
     def _drop_calibration(self, reason: str):
@@ -366,6 +454,7 @@ class AuLlavaForConditionalGeneration(AuDecisionMixin, AuLlavaPreTrainedModel, L
         vision_feature_layer: int | list[int] | None = None,
         vision_stride: int | None = None,
         vision_width: int | None = None,
+        prompt_order: str = "image_first",
         dtype: str | torch.dtype = "auto",
         trust_remote_code: bool = False,
     ) -> "AuLlavaForConditionalGeneration":
@@ -375,7 +464,7 @@ class AuLlavaForConditionalGeneration(AuDecisionMixin, AuLlavaPreTrainedModel, L
             vision: Hub id or folder of a vision encoder, of a two-tower model (CLIP, SigLIP) or of a LLaVA checkpoint,
                 whose vision tower is used.
             text: Hub id or folder of a causal language model with its tokenizer, or of a LLaVA checkpoint.
-            pixel_unshuffle, vision_feature_layer, vision_stride, vision_width: see `AuLlavaConfig`.
+            pixel_unshuffle, vision_feature_layer, vision_stride, vision_width, prompt_order: see `AuLlavaConfig`.
             dtype: of all weights; "auto" is the language model's.
             trust_remote_code: whether to run code that comes with `vision` and `text`.
 
@@ -403,6 +492,7 @@ class AuLlavaForConditionalGeneration(AuDecisionMixin, AuLlavaPreTrainedModel, L
             vision_stride=vision_stride,
             vision_width=vision_width,
             pixel_unshuffle=pixel_unshuffle,
+            prompt_order=prompt_order,
         )
         model = cls._from_config(config, dtype=language_model.dtype)
         model.model.vision_tower.load_state_dict(vision_tower.state_dict())

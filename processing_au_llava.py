@@ -3,6 +3,7 @@
 Owns the chat templates and the number of tokens per image. action_units.py owns the wording of prompts.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer
@@ -10,7 +11,7 @@ from transformers.image_utils import get_image_size, to_numpy_array
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from .action_units import AUFormat, get_format, prompt
-from .configuration_au_llava import IMAGE_TOKEN, AuLlavaConfig, add_image_token
+from .configuration_au_llava import IMAGE_TOKEN, AuLlavaConfig, add_image_token, check_prompt_order
 from .decision_template_au_llava import DECISION_TEMPLATE_NAME, decision_template
 from .image_processing_au_llava import AuLlavaImageProcessor
 
@@ -71,16 +72,26 @@ class AuLlavaProcessor(ProcessorMixin):
         image_processor: `AuLlavaImageProcessor`.
         tokenizer: the language model's tokenizer, with the token `<image>`.
         vision_stride: input pixels per vision feature along one side, as in the model's configuration.
-        pixel_unshuffle: as in the model's configuration.
+        pixel_unshuffle, prompt_order: as in the model's configuration.
         chat_template: Jinja template; `from_vision_text_pretrained` sets `CHATML_TEMPLATE` or `PLAIN_TEMPLATE`.
 
     Raises:
-        ValueError: the tokenizer lacks the token `<image>`.
+        ValueError: the tokenizer lacks the token `<image>`, or an unknown order.
     """
 
     text_kwargs = {"add_special_tokens": False}  # noqa: RUF012 - the chat template writes them
 
-    def __init__(self, image_processor, tokenizer, vision_stride=14, pixel_unshuffle=1, chat_template=None):
+    def __init__(
+        self,
+        image_processor,
+        tokenizer,
+        vision_stride=14,
+        pixel_unshuffle=1,
+        chat_template=None,
+        prompt_order="image_first",
+    ):
+        check_prompt_order(prompt_order)
+        self.prompt_order = prompt_order
         self.image_token = IMAGE_TOKEN
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         self.vision_stride = vision_stride
@@ -100,6 +111,7 @@ class AuLlavaProcessor(ProcessorMixin):
         *,
         pixel_unshuffle: int = 1,
         vision_stride: int | None = None,
+        prompt_order: str = "image_first",
         trust_remote_code: bool = False,
     ) -> "AuLlavaProcessor":
         """The processor for `AuLlavaForConditionalGeneration.from_vision_text_pretrained(vision, text, ...)`.
@@ -122,6 +134,7 @@ class AuLlavaProcessor(ProcessorMixin):
             tokenizer,
             vision_stride=vision_stride,
             pixel_unshuffle=pixel_unshuffle,
+            prompt_order=prompt_order,
             chat_template=CHATML_TEMPLATE if chatml else PLAIN_TEMPLATE,
         )
 
@@ -149,8 +162,10 @@ class AuLlavaProcessor(ProcessorMixin):
 
     def messages(self, fmt: str | AUFormat, answer: str | None = None) -> list[dict]:
         """The conversation that asks for `fmt` about one image, for `apply_chat_template`; `answer` is its reply."""
-        text = prompt(get_format(fmt))
-        turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+        content = [{"type": "image"}, {"type": "text", "text": prompt(get_format(fmt))}]
+        if self.prompt_order == "text_first":
+            content.reverse()
+        turns = [{"role": "user", "content": content}]
         if answer is not None:
             turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
         return turns
@@ -165,6 +180,10 @@ class AuLlavaProcessor(ProcessorMixin):
         before, after = text.split(self.image_token)
         text = before + self.image_token * image_tokens + after
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def shared_length(self, prompt_ids: Sequence[int]) -> int:
+        """How many tokens of a prompt come before the image and are worth sharing between images: 0 if it is first."""
+        return prompt_ids.index(self.image_token_id) if self.prompt_order == "text_first" else 0
 
     def answer_ids(self, answer: str) -> list[int]:
         """Token ids of an answer as training text: the answer and the marker that ends the assistant's turn."""

@@ -109,6 +109,18 @@ def answer_of(fmt: AUFormat, indices: Sequence[int], distributions=None, thresho
     return AUAnswer(fmt, dict(zip(fmt.labels, readings, strict=True)), text)
 
 
+def most_probable(distributions: np.ndarray) -> np.ndarray:
+    """The index of the most probable value, given (..., values); of neighbors that are equally probable the middle one.
+
+    Neighbors are equally probable where their last digits are not read.
+    """
+    equal = distributions >= distributions.max(axis=-1, keepdims=True) * (1 - 1e-6)
+    first = equal.argmax(axis=-1)[..., None]
+    after = np.arange(distributions.shape[-1]) >= first
+    run = np.logical_and.accumulate(equal | ~after, axis=-1) & after
+    return first[..., 0] + (run.sum(axis=-1) - 1) // 2
+
+
 def slot_answers(
     read: Mapping[str, np.ndarray],
     formats: tuple[AUFormat, ...],
@@ -128,7 +140,7 @@ def slot_answers(
         distributions, thresholds = calibrate(np.asarray(read[fmt.name]), fmt, calibration)
         if threshold is not None:
             thresholds = np.full_like(thresholds, threshold)
-        columns.append([answer_of(fmt, rows.argmax(axis=1), rows, thresholds) for rows in distributions])
+        columns.append([answer_of(fmt, most_probable(rows), rows, thresholds) for rows in distributions])
     return [list(answers) for answers in zip(*columns, strict=True)]
 
 

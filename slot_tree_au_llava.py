@@ -1,11 +1,22 @@
 """The token tree that the slots decoder reads and that slot training trains, and attention over it on a CPU.
 
 Each question about an image, with one possible answer, is a token sequence: a prompt, then "AU12: 3". Together these
-sequences form a tree whose trunk is the image. `SlotTree` lays the tree out as one sequence in which a token attends to
-its ancestors and itself, and its position is its depth. So each token has exactly the hidden state that ordinary causal
-attention over its own path would give it, and one forward pass equals asking for each AU separately. Formats share the
-image and the purpose; values of several tokens (0.37) share their leading digits. Only token sequences matter, so any
-tokenizer works.
+sequences form a tree. `SlotTree` lays the tree out as one sequence in which a token attends to its ancestors and
+itself, and its position is its depth. So each token has exactly the hidden state that ordinary causal attention over
+its own path would give it, and one forward pass equals asking for each AU separately. Values of several tokens (0.37)
+share their leading digits. Only token sequences matter, so any tokenizer works.
+
+A tokenizer that makes every digit a token would need a branch for each first digit of a continuous scale, to read a
+second digit whose place hardly matters. So of the last digits only those beside the lowest value are read (0.00 is
+absence, 0.01 is not); elsewhere the values that differ in the last digit share the probability of what they have in
+common equally. This changes neither the probability of being at or above 0.30 nor any other multiple of 0.10.
+
+The order of prompts (`AuLlavaConfig.prompt_order`) decides what else is shared:
+
+- "image_first": the trunk is the image, and formats share it and the purpose. All tokens are computed for every image.
+- "text_first": the text of each format's prompt comes first and does not depend on the image. Its keys and values are
+  computed once, for all images (prefix_au_llava.py), and only the rest is in the tree: for each format the image's
+  tokens again, since they see its text, and the tokens that lead to its values.
 
 In the tree of several formats most pairs of tokens do not see each other. PyTorch's attention computes all pairs and
 masks them; on a CPU, `TreeMask` makes it work block by block, each block of queries with only the keys that it needs.
@@ -13,7 +24,8 @@ The values are the same.
 """
 
 import copy
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -41,11 +53,15 @@ class SlotTree:
     Args:
         prompts: token ids of one prompt per format, image tokens expanded, up to where the answer begins.
         answers: per format, per AU label, per value of the scale: the token ids of "label: value".
+        shared: per format, how many tokens of its prompt are computed beforehand, and so not in the tree (default: 0).
 
-    Attributes (N tokens, D decisions, C = most choices at one decision, V = values of all slots together):
+    Attributes (N tokens, P tokens of all prefixes, D decisions, C = most choices at one decision, V = values of all
+    slots together):
+        prefixes: the distinct token sequences that are computed beforehand.
         input_ids: (N,) long.
-        positions: (N,) long, depth in the tree.
-        mask: (N, N) bool, True = may attend.
+        positions: (N,) long, depth in the tree, including the prefix.
+        depth: number of tokens on the longest path.
+        mask: (N, P + N) bool, True = may attend; the prefixes come first, in their order.
         slots: one `Slot` per format and AU.
         decision_nodes: (D,) long, the tokens whose next-token logits decide between values.
         choices: (D, C) long, the token ids that may follow, padded with -1.
@@ -53,6 +69,8 @@ class SlotTree:
         choice_columns: (D, C) long, the column of each choice in logit_tokens, 0 for padding.
         value_paths: (V, longest path) long, for each value the flat indices decision * C + choice that lead to it,
             padded with D * C.
+        value_shares: (V,) float, log of the share of its path's probability that a value gets: 0, or below where values
+            share a path because their last digits are not read.
         value_targets: per value, the (decision, token id) pairs that lead to it: the training targets.
 
     Raises:
@@ -60,16 +78,25 @@ class SlotTree:
             another.
     """
 
-    def __init__(self, prompts: Sequence[Sequence[int]], answers: Sequence[dict[str, Sequence[Sequence[int]]]]):
+    def __init__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        answers: Sequence[dict[str, Sequence[Sequence[int]]]],
+        shared: Sequence[int] | None = None,
+    ):
+        begins = [tuple(prompt[:length]) for prompt, length in zip(prompts, shared or [0] * len(prompts), strict=True)]
+        self.prefixes: list[tuple[int, ...]] = [begin for begin in dict.fromkeys(begins) if begin]
         self._tokens: list[int] = []
         self._parents: list[int] = []
         self._children: dict[tuple[int, int], int] = {}
         self.slots: list[Slot] = []
         self.value_targets: list[list[tuple[int, int]]] = []
+        self._shares: list[float] = []
         nodes: list[int] = []
         choices: list[list[int]] = []
-        for index, (prompt, labels) in enumerate(zip(prompts, answers, strict=True)):
-            start = self._add_path(-1, prompt)
+        for index, (prompt, begin, labels) in enumerate(zip(prompts, begins, answers, strict=True)):
+            root = -2 - self.prefixes.index(begin) if begin else -1
+            start = self._add_path(root, prompt[len(begin) :])
             for label, sequences in labels.items():
                 first_decision, first_value = len(nodes), len(self.value_targets)
                 self.value_targets.extend(self._add_slot(start, label, sequences, nodes, choices))
@@ -83,7 +110,10 @@ class SlotTree:
         return len(self.input_ids)
 
     def _add_path(self, node: int, tokens: Iterable[int]) -> int:
-        """Add tokens below `node` (-1 for the root), reusing those already there; returns the last node."""
+        """Add tokens below `node`, reusing those already there; returns the last node.
+
+        The root is node -1, and -2 - i is the end of prefix i.
+        """
         for token in tokens:
             child = self._children.get((node, token))
             if child is None:
@@ -97,7 +127,8 @@ class SlotTree:
     def _add_slot(self, start, label, sequences, nodes, choices) -> list[list[tuple[int, int]]]:
         """Add the decisions of one AU to `nodes` and `choices`; returns the (decision, token) pairs of each value.
 
-        Only tokens that lead to a decision join the tree: the last token of a value is never an input.
+        Only tokens that lead to a decision join the tree: the last token of a value is never an input. A decision
+        between whole values is left out if others come before it and the lowest value is not among them.
         """
         following: dict[tuple[int, ...], list[int]] = {}  # prefix of the answer -> tokens that may come next
         for sequence in sequences:
@@ -110,24 +141,38 @@ class SlotTree:
                 f"The tokenizer does not tell the values of {label} apart: two of them share their tokens or one is "
                 "the beginning of another. Use a tokenizer that keeps digits."
             )
-        decisions = {}
-        for prefix, options in following.items():
-            if len(options) > 1:
-                decisions[prefix] = len(nodes)
-                nodes.append(self._add_path(start, prefix))
-                choices.append(options)
-        return [[(decisions[s[:d]], s[d]) for d in range(len(s)) if s[:d] in decisions] for s in map(tuple, sequences)]
+        sequences = list(map(tuple, sequences))
+        forks = {prefix for prefix, options in following.items() if len(options) > 1}
+        lowest = {sequences[0][:depth] for depth in range(len(sequences[0]))}
+        decisions, shares = {}, {}
+        for prefix in (prefix for prefix in following if prefix in forks):
+            options = following[prefix]
+            later = any((*prefix, option) in following for option in options)
+            earlier = any(prefix[:depth] in forks for depth in range(len(prefix)))
+            if earlier and not later and prefix not in lowest:
+                shares[prefix] = -math.log(len(options))
+                continue
+            decisions[prefix] = len(nodes)
+            nodes.append(self._add_path(start, prefix))
+            choices.append(options)
+        self._shares += [sum(shares.get(s[:depth], 0.0) for depth in range(len(s))) for s in sequences]
+        return [[(decisions[s[:d]], s[d]) for d in range(len(s)) if s[:d] in decisions] for s in sequences]
 
     def _lay_out(self):
         """Make input_ids, positions and mask of the tokens and their parents."""
-        count = len(self._tokens)
+        count, lengths = len(self._tokens), list(map(len, self.prefixes))
         self.input_ids = torch.tensor(self._tokens)
         self.positions = torch.zeros(count, dtype=torch.long)
-        self.mask = torch.eye(count, dtype=torch.bool)
+        self.mask = torch.cat([torch.zeros(count, sum(lengths), dtype=torch.bool), torch.eye(count).bool()], dim=1)
         for node, parent in enumerate(self._parents):  # parents come before their children
             if parent >= 0:
                 self.positions[node] = self.positions[parent] + 1
                 self.mask[node] |= self.mask[parent]
+            elif parent < -1:
+                prefix = -2 - parent
+                self.positions[node] = lengths[prefix]
+                self.mask[node, sum(lengths[:prefix]) : sum(lengths[: prefix + 1])] = True
+        self.depth = int(self.positions.max()) + 1
 
     def _index_decisions(self, nodes: list[int], choices: list[list[int]]):
         """Make the tensors by which logits become probabilities of values."""
@@ -142,6 +187,7 @@ class SlotTree:
         ]
         longest, padding = max(map(len, paths)), len(nodes) * width
         self.value_paths = torch.tensor([path + [padding] * (longest - len(path)) for path in paths])
+        self.value_shares = torch.tensor(self._shares)
 
     def to(self, device) -> "SlotTree":
         """A copy whose tensors are on `device`."""
@@ -165,6 +211,7 @@ class SlotTree:
             "logits_to_keep": self.decision_nodes,
             "logit_tokens": self.logit_tokens,
             "use_cache": False,
+            **({"prefixes": self.prefixes} if self.prefixes else {}),
         }
 
     def log_probabilities(self, logits: torch.Tensor) -> torch.Tensor:
@@ -179,7 +226,7 @@ class SlotTree:
         chosen = logits.gather(2, self.choice_columns.expand(logits.shape[0], -1, -1)).float()
         steps = chosen.masked_fill(self.choices < 0, -torch.inf).log_softmax(-1)  # (batch, D, C)
         steps = torch.nn.functional.pad(steps.flatten(1), (0, 1))  # a last column of zeros, for the padding of paths
-        return steps[:, self.value_paths].sum(-1)
+        return steps[:, self.value_paths].sum(-1) + self.value_shares
 
     def by_format(self, values: torch.Tensor) -> list[torch.Tensor]:
         """Split something per value (batch, V) into one (batch, AUs, values of the scale) per format."""
@@ -192,13 +239,21 @@ class SlotTree:
 
 def compile_slots(processor, formats: tuple[AUFormat, ...], image_tokens: int) -> SlotTree:
     """The `SlotTree` of `formats` for this processor's tokenizer; cached, as it is the same for every image."""
-    return _compiled(processor, processor.chat_template, processor.tokenizer, formats, image_tokens)
+    made_of = (processor.chat_template, processor.prompt_order, processor.tokenizer)
+    return _compiled(processor, made_of, formats, image_tokens)
 
 
 @lru_cache(maxsize=16)
-def _compiled(processor, _template, _tokenizer, formats, image_tokens) -> SlotTree:
-    prompts = [processor.prompt_ids(fmt, image_tokens) for fmt in formats]
-    return SlotTree(prompts, [slot_ids(processor.tokenizer, fmt, fmt.labels) for fmt in formats])
+def _compiled(processor, _made_of, formats, image_tokens) -> SlotTree:
+    with torch.inference_mode(False):  # the tree may be used with gradients later
+        return slot_tree(processor, {fmt: fmt.labels for fmt in formats}, image_tokens)
+
+
+def slot_tree(processor, labels: Mapping[AUFormat, Sequence[str]], image_tokens: int) -> SlotTree:
+    """The `SlotTree` of some AUs of some formats."""
+    prompts = [processor.prompt_ids(fmt, image_tokens) for fmt in labels]
+    answers = [slot_ids(processor.tokenizer, fmt, wanted) for fmt, wanted in labels.items()]
+    return SlotTree(prompts, answers, list(map(processor.shared_length, prompts)))
 
 
 def slot_ids(tokenizer, fmt: AUFormat, labels: Iterable[str]) -> dict[str, list[list[int]]]:
@@ -213,35 +268,49 @@ class TreeMask(torch.Tensor):
     """A boolean mask, True = may attend, that `scaled_dot_product_attention` honors in blocks of queries."""
 
     @classmethod
-    def of(cls, mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """The `TreeMask` of `mask` (batch or 1, 1, N, N) for queries of `dtype`; a mask of one block stays as it is."""
+    def of(cls, mask: torch.Tensor, dtype: torch.dtype, prompts: int = 0) -> torch.Tensor:
+        """The `TreeMask` of `mask` (batch or 1, 1, N, keys) for queries of `dtype`; one of one block stays as it is.
+
+        Args:
+            prompts: how many rows come first that need other keys than the rest, see prefix_au_llava.py.
+        """
         if mask.shape[-2] <= BLOCK:
             return mask
         tree = mask.as_subclass(cls)
-        tree.blocks = []  # (rows, keys, additive mask) of each block
         if mask.stride(0) == 0:  # one tree expanded over the batch
             mask = mask[:1]
+        parts = [slice(prompts), slice(prompts, None)] if prompts else [slice(None)]
+        tree.parts = [(rows, cls._blocks(mask[rows], dtype)) for rows in parts]
+        return tree
+
+    @staticmethod
+    def _blocks(mask: torch.Tensor, dtype: torch.dtype) -> list[tuple[slice, torch.Tensor, torch.Tensor]]:
+        """(queries, keys, additive mask) of each block."""
+        blocks = []
         for start in range(0, mask.shape[-2], BLOCK):
             rows = mask[:, :, start : start + BLOCK]
             keys = rows.any(dim=(0, 1, 2)).nonzero().squeeze(1)
             hidden = ~rows[..., keys]
             additive = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf)
-            tree.blocks.append((slice(start, start + BLOCK), keys, additive))
-        return tree
+            blocks.append((slice(start, start + BLOCK), keys, additive))
+        return blocks
 
     def attend(self, query, key, value, **kwargs) -> torch.Tensor:
         """Attention (batch, heads, N, width), block by block."""
-        outputs = [
-            scaled_dot_product_attention(
-                query[:, :, rows],
-                key.index_select(2, keys),
-                value.index_select(2, keys),
-                attn_mask=additive,
-                **kwargs,
-            )
-            for rows, keys, additive in self.blocks
-        ]
-        return torch.cat(outputs, dim=2)
+        outputs = []
+        for rows, blocks in self.parts:
+            queries, states = query[rows], (key[rows], value[rows])
+            of_blocks = [
+                scaled_dot_product_attention(
+                    queries[:, :, block],
+                    *(each.index_select(2, keys) for each in states),
+                    attn_mask=additive,
+                    **kwargs,
+                )
+                for block, keys, additive in blocks
+            ]
+            outputs.append(torch.cat(of_blocks, dim=2))
+        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
@@ -252,4 +321,4 @@ class TreeMask(torch.Tensor):
             return function(*args, **kwargs)
 
 
-__all__ = ["BLOCK", "Slot", "SlotTree", "TreeMask", "compile_slots", "slot_ids"]
+__all__ = ["BLOCK", "Slot", "SlotTree", "TreeMask", "compile_slots", "slot_ids", "slot_tree"]

@@ -7,10 +7,12 @@ that of `recognize`, calibration included.
 
 import torch
 from torch import nn
+from transformers.cache_utils import Cache
 
 from au_llava.action_units import AUFormat
 from au_llava.calibration_au_llava import Calibration
 from au_llava.decoding_au_llava import mirror_mean, with_mirror_images
+from au_llava.prefix_au_llava import shared_cache
 from au_llava.slot_tree_au_llava import compile_slots
 
 INPUT_NAME = "pixel_values"
@@ -39,12 +41,21 @@ class SlotsGraph(nn.Module):
         self.network = model.model
         crop = processor.image_processor.crop_size
         self.tree = compile_slots(processor, formats, processor.num_image_tokens(crop["height"], crop["width"]))
-        places = (self.tree.input_ids == model.config.image_token_id).nonzero().flatten().tolist()
         embeddings = model.get_input_embeddings()(self.tree.input_ids).detach()
+        is_image = self.tree.input_ids == model.config.image_token_id
+        self.register_buffer("texts", embeddings[None, ~is_image])
+        places = is_image.long().cumsum(0) - 1  # image tokens are consecutive, once or once for each format
+        tokens = processor.num_image_tokens(crop["height"], crop["width"])
+        order = torch.where(is_image, places % tokens, tokens + (~is_image).long().cumsum(0) - 1)
+        self.register_buffer("order", order)  # of the tree's tokens in the image's, then the texts'
         hidden = torch.zeros(self.tree.mask.shape, dtype=model.dtype).masked_fill_(~self.tree.mask, -torch.inf)
-        self.register_buffer("before", embeddings[None, : places[0]])  # image tokens are consecutive: one path
-        self.register_buffer("after", embeddings[None, places[-1] + 1 :])
         self.register_buffer("hidden", hidden[None, None])
+        with torch.no_grad():
+            prompts = model.prompt_cache(self.tree.prefixes).layers if self.tree.prefixes else ()
+        for index, layer in enumerate(prompts):
+            self.register_buffer(f"keys_{index}", layer.keys)
+            self.register_buffer(f"values_{index}", layer.values)
+        self.prompt_layers = len(prompts)
         basis = torch.eye(model.config.text_config.hidden_size, dtype=model.dtype)
         self.register_buffer("head", model.token_logits(basis, self.tree.logit_tokens).T.detach())
         self.calibrations = None
@@ -58,9 +69,10 @@ class SlotsGraph(nn.Module):
         images = pixel_values.shape[0]
         _, seen = self.network.encode_images(pixel_values, self.image_layer)
         outputs = self.network.language_model(
-            inputs_embeds=torch.cat([self.before.expand(images, -1, -1), seen, self.after.expand(images, -1, -1)], 1),
+            inputs_embeds=torch.cat([seen, self.texts.expand(images, -1, -1)], 1)[:, self.order],
             attention_mask=self.hidden.expand(images, -1, -1, -1),
             position_ids=self.tree.positions.expand(images, -1),
+            past_key_values=self._prompts(),
             use_cache=False,
         )
         logits = nn.functional.linear(outputs.last_hidden_state[:, self.tree.decision_nodes], self.head)
@@ -73,6 +85,12 @@ class SlotsGraph(nn.Module):
             fmt.name: calibration(each).float()
             for fmt, calibration, each in zip(self.formats, self.calibrations, read, strict=True)
         }
+
+    def _prompts(self) -> Cache | None:
+        """The keys and values of the texts before the image, if there are any."""
+        layers = range(self.prompt_layers)
+        states = [(self.get_buffer(f"keys_{index}"), self.get_buffer(f"values_{index}")) for index in layers]
+        return shared_cache([states]) if states else None
 
 
 def export(model, processor, formats: tuple[AUFormat, ...], calibrated: bool = True) -> torch.export.ExportedProgram:

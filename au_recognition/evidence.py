@@ -22,7 +22,7 @@ from scipy.ndimage import gaussian_filter
 from au_llava.action_units import AUFormat, mirrored_label
 from au_llava.calibration_au_llava import calibrate, present_values, probability_of_presence
 from au_llava.decoding_au_llava import read_tree
-from au_llava.slot_tree_au_llava import SlotTree, slot_ids
+from au_llava.slot_tree_au_llava import SlotTree, slot_tree
 
 COPIES = 4  # of the face, each with its own noise
 NOISE = 0.075  # standard deviation, as a share of the range of the crop's colors; how it was chosen: docs/log.md
@@ -107,8 +107,7 @@ def _prepared(model, processor, image, labels) -> tuple[torch.Tensor, SlotTree, 
         raise ValueError("There is no AU to explain: name at least one.")
     pixels = processor.image_processor([image], return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
     image_tokens = processor.num_image_tokens(*pixels.shape[-2:])
-    answers = [slot_ids(processor.tokenizer, fmt, _asked(model, wanted, fmt)) for fmt, wanted in labels.items()]
-    tree = SlotTree([processor.prompt_ids(fmt, image_tokens) for fmt in labels], answers)
+    tree = slot_tree(processor, {fmt: _asked(model, wanted, fmt) for fmt, wanted in labels.items()}, image_tokens)
     return pixels, tree.to(model.device), labels
 
 

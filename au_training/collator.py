@@ -12,6 +12,7 @@ Every random choice (layout, format, flip, variation, unlabelled pictures) depen
 batch, so a resumed run gets the batches of the uninterrupted one.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -155,10 +156,13 @@ class AUCollator:
     def _slots(self, labels: list[dict[AUFormat, Sequence[float]]], image_tokens: int) -> dict[str, torch.Tensor]:
         trees = [compile_slots(self.processor, tuple(known), image_tokens) for known in labels]
         length = max(map(len, trees))
+        prefixes = list(dict.fromkeys(prefix for tree in trees for prefix in tree.prefixes))
+        begins = dict(zip(prefixes, itertools.accumulate(map(len, prefixes), initial=0), strict=False))
+        before = sum(map(len, prefixes))
         decisions, choices = (max(tree.choices.shape[dim] for tree in trees) for dim in (0, 1))
         batch = {
             "input_ids": torch.full((len(trees), length), self.processor.tokenizer.pad_token_id),
-            "attention_mask": torch.eye(length, dtype=torch.bool).repeat(len(trees), 1, 1, 1),  # padding sees itself
+            "attention_mask": torch.zeros(len(trees), 1, length, before + length, dtype=torch.bool),
             "position_ids": torch.zeros(len(trees), length, dtype=torch.long),
             "decision_nodes": torch.zeros(len(trees), decisions, dtype=torch.long),
             "choices": torch.full((len(trees), decisions, choices), -1),
@@ -178,12 +182,17 @@ class AUCollator:
         for row, (tree, known) in enumerate(zip(trees, labels, strict=True)):
             size, (nodes, width) = len(tree), tree.choices.shape
             batch["input_ids"][row, :size] = tree.input_ids
-            batch["attention_mask"][row, 0, :size, :size] = tree.mask
+            mask = batch["attention_mask"][row, 0]
+            mask[:, before:].fill_diagonal_(True)  # padding sees itself
+            *columns, own = tree.mask.split([*map(len, tree.prefixes), size], dim=1)
+            mask[:size, before : before + size] = own
+            for prefix, seen in zip(tree.prefixes, columns, strict=True):
+                mask[:size, begins[prefix] : begins[prefix] + len(prefix)] = seen
             batch["position_ids"][row, :size] = tree.positions
             batch["decision_nodes"][row, :nodes] = tree.decision_nodes
             batch["choices"][row, :nodes, :width] = tree.choices
             batch["choice_targets"][row, :nodes, :width] = self._targets(tree, known)
-        return batch
+        return {**batch, "prefixes": prefixes} if prefixes else batch
 
     def _weight(self, fmt: AUFormat, label: str) -> float:
         return self.slot_weights.get(fmt.name, {}).get(label, 1)

@@ -32,6 +32,13 @@ class AUArguments:
     pixel_unshuffle: int = field(
         default=1, metadata={"help": "New model: fold r x r image features into one token; 1 folds none."}
     )
+    prompt_order: str = field(
+        default="image_first",
+        metadata={
+            "help": "New model: `image_first`, or `text_first`: what is asked comes before the image, computed once "
+            "for all images (docs/training.md)."
+        },
+    )
     vision_feature_layer: int | None = field(
         default=None, metadata={"help": "New model: layer of the encoder to read, such as -2; default: the last."}
     )

@@ -7,7 +7,7 @@ import torch
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from au_llava.action_units import get_format
-from au_llava.slot_tree_au_llava import compile_slots
+from au_llava.slot_tree_au_llava import SlotTree, compile_slots
 
 
 class WeightedSampler(torch.utils.data.Sampler):
@@ -37,15 +37,20 @@ class WeightedSampler(torch.utils.data.Sampler):
         yield from rng.permutation(rows).tolist()
 
 
-def slot_lengths(formats: Sequence[Sequence[str]], processor) -> list[int]:
-    """Number of tokens in the slot tree of each row, given the formats that the row has labels in."""
+def slot_trees(formats: Sequence[Sequence[str]], processor) -> dict[tuple[str, ...], SlotTree]:
+    """The slot tree of each distinct combination of formats that rows have labels in."""
     crop = processor.image_processor.crop_size
     image_tokens = processor.num_image_tokens(crop["height"], crop["width"])
-    lengths = {
-        names: len(compile_slots(processor, tuple(map(get_format, names)), image_tokens))
+    return {
+        names: compile_slots(processor, tuple(map(get_format, names)), image_tokens)
         for names in set(map(tuple, formats))
     }
-    return [lengths[tuple(names)] for names in formats]
+
+
+def slot_lengths(formats: Sequence[Sequence[str]], processor) -> list[int]:
+    """Number of tokens in the slot tree of each row, given the formats that the row has labels in."""
+    trees = slot_trees(formats, processor)
+    return [len(trees[tuple(names)]) for names in formats]
 
 
 class GroupedSampler(torch.utils.data.Sampler):

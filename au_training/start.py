@@ -47,7 +47,11 @@ def starting_point(arguments: AUArguments, training_args: AUTrainingConfig, mode
         return from_anywhere(model_args.model_name_or_path)
     parts = arguments.vision, arguments.text
     base = Path(training_args.output_dir) / "base"
-    options = {"pixel_unshuffle": arguments.pixel_unshuffle, "trust_remote_code": training_args.trust_remote_code}
+    options = {
+        "pixel_unshuffle": arguments.pixel_unshuffle,
+        "prompt_order": arguments.prompt_order,
+        "trust_remote_code": training_args.trust_remote_code,
+    }
     layer = {"vision_feature_layer": arguments.vision_feature_layer, "dtype": model_args.dtype}
     parts = tuple(map(from_anywhere, parts))
     made_of = {"vision": parts[0], "text": parts[1], **options, **layer}
@@ -59,7 +63,7 @@ def starting_point(arguments: AUArguments, training_args: AUTrainingConfig, mode
                 model.save_pretrained(unfinished)
                 AuLlavaProcessor.from_vision_text_pretrained(*parts, **options).save_pretrained(unfinished)
                 (unfinished / PARTS_FILE).write_text(json.dumps(made_of, indent=1) + "\n")
-    stored = json.loads((base / PARTS_FILE).read_text())
+    stored = {"prompt_order": "image_first", **json.loads((base / PARTS_FILE).read_text())}  # older bases name none
     if stored != made_of:
         raise ValueError(f"{base} was made of {stored}, not of {made_of}: delete it or choose another output_dir.")
     return from_anywhere(str(base))

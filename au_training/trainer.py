@@ -12,6 +12,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 
+from au_llava.action_units import get_format
 from au_llava.au_evaluation.predictions import predict
 from au_llava.au_evaluation.scoring import score_predictions
 from au_llava.au_publishing.card import base_models
@@ -23,8 +24,9 @@ from au_llava.au_training.engines import gather_weight, plain_class, whole_model
 from au_llava.au_training.loss import IGNORED, slot_loss
 from au_llava.au_training.mean_teacher import UnlabelledFaces, loss_counts
 from au_llava.au_training.recovery import EndIfComplete, StopOnSIGTERM, TrainingComplete, replacing_contents
-from au_llava.au_training.samplers import GroupedSampler, WeightedSampler, slot_lengths
+from au_llava.au_training.samplers import GroupedSampler, WeightedSampler, slot_lengths, slot_trees
 from au_llava.card_au_llava import write_card
+from au_llava.decoding_au_llava import check_fit
 
 logger = logging.getLogger("au_llava.train")
 
@@ -83,6 +85,8 @@ class AUTrainer(SFTTrainer):
         self.add_callback(StopOnSIGTERM(self.accelerator))
 
     def train(self, *args, **kwargs):
+        for formats, tree in slot_trees(self.train_dataset["formats"][:], self.processing_class).items():
+            check_fit(self.model, self.processing_class, tree.depth, tuple(map(get_format, formats)))
         if self.average is not None:
             self.average.start()
         with suppress(TrainingComplete):

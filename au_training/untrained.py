@@ -135,8 +135,8 @@ def processor_for(
     """The processor of a network that sees square images of `side` pixels."""
     images = AuLlavaImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
     add_image_token(tokenizer)
-    grid = {"vision_stride": config.vision_stride, "pixel_unshuffle": config.pixel_unshuffle}
-    return AuLlavaProcessor(images, tokenizer, **grid, chat_template=template)
+    shared = {name: getattr(config, name) for name in ("vision_stride", "pixel_unshuffle", "prompt_order")}
+    return AuLlavaProcessor(images, tokenizer, **shared, chat_template=template)
 
 
 def untrained(

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from chromium import WEBCAM, chromium
 from conftest import ROOT
 from PIL import Image, ImageOps
 
@@ -37,7 +37,6 @@ from au_llava.au_rendering.activations import NAMES
 from au_llava.au_rendering.pictures import render_face
 
 EXAMPLES = ROOT / "assets" / "faces"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 # What a row of a table of the page holds: whether it is marked as present, its AU, its numbers.
 ROW = re.compile(
     r'<tr( class="au-present")?><th scope="row"[^>]*>\s*(\w+) .*?</th>.*?((?:<td class="au-number">[^<]*</td>)+)</tr>',
@@ -410,19 +409,12 @@ def test_released_folder_holds_a_card_and_the_requirements_of_the_page(tmp_path,
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     """A headless Chromium whose webcam shows a smile."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium or Chrome is installed")
     film = tmp_path_factory.mktemp("webcam") / "smile.mjpeg"
     frame = io.BytesIO()
     Image.open(EXAMPLES / "smile.png").convert("RGB").resize((640, 640)).save(frame, "JPEG")
     film.write_bytes(frame.getvalue() * 30)
-    options = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
-    options += [f"--use-file-for-fake-video-capture={film}"]
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield chromium
-        chromium.close()
+    with chromium(*WEBCAM, f"--use-file-for-fake-video-capture={film}") as started:
+        yield started
 
 
 @pytest.fixture

@@ -9,9 +9,7 @@ const $ = (name) => document.getElementById(name);
 const PACE = 20; // frames over which the speed is measured
 const UNSEEN = 10; // frames without a face before the page says so
 
-const settings = await fetch("settings.json")
-  .then((answer) => answer.json())
-  .catch(() => complain("settings.json could not be loaded: reload the page, or build its folder again."));
+const settings = await loadSettings();
 const weights = new URLSearchParams(location.search).get("weights") ?? Object.keys(settings.weights)[0];
 const tables = new Tables($("tables"), settings.formats);
 const timeline = new Timeline($("timeline"));
@@ -48,6 +46,14 @@ function attempt(action) {
     }
   });
   return turn;
+}
+
+/** The content of settings.json; without it, the page stays with a sentence. */
+async function loadSettings() {
+  const answer = await fetch("settings.json").catch(() => ({ ok: false }));
+  if (answer.ok) return answer.json();
+  complain("settings.json could not be loaded: reload the page, or build its folder again.");
+  return new Promise(() => {});
 }
 
 // ---- The worker ---------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ export class Timeline {
     context.fillStyle = color("ground");
     context.fillRect(LABELS, 0, width - LABELS, ROW * format.labels.length);
     const end = Math.max(SPAN, this.#moments.at(-1)?.time ?? 0);
-XX + ((time - end + SPAN) / SPAN) * (width - LABELS);
+    const x = (time) => LABELS + ((time - end + SPAN) / SPAN) * (width - LABELS);
     context.fillStyle = color("present");
     const edge = (time) => Math.round(x(time) * ratio) / ratio; // on a pixel: halves would overlap
     this.#moments.forEach(({ time, answers }, place) => {

@@ -159,6 +159,22 @@ def test_a_bad_file_is_explained_in_a_sentence(client, not_pictures):
         assert answer == ""
 
 
+def test_frames_of_a_webcam_are_read_one_by_one(reader, client, crowd, not_pictures):
+    watch = next(fn.fn for fn in build(reader).fns.values() if fn.api_name == "watch")
+    frame = Image.open(crowd).convert("RGB")
+    seen, answer = watch(frame)
+    _, faces = reader.read(crowd, "crowd.png")
+    expected = {name: [bool(present) for present in faces[0]["answers"][name]["present"]] for name in MAIN_FORMATS}
+    assert {name: [row[0] for row in rows.values()] for name, rows in tables_of(answer).items()} == expected
+    assert "webcam: 2 faces" in seen
+    assert 'role="status"' not in seen  # which screen readers would read out five times a second
+    assert "Download" not in answer
+    seen, answer = watch(Image.open(not_pictures / "wall.png").convert("RGB"))
+    assert "The webcam shows no face whose two eyes can be seen." in seen
+    assert answer == ""
+    assert watch(None) == ("", "")  # a webcam that was switched off
+
+
 def test_a_picture_of_too_many_pixels_is_refused(reader, tmp_path):
     Image.new("1", (10_000, 6_000)).save(tmp_path / "wide.png")
     with pytest.raises(ValueError, match=r"^wide\.png has 60 million pixels, more than 50: make it smaller\.$"):
@@ -505,6 +521,26 @@ def test_browser_reads_an_example_and_the_webcam_and_says_why(open_page):
         np.abs(np.float32(taken) - np.float32(picture)).mean() for picture in (shown, ImageOps.mirror(shown))
     )
     assert as_it_is < 0.5 * mirrored  # left stays left
+
+
+@pytest.mark.slow
+def test_browser_watches_the_webcam(open_page):
+    page = open_page()
+    page.get_by_role("tab", name="Watch the webcam").click()
+    panel = page.get_by_role("tabpanel").locator("visible=true")
+    panel.get_by_text("Click to Access Webcam").click()
+    panel.get_by_title("start recording").click()
+    panel.get_by_text("webcam: 1 face").wait_for()
+    first = panel.get_by_alt_text("The picture, a box around every face").get_attribute("src")
+    assert panel.locator(".au-columns section").count() == 3
+    panel.get_by_title("stop recording").click()
+    panel.get_by_title("start recording").wait_for()
+    taken = Image.open(io.BytesIO(base64.b64decode(first.partition(",")[2])))
+    shown = Image.open(EXAMPLES / "smile.png").convert("RGB").resize(taken.size)
+    as_it_is, mirrored = (
+        np.abs(np.float32(taken) - np.float32(picture)).mean() for picture in (shown, ImageOps.mirror(shown))
+    )
+    assert as_it_is < 0.5 * mirrored
 
 
 @pytest.mark.slow

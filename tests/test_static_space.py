@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from conftest import ROOT, build_tiny
+from conftest import ROOT, build_tiny, load_tool
 from huggingface_hub import RepoCard
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS
@@ -164,3 +164,15 @@ def test_eight_bits_round_every_channel_by_its_own_scale(tmp_path):
     outputs = session.run(["o"], {"x": identity[:3], "i": images})[0]
     exact = np.einsum("oikl,i->okl", convolution[:, :, ::-1, ::-1], images[0, :, 2, 2])
     assert np.abs(outputs[0] - exact).max() < 0.02 * np.abs(exact).max()
+
+
+def test_decisions_are_compared_by_each_thresholds():
+    fmt = {"values": [0, 1, 2], "presence_threshold": 1, "thresholds": [0.5, 0.9]}
+    exact = np.array([[[0.6, 0.4, 0.0], [0.05, 0.95, 0.0]], [[0.4, 0.6, 0.0], [0.2, 0.8, 0.0]]])
+    other = exact.copy()
+    other[0, 0] = [0.45, 0.55, 0.0]  # now present
+    other[1, 1] = [0.15, 0.65, 0.2]  # still below 0.9; the mean moves from 0.8 to 1.05
+    equal, worst, average, largest = load_tool("eight_bits").compared(exact, other, fmt)
+    assert (equal, worst) == (0.75, 0.5)
+    assert average == pytest.approx((0.15 + 0.25) / 4)
+    assert largest == pytest.approx(0.25)

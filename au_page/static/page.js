@@ -6,6 +6,7 @@ import { Timeline } from "./timeline.js";
 import { Tables, drawCrop, drawPicture, exampleButton, showContradictions, showFaces } from "./view.js";
 
 const $ = (name) => document.getElementById(name);
+const CAMERA = "camera"; // in the column `file`
 const PACE = 20; // frames over which the speed is measured
 const UNSEEN = 10; // frames without a face before the page says so
 
@@ -116,15 +117,16 @@ async function readPicture(file, name) {
 }
 
 async function readFrames(open, name, isWanted) {
+  const reading = `Reading ${name === CAMERA ? "the camera" : name}.`;
   frames = await open();
   if (!isWanted()) frames.stop();
   chosen = null;
   startTable(name);
   $("stop").hidden = false;
   $("timeline-section").hidden = false;
-  say(`Reading ${name}.`);
+  say(reading);
   try {
-    await loop(frames);
+    await loop(frames, reading);
     say(`Stopped after ${lines.length} frame${lines.length === 1 ? "" : "s"}.`);
   } finally {
     frames.stop();
@@ -133,7 +135,7 @@ async function readFrames(open, name, isWanted) {
   }
 }
 
-async function loop(source) {
+async function loop(source, reading) {
   const moments = [];
   let unseen = 0;
   let frame = 0;
@@ -152,7 +154,7 @@ async function loop(source) {
     timeline.draw(timelineFormat());
     unseen = face ? 0 : unseen + 1;
     if (unseen === UNSEEN) say("No face whose two eyes can be seen.");
-    if (unseen === 0) say(`Reading ${fileName}.`);
+    if (unseen === 0) say(reading);
     moments.push(performance.now());
     if (moments.length > PACE) moments.shift();
     showSpeed(moments, answer.times);
@@ -172,7 +174,7 @@ const openFile = (file) =>
   );
 
 // ---- Buttons ------------------------------------------------------------------------------------------------------
-$("camera").addEventListener("click", () => attempt((isWanted) => readFrames(Frames.ofCamera, "camera", isWanted)));
+$("camera").addEventListener("click", () => attempt((isWanted) => readFrames(Frames.ofCamera, CAMERA, isWanted)));
 $("stop").addEventListener("click", () => frames?.stop());
 $("open").addEventListener("click", () => $("file").click());
 $("file").addEventListener("change", () => {

@@ -100,6 +100,9 @@ const within = (place, side) => Math.min(Math.max(place, 0), side - 1);
 export function affine(image, side, [a, b, c, d, e, f]) {
   const { width, height, pixels } = image;
   const result = new Uint8Array(side * side * 3);
+  const columns = new Int32Array(4); // where the 4 x 4 pixels around a place lie
+  const rows = new Int32Array(4);
+  const lines = new Float64Array(4);
   for (let row = 0; row < side; row++) {
     for (let column = 0; column < side; column++) {
       const x = a * (column + 0.5) + b * (row + 0.5) + c;
@@ -107,13 +110,18 @@ export function affine(image, side, [a, b, c, d, e, f]) {
       if (x < 0 || x >= width || y < 0 || y >= height) continue; // black
       const left = Math.floor(x - 0.5);
       const top = Math.floor(y - 0.5);
-      const columns = [-1, 0, 1, 2].map((step) => 3 * within(left + step, width));
-      const rows = [-1, 0, 1, 2].map((step) => 3 * width * within(top + step, height));
+      for (let step = 0; step < 4; step++) {
+        columns[step] = 3 * within(left + step - 1, width);
+        rows[step] = 3 * width * within(top + step - 1, height);
+      }
       for (let channel = 0; channel < 3; channel++) {
-        const lines = rows.map((start) =>
-          cubic(...columns.map((step) => pixels[start + step + channel]), x - 0.5 - left),
-        );
-        const value = cubic(...lines, y - 0.5 - top);
+        for (let line = 0; line < 4; line++) {
+          const at = rows[line] + channel;
+          const first = pixels[at + columns[0]];
+          const second = pixels[at + columns[1]];
+          lines[line] = cubic(first, second, pixels[at + columns[2]], pixels[at + columns[3]], x - 0.5 - left);
+        }
+        const value = cubic(lines[0], lines[1], lines[2], lines[3], y - 0.5 - top);
         result[3 * (row * side + column) + channel] = Math.min(Math.max(value, 0), 255); // the rest is cut off
       }
     }

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from au_llava.au_faces.crop import Face
+from au_llava.au_faces.points import placed
 
 DETECTORS = ("packaged", "yunet", "none")
 YUNET = {"repo_id": "opencv/face_detection_yunet", "filename": "face_detection_yunet_2023mar.onnx"}
@@ -66,7 +67,8 @@ class YuNet:
                 elif not any(_meets(face, other) for other in faces):
                     faces.append(face)
         faces += [face for face in too_large if not any(_meets(face, other) for other in faces)]
-        return sorted(faces, key=lambda face: -face.box[2] * face.box[3])
+        faces.sort(key=lambda face: -face.box[2] * face.box[3])
+        return placed(image, faces)
 
     def _search(self, image: Image.Image, longest: float) -> tuple[list[Face], float]:
         """The usable faces in a picture whose longer side is shrunk to `longest` pixels, and by how much it shrank."""
@@ -104,9 +106,9 @@ def _yunet_path(detector: str) -> Path:
 
 def _face(row: np.ndarray, scale: np.ndarray) -> Face:
     """The face in a row of YuNet: box, right eye, left eye, nose, corners of the mouth, confidence."""
-    points = row[:8].astype(float).reshape(4, 2) * scale
-    eyes = tuple(map(tuple, points[2:].tolist()))
-    return Face(eyes, tuple(points[:2].ravel().tolist()), float(row[14]))
+    numbers = row[:14].astype(float).reshape(7, 2) * scale
+    points = tuple(map(tuple, numbers[2:].tolist()))
+    return Face(points[:2], tuple(numbers[:2].ravel().tolist()), float(row[14]), points=points)
 
 
 def _meets(face: Face, other: Face) -> bool:

@@ -18,7 +18,7 @@ from huggingface_hub import SpaceCardData
 from onnxruntime import InferenceSession
 
 from au_llava.action_units import ACTION_UNITS, MAIN_FORMATS, AUFormat, get_format
-from au_llava.au_faces import crop, detect
+from au_llava.au_faces import crop, detect, points
 from au_llava.au_publishing.onnx_file import description, save_onnx
 from au_llava.au_publishing.onnx_int8 import save_int8
 from au_llava.au_publishing.spaces import render
@@ -41,6 +41,7 @@ RUNTIME_FILES = {  # name in its folder dist -> SHA-256
 WEIGHTS = {"float32": "onnx/model.onnx", "int8": "onnx/model_quantized.onnx"}  # the layout of Transformers.js
 NOTES = {"float32": "the numbers of Python", "int8": "a quarter of the size, numbers differ a little"}
 DETECTOR = "onnx/yunet.onnx"
+POINTS = "onnx/face_points.onnx"
 LIVE_SIDES = (320,)  # pixels that a live picture is shrunk to: one fast search
 HEADERS = {  # with which browsers let a page use several threads
     "cross-origin-embedder-policy": "require-corp",
@@ -79,6 +80,7 @@ def release(out: Path, runtime: Path, model: str) -> None:
             (folder / "onnxruntime" / name).write_bytes(content)
         (folder / "onnx").mkdir()
         save_detector(detector.path, folder / DETECTOR)
+        shutil.copy(points.MODEL, folder / POINTS)
         save_models(model, processor, folder)
         write_json(folder / "settings.json", settings(model, processor, folder), indent=0)
 
@@ -140,6 +142,13 @@ def settings(model, processor, folder: Path) -> dict:
         "contradictions": contradiction_rules(FORMATS),
         "crop": {"size": told["input"]["crop"][0], "eye_distance": crop.EYE_DISTANCE, "eye_height": crop.EYE_HEIGHT},
         "detector": detector_settings(),
+        "points": {
+            "file": POINTS,
+            "side": points.SIDE,
+            "template": points.TEMPLATE.tolist(),
+            "trusted": points.TRUSTED,
+            "passes": points.PASSES,
+        },
         "columns": {"face": FACE_COLUMNS, "box": BOX, "eyes": EYES, "aus": au_columns(FORMATS)},
         "examples": [{"file": f"examples/{path.name}", "name": path.stem} for path in sorted(EXAMPLES.glob("*.png"))],
     }

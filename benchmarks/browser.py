@@ -4,8 +4,8 @@
     python benchmarks/browser.py runs/static --write
 
 The page is shown a webcam of 640 x 480 pixels and 30 frames a second with one face, for some seconds in turns; the best
-turn of each kind of weights counts. The times of a frame are those that the page shows, on one thread; processor time is
-that of the process of the page alone, without Chromium's drawing and video.
+turn of each kind of weights counts. The times of a frame are those that the page shows, on one thread; processor time
+is that of the process of the page alone, without Chromium's drawing and video.
 """
 
 import argparse

@@ -9,7 +9,8 @@ from chromium import chromium, serving
 from PIL import Image
 
 from au_llava.action_units import MAIN_FORMATS, get_format
-from au_llava.au_faces.crop import crop_face
+from au_llava.au_faces import points
+from au_llava.au_faces.crop import Face, crop_face, cut_square
 from au_llava.au_faces.detect import MIN_CONFIDENCE, YuNet
 from au_llava.au_publishing import static_space
 from au_llava.au_recognition.runner import reading_of
@@ -242,3 +243,40 @@ def test_file_names_in_the_table_are_quoted(page):
     columns = {"face": ["file", "frame", "success"], "box": [], "eyes": [], "aus": {}}
     line = call(page, "table.js", "row", {"file": 'a "b", c.png', "frame": 3, "time": 0.5}, None, columns)
     assert line == '"a ""b"", c.png",3,0\r\n'
+
+
+@pytest.mark.parametrize("looked", ["trusted", "not trusted", "outside"])
+def test_points_are_placed_as_in_python(page, crowd, looked, monkeypatch):
+    """With a network whose answer is known and depends on the crop."""
+    guess = np.array([[40, 60], [75, 58], [57, 80], [45, 98], [74, 96]], dtype=float)
+    moves = np.random.default_rng(3).normal(scale=5 if looked == "outside" else 0.02, size=15)
+    moves[14] = -1 if looked == "not trusted" else 2
+
+    def look(self, image, frames):
+        [(edge, corner)] = frames
+        cut = cut_square(image, points._xy(corner), points._xy(edge / abs(edge)), abs(edge) / points.SIDE, points.SIDE)
+        crop = np.asarray(cut, float).transpose(2, 0, 1).ravel()
+        row = moves.copy()
+        row[0] += crop @ np.arange(len(crop)) / 1e11
+        return row[None]
+
+    monkeypatch.setattr(points.FacePoints, "_look", look)
+    face = Face(tuple(map(tuple, guess[:2])), (30, 40, 60, 80), 0.9, points=tuple(map(tuple, guess)))
+    [expected] = points.placed(crowd, [face])
+    settings = {"side": points.SIDE, "template": points.TEMPLATE.tolist(), "trusted": points.TRUSTED}
+    settings["passes"] = points.PASSES
+    found = page.evaluate(
+        """async ([image, guess, moves, settings]) => {
+            const { placed } = await import("/points.js");
+            image.pixels = Uint8Array.from(image.pixels);
+            const run = (crop) => {
+                const row = [...moves];
+                row[0] += crop.reduce((sum, number, place) => sum + number * place, 0) / 1e11;
+                return row;
+            };
+            return placed(image, guess, run, settings);
+        }""",
+        [sent(crowd), guess.tolist(), moves.tolist(), settings],
+    )
+    assert np.array(found) == pytest.approx(np.array(expected.points), abs=1e-6)
+    assert (np.abs(np.array(found) - guess).max() > 0.1) == (looked == "trusted")

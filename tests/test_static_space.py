@@ -48,7 +48,8 @@ def words(out, package, *more):
 def test_the_folder_is_complete(built, package, capsys):
     out = built
     told = json.loads((out / "settings.json").read_text())
-    files = [weights["file"] for weights in told["weights"].values()] + [told["detector"]["file"]]
+    files = [weights["file"] for weights in told["weights"].values()]
+    files += [told["detector"]["file"], told["points"]["file"]]
     files += [example["file"] for example in told["examples"]]
     files += [f"onnxruntime/{name}" for name in static_space.RUNTIME_FILES]
     assert [file for file in files if not (out / file).is_file()] == []

@@ -16,7 +16,8 @@ export class Engine {
     if (typeof WebAssembly !== "object") {
       throw new Error("This browser has no WebAssembly, which the page needs: use a current Firefox, Chrome, Edge or Safari.");
     }
-    const files = await Promise.all([fetched(settings.weights[weights].file), fetched(settings.detector.file)]);
+    const names = [settings.weights[weights].file, settings.detector.file, settings.points.file];
+    const files = await Promise.all(names.map(fetched));
     let problem;
     for (const kind of await kinds()) {
       try {
@@ -32,7 +33,7 @@ export class Engine {
     throw new Error(`The model could not be started: ${problem.message}`);
   }
 
-  async start(kind, settings, model, detector) {
+  async start(kind, settings, model, detector, points) {
     const runtime = await import(RUNTIMES[kind]);
     this.kind = kind;
     this.settings = settings;
@@ -42,6 +43,7 @@ export class Engine {
     this.Tensor = runtime.Tensor;
     this.model = await session(model, kind);
     this.detector = await session(detector, "wasm"); // too small for a graphics card
+    this.points = await session(points, "wasm");
   }
 
   /** Throw an error if the distributions of the known input are not `expected`. */
@@ -61,6 +63,12 @@ export class Engine {
     const { name, shape } = this.settings.input;
     const outputs = await this.model.run({ [name]: new this.Tensor("float32", values, [1, ...shape.slice(1)]) });
     return Object.fromEntries(Object.entries(outputs).map(([format, tensor]) => [format, tensor.data]));
+  }
+
+  /** The answers of the network of face points about one crop. */
+  async place(values, shape) {
+    const { answers } = await this.points.run({ crops: new this.Tensor("float32", values, shape) });
+    return answers.data;
   }
 
   /** The answers of the face detector to its input: output's name -> numbers. */

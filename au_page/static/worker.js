@@ -1,12 +1,13 @@
 // Reads pictures, beside the page, so that the page never stands still.
 //
 // From the page: {settings, weights} once, then {picture (ImageBitmap), live, chosen} for each picture or frame. To the
-// page: {ready}, then for each picture {picture, faces, times}; or {problem}, a sentence. Faces have box, eyes and
-// confidence; those that were read also have crop, answers and contradictions.
+// page: {ready}, then for each picture {picture, faces, times}; or {problem}, a sentence. Faces have box, points (the eyes
+// first) and confidence; those that were read also have crop, answers and contradictions, and better points.
 
 import { cropFace } from "./crop.js";
 import { Engine } from "./engine.js";
 import { Follower } from "./follow.js";
+import { placed } from "./points.js";
 import { answerOf, contradictions, pixelValues } from "./reading.js";
 import { survey } from "./yunet.js";
 
@@ -55,12 +56,14 @@ async function find(image, sides) {
 
 async function read(image, face) {
   const { crop: geometry, input, formats, band, contradictions: rules } = engine.settings;
-  const crop = cropFace(image, face.points, geometry);
+  const look = (values, shape) => engine.place(values, shape);
+  const points = await placed(image, face.points, look, engine.settings.points);
+  const crop = cropFace(image, points, geometry);
   const shares = await engine.distributions(pixelValues(crop, input));
   const answers = Object.fromEntries(
     formats.map((format) => [format.name, answerOf(shares[format.name], format, band)]),
   );
-  return { crop, answers, contradictions: contradictions(answers, rules) };
+  return { points, crop, answers, contradictions: contradictions(answers, rules) };
 }
 
 /** Red, green and blue of a bitmap, over white. */

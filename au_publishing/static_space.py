@@ -148,6 +148,7 @@ def settings(model, processor, folder: Path) -> dict:
             "template": points.TEMPLATE.tolist(),
             "trusted": points.TRUSTED,
             "passes": points.PASSES,
+            "digits": points.DIGITS,
         },
         "columns": {"face": FACE_COLUMNS, "box": BOX, "eyes": EYES, "aus": au_columns(FORMATS)},
         "examples": [{"file": f"examples/{path.name}", "name": path.stem} for path in sorted(EXAMPLES.glob("*.png"))],

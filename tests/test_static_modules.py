@@ -264,7 +264,7 @@ def test_points_are_placed_as_in_python(page, crowd, looked, monkeypatch):
     face = Face(tuple(map(tuple, guess[:2])), (30, 40, 60, 80), 0.9, points=tuple(map(tuple, guess)))
     [expected] = points.placed(crowd, [face])
     settings = {"side": points.SIDE, "template": points.TEMPLATE.tolist(), "trusted": points.TRUSTED}
-    settings["passes"] = points.PASSES
+    settings |= {"passes": points.PASSES, "digits": points.DIGITS}
     found = page.evaluate(
         """async ([image, guess, moves, settings]) => {
             const { placed } = await import("/points.js");
@@ -278,5 +278,5 @@ def test_points_are_placed_as_in_python(page, crowd, looked, monkeypatch):
         }""",
         [sent(crowd), guess.tolist(), moves.tolist(), settings],
     )
-    assert np.array(found) == pytest.approx(np.array(expected.points), abs=1e-6)
+    assert np.array(found) == pytest.approx(np.array(expected.points), abs=1e-9)
     assert (np.abs(np.array(found) - guess).max() > 0.1) == (looked == "trusted")

@@ -1,6 +1,7 @@
 // Places the points of a face more exactly than the detector: what au_faces/points.py does, for one face.
 
 import { cutSquare } from "./crop.js";
+import { round } from "./resample.js";
 
 const plus = (one, other) => [one[0] + other[0], one[1] + other[1]];
 const minus = (one, other) => [one[0] - other[0], one[1] - other[1]];
@@ -17,14 +18,16 @@ function mean(points) {
  * @param image as in resample.js.
  * @param guess the person's right eye, left eye, nose, right and left corner of the mouth, as [x, y] in pixels.
  * @param run what the network says of the (1, 3, side, side) crop that it is given: 15 numbers.
- * @param settings {side, template, trusted, passes}.
+ * @param settings {side, template, trusted, passes, digits}.
  */
 export async function placed(image, guess, run, settings) {
   const { side } = settings;
+  const parts = 10 ** settings.digits; // of a pixel
+  const rounded = (points) => points.map((point) => point.map((number) => round(number * parts) / parts));
   let points = guess;
   let answer;
   for (let pass = 0; pass < settings.passes; pass++) {
-    const { edge, corner } = fitFrame(points, settings.template);
+    const { edge, corner } = fitFrame(rounded(points), settings.template);
     const length = Math.hypot(...edge);
     const along = edge.map((number) => number / length);
     answer = await run(planes(cutSquare(image, corner, along, length / side, side)), [1, 3, side, side]);
@@ -34,7 +37,7 @@ export async function placed(image, guess, run, settings) {
   }
   const confidence = 1 / (1 + Math.exp(-answer[14]));
   const inside = points.slice(0, 2).every(([x, y]) => x >= 0 && y >= 0 && x <= image.width && y <= image.height);
-  return confidence >= settings.trusted && inside ? points : guess;
+  return rounded(confidence >= settings.trusted && inside ? points : guess);
 }
 
 /** The crop that fits the points best: its upper edge and its upper left corner. A product turns and scales. */

@@ -27,6 +27,9 @@ SIDE = 64  # pixels of the crop that the network looks at
 TEMPLATE = np.array([[0.33, 0.38], [0.67, 0.38], [0.5, 0.575], [0.375, 0.745], [0.625, 0.745]])
 TRUSTED = 0.5  # confidence from which the network's answer is taken
 PASSES = 2  # the second looks at a crop that is aligned by the first
+# Digits of a pixel that count. Points are rounded, so that engines whose arithmetic differs in the last bits give the
+# same crops, and the eyes in a table the crop that was read.
+DIGITS = 2
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class FacePoints:
         """
         placed = [PlacedFace(np.asarray(guess, dtype=float), 1.0, np.eye(3)) for guess in guesses]
         for _ in range(PASSES if placed else 0):
-            frames = [fit_frame(face.points) for face in placed]
+            frames = [fit_frame(face.points.round(DIGITS)) for face in placed]
             placed = [_placed(row, *frame) for row, frame in zip(self._look(image, frames), frames, strict=True)]
         return placed
 
@@ -181,7 +184,7 @@ def with_pose(photo: Photo, face: Face) -> Face:
 
 def _better(face: Face, answer: PlacedFace, size: tuple[int, int], factor: int) -> Face:
     eyes = answer.points[:2]
-    if answer.confidence < TRUSTED or (eyes < 0).any() or (eyes > size).any():
-        return face
-    points = tuple(map(tuple, (factor * answer.points).tolist()))
-    return replace(face, eyes=points[:2], points=points, pose=head_pose(answer.rotation))
+    trusted = answer.confidence >= TRUSTED and (eyes >= 0).all() and (eyes <= size).all()
+    better = np.round(factor * answer.points if trusted else face.points, DIGITS)
+    points = tuple(map(tuple, better.tolist()))
+    return replace(face, eyes=points[:2], points=points, pose=head_pose(answer.rotation) if trusted else face.pose)

@@ -46,17 +46,18 @@ def part(name: str, *contents, **named) -> str:
     return str(getattr(_TEMPLATES.get_template("parts.html").module, name)(*contents, **named))
 
 
-def picture(image: Image.Image, faces: Sequence[dict], number: int) -> str:
+def picture(image: Image.Image, faces: Sequence[dict], number: int, live: bool = False) -> str:
     """The whole picture with boxes around its faces, and face `number` as the model sees it.
 
     Args:
         faces: as `Readings` gives them, each with its `crop`.
+        live: whether another picture follows at once; then screen readers do not announce it.
     """
     whole = ImageOps.contain(image, (WIDEST, WIDEST))
     scale = whole.width / image.width
     notes = [([scale * side for side in face["box"]], [(f"face {face['face_id']}", None)]) for face in faces]
     crop = faces[number]["crop"].resize((2 * SHOWN_SIDE,) * 2, Image.Resampling.BICUBIC)
-    return part("picture", faces[number]["file"], len(faces), annotated(whole, notes), crop, number)
+    return part("picture", faces[number]["file"], len(faces), annotated(whole, notes), crop, number, live)
 
 
 def tables(

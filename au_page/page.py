@@ -1,4 +1,4 @@
-"""What is on the page: a tab that reads pictures, a tab that makes faces, and how they are served."""
+"""What is on the page: a tab that reads pictures, one for the webcam, one that makes faces, and how they are served."""
 
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from au_llava.au_runs.files import HOME
 EXAMPLES = HOME / "assets" / "faces"
 KEPT = 600  # seconds that an upload is kept at most
 MOST_BYTES = "20mb"  # of an upload
+EVERY = 0.2  # seconds between the frames of a webcam
+LONGEST_STREAM = 300  # seconds; then the next person's webcam is read
 WAITING = 32  # requests that may wait for the model; further ones are refused
 
 GROUPS = {  # of sliders: title -> regions of the face
@@ -30,6 +32,7 @@ WHY = (
     "Orange: where small changes of the face would change the reading most; the line encloses what is above half of "
     "the highest. This shows what the reading rests on, not whether it is right."
 )
+LIVE = "Frames are read about five times a second; of several faces, the largest is read."
 MADE = (
     "set, and the orange mark: what the sliders make the face show. An opened jaw and a raised upper lip part the lips "
     "(AU25). AUs that hide each other, such as shut and wide eyes, can be combined, though training never showed them "
@@ -128,6 +131,48 @@ def read_tab(reader: Reader) -> None:
         button.click(lambda path=path: path, None, upload, queue=False, api_visibility="private")
 
 
+def live_tab(reader: Reader) -> None:
+    """Fill the tab that reads the webcam as it runs."""
+
+    def read(image):
+        """-> the frame, the tables of its largest face"""
+        if image is None:
+            return "", ""
+        faces = reader.faces(image, "webcam")
+        if not faces:
+            return markup.part("note", "The webcam shows no face whose two eyes can be seen."), ""
+        face = faces[0]
+        seen = markup.picture(image, faces, 0, live=True)
+        return seen, markup.tables(face["answers"], FORMATS, contradictions=face["contradictions"])
+
+    with gr.Row():
+        with gr.Column(scale=1, min_width=290):
+            webcam = gr.Image(
+                label="Webcam",
+                sources=["webcam"],
+                type="pil",
+                streaming=True,
+                height=280,
+                buttons=[],
+                webcam_options=gr.WebcamOptions(mirror=False),
+            )
+            gr.HTML(markup.part("note", LIVE))
+        with gr.Column(scale=2, min_width=290):
+            seen = gr.HTML()
+    answer = gr.HTML()
+    gr.HTML(markup.part("note", BARS))
+    webcam.stream(
+        read,
+        webcam,
+        [seen, answer],
+        stream_every=EVERY,
+        time_limit=LONGEST_STREAM,
+        concurrency_id="webcam",  # a stream would keep all others waiting
+        show_progress="hidden",
+        api_name="watch",
+    )
+
+
 def make_tab(reader: Reader) -> dict:
     """Fill the tab in which faces are made. Returns the event that makes a face, to be used when the page opens."""
 
@@ -188,6 +233,8 @@ def build(reader: Reader) -> gr.Blocks:
         gr.HTML(markup.part("welcome", KEPT // 60))
         with gr.Tab("Read a picture"):
             read_tab(reader)
+        with gr.Tab("Watch the webcam"):
+            live_tab(reader)
         with gr.Tab("Make a face"):
             page.load(**make_tab(reader))
     return page.queue(max_size=WAITING, default_concurrency_limit=1)

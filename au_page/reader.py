@@ -62,11 +62,22 @@ class Reader:
             image = load_face_image(path)
         except ValueError as error:
             raise ValueError(str(error).replace(str(path), name)) from error
+        faces = self.faces(image, name)
+        if not faces:
+            raise ValueError(f"{name} shows no face whose two eyes can be seen.")
+        return image, faces
+
+    def faces(self, image: Image.Image, name: str) -> list[dict]:
+        """The faces of an RGB picture as `read` gives them; maybe none.
+
+        Raises:
+            ValueError: the picture is too small.
+        """
         frame = read_frame(self.engine, self.plan, Frame(Path(name), image=image))
-        if frame["problem"] or not frame["faces"]:
-            raise ValueError(frame["problem"] or f"{name} shows no face whose two eyes can be seen.")
+        if frame["problem"]:
+            raise ValueError(frame["problem"])
         place = {"file": name, "frame": frame["frame"], "time": frame["time"]}
-        return image, [{**place, **face, "face_id": number} for number, face in enumerate(frame["faces"])]
+        return [{**place, **face, "face_id": number} for number, face in enumerate(frame["faces"])]
 
     def read_crop(self, image: Image.Image) -> dict:
         """What the model reads off a face crop, as `reading_of` gives it."""

@@ -5,6 +5,13 @@
 
 The folder is complete: Python finds the code in its subfolder au_llava, and the page finds the checkpoint there, where
 it lies beside the code as in a clone. Requirements are those of this project.
+
+With --static, build a page that runs in the browser itself, with webcam, without Python and without uploads
+(docs/browser.md). It needs the extra `export`, and npm's package of ONNX Runtime Web:
+
+    npm pack onnxruntime-web@1.30.0
+    python tools/release_app.py runs/static --static --onnxruntime-web onnxruntime-web-1.30.0.tgz
+    python -m http.server --directory runs/static
 """
 
 import shutil
@@ -76,15 +83,34 @@ def release(out: Path) -> None:
 
 def make_parser() -> CommandParser:
     parser = CommandParser(__doc__)
-    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write, which must not exist")
+    add = parser.add_argument
+    add("out", type=Path, metavar="OUT", help="the folder to write, which must not exist")
+    add("--static", action="store_true", help="build the page that runs in the browser itself")
+    add("--onnxruntime-web", type=Path, metavar="FILE", help="with --static: the file that `npm pack` writes")
+    add("--model", help="with --static: checkpoint folder or Hub id (default: this repository)")
     return parser
 
 
 def main(arguments) -> None:
-    release(arguments.out)
+    if arguments.static:
+        static(arguments)
+    elif arguments.onnxruntime_web or arguments.model:
+        raise ValueError("--onnxruntime-web and --model belong to --static.")
+    else:
+        release(arguments.out)
     size = sum(path.stat().st_size for path in arguments.out.rglob("*") if path.is_file())
     names = ", ".join(sorted(path.name for path in arguments.out.iterdir()))
     print(f"{arguments.out}: {names} ({size / 1e6:.1f} MB)")
+
+
+def static(arguments) -> None:
+    if arguments.onnxruntime_web is None:
+        raise ValueError("--static needs --onnxruntime-web FILE: `npm pack onnxruntime-web@1.30.0` writes the file.")
+    try:
+        from au_llava.au_publishing import static_space
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--static needs the extra export; {error.name} is not installed.") from error
+    static_space.release(arguments.out, arguments.onnxruntime_web, arguments.model or str(HOME))
 
 
 def run(words: Sequence[str] | None = None) -> int:

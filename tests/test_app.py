@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from chromium import WEBCAM, chromium
 from conftest import ROOT
 from PIL import Image, ImageOps
 
@@ -37,7 +37,6 @@ from au_llava.au_rendering.activations import NAMES
 from au_llava.au_rendering.pictures import render_face
 
 EXAMPLES = ROOT / "assets" / "faces"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 # What a row of a table of the page holds: whether it is marked as present, its AU, its numbers.
 ROW = re.compile(
     r'<tr( class="au-present")?><th scope="row"[^>]*>\s*(\w+) .*?</th>.*?((?:<td class="au-number">[^<]*</td>)+)</tr>',
@@ -158,6 +157,22 @@ def test_a_bad_file_is_explained_in_a_sentence(client, not_pictures):
         assert choice["visible"] is False
         assert re.search('role="alert">(.*?)</p>', unescape(seen))[1] == sentence
         assert answer == ""
+
+
+def test_frames_of_a_webcam_are_read_one_by_one(reader, client, crowd, not_pictures):
+    watch = next(fn.fn for fn in build(reader).fns.values() if fn.api_name == "watch")
+    frame = Image.open(crowd).convert("RGB")
+    seen, answer = watch(frame)
+    _, faces = reader.read(crowd, "crowd.png")
+    expected = {name: [bool(present) for present in faces[0]["answers"][name]["present"]] for name in MAIN_FORMATS}
+    assert {name: [row[0] for row in rows.values()] for name, rows in tables_of(answer).items()} == expected
+    assert "webcam: 2 faces" in seen
+    assert 'role="status"' not in seen  # which screen readers would read out five times a second
+    assert "Download" not in answer
+    seen, answer = watch(Image.open(not_pictures / "wall.png").convert("RGB"))
+    assert "The webcam shows no face whose two eyes can be seen." in seen
+    assert answer == ""
+    assert watch(None) == ("", "")  # a webcam that was switched off
 
 
 def test_a_picture_of_too_many_pixels_is_refused(reader, tmp_path):
@@ -412,19 +427,12 @@ def test_released_folder_holds_a_card_and_the_requirements_of_the_page(tmp_path,
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     """A headless Chromium whose webcam shows a smile."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium or Chrome is installed")
     film = tmp_path_factory.mktemp("webcam") / "smile.mjpeg"
     frame = io.BytesIO()
     Image.open(EXAMPLES / "smile.png").convert("RGB").resize((640, 640)).save(frame, "JPEG")
     film.write_bytes(frame.getvalue() * 30)
-    options = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
-    options += [f"--use-file-for-fake-video-capture={film}"]
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield chromium
-        chromium.close()
+    with chromium(*WEBCAM, f"--use-file-for-fake-video-capture={film}") as started:
+        yield started
 
 
 @pytest.fixture
@@ -515,6 +523,26 @@ def test_browser_reads_an_example_and_the_webcam_and_says_why(open_page):
         np.abs(np.float32(taken) - np.float32(picture)).mean() for picture in (shown, ImageOps.mirror(shown))
     )
     assert as_it_is < 0.5 * mirrored  # left stays left
+
+
+@pytest.mark.slow
+def test_browser_watches_the_webcam(open_page):
+    page = open_page()
+    page.get_by_role("tab", name="Watch the webcam").click()
+    panel = page.get_by_role("tabpanel").locator("visible=true")
+    panel.get_by_text("Click to Access Webcam").click()
+    panel.get_by_title("start recording").click()
+    panel.get_by_text("webcam: 1 face").wait_for()
+    first = panel.get_by_alt_text("The picture, a box around every face").get_attribute("src")
+    assert panel.locator(".au-columns section").count() == 3
+    panel.get_by_title("stop recording").click()
+    panel.get_by_title("start recording").wait_for()
+    taken = Image.open(io.BytesIO(base64.b64decode(first.partition(",")[2])))
+    shown = Image.open(EXAMPLES / "smile.png").convert("RGB").resize(taken.size)
+    as_it_is, mirrored = (
+        np.abs(np.float32(taken) - np.float32(picture)).mean() for picture in (shown, ImageOps.mirror(shown))
+    )
+    assert as_it_is < 0.5 * mirrored
 
 
 @pytest.mark.slow

@@ -1,0 +1,57 @@
+// Places the points of a face more exactly than the detector: what au_faces/points.py does, for one face.
+
+import { cutSquare } from "./crop.js";
+import { round } from "./resample.js";
+
+const plus = (one, other) => [one[0] + other[0], one[1] + other[1]];
+const minus = (one, other) => [one[0] - other[0], one[1] - other[1]];
+const times = (one, other) => [one[0] * other[0] - one[1] * other[1], one[0] * other[1] + one[1] * other[0]];
+
+function mean(points) {
+  const sum = points.reduce(plus);
+  return sum.map((number) => number / points.length);
+}
+
+/**
+ * Better points of a face, or its own, if the network does not trust its answer or puts an eye outside the picture.
+ *
+ * @param image as in resample.js.
+ * @param guess the person's right eye, left eye, nose, right and left corner of the mouth, as [x, y] in pixels.
+ * @param run what the network says of the (1, 3, side, side) crop that it is given: 15 numbers.
+ * @param settings {side, template, trusted, passes, digits}.
+ */
+export async function placed(image, guess, run, settings) {
+  const { side } = settings;
+  const parts = 10 ** settings.digits; // of a pixel
+  const rounded = (points) => points.map((point) => point.map((number) => round(number * parts) / parts));
+  let points = guess;
+  let answer;
+  for (let pass = 0; pass < settings.passes; pass++) {
+    const { edge, corner } = fitFrame(rounded(points), settings.template);
+    const length = Math.hypot(...edge);
+    const along = edge.map((number) => number / length);
+    answer = await run(planes(cutSquare(image, corner, along, length / side, side)), [1, 3, side, side]);
+    points = settings.template.map((place, number) =>
+      plus(times(edge, plus(place, [answer[2 * number], answer[2 * number + 1]])), corner),
+    );
+  }
+  const confidence = 1 / (1 + Math.exp(-answer[14]));
+  const inside = points.slice(0, 2).every(([x, y]) => x >= 0 && y >= 0 && x <= image.width && y <= image.height);
+  return rounded(confidence >= settings.trusted && inside ? points : guess);
+}
+
+/** The crop that fits the points best: its upper edge and its upper left corner. A product turns and scales. */
+export function fitFrame(points, template) {
+  const middle = mean(template);
+  const centered = template.map((place) => minus(place, middle));
+  const products = centered.map(([x, y], number) => times([x, -y], points[number]));
+  const square = centered.reduce((sum, [x, y]) => sum + x * x + y * y, 0);
+  const edge = products.reduce(plus).map((number) => number / square);
+  return { edge, corner: minus(mean(points), times(edge, middle)) };
+}
+
+/** Red, then green, then blue, from 0 to 255. */
+function planes({ width, height, pixels }) {
+  const area = width * height;
+  return Float32Array.from({ length: 3 * area }, (_, place) => pixels[3 * (place % area) + Math.floor(place / area)]);
+}

@@ -9,11 +9,12 @@ libraries write their own, and named in a warning, since they may be misspelled 
 from copy import deepcopy
 from difflib import get_close_matches
 
+import torch
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import logging
+from transformers.utils import logging, requires_backends
 
 from .calibration_au_llava import check_calibration
 
@@ -99,6 +100,20 @@ def drop_unused_heads(vision_config: PreTrainedConfig) -> None:
     for switch in UNUSED_HEADS:
         if getattr(vision_config, switch, False):
             setattr(vision_config, switch, False)
+
+
+def timm_geometry(vision_config: PreTrainedConfig) -> tuple[int, int]:
+    """(stride, width) of the final features of a tower from timm, which its configuration does not name.
+
+    Raises:
+        ImportError: timm is not installed.
+    """
+    requires_backends("AuLlavaConfig", ["timm"])
+    import timm
+
+    with torch.device("meta"):
+        tower = timm.create_model(vision_config.architecture, num_classes=0, **(vision_config.model_args or {}))
+    return tower.feature_info[-1]["reduction"], tower.num_features
 
 
 def takes_attention(config: PreTrainedConfig, implementation: str | None) -> bool:
@@ -241,6 +256,8 @@ class AuLlavaConfig(PreTrainedConfig):
                     "own: set vision_stride and vision_width too, or leave the layer at None for the last stage."
                 )
             return CONVOLUTIONAL_STRIDES[vision.model_type](vision)
+        if vision.model_type == "timm_wrapper":
+            return timm_geometry(vision)[0]
         if isinstance(getattr(vision, "patch_size", None), int):
             return vision.patch_size
         raise ValueError(
@@ -250,6 +267,8 @@ class AuLlavaConfig(PreTrainedConfig):
 
     def _derived_width(self) -> int:
         vision = self.vision_config
+        if vision.model_type == "timm_wrapper":
+            return timm_geometry(vision)[1]
         width = vision.hidden_sizes[-1] if hasattr(vision, "hidden_sizes") else getattr(vision, "hidden_size", None)
         if width is None:
             raise ValueError(

@@ -284,8 +284,20 @@ def slot_answers(
         distributions, thresholds = calibrate(read[fmt.name].numpy(), fmt, calibration)
         if threshold is not None:
             thresholds = np.full_like(thresholds, threshold)
-        columns.append([_answer(fmt, rows.argmax(axis=1), rows, thresholds) for rows in distributions])
+        columns.append([_answer(fmt, most_probable(rows), rows, thresholds) for rows in distributions])
     return [list(answers) for answers in zip(*columns, strict=True)]
+
+
+def most_probable(distributions: np.ndarray) -> np.ndarray:
+    """The index of the most probable value, given (..., values); of neighbors that are equally probable the middle one.
+
+    Neighbors are equally probable where their last digits are not read.
+    """
+    equal = distributions >= distributions.max(axis=-1, keepdims=True) * (1 - 1e-9)
+    first = equal.argmax(axis=-1)[..., None]
+    after = np.arange(distributions.shape[-1]) >= first
+    run = np.logical_and.accumulate(equal | ~after, axis=-1) & after
+    return first[..., 0] + (run.sum(axis=-1) - 1) // 2
 
 
 def _decode_slots(model, processor, pixel_values, formats) -> list[list[AUAnswer]]:

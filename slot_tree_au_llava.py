@@ -6,6 +6,11 @@ itself, and its position is its depth. So each token has exactly the hidden stat
 its own path would give it, and one forward pass equals asking for each AU separately. Values of several tokens (0.37)
 share their leading digits. Only token sequences matter, so any tokenizer works.
 
+A tokenizer that makes every digit a token would need a branch for each first digit of a continuous scale, to read a
+second digit whose place hardly matters. So of the last digits only those beside the lowest value are read (0.00 is
+absence, 0.01 is not); elsewhere the values that differ in the last digit share the probability of what they have in
+common equally. This changes neither the probability of being at or above 0.30 nor any other multiple of 0.10.
+
 The order of prompts (`AuLlavaConfig.prompt_order`) decides what else is shared:
 
 - "image_first": the trunk is the image, and formats share it and the purpose. All tokens are computed for every image.
@@ -19,6 +24,7 @@ The values are the same.
 """
 
 import copy
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -63,6 +69,8 @@ class SlotTree:
         choice_columns: (D, C) long, the column of each choice in logit_tokens, 0 for padding.
         value_paths: (V, longest path) long, for each value the flat indices decision * C + choice that lead to it,
             padded with D * C.
+        value_shares: (V,) float, log of the share of its path's probability that a value gets: 0, or below where values
+            share a path because their last digits are not read.
         value_targets: per value, the (decision, token id) pairs that lead to it: the training targets.
 
     Raises:
@@ -83,6 +91,7 @@ class SlotTree:
         self._children: dict[tuple[int, int], int] = {}
         self.slots: list[Slot] = []
         self.value_targets: list[list[tuple[int, int]]] = []
+        self._shares: list[float] = []
         nodes: list[int] = []
         choices: list[list[int]] = []
         for index, (prompt, begin, labels) in enumerate(zip(prompts, begins, answers, strict=True)):
@@ -118,7 +127,8 @@ class SlotTree:
     def _add_slot(self, start, label, sequences, nodes, choices) -> list[list[tuple[int, int]]]:
         """Add the decisions of one AU to `nodes` and `choices`; returns the (decision, token) pairs of each value.
 
-        Only tokens that lead to a decision join the tree: the last token of a value is never an input.
+        Only tokens that lead to a decision join the tree: the last token of a value is never an input. A decision
+        between whole values is left out if others come before it and the lowest value is not among them.
         """
         following: dict[tuple[int, ...], list[int]] = {}  # prefix of the answer -> tokens that may come next
         for sequence in sequences:
@@ -131,13 +141,22 @@ class SlotTree:
                 f"The tokenizer does not tell the values of {label} apart: two of them share their tokens or one is "
                 "the beginning of another. Use a tokenizer that keeps digits."
             )
-        decisions = {}
-        for prefix, options in following.items():
-            if len(options) > 1:
-                decisions[prefix] = len(nodes)
-                nodes.append(self._add_path(start, prefix))
-                choices.append(options)
-        return [[(decisions[s[:d]], s[d]) for d in range(len(s)) if s[:d] in decisions] for s in map(tuple, sequences)]
+        sequences = list(map(tuple, sequences))
+        forks = {prefix for prefix, options in following.items() if len(options) > 1}
+        lowest = {sequences[0][:depth] for depth in range(len(sequences[0]))}
+        decisions, shares = {}, {}
+        for prefix in (prefix for prefix in following if prefix in forks):
+            options = following[prefix]
+            later = any((*prefix, option) in following for option in options)
+            earlier = any(prefix[:depth] in forks for depth in range(len(prefix)))
+            if earlier and not later and prefix not in lowest:
+                shares[prefix] = -math.log(len(options))
+                continue
+            decisions[prefix] = len(nodes)
+            nodes.append(self._add_path(start, prefix))
+            choices.append(options)
+        self._shares += [sum(shares.get(s[:depth], 0.0) for depth in range(len(s))) for s in sequences]
+        return [[(decisions[s[:d]], s[d]) for d in range(len(s)) if s[:d] in decisions] for s in sequences]
 
     def _lay_out(self):
         """Make input_ids, positions and mask of the tokens and their parents."""
@@ -168,6 +187,7 @@ class SlotTree:
         ]
         longest, padding = max(map(len, paths)), len(nodes) * width
         self.value_paths = torch.tensor([path + [padding] * (longest - len(path)) for path in paths])
+        self.value_shares = torch.tensor(self._shares)
 
     def to(self, device) -> "SlotTree":
         """A copy whose tensors are on `device`."""
@@ -206,7 +226,7 @@ class SlotTree:
         chosen = logits.gather(2, self.choice_columns.expand(logits.shape[0], -1, -1)).float()
         steps = chosen.masked_fill(self.choices < 0, -torch.inf).log_softmax(-1)  # (batch, D, C)
         steps = torch.nn.functional.pad(steps.flatten(1), (0, 1))  # a last column of zeros, for the padding of paths
-        return steps[:, self.value_paths].sum(-1)
+        return steps[:, self.value_paths].sum(-1) + self.value_shares
 
     def by_format(self, values: torch.Tensor) -> list[torch.Tensor]:
         """Split something per value (batch, V) into one (batch, AUs, values of the scale) per format."""

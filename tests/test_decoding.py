@@ -40,13 +40,22 @@ def brute_force(model, processor, image, fmt, label) -> np.ndarray:
     return np.array(probabilities)
 
 
+def as_slots_read(processor, fmt, exact: np.ndarray) -> np.ndarray:
+    """An exact distribution with equal shares where single digits are not read: 0.10 to 0.19, ..., 0.90 to 0.99."""
+    if fmt.scale != "continuous" or len(processor.tokenizer("0.37", add_special_tokens=False)["input_ids"]) < 4:
+        return exact
+    tenths = np.repeat(exact[10:100].reshape(9, 10).mean(axis=1), 10)
+    return np.concatenate([exact[:10], tenths, exact[100:]])
+
+
 def test_slots_equal_one_au_at_a_time(tiny_any_tokenizer):
     model, processor = tiny_any_tokenizer
     image = random_faces(1)[0]
     result = model.recognize(processor, [image], formats=ALL)[0]
     for name, label in (("bp4d", "AU4"), ("bp4d", "AU24"), ("disfa", "AU1"), ("disfa", "AU12"), ("feafa", "AU28B")):
         expected = brute_force(model, processor, image, FORMATS[name], label)
-        np.testing.assert_allclose(result[name][label].distribution, expected, atol=1e-4)
+        read = as_slots_read(processor, FORMATS[name], expected)
+        np.testing.assert_allclose(result[name][label].distribution, read, atol=1e-4)
         assert expected.sum() == pytest.approx(1, abs=1e-6)
 
 
@@ -283,7 +292,7 @@ def test_any_format_of_a_user_is_answered(tiny, labels, scale):
 
 def test_tree_by_hand():
     """Two formats over one trunk: tokens shared, positions by depth, attention to ancestors only."""
-    tree = SlotTree([[1, 2], [1, 3]], [{"AU1": [[7, 8], [7, 9]]}, {"AU1": [[7, 8], [7, 9, 5], [7, 9, 6]]}])
+    tree = SlotTree([[1, 2], [1, 3]], [{"AU1": [[7, 8], [7, 9]]}, {"AU1": [[7, 9, 5], [7, 9, 6], [7, 8]]}])
     assert tree.input_ids.tolist() == [1, 2, 7, 3, 7, 9]
     assert tree.positions.tolist() == [0, 1, 2, 1, 2, 3]
     assert [row.nonzero().flatten().tolist() for row in tree.mask] == [
@@ -295,14 +304,64 @@ def test_tree_by_hand():
         [0, 3, 4, 5],
     ]
     assert tree.decision_nodes.tolist() == [2, 4, 5]
-    assert tree.choices.tolist() == [[8, 9], [8, 9], [5, 6]]
-    assert tree.value_targets == [[(0, 8)], [(0, 9)], [(1, 8)], [(1, 9), (2, 5)], [(1, 9), (2, 6)]]
+    assert tree.choices.tolist() == [[8, 9], [9, 8], [5, 6]]
+    assert tree.value_targets == [[(0, 8)], [(0, 9)], [(1, 9), (2, 5)], [(1, 9), (2, 6)], [(1, 8)]]
     assert tree.logit_tokens.tolist() == [5, 6, 8, 9]
     logits = torch.zeros(1, 3, 4)
     logits[0, 1, 3] = np.log(3)  # P(9) = 3/4 at the second decision
     logits[0, 2, 1] = np.log(4)  # P(6) = 4/5 at the third
     probabilities = tree.log_probabilities(logits).exp()[0]
-    np.testing.assert_allclose(probabilities, [0.5, 0.5, 0.25, 0.75 * 0.2, 0.75 * 0.8], rtol=1e-6)
+    np.testing.assert_allclose(probabilities, [0.5, 0.5, 0.75 * 0.2, 0.75 * 0.8, 0.25], rtol=1e-6)
+
+
+def test_last_digits_are_read_beside_the_lowest_value_only():
+    """0.00, 0.01, 0.10, 0.11, 1.00: after "0.1" no digit is read, and 0.10 and 0.11 share its probability."""
+    zero, dot, one = 10, 11, 12
+    values = [[7, zero, dot, zero, zero], [7, zero, dot, zero, one]]
+    values += [[7, zero, dot, one, zero], [7, zero, dot, one, one], [7, one, dot, zero, zero]]
+    tree = SlotTree([[1]], [{"AU1": values}])
+    assert tree.input_ids.tolist() == [1, 7, zero, dot, zero]
+    assert tree.decision_nodes.tolist() == [1, 3, 4]
+    assert tree.value_targets == [
+        [(0, zero), (1, zero), (2, zero)],
+        [(0, zero), (1, zero), (2, one)],
+        [(0, zero), (1, one)],
+        [(0, zero), (1, one)],
+        [(0, one)],
+    ]
+    logits = torch.zeros(1, 3, 2)
+    logits[0, 0, 1] = np.log(4)  # P(1.00) = 4/5
+    logits[0, 1, 1] = np.log(3)  # P(0.1x below 1) = 3/4
+    probabilities = tree.log_probabilities(logits).exp()[0]
+    np.testing.assert_allclose(probabilities, [0.025, 0.025, 0.075, 0.075, 0.8], rtol=1e-6)
+    [read] = tree.by_format(probabilities[None])
+    assert read.shape == (1, 1, 5)
+
+
+def test_probabilities_of_tenths_do_not_depend_on_the_digits_read():
+    """At every multiple of 0.10, against the exact distribution, digit by digit."""
+    model, processor = build_tiny("single digits")
+    image, fmt = random_faces(1)[0], FORMATS["feafa"]
+    answer = model.recognize(processor, [image], formats=["feafa"])[0]["feafa"]
+    assert len(compile_slots(processor, (fmt,), 16).decision_nodes) == 3 * len(fmt.labels)
+    for label in ("AU26", "AU12L"):
+        exact = brute_force(model, processor, image, fmt, label)
+        read = np.array(answer[label].distribution)
+        assert read.sum() == pytest.approx(1)
+        for value in range(0, 101, 10):
+            assert read[value:].sum() == pytest.approx(exact[value:].sum(), abs=1e-5)
+        assert answer[label].probability == pytest.approx(exact[30:].sum(), abs=1e-5)
+
+
+def test_most_probable_of_equal_neighbors_is_the_middle():
+    fmt = AUFormat("c", ("AU1", "AU2", "AU4"), "continuous")
+    read = np.full((3, 101), 1e-3)
+    read[0, 30:40] = 0.05  # ten equal values: 0.30 to 0.39
+    read[1, 0] = 0.5
+    read[2, [20, 21, 80]] = 0.3  # not neighbors: the first run
+    read /= read.sum(axis=1, keepdims=True)
+    answer = slot_answers({"c": torch.tensor(read[None])}, (fmt,), None)[0][0]
+    assert [reading.value for reading in answer.values()] == [0.34, 0.0, 0.2]
 
 
 def test_tree_mask_gives_what_the_whole_mask_gives():

@@ -14,7 +14,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import logging, requires_backends
+from transformers.utils import logging
 
 from .calibration_au_llava import check_calibration
 
@@ -108,11 +108,8 @@ def timm_geometry(vision_config: PreTrainedConfig) -> tuple[int, int]:
     Raises:
         ImportError: timm is not installed.
     """
-    requires_backends("AuLlavaConfig", ["timm"])
-    import timm
-
     with torch.device("meta"):
-        tower = timm.create_model(vision_config.architecture, num_classes=0, **(vision_config.model_args or {}))
+        tower = AutoModel.from_config(vision_config).timm_model
     return tower.feature_info[-1]["reduction"], tower.num_features
 
 

@@ -18,7 +18,6 @@ import torch
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import (
-    AutoConfig,
     AutoModel,
     PreTrainedConfig,
 )
@@ -160,13 +159,19 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
     @merge_with_config_defaults
     @can_return_tuple
     def get_image_features(
-        self, pixel_values: torch.Tensor, vision_feature_layer: int | list[int] | None = None, **kwargs
+        self,
+        pixel_values: torch.Tensor,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        image_sizes: torch.Tensor | None = None,
+        **kwargs,
     ) -> BaseModelOutputWithPooling:
         """Encode images into language-model embeddings.
 
         Args:
             pixel_values: (images, 3, height, width), normalized as by the processor.
             vision_feature_layer: overrides the configuration's.
+            vision_feature_select_strategy, image_sizes: LLaVA's, not used; towers of timm would not take them.
 
         Returns:
             the tower's output, with `pooler_output` = one (tokens, hidden size) tensor per image.

@@ -45,8 +45,8 @@ def _from_gguf(load, source: str, file: str, **options):
     """`load(source, gguf_file=file)`; what Transformers cannot load is a ValueError in one sentence."""
     try:
         return load(source, gguf_file=file, **options)
-    except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
-        reason = str(error).strip("'\"").splitlines()[0].rstrip(".")
+    except Exception as error:  # the readers of GGUF files raise all kinds of errors
+        reason = (str(error).strip("'\"").splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ValueError(
             f"Transformers cannot load {Path(source, file)} ({reason}): name a folder with the model's safetensors."
         ) from error

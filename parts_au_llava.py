@@ -105,7 +105,7 @@ def load_language_model(source: str, whole, dtype, trust_remote_code: bool):
         whole: class that loads a checkpoint of AU-LLaVA.
 
     Raises:
-        ValueError: see `part_config`.
+        ValueError: a vision-language model that is stored quantized; see also `part_config`.
     """
     config = part_config(source, trust_remote_code)
     if file := gguf_option(source):
@@ -113,6 +113,8 @@ def load_language_model(source: str, whole, dtype, trust_remote_code: bool):
     loader = _loader_of_whole(config, whole)
     if loader is None:
         return AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=trust_remote_code)
+    if hasattr(config, "quantization_config"):
+        raise ValueError(f"{source} is stored quantized: name the checkpoint that it was made from.")
     model = loader.from_pretrained(source, dtype=dtype)
     config = model.config.text_config
     config.tie_word_embeddings = model.config.tie_word_embeddings

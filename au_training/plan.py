@@ -36,6 +36,7 @@ from au_llava.au_training.options import AUArguments, AUTrainingConfig
 from au_llava.au_training.start import LORA_TARGETS, check_start, freeze_parts
 from au_llava.au_training.untrained import PUBLISHED, processor_for, word_tokenizer
 from au_llava.configuration_au_llava import AuLlavaConfig
+from au_llava.image_processing_au_llava import AuLlavaImageProcessor
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 from au_llava.parts_au_llava import part_config, vision_settings
 from au_llava.processing_au_llava import AuLlavaProcessor
@@ -136,12 +137,14 @@ def processor_of(config: AuLlavaConfig, vision: str, text: str) -> tuple[AuLlava
     """The processor, and whether its tokenizer is the real one rather than a stand-in."""
     folders = local_folder(vision), local_folder(text)
     images = folders[0] and any(folders[0].glob("*processor_config.json"))
+    side = PUBLISHED[vision][1] if vision in PUBLISHED else getattr(config.vision_config, "image_size", None)
+    if images:
+        side = AuLlavaImageProcessor.like(str(folders[0])).crop_size["height"]
     if images and vision == text:  # a whole checkpoint
         return AuLlavaProcessor.from_pretrained(folders[0], trust_remote_code=True), True
     shared = {name: getattr(config, name) for name in ("vision_stride", "pixel_unshuffle", "prompt_order")}
     if images and folders[1] and (any(folders[1].glob("tokenizer*")) or any(folders[1].glob("*.gguf"))):
         return AuLlavaProcessor.from_vision_text_pretrained(*map(str, folders), **shared), True
-    side = PUBLISHED[vision][1] if vision in PUBLISHED else config.vision_config.image_size
     return processor_for(config, word_tokenizer(), side), False
 
 
@@ -237,6 +240,8 @@ def left_out(model, arguments: AUArguments) -> list[str]:
         notes.append("without the activations of the convolutional tower")
     if arguments.unlabelled:
         notes.append("without the unlabelled images")
+    if arguments.prompt_order == "text_first":
+        notes.append("without the prompts, which are computed once a batch")
     return notes
 
 

@@ -9,6 +9,7 @@ libraries write their own, and named in a warning, since they may be misspelled 
 from copy import deepcopy
 from difflib import get_close_matches
 
+import torch
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
@@ -99,6 +100,17 @@ def drop_unused_heads(vision_config: PreTrainedConfig) -> None:
     for switch in UNUSED_HEADS:
         if getattr(vision_config, switch, False):
             setattr(vision_config, switch, False)
+
+
+def timm_geometry(vision_config: PreTrainedConfig) -> tuple[int, int]:
+    """(stride, width) of the final features of a tower from timm, which its configuration does not name.
+
+    Raises:
+        ImportError: timm is not installed.
+    """
+    with torch.device("meta"):
+        tower = AutoModel.from_config(vision_config).timm_model
+    return tower.feature_info[-1]["reduction"], tower.num_features
 
 
 def takes_attention(config: PreTrainedConfig, implementation: str | None) -> bool:
@@ -241,6 +253,8 @@ class AuLlavaConfig(PreTrainedConfig):
                     "own: set vision_stride and vision_width too, or leave the layer at None for the last stage."
                 )
             return CONVOLUTIONAL_STRIDES[vision.model_type](vision)
+        if vision.model_type == "timm_wrapper":
+            return timm_geometry(vision)[0]
         if isinstance(getattr(vision, "patch_size", None), int):
             return vision.patch_size
         raise ValueError(
@@ -250,6 +264,8 @@ class AuLlavaConfig(PreTrainedConfig):
 
     def _derived_width(self) -> int:
         vision = self.vision_config
+        if vision.model_type == "timm_wrapper":
+            return timm_geometry(vision)[1]
         width = vision.hidden_sizes[-1] if hasattr(vision, "hidden_sizes") else getattr(vision, "hidden_size", None)
         if width is None:
             raise ValueError(

@@ -18,11 +18,7 @@ import torch
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import (
-    AutoConfig,
     AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoTokenizer,
     PreTrainedConfig,
 )
 from transformers.cache_utils import Cache
@@ -39,8 +35,9 @@ from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from .card_au_llava import write_card
-from .configuration_au_llava import AuLlavaConfig, add_image_token, attention_of_parts, drop_unused_heads
+from .configuration_au_llava import AuLlavaConfig, add_image_token, attention_of_parts
 from .decoding_au_llava import recognize
+from .parts_au_llava import load_language_model, load_vision_tower, part_tokenizer, vision_settings
 from .pipeline_au_llava import AURecognitionPipeline
 from .prefix_au_llava import PromptRowsLayer, PromptStore, caches_kept, shared_cache, with_prompt_rows
 from .quantization_au_llava import check_computable, check_savable, with_default_skips
@@ -163,13 +160,19 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
     @merge_with_config_defaults
     @can_return_tuple
     def get_image_features(
-        self, pixel_values: torch.Tensor, vision_feature_layer: int | list[int] | None = None, **kwargs
+        self,
+        pixel_values: torch.Tensor,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        image_sizes: torch.Tensor | None = None,
+        **kwargs,
     ) -> BaseModelOutputWithPooling:
         """Encode images into language-model embeddings.
 
         Args:
             pixel_values: (images, 3, height, width), normalized as by the processor.
             vision_feature_layer: overrides the configuration's.
+            vision_feature_select_strategy, image_sizes: LLaVA's, not used; towers of timm would not take them.
 
         Returns:
             the tower's output, with `pooler_output` = one (tokens, hidden size) tensor per image.
@@ -461,10 +464,12 @@ class AuLlavaForConditionalGeneration(AuDecisionMixin, AuLlavaPreTrainedModel, L
         """Build a model from a pretrained vision encoder and a pretrained language model; the projector is new.
 
         Args:
-            vision: Hub id or folder of a vision encoder, of a two-tower model (CLIP, SigLIP) or of a LLaVA checkpoint,
-                whose vision tower is used.
-            text: Hub id or folder of a causal language model with its tokenizer, or of a LLaVA checkpoint.
-            pixel_unshuffle, vision_feature_layer, vision_stride, vision_width, prompt_order: see `AuLlavaConfig`.
+            vision: Hub id or folder of a vision encoder, of a two-tower model (CLIP, SigLIP) or of a LLaVA or AU-LLaVA
+                checkpoint, whose vision tower is used.
+            text: Hub id or folder of a causal language model with its tokenizer, or of a LLaVA or AU-LLaVA checkpoint;
+                or a folder with a GGUF file, whose weights are dequantized.
+            pixel_unshuffle, vision_feature_layer, vision_stride, vision_width, prompt_order: see `AuLlavaConfig`. The
+                tower of an AU-LLaVA checkpoint is read as there unless these say otherwise.
             dtype: of all weights; "auto" is the language model's.
             trust_remote_code: whether to run code that comes with `vision` and `text`.
 
@@ -474,12 +479,13 @@ class AuLlavaForConditionalGeneration(AuDecisionMixin, AuLlavaPreTrainedModel, L
             `AuLlavaProcessor.from_vision_text_pretrained(vision, text, ...)`.
 
         Raises:
-            ValueError: `vision` does not hold the weights of a vision encoder.
+            ValueError: `vision` does not hold the weights of a vision encoder; adapters that are not merged; a folder
+                with several GGUF files; a GGUF file that Transformers cannot load, or the package gguf is missing.
         """
         common = {"dtype": dtype, "trust_remote_code": trust_remote_code}
-        language_model = _load_part(text, "language_model", **common)
-        vision_tower = _load_part(vision, "vision_tower", **common)
-        tokenizer = AutoTokenizer.from_pretrained(text, trust_remote_code=trust_remote_code)
+        language_model = load_language_model(text, cls, **common)
+        vision_tower = load_vision_tower(vision, cls, **common)
+        tokenizer = part_tokenizer(text, trust_remote_code)
         image_token_id = add_image_token(tokenizer)
         if len(tokenizer) > language_model.get_input_embeddings().num_embeddings:
             language_model.resize_token_embeddings(len(tokenizer))
@@ -488,11 +494,9 @@ class AuLlavaForConditionalGeneration(AuDecisionMixin, AuLlavaPreTrainedModel, L
             vision_config=vision_tower.config,
             text_config=language_model.config,
             image_token_id=image_token_id,
-            vision_feature_layer=vision_feature_layer,
-            vision_stride=vision_stride,
-            vision_width=vision_width,
             pixel_unshuffle=pixel_unshuffle,
             prompt_order=prompt_order,
+            **vision_settings(vision, trust_remote_code, vision_feature_layer, vision_stride, vision_width),
         )
         model = cls._from_config(config, dtype=language_model.dtype)
         model.model.vision_tower.load_state_dict(vision_tower.state_dict())
@@ -509,31 +513,6 @@ def _set_special_tokens(generation_config, tokenizer) -> None:
     ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")]
     known = dict.fromkeys(end for end in ends if end not in (None, tokenizer.unk_token_id))
     generation_config.eos_token_id = list(known)
-
-
-def _load_part(source: str, part: str, **kwargs):
-    """The vision tower or the causal language model of `source`, which may be a whole vision-language model."""
-    config = AutoConfig.from_pretrained(source, trust_remote_code=kwargs["trust_remote_code"])
-    whole = "text_config" in config.sub_configs and "vision_config" in config.sub_configs
-    if whole and type(config) in AutoModelForImageTextToText._model_mapping:
-        model = AutoModelForImageTextToText.from_pretrained(source, **kwargs)
-        if part == "vision_tower":
-            return model.model.vision_tower
-        language_model = AutoModelForCausalLM.from_config(config.text_config, dtype=model.dtype)
-        language_model.model.load_state_dict(model.model.language_model.state_dict())
-        language_model.lm_head.load_state_dict(model.lm_head.state_dict())
-        return language_model
-    if part == "vision_tower":
-        vision_config = config.vision_config if whole else config
-        drop_unused_heads(vision_config)
-        tower, loading = AutoModel.from_pretrained(source, config=vision_config, output_loading_info=True, **kwargs)
-        missing = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))
-        if missing:
-            raise ValueError(
-                f"{source} lacks weights of a {vision_config.model_type} vision encoder, such as {missing[0]}."
-            )
-        return tower
-    return AutoModelForCausalLM.from_pretrained(source, **kwargs)
 
 
 AuLlavaForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")

@@ -6,7 +6,6 @@ Owns the chat templates and the number of tokens per image. action_units.py owns
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import AutoConfig, AutoTokenizer
 from transformers.image_utils import get_image_size, to_numpy_array
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
@@ -14,6 +13,7 @@ from .action_units import AUFormat, get_format, prompt
 from .configuration_au_llava import IMAGE_TOKEN, AuLlavaConfig, add_image_token, check_prompt_order
 from .decision_template_au_llava import DECISION_TEMPLATE_NAME, decision_template
 from .image_processing_au_llava import AuLlavaImageProcessor
+from .parts_au_llava import part_config, part_tokenizer, vision_settings
 
 # Contents may be strings or lists; {% generation %} marks the assistant's words, with their end token.
 CHATML_TEMPLATE = """\
@@ -119,16 +119,18 @@ class AuLlavaProcessor(ProcessorMixin):
         The image token is the next id after the tokenizer of `text`. The chat template is ChatML if the tokenizer knows
         `<|im_start|>` (Qwen, SmolLM), otherwise Vicuna's plain "USER: ... ASSISTANT:".
         """
-        tokenizer = AutoTokenizer.from_pretrained(text, trust_remote_code=trust_remote_code)
+        tokenizer = part_tokenizer(text, trust_remote_code)
         chatml = tokenizer.convert_tokens_to_ids("<|im_start|>") not in (None, tokenizer.unk_token_id)
         add_image_token(tokenizer)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.padding_side = "left"
         if vision_stride is None:
-            vision_config = AutoConfig.from_pretrained(vision, trust_remote_code=trust_remote_code)
-            vision_config = getattr(vision_config, "vision_config", vision_config)
-            vision_stride = AuLlavaConfig(vision_config=vision_config).vision_stride
+            whole = part_config(vision, trust_remote_code)
+            settings = vision_settings(vision, trust_remote_code)
+            vision_stride = AuLlavaConfig(
+                vision_config=getattr(whole, "vision_config", whole), **settings
+            ).vision_stride
         return cls(
             AuLlavaImageProcessor.like(vision, trust_remote_code=trust_remote_code),
             tokenizer,

@@ -88,6 +88,24 @@ def _unnamed(manifest: Mapping | None, named: Mapping[str, set[str]]) -> dict | 
     return {**manifest, "people": people, "base": _unnamed(manifest["base"], named)}
 
 
+def of_parts(parts: Iterable[str]) -> dict | None:
+    """The manifest of a new model that is built from these checkpoints (folders or Hub ids): everyone they have seen.
+
+    None if none of them has a manifest, as those of other projects.
+    """
+    joined = None
+    for part in dict.fromkeys(parts):
+        joined = _before(read_training_manifest(part), joined)
+    return joined
+
+
+def _before(manifest: Mapping | None, earlier: Mapping | None) -> dict | None:
+    """`manifest` with `earlier` as the base of its first base."""
+    if manifest is None or earlier is None:
+        return manifest or earlier
+    return {**manifest, "base": _before(manifest["base"], earlier)}
+
+
 def stored_manifest(manifest: Mapping) -> dict:
     """A manifest as its file holds it: people as ranges, in the bases too."""
     people = {role: as_ranges(names) for role, names in manifest["people"].items()}

@@ -24,10 +24,18 @@ class AUArguments:
         }
     )
     vision: str | None = field(
-        default=None, metadata={"help": "Vision encoder to build a new model from: Hub id or folder. Needs `text`."}
+        default=None,
+        metadata={
+            "help": "Vision encoder to build a new model from: Hub id or folder, also of an AU-LLaVA checkpoint, whose "
+            "tower is used. Needs `text`."
+        },
     )
     text: str | None = field(
-        default=None, metadata={"help": "Language model to build a new model from: Hub id or folder. Needs `vision`."}
+        default=None,
+        metadata={
+            "help": "Language model to build a new model from: Hub id or folder, also of an AU-LLaVA checkpoint or "
+            "with a GGUF file. Needs `vision`."
+        },
     )
     pixel_unshuffle: int = field(
         default=1, metadata={"help": "New model: fold r x r image features into one token; 1 folds none."}

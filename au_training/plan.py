@@ -24,7 +24,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from peft import get_peft_model
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from au_llava.action_units import MAIN_FORMATS, AUFormat, get_format
@@ -36,7 +36,9 @@ from au_llava.au_training.options import AUArguments, AUTrainingConfig
 from au_llava.au_training.start import LORA_TARGETS, check_start, freeze_parts
 from au_llava.au_training.untrained import PUBLISHED, processor_for, word_tokenizer
 from au_llava.configuration_au_llava import AuLlavaConfig
+from au_llava.image_processing_au_llava import AuLlavaImageProcessor
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
+from au_llava.parts_au_llava import part_config, vision_settings
 from au_llava.processing_au_llava import AuLlavaProcessor
 from au_llava.slot_tree_au_llava import compile_slots
 
@@ -72,8 +74,8 @@ def shape_of(source: str) -> PreTrainedConfig:
         ValueError: it is neither on this machine nor among `PUBLISHED`.
     """
     folder = local_folder(source)
-    if folder is not None and (folder / "config.json").is_file():
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if folder is not None and ((folder / "config.json").is_file() or any(folder.glob("*.gguf"))):
+        return part_config(str(folder))
     if source in PUBLISHED:
         return PUBLISHED[source][0]
     raise ValueError(
@@ -94,12 +96,15 @@ def configuration(arguments: AUArguments, model_args: ModelConfig) -> tuple[AuLl
     if start is not None:
         arguments = dataclasses.replace(arguments, **made_by_recipe(start))
     vision, text = shape_of(arguments.vision), shape_of(arguments.text)
-    vision = vision.vision_config if "vision_config" in vision.sub_configs else vision
+    read = {"vision_feature_layer": arguments.vision_feature_layer}
+    if (folder := local_folder(arguments.vision)) is not None:
+        read = vision_settings(str(folder), **read)
     config = AuLlavaConfig(
-        vision_config=vision,
-        text_config=text,
+        vision_config=getattr(vision, "vision_config", vision),
+        text_config=getattr(text, "text_config", text),
         pixel_unshuffle=arguments.pixel_unshuffle,
-        vision_feature_layer=arguments.vision_feature_layer,
+        prompt_order=arguments.prompt_order,
+        **read,
     )
     return config, arguments.vision, arguments.text
 
@@ -109,7 +114,7 @@ def made_by_recipe(folder: str) -> dict:
     for path in sorted(RECIPES.glob("*.yaml")):
         recipe = yaml.safe_load(path.read_text())
         if recipe["output_dir"] == folder and "vision" in recipe:
-            keys = ("vision", "text", "pixel_unshuffle", "vision_feature_layer")
+            keys = ("vision", "text", "pixel_unshuffle", "prompt_order", "vision_feature_layer")
             return {key: recipe[key] for key in keys if key in recipe}
     raise ValueError(f"{folder} is not there, and no recipe in {RECIPES.name}/ makes it.")
 
@@ -131,12 +136,15 @@ def meta_model(config: AuLlavaConfig, arguments: AUArguments, model_args: ModelC
 def processor_of(config: AuLlavaConfig, vision: str, text: str) -> tuple[AuLlavaProcessor, bool]:
     """The processor, and whether its tokenizer is the real one rather than a stand-in."""
     folders = local_folder(vision), local_folder(text)
-    if folders[0] and (folders[0] / "processor_config.json").is_file():  # a whole checkpoint
+    images = folders[0] and any(folders[0].glob("*processor_config.json"))
+    side = PUBLISHED[vision][1] if vision in PUBLISHED else getattr(config.vision_config, "image_size", None)
+    if images:
+        side = AuLlavaImageProcessor.like(str(folders[0])).crop_size["height"]
+    if images and vision == text:  # a whole checkpoint
         return AuLlavaProcessor.from_pretrained(folders[0], trust_remote_code=True), True
-    grid = {"vision_stride": config.vision_stride, "pixel_unshuffle": config.pixel_unshuffle}
-    if all(folders) and (folders[0] / "preprocessor_config.json").is_file() and any(folders[1].glob("tokenizer*")):
-        return AuLlavaProcessor.from_vision_text_pretrained(*map(str, folders), **grid), True
-    side = PUBLISHED[vision][1] if vision in PUBLISHED else config.vision_config.image_size
+    shared = {name: getattr(config, name) for name in ("vision_stride", "pixel_unshuffle", "prompt_order")}
+    if images and folders[1] and (any(folders[1].glob("tokenizer*")) or any(folders[1].glob("*.gguf"))):
+        return AuLlavaProcessor.from_vision_text_pretrained(*map(str, folders), **shared), True
     return processor_for(config, word_tokenizer(), side), False
 
 
@@ -232,6 +240,8 @@ def left_out(model, arguments: AUArguments) -> list[str]:
         notes.append("without the activations of the convolutional tower")
     if arguments.unlabelled:
         notes.append("without the unlabelled images")
+    if arguments.prompt_order == "text_first":
+        notes.append("without the prompts, which are computed once a batch")
     return notes
 
 

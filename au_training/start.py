@@ -13,6 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from trl import ModelConfig, SFTConfig, get_quantization_config
 
 from au_llava.au_runs.files import replacing
+from au_llava.au_runs.manifests import of_parts, write_training_manifest
 from au_llava.au_runs.provenance import weights_sha256
 from au_llava.au_training.options import AUArguments, AUTrainingConfig
 from au_llava.configuration_au_llava import AuLlavaConfig
@@ -62,6 +63,8 @@ def starting_point(arguments: AUArguments, training_args: AUTrainingConfig, mode
             with replacing(base) as unfinished:
                 model.save_pretrained(unfinished)
                 AuLlavaProcessor.from_vision_text_pretrained(*parts, **options).save_pretrained(unfinished)
+                if manifest := of_parts(parts):
+                    write_training_manifest(unfinished, manifest)
                 (unfinished / PARTS_FILE).write_text(json.dumps(made_of, indent=1) + "\n")
     stored = {"prompt_order": "image_first", **json.loads((base / PARTS_FILE).read_text())}  # older bases name none
     if stored != made_of:

@@ -202,6 +202,18 @@ def test_paper_7b_in_two_stages(parts, rendered_records, tmp_path):
     assert moved(first, merged) == {PROJECTION, "language_model"}
 
 
+def test_smollm2_135m_adapts_a_language_model_to_a_tower(parts, tiny_checkpoint, rendered_records, tmp_path):
+    own = lambda source: str(tiny_checkpoint) if source == "." else parts(source)
+    out = train("smollm2_135m", own, rendered_records, tmp_path / "out", "--cache_features", tmp_path / "features")
+    assert adapters(out) == {PROJECTION, "language_model"}
+    base = load_file(out / "base" / "model.safetensors")
+    shipped = load_file(tiny_checkpoint / "model.safetensors")
+    tower = [name for name in shipped if "vision_tower" in name]
+    assert tower
+    assert all(torch.equal(base[name], shipped[name]) for name in tower)
+    assert AutoConfig.from_pretrained(out / "base", trust_remote_code=True).prompt_order == "text_first"
+
+
 @pytest.mark.slow
 def test_dinov2_7b_adapts_both(parts, rendered_records, tmp_path):
     out = train("dinov2-7b", parts, rendered_records, tmp_path)

@@ -35,6 +35,14 @@ def recording_attention(module, query, key, value, attention_mask, **kwargs):
     return read.transpose(1, 2).contiguous(), None
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fresh_process():
+    """vLLM's process has loaded no model by AutoModel before, which would stay registered for its configuration."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AutoModel._model_mapping, "_extra_content", {})
+        yield
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("serving") / "checkpoint"

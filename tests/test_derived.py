@@ -90,8 +90,8 @@ def video(states: str, file: str = "a.mp4", face_id: int = 0, rate: float = 30) 
     return [
         {
             **{"file": file, "frame": number + 1, "time": round(number / rate, 4), "face_id": face_id},
-            **{"answers": answers(**closed[state]), "eyes": None, "box": (0, 0, 9, 9), "confidence": 0.9},
-            **{"contradictions": [], "problems": []},
+            **{"answers": answers(**closed[state]), "eyes": None, "box": (0, 0, 9, 9)},
+            **{"confidence": 0.9, "pose": None, "contradictions": [], "problems": []},
         }
         for number, state in enumerate(states)
     ]

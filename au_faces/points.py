@@ -5,6 +5,7 @@ rough guess, such as YuNet's points, and corrects the guess. `maintenance/fit_fa
 that MediaPipe's landmarker has measured and on rendered heads, whose points are known.
 """
 
+import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from au_llava.au_faces.crop import Face, cut_square
+from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT, Face, cut_square
 from au_llava.au_faces.network import open_network
 from au_llava.au_faces.photo import Photo
 from au_llava.au_runs.files import HOME
@@ -156,6 +157,26 @@ def placed(photo: Photo, faces: Sequence[Face]) -> list[Face]:
     image, factor = photo.showing(smallest.eyes, SIDE)
     answers = face_points()(image, [np.array(face.points) / factor for face in faces])
     return [_better(face, answer, image.size, factor) for face, answer in zip(faces, answers, strict=True)]
+
+
+def with_pose(photo: Photo, face: Face) -> Face:
+    """A face that somebody gave, or a picture that is a face crop, with its pose; its eyes stay.
+
+    There is no pose if the network does not trust its answer, or if ONNX Runtime is not installed.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        return face
+    eyes = face.eyes
+    if eyes is None:
+        left, top, width, height = face.box
+        x, y = EYE_DISTANCE / 2 * width, top + EYE_HEIGHT * height
+        eyes = ((left + width / 2 - x, y), (left + width / 2 + x, y))
+    right, left = np.array(eyes) @ [1, 1j]
+    template = TEMPLATE @ [1, 1j]
+    guess = right + (template - template[0]) * (left - right) / (template[1] - template[0])
+    image, factor = photo.showing(eyes, SIDE)
+    [answer] = face_points()(image, [np.stack([guess.real, guess.imag], axis=1) / factor])
+    return face if answer.confidence < TRUSTED else replace(face, pose=head_pose(answer.rotation))
 
 
 def _better(face: Face, answer: PlacedFace, size: tuple[int, int], factor: int) -> Face:

@@ -9,9 +9,7 @@ from au_llava.au_faces.media import Frame
 from au_llava.au_faces.photo import Photo
 from au_llava.au_faces.points import placed
 
-EVERY = (
-    8  # frames, of which one is searched as a whole: a face that enters is found a quarter of a second later at most
-)
+EVERY = 8  # frames; one of them is searched whole, so a face that enters is found a quarter of a second later at most
 LONGEST_GAP = 0.2  # seconds between frames; after a longer one, a face may be anywhere
 CUT = 30  # mean difference of two frames' colors, 0 to 255, from which a frame is another picture
 SAMPLES = (32, 32)  # pixels of a frame that are compared

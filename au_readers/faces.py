@@ -4,7 +4,7 @@ A record holds, beside the fixed columns, `margin` and `weak` (see `UNLABELLED_M
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -74,8 +74,8 @@ def find_face(picture: Picture, crop: Crop, where: str, defects: Defects) -> Fou
 def face_records(
     dataset: str, clip: Clip, frame: int, face: FoundFace, weak: Mapping[str, list[float]], metadata: Mapping = {}
 ) -> Iterator[dict]:
-    """The records of one face, without their `part`: one per main format, with no value known."""
-    for name in MAIN_FORMATS:
+    """The records of one face, without their `part`: one per format of `weak`, with no value known."""
+    for name, believed in weak.items():
         yield {
             "image": face.crop,
             "dataset": dataset,
@@ -85,16 +85,16 @@ def face_records(
             "format": name,
             "values": [math.nan] * len(FORMATS[name].labels),
             "margin": face.margin,
-            "weak": weak[name],
+            "weak": believed,
             **metadata,
         }
 
 
-def weak_values(blendshapes: np.ndarray | None) -> dict[str, list[float]]:
+def weak_values(blendshapes: np.ndarray | None, formats: Sequence[str] = MAIN_FORMATS) -> dict[str, list[float]]:
     """Format -> the teacher's estimates for a face with these blendshapes (52,); all NaN if there are none."""
     if blendshapes is None:
-        return {name: [math.nan] * len(FORMATS[name].labels) for name in MAIN_FORMATS}
-    return {name: weak_teacher().values(blendshapes[None], name)[0].tolist() for name in MAIN_FORMATS}
+        return {name: [math.nan] * len(FORMATS[name].labels) for name in formats}
+    return {name: weak_teacher().values(blendshapes[None], name)[0].tolist() for name in formats}
 
 
 def check_teacher(teacher: str, measures: bool = True) -> None:

@@ -15,15 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from accelerate import PartialState
 
 from au_llava.action_units import AUFormat
 from au_llava.au_faces.crop import Face
 from au_llava.au_faces.follow import look_of
 from au_llava.au_faces.media import DamagedVideo, Frame, count_frames, is_video, video_frames
 from au_llava.au_faces.photo import Photo
+from au_llava.au_faces.points import with_pose
 from au_llava.au_runs.ahead import ahead
 from au_llava.au_runs.journal import Journal
+from au_llava.au_runs.processes import processes
 from au_llava.au_runs.progress import progress_bar
 
 AHEAD = 2  # chunks whose faces are found while the model reads another
@@ -44,6 +45,7 @@ class Plan:
         size: side of a face crop in pixels.
         every, fps: of a video, take one frame of `every`, or `fps` frames per second.
         distributions: whether to store whole distributions.
+        max_yaw: degrees; faces turned further to a side, or by an unknown angle, are left out.
     """
 
     parts: tuple[tuple[Path, ...] | Path, ...]
@@ -55,6 +57,7 @@ class Plan:
     every: int = 1
     fps: float | None = None
     distributions: bool = False
+    max_yaw: float | None = None
 
     def is_video(self, part: int) -> bool:
         return isinstance(self.parts[part], Path)
@@ -102,10 +105,11 @@ def unfinished_parts(journal: Journal, plan: Plan) -> list[int]:
     ]
 
 
-def read_faces(model, processor, plan: Plan, folder: Path, identity: Mapping) -> None:
+def read_faces(engine, plan: Plan, folder: Path, identity: Mapping) -> None:
     """Read whatever is planned and not yet in the journal. Several accelerate processes each take a share.
 
     Args:
+        engine: see engines.py.
         folder: of the journal; all processes must see the same one.
         identity: what the numbers depend on; the journal of a run with another one is refused.
 
@@ -113,14 +117,14 @@ def read_faces(model, processor, plan: Plan, folder: Path, identity: Mapping) ->
         ValueError: `folder` holds another run's journal.
         OSError: `folder` cannot be written.
     """
-    state = PartialState()
+    state = processes()
     journal = open_journal(folder, identity)
     state.wait_for_everyone()  # all processes have read the journal before one writes
-    processes = state.num_processes
-    by_part = len(plan.parts) >= processes  # otherwise every process decodes a video and takes a share of its frames
+    # With fewer parts than processes, every process decodes a video and takes a share of its frames.
+    by_part = len(plan.parts) >= state.num_processes
 
     def is_mine(part: int, chunk: int) -> bool:
-        return (part if by_part else part + chunk) % processes == state.process_index
+        return (part if by_part else part + chunk) % state.num_processes == state.process_index
 
     parts = [part for part in unfinished_parts(journal, plan) if not by_part or is_mine(part, 0)]
     done = {(part, chunk) for part, chunk, _ in journal}
@@ -129,11 +133,11 @@ def read_faces(model, processor, plan: Plan, folder: Path, identity: Mapping) ->
         return is_mine(part, chunk) and (part, chunk) not in done
 
     with progress_bar(shown=state.is_main_process) as bar, journal.writer(state.process_index) as write:
-        total = sum(map(plan.count, parts)) / (1 if by_part else processes)
+        total = sum(map(plan.count, parts)) / (1 if by_part else state.num_processes)
         task = bar.add_task("reading faces", total=round(total))
         with closing(ahead(with_faces(plan, parts, is_wanted), AHEAD)) as chunks:
             for entry, frames in chunks:
-                _add_readings(model, processor, plan, frames)
+                _add_readings(engine, plan, frames)
                 for face in (face for frame in frames for face in frame["faces"]):
                     del face["crop"]
                 write({**entry, "frames": frames})
@@ -179,9 +183,15 @@ def _head(part: int, chunk: int, last: bool, problem: str | None = None) -> dict
 def _detected(plan: Plan, frame: Frame, find: Find) -> dict:
     """A frame as the journal holds it, before the model reads it; each face has its `crop` besides."""
     entry = {"file": str(frame.file), "frame": frame.number, "time": round(frame.time, 4), "faces": [], "problem": None}
+    entry["turned"] = 0  # faces that were left out
     try:
         photo = Photo(frame.file if frame.image is None else frame.image)
         for face in find(photo, frame):
+            if face.points is None:  # no detector found it
+                face = with_pose(photo, face)
+            if not _is_read(face, plan.max_yaw):
+                entry["turned"] += 1
+                continue
             crop = photo.whole() if face.eyes is None else photo.crop(face.eyes, plan.size)
             entry["faces"].append(
                 {
@@ -189,6 +199,7 @@ def _detected(plan: Plan, frame: Frame, find: Find) -> dict:
                     "box": np.round(face.box, 2).tolist(),
                     "confidence": face.confidence and round(face.confidence, 4),
                     "face_id": face.face_id,
+                    "pose": None if face.pose is None else np.round(face.pose, 4).tolist(),
                     "look": base64.b64encode(look_of(crop).tobytes()).decode(),
                     "crop": crop,
                 }
@@ -198,30 +209,34 @@ def _detected(plan: Plan, frame: Frame, find: Find) -> dict:
     return entry
 
 
-def _add_readings(model, processor, plan: Plan, frames: Sequence[dict]) -> None:
-    """Let the model read the faces of `frames` in one batch, and add the answers to them."""
+def _is_read(face: Face, max_yaw: float | None) -> bool:
+    return max_yaw is None or (face.pose is not None and abs(np.degrees(face.pose[1])) <= max_yaw)
+
+
+def _add_readings(engine, plan: Plan, frames: Sequence[dict]) -> None:
+    """Let the engine read the faces of `frames` in one batch, and add the answers to them."""
     faces = [face for frame in frames for face in frame["faces"]]
     if faces:
         crops = [face["crop"] for face in faces]
-        options = {"formats": plan.formats, "decoding": plan.decoding, "batch_size": plan.batch_size}
-        for face, result in zip(faces, model.recognize(processor, crops, **options), strict=True):
+        results = engine.recognize(crops, plan.formats, plan.decoding, plan.batch_size)
+        for face, result in zip(faces, results, strict=True):
             face |= reading_of(result, plan.distributions)
 
 
-def read_frame(model, processor, plan: Plan, frame: Frame) -> dict:
+def read_frame(engine, plan: Plan, frame: Frame) -> dict:
     """One picture as the journal holds it; each face has its `crop` besides."""
     entry = _detected(plan, frame, plan.finder())
-    _add_readings(model, processor, plan, [entry])
+    _add_readings(engine, plan, [entry])
     return entry
 
 
-def read_picture(model, processor, plan: Plan, path: Path) -> dict:
+def read_picture(engine, plan: Plan, path: Path) -> dict:
     """The answers for the largest face of one picture, as `reading_of` gives them.
 
     Raises:
         ValueError: the picture cannot be read, or shows no face.
     """
-    frame = read_frame(model, processor, plan, Frame(path))
+    frame = read_frame(engine, plan, Frame(path))
     if frame["problem"] or not frame["faces"]:
         raise ValueError(frame["problem"] or f"{path} shows no face.")
     return frame["faces"][0]["answers"]

@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from au_llava.au_faces.crop import Face
+from au_llava.au_faces.crop import Face, crop_face
 from au_llava.au_faces.photo import Photo
-from au_llava.au_faces.points import TEMPLATE, FacePoints, face_points, fit_frame, head_pose, placed
+from au_llava.au_faces.points import TEMPLATE, FacePoints, face_points, fit_frame, head_pose, placed, with_pose
 from au_llava.au_rendering.people import sample_subject
 from au_llava.au_rendering.pictures import picture
 from au_llava.au_rendering.render import place_points
@@ -137,3 +137,19 @@ def test_angles_are_those_of_scipy():
     for angles in ((0, 0, 0), (0.3, -0.5, 0.2), (-1.2, 1.4, 3.0), (0.1, -1.57, 0)):
         rotation = axes @ Rotation.from_euler("XYZ", angles).as_matrix() @ axes
         assert head_pose(rotation) == pytest.approx(angles, abs=1e-6)
+
+
+def test_a_given_face_gets_a_pose_and_keeps_its_eyes():
+    image, truth, rotation = head(2, yaw=25)
+    eyes = tuple(map(tuple, truth[:2].tolist()))
+    face = with_pose(Photo(image), Face(eyes, (0, 0, SIZE, SIZE), None))
+    assert face.eyes == eyes
+    assert np.degrees(np.abs(np.subtract(face.pose, head_pose(rotation)))).max() < 12
+
+
+def test_a_face_crop_gets_a_pose():
+    image, truth, rotation = head(2, yaw=-20)
+    crop = crop_face(image, truth[:2], 96)
+    face = with_pose(Photo(crop), Face(None, (0, 0, 96, 96), None))
+    assert face.eyes is None
+    assert np.degrees(np.abs(np.subtract(face.pose, head_pose(rotation))))[1] < 12

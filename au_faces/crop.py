@@ -99,3 +99,12 @@ def _with_border(image: Image.Image, lowest: np.ndarray, highest: np.ndarray) ->
     pixels = np.asarray(image.crop(tuple(inside)))
     (before_x, before_y), (after_x, after_y) = inside[:2] - lowest, highest - inside[2:]
     return Image.fromarray(np.pad(pixels, ((before_y, after_y), (before_x, after_x), (0, 0)), mode="edge"))
+
+
+def overlap(box: Sequence[float], others: Sequence) -> np.ndarray:
+    """Intersection over union of a box (left, top, width, height) with one or several (..., 4)."""
+    box, others = np.asarray(box, dtype=float), np.asarray(others, dtype=float)
+    corner, size, corners, sizes = box[:2], box[2:], others[..., :2], others[..., 2:]
+    sides = np.minimum(corner + size, corners + sizes) - np.maximum(corner, corners)
+    shared = sides.clip(0).prod(axis=-1)
+    return shared / (size.prod() + sizes.prod(axis=-1) - shared)

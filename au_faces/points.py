@@ -5,8 +5,8 @@ rough guess, such as YuNet's points, and corrects the guess. `maintenance/fit_fa
 that MediaPipe's landmarker has measured and on rendered heads, whose points are known.
 """
 
+import importlib.util
 import math
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from au_llava.au_faces.crop import Face, cut_square
+from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT, Face, cut_square
+from au_llava.au_faces.network import open_network
+from au_llava.au_faces.photo import Photo
 from au_llava.au_runs.files import HOME
 
 MODEL = HOME / "assets" / "face_points.onnx"
@@ -42,23 +44,17 @@ class PlacedFace:
 
 
 class FacePoints:
-    """Places the points of faces. Needs OpenCV; may be shared by threads.
+    """Places the points of faces. Threads may share it.
 
     Raises:
-        ValueError: OpenCV is not installed.
+        ValueError: ONNX Runtime is not installed.
         FileNotFoundError: the model is missing.
     """
 
     def __init__(self, model: Path = MODEL):
-        try:
-            import cv2
-        except ImportError as error:
-            raise ValueError("Placing the eyes needs OpenCV: pip install 'au-llava[recognize]'.") from error
         if not model.is_file():
             raise FileNotFoundError(f"There is no model of face points at {model}: restore it from the repository.")
-        content = np.frombuffer(model.read_bytes(), np.uint8)
-        self._create = lambda: cv2.dnn.readNetFromONNX(content)
-        self._of_thread = threading.local()  # OpenCV's networks hold the picture they look at
+        self._network = open_network(model.read_bytes())
 
     def __call__(self, image: Image.Image, guesses: Sequence[np.ndarray]) -> list[PlacedFace]:
         """Place the points of some faces of one picture.
@@ -82,11 +78,8 @@ class FacePoints:
         crops = [
             cut_square(image, _xy(corner), _xy(edge / abs(edge)), abs(edge) / SIDE, SIDE) for edge, corner in frames
         ]
-        if not hasattr(self._of_thread, "network"):
-            self._of_thread.network = self._create()
         batch = np.stack([np.asarray(crop, np.float32) for crop in crops]).transpose(0, 3, 1, 2)
-        self._of_thread.network.setInput(np.ascontiguousarray(batch))
-        return self._of_thread.network.forward().astype(float)
+        return self._network.run(None, {"crops": np.ascontiguousarray(batch)})[0].astype(float)
 
 
 def _xy(point: complex) -> tuple[float, float]:
@@ -150,22 +143,46 @@ def face_points() -> FacePoints:
     return FacePoints()
 
 
-def placed(image: Image.Image, faces: Sequence[Face]) -> list[Face]:
+def placed(photo: Photo, faces: Sequence[Face]) -> list[Face]:
     """Faces with better points and eyes, and with their pose.
 
     A face keeps its own, and gets no pose, if the network does not trust its answer or puts an eye outside the picture.
 
     Args:
-        image: RGB.
+        photo: the picture of the faces.
         faces: with `points`.
     """
-    answers = face_points()(image, [np.array(face.points) for face in faces])
-    return [_better(face, answer, image.size) for face, answer in zip(faces, answers, strict=True)]
+    if not faces:
+        return []
+    smallest = min(faces, key=lambda face: np.hypot(*np.subtract(*face.eyes)))
+    image, factor = photo.showing(smallest.eyes, SIDE)
+    answers = face_points()(image, [np.array(face.points) / factor for face in faces])
+    return [_better(face, answer, image.size, factor) for face, answer in zip(faces, answers, strict=True)]
 
 
-def _better(face: Face, answer: PlacedFace, size: tuple[int, int]) -> Face:
+def with_pose(photo: Photo, face: Face) -> Face:
+    """A face that somebody gave, or a picture that is a face crop, with its pose; its eyes stay.
+
+    There is no pose if the network does not trust its answer, or if ONNX Runtime is not installed.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        return face
+    eyes = face.eyes
+    if eyes is None:
+        left, top, width, height = face.box
+        x, y = EYE_DISTANCE / 2 * width, top + EYE_HEIGHT * height
+        eyes = ((left + width / 2 - x, y), (left + width / 2 + x, y))
+    right, left = np.array(eyes) @ [1, 1j]
+    template = TEMPLATE @ [1, 1j]
+    guess = right + (template - template[0]) * (left - right) / (template[1] - template[0])
+    image, factor = photo.showing(eyes, SIDE)
+    [answer] = face_points()(image, [np.stack([guess.real, guess.imag], axis=1) / factor])
+    return face if answer.confidence < TRUSTED else replace(face, pose=head_pose(answer.rotation))
+
+
+def _better(face: Face, answer: PlacedFace, size: tuple[int, int], factor: int) -> Face:
     eyes = answer.points[:2]
     trusted = answer.confidence >= TRUSTED and (eyes >= 0).all() and (eyes <= size).all()
-    better = np.round(answer.points if trusted else face.points, DIGITS)
+    better = np.round(factor * answer.points if trusted else face.points, DIGITS)
     points = tuple(map(tuple, better.tolist()))
     return replace(face, eyes=points[:2], points=points, pose=head_pose(answer.rotation) if trusted else face.pose)

@@ -32,8 +32,8 @@ from au_llava.action_units import FORMATS, MAIN_FORMATS, prompt, write_answer
 from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.commands import CommandParser
 from au_llava.au_training.untrained import byte_pair_tokenizer, published_shape, untrained
-from au_llava.decoding_au_llava import DECODERS
 from au_llava.processing_au_llava import CHATML_TEMPLATE, PLAIN_TEMPLATE
+from au_llava.readings_au_llava import DECODERS
 from au_llava.slot_tree_au_llava import compile_slots
 
 ALL = tuple(FORMATS[name] for name in MAIN_FORMATS)

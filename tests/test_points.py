@@ -5,8 +5,9 @@ import pytest
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from au_llava.au_faces.crop import Face
-from au_llava.au_faces.points import TEMPLATE, FacePoints, face_points, fit_frame, head_pose, placed
+from au_llava.au_faces.crop import Face, crop_face
+from au_llava.au_faces.photo import Photo
+from au_llava.au_faces.points import TEMPLATE, FacePoints, face_points, fit_frame, head_pose, placed, with_pose
 from au_llava.au_rendering.people import sample_subject
 from au_llava.au_rendering.pictures import picture
 from au_llava.au_rendering.render import place_points
@@ -113,13 +114,13 @@ def test_what_shows_no_face_keeps_its_points_and_has_no_pose():
     noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
     points = tuple(map(tuple, (TEMPLATE * 80 + 50).tolist()))
     face = Face(points[:2], (50, 50, 80, 80), 0.9, points=points)
-    assert placed(Image.fromarray(noise), [face]) == [face]
+    assert placed(Photo(Image.fromarray(noise)), [face]) == [face]
 
 
 def test_a_face_gets_better_eyes_and_a_pose():
     image, truth, _ = head(5)
     guess = tuple(map(tuple, (truth + np.array([6, -4])).tolist()))
-    (face,) = placed(image, [Face(guess[:2], (50, 50, 80, 80), 0.9, points=guess)])
+    (face,) = placed(Photo(image), [Face(guess[:2], (50, 50, 80, 80), 0.9, points=guess)])
     assert eye_errors(np.array(face.eyes), truth).max() < eye_errors(np.array(guess), truth).max()
     assert len(face.pose) == 3
 
@@ -127,3 +128,19 @@ def test_a_face_gets_better_eyes_and_a_pose():
 def test_missing_model_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no model of face points at .*points\.onnx"):
         FacePoints(tmp_path / "points.onnx")
+
+
+def test_a_given_face_gets_a_pose_and_keeps_its_eyes():
+    image, truth, rotation = head(2, yaw=25)
+    eyes = tuple(map(tuple, truth[:2].tolist()))
+    face = with_pose(Photo(image), Face(eyes, (0, 0, SIZE, SIZE), None))
+    assert face.eyes == eyes
+    assert np.degrees(np.abs(np.subtract(face.pose, head_pose(rotation)))).max() < 12
+
+
+def test_a_face_crop_gets_a_pose():
+    image, truth, rotation = head(2, yaw=-20)
+    crop = crop_face(image, truth[:2], 96)
+    face = with_pose(Photo(crop), Face(None, (0, 0, 96, 96), None))
+    assert face.eyes is None
+    assert np.degrees(np.abs(np.subtract(face.pose, head_pose(rotation))))[1] < 12

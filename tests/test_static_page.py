@@ -154,7 +154,9 @@ def test_numbers_are_those_of_python(open_page, pictures, tmp_path, query):
         assert len(rows) == len(expected)
         assert [row["face_id"] for row in rows] == [row["face_id"] for row in expected]
         eyes = numbers_of(rows, static_space.EYES) - numbers_of(expected, static_space.EYES)
-        assert np.abs(eyes).max() < 0.05, path.name
+        assert np.abs(eyes).max() <= 0.0101, path.name  # of a pixel, to whose hundredths they are rounded
+        pose = numbers_of(rows, static_space.POSE) - numbers_of(expected, static_space.POSE)
+        assert np.abs(pose).max() <= 1e-3, path.name
         differences.append(np.abs(numbers_of(rows, others) - numbers_of(expected, others)).max())
         agreement.append((numbers_of(rows, decisions) == numbers_of(expected, decisions)).mean())
     if query:

@@ -233,7 +233,7 @@ def build(reader: Reader) -> gr.Blocks:
         gr.HTML(markup.part("welcome", KEPT // 60))
         with gr.Tab("Read a picture"):
             read_tab(reader)
-        with gr.Tab("Watch the webcam"):
+        with gr.Tab("Webcam"):
             live_tab(reader)
         with gr.Tab("Make a face"):
             page.load(**make_tab(reader))

@@ -23,7 +23,7 @@ from au_llava.au_publishing.onnx_file import description, save_onnx
 from au_llava.au_publishing.onnx_int8 import save_int8
 from au_llava.au_publishing.spaces import render
 from au_llava.au_recognition.runner import BAND
-from au_llava.au_recognition.tables import BOX, EYES, FACE_COLUMNS, au_columns, heading, measure
+from au_llava.au_recognition.tables import BOX, EYES, FACE_COLUMNS, POSE, au_columns, heading, measure
 from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.files import HOME, replacing, write_json
 from au_llava.consistency_au_llava import contradictions
@@ -42,7 +42,6 @@ WEIGHTS = {"float32": "onnx/model.onnx", "int8": "onnx/model_quantized.onnx"}  #
 NOTES = {"float32": "the numbers of Python", "int8": "a quarter of the size, numbers differ a little"}
 DETECTOR = "onnx/yunet.onnx"
 POINTS = "onnx/face_points.onnx"
-LIVE_SIDES = (320,)  # pixels that a live picture is shrunk to: one fast search
 HEADERS = {  # with which browsers let a page use several threads
     "cross-origin-embedder-policy": "require-corp",
     "cross-origin-opener-policy": "same-origin",
@@ -150,7 +149,7 @@ def settings(model, processor, folder: Path) -> dict:
             "passes": points.PASSES,
             "digits": points.DIGITS,
         },
-        "columns": {"face": FACE_COLUMNS, "box": BOX, "eyes": EYES, "aus": au_columns(FORMATS)},
+        "columns": {"face": FACE_COLUMNS, "box": BOX, "eyes": EYES, "pose": POSE, "aus": au_columns(FORMATS)},
         "examples": [{"file": f"examples/{path.name}", "name": path.stem} for path in sorted(EXAMPLES.glob("*.png"))],
     }
 
@@ -196,15 +195,19 @@ def contradiction_rules(formats: Sequence[AUFormat]) -> list[dict]:
 def detector_settings() -> dict:
     return {
         "file": DETECTOR,
-        "sides": detect.LONGEST_SIDES,
-        "live_sides": LIVE_SIDES,
+        "usual": detect.USUAL,
+        "near": detect.NEAR,
+        "fine": detect.FINE,
+        "suspected": detect.SUSPECTED,
+        "small_face": detect.SMALL_FACE,
+        "large_face": detect.LARGE_FACE,
         "shortest_side": detect.SHORTEST_SIDE,
         "largest_face": detect.LARGEST_FACE,
         "min_confidence": detect.MIN_CONFIDENCE,
         "min_face": detect.MIN_FACE,
-        "max_overlap": 0.3,
-        "strides": (8, 16, 32),
-        "grid": 32,
+        "max_overlap": detect.MAX_OVERLAP,
+        "strides": detect.STRIDES,
+        "grid": detect.GRID,
     }
 
 

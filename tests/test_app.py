@@ -527,7 +527,7 @@ def test_browser_reads_an_example_and_the_webcam_and_says_why(open_page):
 @pytest.mark.slow
 def test_browser_watches_the_webcam(open_page):
     page = open_page()
-    page.get_by_role("tab", name="Watch the webcam").click()
+    page.get_by_role("tab", name="Webcam").click()
     panel = page.get_by_role("tabpanel").locator("visible=true")
     panel.get_by_text("Click to Access Webcam").click()
     panel.get_by_title("start recording").click()

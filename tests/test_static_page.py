@@ -154,7 +154,9 @@ def test_numbers_are_those_of_python(open_page, pictures, tmp_path, query):
         assert len(rows) == len(expected)
         assert [row["face_id"] for row in rows] == [row["face_id"] for row in expected]
         eyes = numbers_of(rows, static_space.EYES) - numbers_of(expected, static_space.EYES)
-        assert np.abs(eyes).max() < 0.05, path.name
+        assert np.abs(eyes).max() <= 0.0101, path.name  # of a pixel, to whose hundredths they are rounded
+        pose = numbers_of(rows, static_space.POSE) - numbers_of(expected, static_space.POSE)
+        assert np.abs(pose).max() <= 1e-3, path.name
         differences.append(np.abs(numbers_of(rows, others) - numbers_of(expected, others)).max())
         agreement.append((numbers_of(rows, decisions) == numbers_of(expected, decisions)).mean())
     if query:
@@ -375,12 +377,11 @@ def test_nothing_is_fetched_once_the_page_is_ready_and_nothing_may_be(open_page)
 
 def test_a_narrow_screen_by_keyboard(open_page):
     page = open_page(width=360, height=740)
+    page.on("filechooser", lambda chooser: chooser.set_files(EXAMPLES / "frown.png"))
     page.get_by_role("button", name="Use the camera").focus()
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "open"
-    with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Enter")
-    chooser.value.set_files(EXAMPLES / "frown.png")
+    page.keyboard.press("Enter")
     page.get_by_text("frown.png: 1 face").wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     page.get_by_role("button", name="smile").press("Enter")

@@ -10,6 +10,7 @@ export function row(place, face, columns) {
     Object.assign(cells, { face_id: face.face_id, success: 1, confidence, FaceScore: confidence });
     columns.box.forEach((name, number) => (cells[name] = round(2)(face.box[number])));
     columns.eyes.forEach((name, number) => (cells[name] = eyes[number]));
+    columns.pose.forEach((name, number) => (cells[name] = face.pose && round(4)(face.pose[number])));
     for (const [name, [format, number, kind]] of Object.entries(columns.aus)) {
       cells[name] = Number(face.answers[format][kind][number]);
     }

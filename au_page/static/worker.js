@@ -2,14 +2,14 @@
 //
 // From the page: {settings, weights} once, then {picture (ImageBitmap), live, chosen} for each picture or frame. To the
 // page: {ready}, then for each picture {picture, faces, times}; or {problem}, a sentence. Faces have box, points (the eyes
-// first) and confidence; those that were read also have crop, answers and contradictions, and better points.
+// first) and confidence; those that were read also have crop, answers and contradictions, a pose and better points.
 
 import { cropFace } from "./crop.js";
 import { Engine } from "./engine.js";
 import { Follower } from "./follow.js";
 import { placed } from "./points.js";
 import { answerOf, contradictions, pixelValues } from "./reading.js";
-import { survey } from "./yunet.js";
+import { glance, survey } from "./yunet.js";
 
 let engine;
 let follower = new Follower();
@@ -28,11 +28,11 @@ self.onmessage = async ({ data }) => {
   }
 };
 
-/** All faces of a picture, searched for as in Python. */
+/** All faces of a picture, searched for as in Python; all are read. */
 async function readPicture({ picture }) {
   follower = new Follower();
   const image = pixelsOf(picture);
-  const faces = await find(image, engine.settings.detector.sides);
+  const faces = await survey(image, detect, engine.settings.detector);
   for (const [number, face] of faces.entries()) Object.assign(face, { face_id: number }, await read(image, face));
   return { faces };
 }
@@ -42,28 +42,25 @@ async function readFrame({ picture, chosen, restart }) {
   if (restart) follower = new Follower();
   const begun = performance.now();
   const image = pixelsOf(picture);
-  const faces = follower.number(await find(image, engine.settings.detector.live_sides));
+  const faces = follower.number(await glance(image, detect, engine.settings.detector));
   const found = performance.now();
   const face = faces.find((face) => face.face_id === chosen) ?? faces[0];
   if (face) Object.assign(face, await read(image, face));
   return { faces, times: { find: found - begun, read: performance.now() - found } };
 }
 
-async function find(image, sides) {
-  const { detector } = engine.settings;
-  return survey(image, sides, (values, shape) => engine.detect(values, shape), detector);
-}
+const detect = (values, shape) => engine.detect(values, shape);
 
 async function read(image, face) {
   const { crop: geometry, input, formats, band, contradictions: rules } = engine.settings;
   const look = (values, shape) => engine.place(values, shape);
-  const points = await placed(image, face.points, look, engine.settings.points);
+  const { points, pose } = await placed(image, face.points, look, engine.settings.points);
   const crop = cropFace(image, points, geometry);
   const shares = await engine.distributions(pixelValues(crop, input));
   const answers = Object.fromEntries(
     formats.map((format) => [format.name, answerOf(shares[format.name], format, band)]),
   );
-  return { points, crop, answers, contradictions: contradictions(answers, rules) };
+  return { points, pose, crop, answers, contradictions: contradictions(answers, rules) };
 }
 
 /** Red, green and blue of a bitmap, over white. */

@@ -25,8 +25,8 @@ export function networkInput(image, grid) {
 const share = (number) => Math.min(Math.max(number, 0), 1);
 
 /**
- * What the network's answers say, as OpenCV's FaceDetectorYN reads them: faces {box, eyes, confidence}, the most
- * confident first, in pixels of the picture that was searched.
+ * What the network's answers say, as OpenCV's FaceDetectorYN reads them: faces, and what might be one, as {box, points,
+ * confidence}, the most confident first, in pixels of the picture that was searched.
  *
  * @param answers output's name -> its numbers.
  * @param width of the padded picture.
@@ -38,7 +38,7 @@ export function facesOf(answers, width, settings) {
     const [ofClass, ofObject, boxes, points] = ["cls", "obj", "bbox", "kps"].map((name) => answers[`${name}_${stride}`]);
     for (let place = 0; place < ofClass.length; place++) {
       const confidence = Math.sqrt(share(ofClass[place]) * share(ofObject[place]));
-      if (confidence < settings.min_confidence) continue;
+      if (confidence < settings.suspected) continue;
       const [x, y] = [place % columns, Math.floor(place / columns)];
       const [dx, dy, wide, tall] = boxes.subarray(4 * place, 4 * place + 4);
       const [width, height] = [Math.exp(wide), Math.exp(tall)];
@@ -67,7 +67,7 @@ export function overlap(one, other) {
   return shared / (one[2] * one[3] + other[2] * other[3] - shared);
 }
 
-/** The usable faces in a picture whose longer side is shrunk to `longest` pixels, in pixels of the picture. */
+/** The usable faces, and what might be one, in a picture whose longer side is shrunk to `longest` pixels. */
 export async function search(image, longest, run, settings) {
   const [width, height] = searchedSize(image, longest, settings.shortest_side);
   const ratio = [image.width / width, image.height / height];
@@ -95,14 +95,33 @@ function isAmong({ points }, others) {
   return others.some(({ box: [left, top, width, height] }) => left <= x && x <= left + width && top <= y && y <= top + height);
 }
 
-/** The faces of a picture, each once, the largest first: of one search after the other. */
-export async function survey(image, sides, run, settings) {
-  const found = [];
-  for (const longest of sides) found.push(...(await search(image, longest, run, settings)));
-  const tooLarge = (face) => face.shown > settings.largest_face; // for the search that found it
+/** The faces of several searches that are sure, each once, the largest first; earlier searches count more. */
+function merged(searches, settings) {
+  const sure = searches.flat().filter(({ confidence }) => confidence >= settings.min_confidence);
+  const tooLarge = ({ shown }) => shown > settings.largest_face; // for the search that found it
   const faces = [];
-  for (const face of [...found.filter((face) => !tooLarge(face)), ...found.filter(tooLarge)]) {
+  for (const face of [...sure.filter((face) => !tooLarge(face)), ...sure.filter(tooLarge)]) {
     if (!isAmong(face, faces)) faces.push(face);
   }
   return faces.sort((one, other) => other.box[2] * other.box[3] - one.box[2] * one.box[3]);
+}
+
+/** The faces of a picture, as `YuNet.survey` finds them; but what might be a small face has all searched finely. */
+export async function survey(image, run, settings) {
+  const look = (longest) => search(image, longest, run, settings);
+  const smallest = (found) => Math.min(...found.map(({ shown }) => shown));
+  const usual = await look(settings.usual);
+  const large = Math.max(...usual.map(({ shown }) => shown)) > settings.large_face;
+  const near = large || !merged([usual], settings).length ? await look(settings.near) : [];
+  const faces = merged([usual, near], settings);
+  if (Math.max(image.width, image.height) <= settings.usual) return faces;
+  if (smallest(faces) < settings.small_face || !faces.length) return merged([await look(settings.fine), near], settings);
+  const suspected = usual.filter((face) => !isAmong(face, faces));
+  if (smallest(suspected) < settings.small_face) return merged([usual, near, await look(settings.fine)], settings);
+  return faces;
+}
+
+/** The faces of a live picture: of one fast search. */
+export async function glance(image, run, settings) {
+  return merged([await search(image, settings.near, run, settings)], settings);
 }

@@ -258,7 +258,8 @@ def _upright(frame, aspect) -> Image.Image:
     if any(component.is_alpha for component in frame.format.components):
         image = load_face_image(Image.fromarray(frame.to_ndarray(format="rgba", **colors)))
     else:
-        image = frame.to_image(**colors)
+        pixels = frame.to_ndarray(format="rgba", **colors)  # with a fourth byte, FFmpeg and Pillow take half the time
+        image = Image.frombytes("RGB", (frame.width, frame.height), pixels, "raw", "RGBX")
     width = round(image.width * aspect)
     if width != image.width:
         image = image.resize((width, image.height), Image.Resampling.BICUBIC)

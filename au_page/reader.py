@@ -12,6 +12,7 @@ from PIL import Image
 from au_llava.action_units import MAIN_FORMATS, AUFormat, get_format
 from au_llava.au_faces.detect import YuNet
 from au_llava.au_faces.media import Frame
+from au_llava.au_faces.track import Track
 from au_llava.au_recognition.engines import TorchEngine, Wish, open_engine
 from au_llava.au_recognition.runner import Plan, read_frame, reading_of
 from au_llava.pictures_au_llava import load_face_image, pictures_in
@@ -33,7 +34,7 @@ class Reader:
         detector = YuNet()
         self.plan = Plan(
             parts=(),
-            find=lambda image, file, number: detector(image),
+            finder=lambda: Track(detector),
             size=self.engine.size,
             formats=FORMATS,
             decoding="slots",

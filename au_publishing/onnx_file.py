@@ -24,13 +24,14 @@ import onnxruntime
 import torch
 from PIL import Image
 
-from au_llava.action_units import FORMATS, MAIN_FORMATS, AUFormat
+from au_llava.action_units import MAIN_FORMATS, AUFormat
 from au_llava.au_publishing.export import INPUT_NAME, export
 from au_llava.au_publishing.slots_file import write_graph
 from au_llava.au_recognition.onnx_engine import GRAPH
 from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.commands import CommandParser, run_command
 from au_llava.au_runs.files import HOME, check_writable
+from au_llava.au_runs.formats import FormatNames, choices
 from au_llava.calibration_au_llava import calibrate
 from au_llava.decoding_au_llava import read_slots
 from au_llava.readings_au_llava import chosen_formats, slot_answers
@@ -112,8 +113,10 @@ def make_parser() -> CommandParser:
     parser.add_argument(
         "--formats",
         nargs="+",
+        action=FormatNames,
         default=list(MAIN_FORMATS),
-        help=f"any of {', '.join(FORMATS)} (default: {' '.join(MAIN_FORMATS)})",
+        metavar="FORMAT",
+        help=f"{choices()} (default: {' '.join(MAIN_FORMATS)})",
     )
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument("--out", type=Path, help="file to write; its name must end in .onnx")

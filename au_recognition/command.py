@@ -33,13 +33,25 @@ from pathlib import Path
 from au_llava.action_units import get_format
 from au_llava.au_faces.crop import Face
 from au_llava.au_faces.detect import YUNET_SHA256, YuNet
+from au_llava.au_faces.media import Frame
+from au_llava.au_faces.photo import Photo
+from au_llava.au_faces.points import MODEL
 from au_llava.au_faces.table import FacesTable
+from au_llava.au_faces.track import Track
 from au_llava.au_recognition.engines import Wish, open_engine
 from au_llava.au_recognition.inputs import find_files
 from au_llava.au_recognition.options import check_options, make_parser
 from au_llava.au_recognition.outputs import write_outputs
 from au_llava.au_recognition.readings import Readings
-from au_llava.au_recognition.runner import Plan, open_journal, parts_of, read_faces, read_picture, unfinished_parts
+from au_llava.au_recognition.runner import (
+    Find,
+    Plan,
+    open_journal,
+    parts_of,
+    read_faces,
+    read_picture,
+    unfinished_parts,
+)
 from au_llava.au_recognition.sidecar import checkpoint_identity, plan_identity
 from au_llava.au_runs.commands import CommandEnded, run_command, sentence_of
 from au_llava.au_runs.folders import told
@@ -88,7 +100,7 @@ def recognize(arguments: argparse.Namespace) -> int:
     left_out = Counter()
     files = find_files(arguments.paths, left_out)
     check_options(arguments, files)
-    find, detector = face_finder(arguments, files)
+    finder, detector = face_finder(arguments, files)
     state = processes()
     if left_out.total() and state.is_main_process:
         print(f"left out, neither pictures nor videos: {told(left_out)}", file=sys.stderr)
@@ -104,7 +116,7 @@ def recognize(arguments: argparse.Namespace) -> int:
     )
     if arguments.prior is not None:
         engine.calibration = with_prior(engine.calibration, arguments.prior)
-    plan = make_plan(arguments, files, find, size=engine.size)
+    plan = make_plan(arguments, files, finder, size=engine.size)
     neutral = neutral_of(arguments.neutral, engine, plan)
     checkpoint = checkpoint_identity(arguments.model, engine)
     checkpoint |= {"base_sha256": engine.base_sha256, "quantised": arguments.quantize}
@@ -125,28 +137,39 @@ def recognize(arguments: argparse.Namespace) -> int:
         return status
 
 
-def face_finder(arguments: argparse.Namespace, files: Sequence[Path]) -> tuple[Callable, dict]:
-    """A function (picture, file, frame) -> faces, and which one it is, for the sidecar."""
+def face_finder(arguments: argparse.Namespace, files: Sequence[Path]) -> tuple[Callable[[], Find], dict]:
+    """What `Plan` takes as `finder`, and which one it is, for the sidecar."""
     if arguments.faces:
         table = FacesTable(arguments.faces)
         table.match(files)
-        return lambda image, file, frame: table(file, frame), {"name": "table", "sha256": sha256_of(arguments.faces)}
+
+        def look_up(_: Photo, frame: Frame) -> list[Face]:
+            return table(frame.file, None if frame.image is None else frame.number)
+
+        return lambda: look_up, {"name": "table", "sha256": sha256_of(arguments.faces)}
     if arguments.no_detect or arguments.detector == "none":
-        return lambda image, file, frame: [Face(None, (0, 0, *image.size), None)], {"name": "none"}
+        return lambda: whole_picture, {"name": "none"}
     detector = YuNet(arguments.detector)
-    return lambda image, file, frame: detector(image), {"name": "yunet", "sha256": YUNET_SHA256}
+    hashes = {"sha256": YUNET_SHA256, "points_sha256": sha256_of(MODEL)}
+    return lambda: Track(detector), {"name": "yunet", **hashes}
 
 
-def make_plan(arguments: argparse.Namespace, files: Sequence[Path], find: Callable, size: int) -> Plan:
+def whole_picture(photo: Photo, _: Frame) -> list[Face]:
+    """A picture that is a face crop already."""
+    return [Face(None, (0, 0, *photo.whole().size), None)]
+
+
+def make_plan(arguments: argparse.Namespace, files: Sequence[Path], finder: Callable[[], Find], size: int) -> Plan:
     return Plan(
         parts=parts_of(files, arguments.batch_size),
-        find=find,
+        finder=finder,
         size=size,
         formats=tuple(map(get_format, arguments.formats)),
         decoding=arguments.decoding,
         batch_size=arguments.batch_size,
         every=arguments.every,
         fps=arguments.fps,
+        max_yaw=arguments.max_yaw,
         distributions=arguments.out is not None and arguments.out.suffix.lower() == ".jsonl",
     )
 

@@ -4,13 +4,15 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from au_llava.action_units import FORMATS, MAIN_FORMATS, get_format
+from au_llava.action_units import MAIN_FORMATS, get_format
 from au_llava.au_faces.detect import DETECTORS
 from au_llava.au_faces.media import is_video
+from au_llava.au_recognition.derived import SETS, check_derivable
 from au_llava.au_recognition.engines import ENGINES
 from au_llava.au_recognition.tables import SUFFIXES
 from au_llava.au_runs.commands import QUANTIZATIONS, CommandParser
 from au_llava.au_runs.files import HOME, check_writable
+from au_llava.au_runs.formats import FormatNames, choices
 from au_llava.au_runs.processes import processes
 from au_llava.calibration_au_llava import PRIORS
 from au_llava.readings_au_llava import DECODERS
@@ -32,8 +34,10 @@ def make_parser(description: str) -> CommandParser:
     add(
         "--formats",
         nargs="+",
+        action=FormatNames,
         default=list(MAIN_FORMATS),
-        help=f"any of {', '.join(FORMATS)} (default: {' '.join(MAIN_FORMATS)})",
+        metavar="FORMAT",
+        help=f"{choices()} (default: {' '.join(MAIN_FORMATS)})",
     )
     add("--decoding", choices=DECODERS, default="slots", help="how to decode answers (default: slots)")
     add(
@@ -68,6 +72,12 @@ def _add_faces(parser: CommandParser) -> None:
     )
     add("--no-detect", action="store_true", help="the pictures are face crops already: take them whole")
     add(
+        "--max-yaw",
+        type=float,
+        metavar="DEGREES",
+        help="leave out faces turned further to a side (default: none; see the columns pose_Rx, pose_Ry and pose_Rz)",
+    )
+    add(
         "--faces",
         type=Path,
         metavar="CSV",
@@ -88,6 +98,15 @@ def _add_videos(parser: CommandParser) -> None:
 def _add_outputs(parser: CommandParser) -> None:
     add = parser.add_argument
     add("--out", type=Path, metavar="TABLE", help="table to write: .csv, .parquet, or .jsonl, which holds the most")
+    add(
+        "--derive",
+        nargs="+",
+        choices=SETS,
+        default=[],
+        metavar="COLUMNS",
+        help="also write columns that follow from the readings: blink (AU45, in videos), openface (the AUs that it has "
+        "besides), arkit (its 52 blendshapes); empty where nothing follows (docs/recognize.md)",
+    )
     add(
         "--picture",
         type=Path,
@@ -122,6 +141,8 @@ def check_options(arguments: argparse.Namespace, files: Sequence[Path]) -> None:
     counts = (arguments.batch_size, arguments.every, arguments.picture_faces)
     if min(counts) < 1 or (arguments.fps is not None and arguments.fps <= 0):
         raise ValueError("--batch-size, --every, --fps and --picture-faces must be positive.")
+    if arguments.max_yaw is not None and not 0 < arguments.max_yaw <= 90:
+        raise ValueError(f"--max-yaw {arguments.max_yaw:g}: give degrees between 0 and 90.")
     if arguments.out is None and processes().num_processes > 1:
         raise ValueError("Several processes need a file in which their work meets: add --out.")
     videos = [file for file in files if is_video(file)]
@@ -131,7 +152,9 @@ def check_options(arguments: argparse.Namespace, files: Sequence[Path]) -> None:
         raise ValueError("--explain is for pictures, but there are only videos: save the frame as a picture first.")
     if arguments.explain and arguments.decoding != "slots":
         raise ValueError(f"--explain needs the slots decoder: leave out --decoding {arguments.decoding}.")
-    labels = {label for name in arguments.formats for label in get_format(name).labels}
+    formats = [get_format(name) for name in arguments.formats]
+    check_derivable(formats, arguments.derive)
+    labels = {label for fmt in formats for label in fmt.labels}
     for label in arguments.curves or ():
         if label not in labels:
             raise ValueError(f"--curves {label}: none of the formats has this AU.")

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from au_llava.au_faces.crop import crop_face
 from au_llava.au_recognition.annotation import save_video
+from au_llava.au_recognition.derived import Derived
 from au_llava.au_recognition.neutral import Neutral
 from au_llava.au_recognition.readings import Readings, first_faces
 from au_llava.au_recognition.runner import Plan
@@ -50,18 +51,22 @@ def write_outputs(arguments: argparse.Namespace, engine, readings: Readings, neu
     if arguments.explain:
         explained = explain_faces(engine, plan, first_faces(readings, arguments.picture_faces))
     rest = None if neutral is None else Neutral(readings, plan.formats, neutral)
-    summary = write_table(arguments.out, readings, rest, explained)
+    derived = Derived(readings, plan.formats, arguments.derive)
+    summary = write_table(arguments.out, readings, rest, explained, derived)
     if not summary.faces:
         raise ValueError(f"No face could be read in any of the {files} files.")
     Console().print(summary.table())
     if arguments.out:
         counts = {"files": files, "faces": summary.faces, "frames_without_face": summary.frames_without}
+        counts["faces_turned_away"] = readings.turned()
         said = {escaped(file): escaped(problem) for file, problem in problems.items()}
         content = sidecar(readings.journal.identity, arguments.neutral, counts, said, left_out, engine)
         write_json(arguments.out.with_name(f"{arguments.out.name}.provenance.json"), content)
         print(f"Written: {arguments.out} ({summary.faces + summary.frames_without} rows)")
     for path in draw(arguments, readings, explained):
         print(f"Written: {path}")
+    if turned := readings.turned():
+        print(f"{turned} faces turned further than --max-yaw were left out.", file=sys.stderr)
     if problems:
         print(f"{len(problems)} of {files} files could not be read in full or show no face.", file=sys.stderr)
     return 1 if problems else 0
@@ -79,17 +84,22 @@ def explain_faces(engine, plan: Plan, faces: Iterable[dict]) -> list[Explained]:
 
 
 def write_table(
-    path: Path | None, readings: Readings, neutral: Neutral | None, explained: Iterable[Explained]
+    path: Path | None,
+    readings: Readings,
+    neutral: Neutral | None,
+    explained: Iterable[Explained],
+    derived: Derived,
 ) -> Summary:
     """Write the table, if a path is given, and sum it up."""
     formats = readings.plan.formats
     explanations = {(face["file"], face["face_id"]): reasons for face, _, reasons in explained}
-    summary = Summary(formats)
-    table = open_table(path, formats, neutral is not None) if path else nullcontext(lambda _: None)
+    summary = Summary(formats, derived.blinks)
+    table = open_table(path, formats, neutral is not None, derived.columns) if path else nullcontext(lambda _: None)
     with table as write:
         for face in readings:
             if neutral is not None:
                 neutral.add_change(face)
+            derived.add(face)
             add_reasons(face, explanations.get((face["file"], face["face_id"]), ()))
             write(face)
             summary.add(face)

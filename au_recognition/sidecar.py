@@ -10,9 +10,10 @@ from datetime import UTC, datetime
 
 from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT
 from au_llava.au_recognition.runner import BAND, Plan
+from au_llava.au_runs.formats import as_stored
 from au_llava.au_runs.provenance import code_commit, weights_sha256
 
-PACKAGES = ("au-llava", "torch", "transformers", "onnxruntime", "pillow", "numpy", "opencv-python-headless", "av")
+PACKAGES = ("au-llava", "torch", "transformers", "pillow", "numpy", "onnxruntime", "av")
 
 
 def checkpoint_identity(name: str, settings) -> dict:
@@ -36,13 +37,14 @@ def plan_identity(plan: Plan, checkpoint: Mapping, detector: Mapping) -> dict:
     return {
         "checkpoint": checkpoint,
         "decoding": plan.decoding,
-        "formats": [fmt.name for fmt in plan.formats],
+        "formats": [as_stored(fmt) for fmt in plan.formats],
         "batch_size": plan.batch_size,
         "detector": detector,
         "files": hashlib.sha256(json.dumps(stats).encode()).hexdigest(),
         "every": plan.every,
         "fps": plan.fps,
         "distributions": plan.distributions,
+        "max_yaw": plan.max_yaw,
     }
 
 

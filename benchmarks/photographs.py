@@ -247,7 +247,7 @@ def main(arguments: argparse.Namespace) -> None:
     find_pictures(arguments.root)  # fails before anything is loaded
     model, processor = load_checkpoint(arguments.model, dtype="float32")
     results = measure(model, processor, arguments.root, arguments.mediapipe)
-    packages = ("opencv-python-headless", *(["mediapipe"] if arguments.mediapipe else []))
+    packages = ("onnxruntime", *(["mediapipe"] if arguments.mediapipe else []))
     write_results(arguments.out, {"provenance": origin(arguments.model, model, *packages), **results})
     show(results)
     say_what_is_missing(results["faces"])

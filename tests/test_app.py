@@ -399,7 +399,7 @@ def test_released_folder_holds_a_card_and_the_requirements_of_the_page(tmp_path,
     lines = (tmp_path / "space" / "requirements.txt").read_text().splitlines()
     assert "gradio>=6.31,<7" in lines
     assert "torch>=2.6" in lines
-    assert any(line.startswith("opencv-python-headless") for line in lines)
+    assert any(line.startswith("onnxruntime") for line in lines)
     assert not [line for line in lines if "au-llava" in line or line.startswith(("pytest", "trl"))]
     with pytest.raises(FileExistsError):
         app_space.release(tmp_path / "space")

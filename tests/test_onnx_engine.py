@@ -236,8 +236,11 @@ def modules_after(words, blocked=()) -> tuple[int, set[str], str]:
     """Exit status of the command in a process in which `blocked` cannot be imported, and the modules it has loaded."""
     program = f"""
 import sys
-for name in {tuple(blocked)!r}:
-    sys.modules[name] = None
+class Blocked:  # a None in sys.modules would do, if SciPy did not ask there whether an array is a tensor
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {tuple(blocked)!r}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Blocked())
 from au_llava.recognize_au import run
 try:
     status = run({[str(word) for word in words]!r})

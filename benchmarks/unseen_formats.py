@@ -6,8 +6,9 @@ Takes the arms of benchmarks/language_models.py, which never had the labels of `
 prompt named and defined them there. First table: their ROC AUC beside that of the same AUs, on the same images, in the
 other format, where they were taught. Second table: mean ROC AUC over the taught AUs of bp4d, asked under other words:
 the English name in place of "AU12", a meaningless code, German names and definitions, and, to see whether definitions
-are read at all, each AU's label with another AU's definition. Writes OUT/unseen_formats.json, with 95 % bootstrap
-intervals over people.
+are read at all, each AU's label with another AU's definition. As a control, each AU's labels are also scored with what
+was read for the next AU: a model that only sees how much a face moves does as well there. Writes
+OUT/unseen_formats.json, with 95 % bootstrap intervals over people.
 """
 
 import argparse
@@ -60,6 +61,7 @@ def _redefined(number: int, unit: ActionUnit) -> ActionUnit:
 
 
 WORDINGS = {"names": _named, "codes": _coded, "German": _german, "others' definitions": _redefined}
+CONTROL = "the next AU's answer"
 
 
 @contextmanager
@@ -84,6 +86,15 @@ def roc_auc(rows: list[dict], fmt: AUFormat, labels: tuple[str, ...]) -> dict:
     return {"value": result["mean"]["roc_auc"], "interval": result["mean_interval"]["roc_auc"]}
 
 
+def read_as_next(row: dict, labels: tuple[str, ...]) -> dict:
+    """A row of `ASKED` in which each of these AUs has what was read for the next one, the last what the first has."""
+    places = [ASKED.labels.index(label) for label in labels]
+    probability = list(row["probability"])
+    for place, following in zip(places, [*places[1:], places[0]], strict=True):
+        probability[place] = row["probability"][following]
+    return {**row, "probability": probability}
+
+
 def other_format(name: str) -> str:
     """The format in which the AUs hidden from `name` were taught."""
     return next(other for other in HIDDEN if other != name)
@@ -106,6 +117,7 @@ def score_arm(arm: str, arguments: argparse.Namespace) -> dict:
             hidden[label] = pair | {"taught": roc_auc(rows[there], FORMATS[there], (label,))}
     own = records.select([index for index, name in enumerate(records["format"]) if name == ASKED.name])
     renamed = {"as taught": roc_auc(rows[ASKED.name], ASKED, taught)}
+    renamed[CONTROL] = roc_auc([read_as_next(row, taught) for row in rows[ASKED.name]], ASKED, taught)
     for wording in WORDINGS:
         with asked_in(wording) as name:
             renamed[wording] = roc_auc(read(model, processor, own, run, name, formats=(name,)), ASKED, taught)
@@ -122,7 +134,7 @@ def hidden_table(results: dict[str, dict]) -> Table:
 
 
 def renamed_table(results: dict[str, dict]) -> Table:
-    table = make_table("arm", "as taught", *WORDINGS, text=("arm",))
+    table = make_table("arm", "as taught", CONTROL, *WORDINGS, text=("arm",))
     for arm, result in results.items():
         table.add_row(arm, *map(told, result["renamed"].values()))
     return table

@@ -86,6 +86,16 @@ def test_hidden_aus_are_taught_in_the_other_format():
         assert not set(labels) & set(comparison.HIDDEN[unseen.other_format(name)])
 
 
+def test_the_control_gives_each_au_the_answer_of_the_next():
+    labels = FORMATS["bp4d"].labels
+    row = {"probability": [float(number) for number in range(12)], "text": "kept"}
+    found = unseen.read_as_next(row, ("AU2", "AU6", "AU24"))
+    expected = {**dict(zip(labels, range(12), strict=True)), "AU2": 3, "AU6": 11, "AU24": 1}
+    assert found["probability"] == list(expected.values())
+    assert found["text"] == "kept"
+    assert row["probability"][1] == 1
+
+
 @pytest.mark.slow
 def test_runs_at_a_tiny_size(tiny_checkpoint, rendered_records, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(comparison, "HOME", tiny_checkpoint)
@@ -107,7 +117,7 @@ def test_runs_at_a_tiny_size(tiny_checkpoint, rendered_records, tmp_path, monkey
     assert unseen.run([str(word) for word in words]) == 0
     arm = json.loads((out / "unseen_formats.json").read_text())["arms"]["scratch"]
     assert set(arm["hidden"]) == {"AU4", "AU12", "AU1", "AU6"}
-    assert list(arm["renamed"]) == ["as taught", *unseen.WORDINGS]
+    assert list(arm["renamed"]) == ["as taught", unseen.CONTROL, *unseen.WORDINGS]
 
 
 def test_the_random_architecture_is_that_of_the_gguf_file(tmp_path):

@@ -25,6 +25,7 @@ CODE = {
     "slot_tree_au_llava.py",
     "image_processing_au_llava.py",
     "modeling_au_llava.py",
+    "parts_au_llava.py",
     "pictures_au_llava.py",
     "pipeline_au_llava.py",
     "prefix_au_llava.py",

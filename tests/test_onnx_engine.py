@@ -293,3 +293,11 @@ def test_one_process_needs_no_accelerate(monkeypatch):
     assert processes() == OneProcess(num_processes=1, process_index=0, is_main_process=True)
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert processes() == OneProcess()
+
+
+def test_onnx_runtime_reports_nothing(tmp_path):
+    """Its telemetry would leave a file with a session id in the temporary folder."""
+    words = "from au_llava.au_faces.points import FacePoints; FacePoints()"
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    subprocess.run([sys.executable, "-c", words], env=environment | {"TMPDIR": str(tmp_path)}, check=True)
+    assert list(tmp_path.iterdir()) == []

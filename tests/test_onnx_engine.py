@@ -1,6 +1,7 @@
 """Reading by ONNX Runtime: PyTorch's answers, no PyTorch in the process, and graphs that are never used wrongly."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys

@@ -223,7 +223,7 @@ def _decode_constrained(model, processor, pixel_values, formats) -> list[list[AU
         answer = sum(len(fixed) + max(map(len, values)) for fixed, values in template)
         check_fit(model, processor, len(prompt) + answer, [fmt])
         shared = processor.shared_length(prompt)
-        cache = model.prompt_cache([prompt[:shared]], grows=True) if shared else None
+        cache = model.prompt_cache(prompt[:shared]) if shared else None
         walker = _Walker(model, [prompt[shared:] for _ in pixel_values], {"image": images}, cache)
         chosen = [walker.choose(fixed, values) for fixed, values in template]
         answers = []
@@ -306,7 +306,7 @@ def _decode_free(model, processor, pixel_values, formats, **generate_kwargs) -> 
         shared = processor.shared_length(prompt)
         known = {}
         if shared and generate_kwargs.keys().isdisjoint(CACHE_OPTIONS):
-            known = {"past_key_values": model.prompt_cache([prompt[:shared]], grows=True)}
+            known = {"past_key_values": model.prompt_cache(prompt[:shared])}
         input_ids = torch.tensor(prompt, device=model.device).expand(len(pixel_values), -1)
         longest = write_answer(dict.fromkeys(fmt.labels, fmt.value_numbers[-1]), fmt)
         limit = len(processor.tokenizer(longest, add_special_tokens=False)["input_ids"]) + 8  # a few more to end it

@@ -39,7 +39,15 @@ from .configuration_au_llava import AuLlavaConfig, add_image_token, attention_of
 from .decoding_au_llava import recognize
 from .parts_au_llava import load_language_model, load_vision_tower, part_tokenizer, vision_settings
 from .pipeline_au_llava import AURecognitionPipeline
-from .prefix_au_llava import PromptRowsLayer, PromptStore, caches_kept, shared_cache, with_prompt_rows
+from .prefix_au_llava import (
+    PromptRowsLayer,
+    PromptStore,
+    States,
+    caches_kept,
+    growing_cache,
+    shared_cache,
+    with_prompt_rows,
+)
 from .quantization_au_llava import check_computable, check_savable, with_default_skips
 from .slot_tree_au_llava import TreeMask
 
@@ -242,7 +250,7 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
             rows, input_ids, attention_mask, position_ids = batch
             cache = Cache(layers=[PromptRowsLayer(rows) for _ in range(self.config.text_config.num_hidden_layers)])
         else:
-            cache = self.prompt_cache(prefixes)
+            cache = shared_cache(self.prompt_states(prefixes))
         embeddings = self.get_input_embeddings()(input_ids)
         if mm_encoder_outputs is None:
             mm_encoder_outputs = {"image": self.get_image_features(pixel_values, return_dict=True)}
@@ -268,18 +276,14 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
         learns = self.training or (torch.is_grad_enabled() and any(weight.requires_grad for weight in weights))
         return learns or any(hasattr(weight, "device_mesh") or hasattr(weight, "ds_id") for weight in weights)
 
-    def prompt_cache(self, prefixes: Sequence[Sequence[int]], grows: bool = False) -> Cache:
-        """A key-value cache in which rows continue `prefixes` (token ids without images), see prefix_au_llava.py.
+    def prompt_states(self, prefixes: Sequence[Sequence[int]]) -> list[States]:
+        """Keys and values of texts before the image (token ids), without gradients, see prefix_au_llava.py.
 
-        Keys and values have no gradients. In evaluation mode they are kept for the next call.
-
-        Args:
-            grows: whether the cache keeps what rows add to it, as `generate` needs.
+        In evaluation mode they are kept for the next call.
         """
         if self.training:
             self.prompts.clear()
-        prompts = [tuple(prefix) for prefix in prefixes]
-        return shared_cache(self.prompts.get(self.language_model, prompts, self.device), grows)
+        return self.prompts.get(self.language_model, [tuple(prefix) for prefix in prefixes], self.device)
 
     def _repeated(self, features: Sequence[torch.Tensor], input_ids: torch.Tensor) -> torch.Tensor:
         """Each image's features (tokens, hidden size) as often as its row of `input_ids` has placeholders for them."""
@@ -325,9 +329,9 @@ class AuLlavaForConditionalGeneration(AuDecisionMixin, AuLlavaPreTrainedModel, L
 
     recognize = recognize
 
-    def prompt_cache(self, prefixes: Sequence[Sequence[int]], grows: bool = False) -> Cache:
-        """See `AuLlavaModel.prompt_cache`."""
-        return self.model.prompt_cache(prefixes, grows)
+    def prompt_cache(self, prefix: Sequence[int]) -> Cache:
+        """A key-value cache in which rows continue `prefix`, token ids of a text before the image."""
+        return growing_cache(*self.model.prompt_states([prefix]))
 
     # `config.calibration` describes the weights that it was fitted on: whatever changes them drops it. Embeddings for
     # more tokens change no reading, and quantized weights count as the same weights, rounded.

@@ -4,8 +4,8 @@ With `prompt_order="text_first"` the text of a prompt does not see the image, so
 tokens the same keys and values for every image.
 
 - To read, `shared_prompts` computes them and `PromptStore` keeps them between calls, as long as the language model
-  computes the same. `SharedLayer` lets every row of a batch continue them; only while its layer computes does each row
-  have a copy.
+  computes the same. `SharedLayer` lets every row of a batch continue them, with a copy for each row only while
+  its layer computes.
 - To learn, they are computed in the pass that continues them, as further rows of the batch (`with_prompt_rows`,
   `PromptRowsLayer`), so that gradients, checkpointing and sharded weights see one ordinary pass.
 """
@@ -18,42 +18,53 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 Prompt = tuple[int, ...]  # token ids
-States = list[tuple[torch.Tensor, torch.Tensor]]  # per layer, keys and values (1, heads, tokens, width)
+States = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values (1, heads, tokens, width), of each layer or prompt
 
 MOST_PROMPTS = 8  # kept by a `PromptStore`; the oldest goes first
 
 
 class SharedLayer(DynamicLayer):
-    """Keys and values (1, heads, tokens, width) that every row of a batch continues.
+    """Keys and values of prompts, one after the other, that every row of a batch continues in one pass.
 
     Args:
-        grows: whether the continuation is kept for the next pass, as `generate` needs it.
+        states: keys and values (1, heads, tokens, width) of each prompt. They are joined only while the layer computes.
     """
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, grows: bool):
+    def __init__(self, states: States):
         super().__init__()
-        self.lazy_initialization(keys, values)
-        self.keys, self.values, self.grows = keys, values, grows
+        self.states = states
 
     def update(self, key_states, value_states, *args, **kwargs):
         batch = key_states.shape[0]
-        keys = torch.cat([self.keys.expand(batch, -1, -1, -1), key_states], dim=-2)
-        values = torch.cat([self.values.expand(batch, -1, -1, -1), value_states], dim=-2)
-        if self.grows:
-            self.keys, self.values = keys, values
+        keys, values = (
+            torch.cat([*(part.expand(batch, -1, -1, -1) for part in parts), new], dim=-2)
+            for parts, new in zip(zip(*self.states, strict=True), (key_states, value_states), strict=True)
+        )
         return keys, values
 
 
-def shared_cache(prompts: Sequence[States], grows: bool = False) -> Cache:
-    """The cache in which every row of a batch finds all these prompts, one after the other.
+class GrowingLayer(DynamicLayer):
+    """Keys and values (1, heads, tokens, width) of a prompt that rows of any number continue, token by token."""
 
-    Which of them a token sees is for the attention mask to say.
-    """
-    layers = []
-    for states in zip(*prompts, strict=True):
-        keys, values = (torch.cat(parts, dim=-2) if len(parts) > 1 else parts[0] for parts in zip(*states, strict=True))
-        layers.append(SharedLayer(keys, values, grows))
-    return Cache(layers=layers)
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor):
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = keys, values
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        shape = (key_states.shape[0], -1, -1, -1)
+        self.keys, self.values = self.keys.expand(shape), self.values.expand(shape)
+        return super().update(key_states, value_states, *args, **kwargs)
+
+
+def shared_cache(prompts: Sequence[States]) -> Cache:
+    """The cache in which every row of a batch finds all these prompts; which a token sees is for the mask to say."""
+    return Cache(layers=[SharedLayer(list(states)) for states in zip(*prompts, strict=True)])
+
+
+def growing_cache(prompt: States) -> Cache:
+    """The cache in which every row continues this prompt, for `generate` and the like."""
+    return Cache(layers=[GrowingLayer(keys, values) for keys, values in prompt])
 
 
 def shared_prompts(language_model, prompts: Sequence[Prompt], device: torch.device) -> list[States]:
@@ -203,4 +214,4 @@ class PromptStore:
         return [states[prompt] for prompt in prompts]
 
 
-__all__ = ["PromptRowsLayer", "PromptStore", "caches_kept", "shared_cache", "with_prompt_rows"]
+__all__ = ["PromptRowsLayer", "PromptStore", "caches_kept", "growing_cache", "shared_cache", "with_prompt_rows"]

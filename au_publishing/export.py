@@ -50,11 +50,11 @@ class SlotsGraph(nn.Module):
         self.register_buffer("order", order)  # of the tree's tokens in the image's, then the texts'
         hidden = torch.zeros(self.tree.mask.shape, dtype=model.dtype).masked_fill_(~self.tree.mask, -torch.inf)
         self.register_buffer("hidden", hidden[None, None])
-        with torch.no_grad():
-            prompts = model.prompt_cache(self.tree.prefixes).layers if self.tree.prefixes else ()
-        for index, layer in enumerate(prompts):
-            self.register_buffer(f"keys_{index}", layer.keys)
-            self.register_buffer(f"values_{index}", layer.values)
+        prompts = list(zip(*self.network.prompt_states(self.tree.prefixes), strict=True)) if self.tree.prefixes else []
+        for index, of_layer in enumerate(prompts):  # keys and values of each prompt
+            keys, values = (torch.cat(parts, dim=-2) for parts in zip(*of_layer, strict=True))
+            self.register_buffer(f"keys_{index}", keys)
+            self.register_buffer(f"values_{index}", values)
         self.prompt_layers = len(prompts)
         basis = torch.eye(model.config.text_config.hidden_size, dtype=model.dtype)
         self.register_buffer("head", model.token_logits(basis, self.tree.logit_tokens).T.detach())

@@ -148,6 +148,8 @@ def settings(model, processor, folder: Path) -> dict:
             "trusted": points.TRUSTED,
             "passes": points.PASSES,
             "digits": points.DIGITS,
+            "above": points.ABOVE,
+            "apart": points.APART,
         },
         "columns": {"face": FACE_COLUMNS, "box": BOX, "eyes": EYES, "pose": POSE, "aus": au_columns(FORMATS)},
         "examples": [{"file": f"examples/{path.name}", "name": path.stem} for path in sorted(EXAMPLES.glob("*.png"))],

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
+from au_llava.au_faces import points
 from au_llava.au_faces.crop import Face, crop_face
 from au_llava.au_faces.photo import Photo
 from au_llava.au_faces.points import TEMPLATE, FacePoints, face_points, fit_frame, head_pose, placed, with_pose
@@ -115,6 +116,12 @@ def test_what_shows_no_face_keeps_its_points_and_has_no_pose():
     points = tuple(map(tuple, (TEMPLATE * 80 + 50).tolist()))
     face = Face(points[:2], (50, 50, 80, 80), 0.9, points=points)
     assert placed(Photo(Image.fromarray(noise)), [face]) == [face]
+
+
+def test_the_eyes_to_crop_by_lie_above_the_corners():
+    """By hand: eyes 100 pixels apart, level, and then one above the other."""
+    np.testing.assert_allclose(points._eyeballs(np.array([0, 50]), np.array([100, 50])), [[-2, 45], [102, 45]])
+    np.testing.assert_allclose(points._eyeballs(np.array([50, 0]), np.array([50, 100])), [[55, -2], [55, 102]])
 
 
 def test_a_face_gets_better_eyes_and_a_pose():

@@ -19,7 +19,7 @@ function mean(points) {
  * @param image as in resample.js.
  * @param guess the person's right eye, left eye, nose, right and left corner of the mouth, as [x, y] in pixels.
  * @param run what the network says of the (1, 3, side, side) crop that it is given: 15 numbers.
- * @param settings {side, template, trusted, passes, digits}.
+ * @param settings {side, template, trusted, passes, digits, above, apart}.
  */
 export async function placed(image, guess, run, settings) {
   const { side, template } = settings;
@@ -38,10 +38,19 @@ export async function placed(image, guess, run, settings) {
     turn = [along[0], -along[1]]; // the picture's y points down, the directions' up
   }
   const confidence = 1 / (1 + Math.exp(-answer[14]));
+  points = [...eyeballs(points[0], points[1], settings), ...points.slice(2)];
   const inside = points.slice(0, 2).every(([x, y]) => x >= 0 && y >= 0 && x <= image.width && y <= image.height);
   if (confidence < settings.trusted || !inside) return { points: rounded(guess), pose: null };
   const [ahead, up] = [10, 12].map((place) => times(turn, [answer[place], answer[place + 1]]));
   return { points: rounded(points), pose: headPose(ahead, up) };
+}
+
+/** The eyes to crop by, from the middles of the corners of the right and the left eye. */
+function eyeballs(right, left, { above, apart }) {
+  const across = minus(left, right);
+  const middle = minus(mean([right, left]), times([0, above], across));
+  const half = across.map((number) => (number * apart) / 2);
+  return [minus(middle, half), plus(middle, half)];
 }
 
 const dot = (one, other) => one.reduce((sum, number, axis) => sum + number * other[axis], 0);

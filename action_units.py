@@ -24,6 +24,7 @@ from .answers_au_llava import (
 
 __all__ = [
     "ACTION_UNITS",
+    "BUILT_IN",
     "FORMATS",
     "MAIN_FORMATS",
     "PURPOSE",
@@ -32,9 +33,11 @@ __all__ = [
     "AUFormat",
     "ActionUnit",
     "ParsedAnswer",
+    "add_format",
     "definition_line",
     "get_format",
     "mirrored_label",
+    "own_formats",
     "parse_answer",
     "prompt",
     "prompt_parts",
@@ -243,7 +246,7 @@ def _built_in(name: str, labels: str, scale: str) -> AUFormat:
     return AUFormat(name, tuple(labels.split()), scale)
 
 
-_BUILT_IN = (
+BUILT_IN = (
     # The 12 AUs of the BP4D benchmark, coded present or absent.
     _built_in("bp4d", "AU1 AU2 AU4 AU6 AU7 AU10 AU12 AU14 AU15 AU17 AU23 AU24", "occurrence"),
     # The 12 AUs that DISFA codes from 0 to 5.
@@ -267,8 +270,28 @@ _BUILT_IN = (
     # The 12 AUs of EmotioNet that lkq52110/au-recognition and others use.
     _built_in("emotionet", "AU1 AU2 AU4 AU5 AU6 AU9 AU12 AU17 AU20 AU25 AU26 AU43", "occurrence"),
 )
-FORMATS: dict[str, AUFormat] = {fmt.name: fmt for fmt in _BUILT_IN}
+FORMATS: dict[str, AUFormat] = {fmt.name: fmt for fmt in BUILT_IN}  # and those that `add_format` was given
 MAIN_FORMATS = ("bp4d", "disfa", "feafa")  # one per scale: the default everywhere
+
+
+def add_format(fmt: AUFormat) -> AUFormat:
+    """Make a format of one's own known by its name, as the built-in ones are, in this process; returns it.
+
+    Raises:
+        ValueError: the name means another format already.
+    """
+    known = FORMATS.setdefault(fmt.name, fmt)
+    if known != fmt:
+        raise ValueError(
+            f"the format {fmt.name!r} means another one already ({known.scale}: {', '.join(known.labels)}): "
+            "choose another name."
+        )
+    return fmt
+
+
+def own_formats() -> list[AUFormat]:
+    """The formats that `add_format` was given, for other processes to add."""
+    return [fmt for fmt in FORMATS.values() if fmt not in BUILT_IN]
 
 
 def get_format(format_or_name) -> AUFormat:

@@ -1,8 +1,8 @@
 """Calibration: makes the slots decoder's probabilities mean what they say, and sets from where an AU is "present".
 
-Owns the entries of `AuLlavaConfig.calibration` and how they are applied, to NumPy arrays as to tensors in a graph.
-au_evaluation/calibration.py fits them on validation subjects (`eval_au.py --calibrate`). They are stored in
-config.json, so that every way to load a checkpoint applies them. An example:
+Owns the entries of `AuLlavaConfig.calibration` and how they are applied, to NumPy arrays as to tensors in a graph, and
+needs NumPy only. au_evaluation/calibration.py fits the entries on validation subjects (`eval_au.py --calibrate`). They
+are stored in config.json, so that every way to load a checkpoint applies them. An example:
 
     {"formats": {"disfa": {"scale": "intensity", "presence_threshold": 2.0, "aus": {
          "AU12": {"method": "temperature", "temperature": 1.3, "threshold": 0.41},
@@ -26,9 +26,9 @@ config.json, so that every way to load a checkpoint applies them. An example:
 """
 
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 
 import numpy as np
-import torch
 
 METHODS = ("none", "temperature", "isotonic")
 PRIORS = ("photographs", "rendered")
@@ -123,64 +123,69 @@ def probability_of_presence(distributions: np.ndarray, fmt) -> np.ndarray:
 
 
 class Calibration:
-    """What calibration does to the distributions of some AUs, in tensor operations that `torch.export` can follow.
+    """What calibration does to the distributions of some AUs.
 
     Args:
         entries: one per AU, as `entries_for` gives them; {} changes nothing.
         present: (values,) booleans, which values count as present.
+        arrays: `numpy`, or `torch` for tensors and for a graph that `torch.export` can follow. Only what both have
+            under the same name is used.
     """
 
-    def __init__(self, entries: Sequence[Mapping], present: np.ndarray):
-        column = lambda key, default: torch.tensor([[entry.get(key, default)] for entry in entries], dtype=torch.double)
-        self.present = torch.from_numpy(present)
-        self.temperatures = column("temperature", 1.0)  # (AUs, 1)
-        self.shifts = torch.where(self.present, column("shift", 0.0), 0.0)  # (AUs, values), added to log-probabilities
+    def __init__(self, entries: Sequence[Mapping], present: np.ndarray, arrays: ModuleType = np):
+        column = lambda key, default: np.array([[entry.get(key, default)] for entry in entries], dtype=np.float64)
+        self.arrays = arrays
+        self.present = arrays.asarray(present)
+        self.temperatures = arrays.asarray(column("temperature", 1.0))  # (AUs, 1)
+        self.odds = arrays.asarray(np.exp(np.where(present, column("shift", 0.0), 0.0)))  # (AUs, values), factors
         self.curves = None
         if any("calibrated" in entry for entry in entries):
             keys = ("probability", "calibrated")
             self.curves = tuple(_padded([entry.get(key, (0.0, 1.0)) for entry in entries]) for key in keys)
 
     @classmethod
-    def of(cls, calibration: Mapping | None, fmt) -> "Calibration":
+    def of(cls, calibration: Mapping | None, fmt, arrays: ModuleType = np) -> "Calibration":
         """What `calibration`, an `AuLlavaConfig.calibration`, does in the format `fmt`."""
         entries = entries_for(calibration, fmt)
-        return cls([entries.get(label, {}) for label in fmt.labels], present_values(fmt))
+        return cls([entries.get(label, {}) for label in fmt.labels], present_values(fmt), arrays)
 
-    def __call__(self, log_probabilities: torch.Tensor) -> torch.Tensor:
-        """(…, AUs, values) log-probabilities to (…, AUs, values) calibrated probabilities that sum to 1."""
-        dtype = log_probabilities.dtype
-        scaled = log_probabilities / self.temperatures.to(dtype)
-        if self.curves is None:
-            return (scaled + self.shifts.to(dtype)).softmax(-1)
-        distributions = scaled.double().softmax(-1)  # a curve divides by masses near 0
-        mass = (distributions * self.present).sum(-1, keepdim=True).clamp(LEAST_MASS, 1 - LEAST_MASS)
-        target = self._on_curve(mass)
-        factors = torch.where(self.present, target / mass, (1 - target) / (1 - mass))
-        weighted = distributions * factors * self.shifts.exp()
-        return (weighted / weighted.sum(-1, keepdim=True)).to(dtype)
+    def __call__(self, log_probabilities):
+        """(…, AUs, values) log-probabilities to (…, AUs, values) calibrated probabilities, float64, that sum to 1."""
+        scaled = log_probabilities / self.temperatures
+        weights = self.arrays.exp(scaled - self.arrays.amax(scaled, axis=-1, keepdims=True))
+        if self.curves is not None:
+            shares = weights / weights.sum(axis=-1, keepdims=True)
+            mass = (shares * self.present).sum(axis=-1, keepdims=True)
+            mass = self.arrays.clip(mass, LEAST_MASS, 1 - LEAST_MASS)
+            target = self._on_curve(mass)
+            weights = shares * self.arrays.where(self.present, target / mass, (1 - target) / (1 - mass))
+        weights = weights * self.odds
+        return weights / weights.sum(axis=-1, keepdims=True)
 
-    def _on_curve(self, mass: torch.Tensor) -> torch.Tensor:
+    def _on_curve(self, mass):
         """(…, AUs, 1) probabilities of presence to what the curves make of them, as `np.interp` does."""
         probability, calibrated = self.curves  # (AUs, points) each
-        start, width = probability[:, :-1], probability.diff(dim=-1)
-        share = ((mass - start) / width.clamp(min=1e-300)).clamp(0, 1)  # of each segment that lies below the mass
-        share = torch.where(width > 0, share, (mass >= start).to(share.dtype))  # a step has no width
-        return calibrated[:, :1] + (share * calibrated.diff(dim=-1)).sum(-1, keepdim=True)
+        width = np.diff(probability)
+        start, rise, steps = map(self.arrays.asarray, (probability[:, :-1], np.diff(calibrated), width == 0))
+        share = self.arrays.clip((mass - start) / self.arrays.asarray(np.maximum(width, 1e-300)), 0, 1)
+        share = self.arrays.where(steps & (mass >= start), 1.0, share)  # a step has no width
+        return self.arrays.asarray(calibrated[:, :1]) + (share * rise).sum(axis=-1, keepdims=True)
 
 
-def _padded(rows: Sequence[Sequence[float]]) -> torch.Tensor:
+def _padded(rows: Sequence[Sequence[float]]) -> np.ndarray:
     """(rows, longest row) float64; shorter rows repeat their last number."""
     longest = max(map(len, rows))
-    return torch.tensor([[*row, *row[-1:] * (longest - len(row))] for row in rows], dtype=torch.double)
+    return np.array([[*row, *row[-1:] * (longest - len(row))] for row in rows], dtype=np.float64)
 
 
 def apply_entries(distributions: np.ndarray, entries: Sequence[Mapping], present: np.ndarray) -> np.ndarray:
     """(…, AUs, values) distributions to calibrated ones; `entries` and `present` as in `Calibration`."""
-    return Calibration(entries, present)(_logs(distributions)).numpy()
+    return Calibration(entries, present)(_logs(distributions))
 
 
-def _logs(distributions: np.ndarray) -> torch.Tensor:
-    return torch.tensor(np.ascontiguousarray(distributions, dtype=np.float64)).log()
+def _logs(distributions: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):  # the logarithm of 0 is minus infinity
+        return np.log(np.asarray(distributions, dtype=np.float64))
 
 
 def calibrate(distributions: np.ndarray, fmt, calibration: Mapping | None) -> tuple[np.ndarray, np.ndarray]:
@@ -199,7 +204,7 @@ def calibrate(distributions: np.ndarray, fmt, calibration: Mapping | None) -> tu
         return distributions, thresholds
     for column, label in enumerate(fmt.labels):
         thresholds[column] = entries.get(label, {}).get("threshold", DEFAULT_THRESHOLD)
-    return Calibration.of(calibration, fmt)(_logs(distributions)).numpy(), thresholds
+    return Calibration.of(calibration, fmt)(_logs(distributions)), thresholds
 
 
 __all__ = [

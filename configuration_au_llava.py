@@ -283,4 +283,4 @@ class AuLlavaConfig(PreTrainedConfig):
 
 AuLlavaConfig.register_for_auto_class()
 
-__all__ = ["IMAGE_TOKEN", "AuLlavaConfig", "add_image_token"]
+__all__ = ["IMAGE_TOKEN", "PROMPT_ORDERS", "AuLlavaConfig", "add_image_token"]

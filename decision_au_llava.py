@@ -37,7 +37,8 @@ from transformers.decision.modeling_utils import DecisionMixin
 from transformers.decision.template_utils import Question, parse_questions
 
 from .action_units import ACTION_UNITS, FORMATS, MAIN_FORMATS, AUFormat
-from .decoding_au_llava import AUReading, recognize
+from .decoding_au_llava import recognize
+from .readings_au_llava import AUReading
 from .slot_tree_au_llava import compile_slots
 
 MAX_BYTES = 20 * 2**20  # of an image file in a request

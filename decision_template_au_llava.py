@@ -8,7 +8,7 @@ read by the model's own `decide` (decision_au_llava.py).
 
 import json
 
-from .action_units import FORMATS, MAIN_FORMATS, PURPOSE, definition_line, prompt_parts, value_prefix
+from .action_units import BUILT_IN, FORMATS, MAIN_FORMATS, PURPOSE, definition_line, prompt_parts, value_prefix
 
 DECISION_TEMPLATE_NAME = "decision_template.jinja"
 
@@ -49,7 +49,7 @@ def decision_template(processor) -> str:
     name = MAIN_FORMATS[0]
     start, *_, end = prompt_parts(FORMATS[name])
     asked = processor.apply_chat_template(processor.messages(name), add_generation_prompt=True)
-    formats = {name: fmt for name, fmt in FORMATS.items() if fmt.scale != "continuous"}
+    formats = {fmt.name: fmt for fmt in BUILT_IN if fmt.scale != "continuous"}
     labels = dict.fromkeys(label for fmt in formats.values() for label in fmt.labels)
     parts = {
         "FORMATS": {name: {"scale": fmt.scale, "labels": fmt.labels} for name, fmt in formats.items()},

@@ -1,15 +1,14 @@
 """Reading answers out of the network: `recognize` and its three decoders.
 
 - slots (default): one forward pass over a token tree (slot_tree_au_llava.py) reads the distribution over the values of
-  every AU in every format. pipeline_au_llava.py uses its two steps, `read_slots` and `slot_answers`, too.
+  every AU in every format (`read_slots`); readings_au_llava.py makes the answers. pipeline_au_llava.py uses both, too.
 - constrained: autoregressive over the values only; the fixed text between them needs no steps of its own.
 - free: plain `generate`, then `parse_answer`, as other LLM-based recognizers do; the baseline.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -19,85 +18,15 @@ from .action_units import (
     MAIN_FORMATS,
     SEPARATOR,
     AUFormat,
-    get_format,
     mirrored_label,
     parse_answer,
     value_prefix,
     write_answer,
 )
-from .calibration_au_llava import DEFAULT_THRESHOLD, calibrate, probability_of_presence
-from .consistency_au_llava import Contradiction, contradictions
+from .readings_au_llava import DECODERS, AUAnswer, AUReading, AUResult, answer_of, chosen_formats, slot_answers
 from .slot_tree_au_llava import SlotTree, compile_slots
 
-DECODERS = ("slots", "constrained", "free")
 CACHE_OPTIONS = ("past_key_values", "use_cache", "cache_implementation")  # of `generate`
-
-
-@dataclass(frozen=True)
-class AUReading:
-    """The reading of one AU. None stands for what the decoder does not give (free decoding) and for an unread AU."""
-
-    value: float | None  # the most probable value on the format's scale; on the occurrence scale, 1 if present
-    expected: float | None  # mean of the distribution, on the format's scale
-    median: float | None  # of the distribution, on the format's scale: the least value with P(up to it) >= 0.5
-    probability: float | None  # of presence: P(value >= the format's presence_threshold), 0 to 1
-    present: bool | None  # whether the probability reaches the AU's threshold (0.5 unless calibrated)
-    distribution: tuple[float, ...] | None  # probability of each of the format's value_numbers, sums to 1
-
-    def to_dict(self) -> dict[str, float | bool | list[float] | None]:
-        """The fields in JSON's types, for `json.dumps`."""
-        return asdict(self) | {"distribution": None if self.distribution is None else list(self.distribution)}
-
-
-class AUAnswer(dict):
-    """The answer in one format: a dict of label -> `AUReading`, in the format's order.
-
-    Attributes:
-        format: the `AUFormat` that was asked for.
-        text: the answer as text. Slots and constrained decoding write one that `parse_answer` reads in full; free
-            decoding keeps the model's own words.
-        problems: what `parse_answer` could not read in `text` (empty except in free decoding).
-    """
-
-    def __init__(self, fmt: AUFormat, readings: dict[str, AUReading], text: str, problems: Sequence[str] = ()):
-        super().__init__(readings)
-        self.format = fmt
-        self.text = text
-        self.problems = tuple(problems)
-
-    def to_dict(self) -> dict[str, dict]:
-        """Label -> the fields of its `AUReading`, in JSON's types."""
-        return {label: reading.to_dict() for label, reading in self.items()}
-
-
-class AUResult(dict):
-    """The answers about one image: a dict of format name -> `AUAnswer`, in the order asked for.
-
-    Attributes:
-        contradictions: where one format finds an AU present and another finds it absent altogether, see
-            consistency_au_llava.py.
-    """
-
-    def __init__(self, answers: dict[str, AUAnswer]):
-        super().__init__(answers)
-        self.contradictions: tuple[Contradiction, ...] = contradictions(answers)
-
-    def to_dict(self) -> dict[str, dict[str, dict]]:
-        """Format name -> label -> the fields of its `AUReading`, in JSON's types."""
-        return {name: answer.to_dict() for name, answer in self.items()}
-
-
-def chosen_formats(formats: str | AUFormat | Sequence[str | AUFormat]) -> tuple[AUFormat, ...]:
-    """The formats that a user asks for: one or a sequence, each a name, an `AUFormat` or its dict.
-
-    Raises:
-        ValueError: an unknown format, no format, or two with the same name.
-    """
-    one = isinstance(formats, (str, Mapping)) or not isinstance(formats, Iterable)
-    chosen = tuple(get_format(fmt) for fmt in ([formats] if one else formats))
-    if not chosen or len({fmt.name for fmt in chosen}) < len(chosen):
-        raise ValueError("formats must name at least one format, and none twice.")
-    return chosen
 
 
 @torch.no_grad()
@@ -163,32 +92,6 @@ def _evaluation_mode(model) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-
-
-def _answer(fmt: AUFormat, indices: Sequence[int], distributions=None, thresholds=None) -> AUAnswer:
-    """The answer with these values, and with these distributions where there are any.
-
-    Args:
-        indices: (AUs,) the values, as indices into the scale.
-        distributions: (AUs, values) array, or None.
-        thresholds: (AUs,) probabilities from which AUs count as present. By default 0.5; then the values of the
-            occurrence scale stay as they are, too.
-    """
-    values = [fmt.value_numbers[index] for index in indices]
-    if distributions is None:
-        readings = [AUReading(value, None, None, None, value >= fmt.presence_threshold, None) for value in values]
-    else:
-        numbers = np.array(fmt.value_numbers)
-        probability = probability_of_presence(distributions, fmt)
-        present = probability >= (DEFAULT_THRESHOLD if thresholds is None else thresholds)
-        if thresholds is not None and fmt.scale == "occurrence":
-            values = present.astype(float).tolist()
-        medians = numbers[(distributions.cumsum(axis=1) >= 0.5 - 1e-9).argmax(axis=1)]
-        columns = (values, (distributions @ numbers).tolist(), medians.tolist(), probability.tolist(), present.tolist())
-        rows = map(tuple, distributions.tolist())
-        readings = [AUReading(*fields) for fields in zip(*columns, rows, strict=True)]
-    text = write_answer(dict(zip(fmt.labels, values, strict=True)), fmt)
-    return AUAnswer(fmt, dict(zip(fmt.labels, readings, strict=True)), text)
 
 
 def check_fit(model, processor, tokens: int, formats: Sequence[AUFormat]) -> None:
@@ -267,39 +170,6 @@ def mirror_mean(log_probabilities: torch.Tensor, labels: Sequence[str]) -> torch
     return torch.stack([straight, other]).logsumexp(0) - math.log(2)
 
 
-def slot_answers(
-    read: Mapping[str, torch.Tensor],
-    formats: tuple[AUFormat, ...],
-    calibration: Mapping | None,
-    threshold: float | None = None,
-) -> list[list[AUAnswer]]:
-    """The answers of each image, one per format, from the distributions of `read_slots`.
-
-    Args:
-        calibration: `AuLlavaConfig.calibration`.
-        threshold: the probability, 0 to 1, from which every AU counts as present (default: each AU's own).
-    """
-    columns = []
-    for fmt in formats:
-        distributions, thresholds = calibrate(read[fmt.name].numpy(), fmt, calibration)
-        if threshold is not None:
-            thresholds = np.full_like(thresholds, threshold)
-        columns.append([_answer(fmt, most_probable(rows), rows, thresholds) for rows in distributions])
-    return [list(answers) for answers in zip(*columns, strict=True)]
-
-
-def most_probable(distributions: np.ndarray) -> np.ndarray:
-    """The index of the most probable value, given (..., values); of neighbors that are equally probable the middle one.
-
-    Neighbors are equally probable where their last digits are not read.
-    """
-    equal = distributions >= distributions.max(axis=-1, keepdims=True) * (1 - 1e-9)
-    first = equal.argmax(axis=-1)[..., None]
-    after = np.arange(distributions.shape[-1]) >= first
-    run = np.logical_and.accumulate(equal | ~after, axis=-1) & after
-    return first[..., 0] + (run.sum(axis=-1) - 1) // 2
-
-
 def _decode_slots(model, processor, pixel_values, formats) -> list[list[AUAnswer]]:
     return slot_answers(read_slots(model, processor, pixel_values, formats), formats, model.config.calibration)
 
@@ -360,7 +230,7 @@ def _decode_constrained(model, processor, pixel_values, formats) -> list[list[AU
         for choices in zip(*chosen, strict=True):  # of one image: (index of the value, distribution or None) per AU
             indices, distributions = zip(*choices, strict=True)
             complete = all(distribution is not None for distribution in distributions)
-            answers.append(_answer(fmt, indices, np.stack(distributions) if complete else None))
+            answers.append(answer_of(fmt, indices, np.stack(distributions) if complete else None))
         columns.append(answers)
     return [list(answers) for answers in zip(*columns, strict=True)]
 
@@ -461,17 +331,11 @@ def _parsed_answer(fmt: AUFormat, text: str) -> AUAnswer:
 
 
 __all__ = [
-    "DECODERS",
-    "AUAnswer",
-    "AUReading",
-    "AUResult",
     "check_fit",
-    "chosen_formats",
     "compile_template",
     "mirror_mean",
     "read_slots",
     "read_tree",
     "recognize",
-    "slot_answers",
     "with_mirror_images",
 ]

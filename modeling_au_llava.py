@@ -28,6 +28,7 @@ from transformers.models.llava.modeling_llava import (
     LlavaCausalLMOutputWithPast,
     LlavaForConditionalGeneration,
     LlavaModel,
+    LlavaModelOutputWithPast,
     LlavaPreTrainedModel,
 )
 from transformers.utils import logging
@@ -38,7 +39,7 @@ from .configuration_au_llava import AuLlavaConfig, add_image_token, attention_of
 from .decoding_au_llava import recognize
 from .parts_au_llava import load_language_model, load_vision_tower, part_tokenizer, vision_settings
 from .pipeline_au_llava import AURecognitionPipeline
-from .prefix_au_llava import PromptStore, caches_kept, shared_cache, shared_prompts
+from .prefix_au_llava import PromptRowsLayer, PromptStore, caches_kept, shared_cache, with_prompt_rows
 from .quantization_au_llava import check_computable, check_savable, with_default_skips
 from .slot_tree_au_llava import TreeMask
 
@@ -203,7 +204,6 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
         input_ids=None,
         pixel_values=None,
         attention_mask=None,
-        past_key_values: Cache | None = None,
         mm_encoder_outputs=None,
         prefixes: Sequence[Sequence[int]] | None = None,
         **kwargs,
@@ -212,50 +212,83 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
 
         Args:
             prefixes: token ids of texts without images that every row continues, or None. They are computed once for
-                all rows. The mask then has (batch, 1, tokens, tokens of all prefixes + tokens), `position_ids` are
+                all rows. The mask then has (batch or 1, 1, tokens, tokens of all prefixes + tokens), `position_ids` are
                 needed, and a row may hold the placeholders of its image several times.
 
         Raises:
             ValueError: a 4-D mask with flash attention, which cannot honor it.
         """
+        if prefixes is not None:
+            positions = kwargs["position_ids"]
+            return self._continue(prefixes, input_ids, attention_mask, positions, pixel_values, mm_encoder_outputs)
         if attention_mask is not None and attention_mask.ndim == 4 and attention_mask.dtype == torch.bool:
             attention_mask = self._fit_tree_mask(attention_mask)
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
-        if prefixes is None:
-            inputs |= {"pixel_values": pixel_values, "mm_encoder_outputs": mm_encoder_outputs}
-            return super().forward(past_key_values=past_key_values, **inputs)
+        return super().forward(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
+
+    def _continue(
+        self, prefixes, input_ids, attention_mask, position_ids, pixel_values=None, mm_encoder_outputs=None
+    ) -> LlavaModelOutputWithPast:
+        """The forward pass over rows that continue `prefixes`; arguments as for `forward`."""
+        rows = 0
+        if self._in_one_pass():
+            prompts = [tuple(prefix) for prefix in prefixes]
+            batch = with_prompt_rows(prompts, input_ids, attention_mask, position_ids)
+            rows, input_ids, attention_mask, position_ids = batch
+            cache = Cache(layers=[PromptRowsLayer(rows) for _ in range(self.config.text_config.num_hidden_layers)])
+        else:
+            cache = self.prompt_cache(prefixes)
+        embeddings = self.get_input_embeddings()(input_ids)
         if mm_encoder_outputs is None:
             mm_encoder_outputs = {"image": self.get_image_features(pixel_values, return_dict=True)}
+        images = self._repeated(mm_encoder_outputs["image"].pooler_output, input_ids[rows:]).to(embeddings)
+        places = self.get_placeholder_mask(input_ids, inputs_embeds=embeddings, image_features=images)
         with caches_kept(self.language_model):
-            return super().forward(
-                mm_encoder_outputs={"image": self._repeated(mm_encoder_outputs["image"].pooler_output, input_ids)},
-                past_key_values=self.prompt_cache(prefixes),
-                **inputs,
-            )
+            hidden = self.language_model(
+                inputs_embeds=embeddings.masked_scatter(places, images),
+                attention_mask=self._fit_tree_mask(attention_mask, rows),
+                position_ids=position_ids,
+                past_key_values=cache,
+                use_cache=False,
+            ).last_hidden_state
+        return LlavaModelOutputWithPast(last_hidden_state=hidden[rows:])
+
+    def _in_one_pass(self) -> bool:
+        """Whether prompts belong into the pass that continues them.
+
+        So it is where gradients of the language model could be wanted, where its weights are about to change, and where
+        they are sharded (DTensor, ZeRO-3): then all processes must make equally many passes.
+        """
+        weights = list(self.language_model.parameters())
+        learns = self.training or (torch.is_grad_enabled() and any(weight.requires_grad for weight in weights))
+        return learns or any(hasattr(weight, "device_mesh") or hasattr(weight, "ds_id") for weight in weights)
 
     def prompt_cache(self, prefixes: Sequence[Sequence[int]], grows: bool = False) -> Cache:
         """A key-value cache in which rows continue `prefixes` (token ids without images), see prefix_au_llava.py.
 
-        In evaluation mode the keys and values are kept for the next call, except where gradients could be wanted.
+        Keys and values have no gradients. In evaluation mode they are kept for the next call.
 
         Args:
             grows: whether the cache keeps what rows add to it, as `generate` needs.
         """
-        prefixes = [tuple(prefix) for prefix in prefixes]
-        weights = self.language_model.parameters()
-        if self.training or (torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)):
-            return shared_cache(shared_prompts(self.language_model, prefixes, self.device), grows)
-        return shared_cache(self.prompts.get(self.language_model, prefixes, self.device), grows)
+        if self.training:
+            self.prompts.clear()
+        prompts = [tuple(prefix) for prefix in prefixes]
+        return shared_cache(self.prompts.get(self.language_model, prompts, self.device), grows)
 
-    def _repeated(self, features: Sequence[torch.Tensor], input_ids: torch.Tensor) -> BaseModelOutputWithPooling:
+    def _repeated(self, features: Sequence[torch.Tensor], input_ids: torch.Tensor) -> torch.Tensor:
         """Each image's features (tokens, hidden size) as often as its row of `input_ids` has placeholders for them."""
         counts = (input_ids == self.config.image_token_id).sum(1).tolist()
         repeats = [count // len(image) for image, count in zip(features, counts, strict=True)]
-        return BaseModelOutputWithPooling(
-            pooler_output=[image for image, times in zip(features, repeats, strict=True) for _ in range(times)]
-        )
+        return torch.cat([image for image, times in zip(features, repeats, strict=True) for _ in range(times)])
 
-    def _fit_tree_mask(self, mask: torch.Tensor) -> torch.Tensor | BlockMask:
+    def _fit_tree_mask(self, mask: torch.Tensor, prompts: int = 0) -> torch.Tensor | BlockMask:
+        """A boolean mask as the attention backend takes it; its first `prompts` rows hold no image."""
         backend = self.language_model.config._attn_implementation
         if "flash" in backend:
             raise ValueError(
@@ -264,7 +297,7 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
                 "or 'free'."
             )
         if backend == "sdpa":
-            return TreeMask.of(mask, self.language_model.dtype) if mask.device.type == "cpu" else mask
+            return TreeMask.of(mask, self.language_model.dtype, prompts) if mask.device.type == "cpu" else mask
         if backend == "flex_attention":
             batch, _, queries, keys = mask.shape
             allowed = lambda b, h, q, k: mask[b, 0, q, k]

@@ -1,7 +1,8 @@
 """The pipeline of `transformers.pipeline("au-recognition", model=..., trust_remote_code=True)`.
 
-Owns what goes in and the dicts that come out. The slots decoder (decoding_au_llava.py) reads the answers: one forward
-pass for a batch of images and all formats. Only here may an image be a URL, as in all pipelines of Transformers.
+Owns what goes in and the dicts that come out. The slots decoder (decoding_au_llava.py) reads the distributions: one
+forward pass for a batch of images and all formats. Only here may an image be a URL, as in all pipelines of
+Transformers.
 """
 
 from numbers import Integral, Real
@@ -9,8 +10,9 @@ from numbers import Integral, Real
 from transformers import Pipeline
 
 from .action_units import ACTION_UNITS, MAIN_FORMATS
-from .decoding_au_llava import chosen_formats, read_slots, slot_answers
-from .image_processing_au_llava import load_face_image
+from .decoding_au_llava import read_slots
+from .pictures_au_llava import load_face_image
+from .readings_au_llava import chosen_formats, slot_answers
 
 DEFAULT_FORMATS = chosen_formats(MAIN_FORMATS)
 

@@ -1,33 +1,26 @@
 """Prompts that come before the image: their keys and values, computed once and shared by images, batches and branches.
 
 With `prompt_order="text_first"` the text of a prompt does not see the image, so that a causal language model gives its
-tokens the same keys and values for every image. `shared_prompts` computes them; `SharedLayer` lets every row of a batch
-continue them, without a copy for each row except while its layer computes. `PromptStore` keeps them between calls as
-long as the language model computes the same.
+tokens the same keys and values for every image.
+
+- To read, `shared_prompts` computes them and `PromptStore` keeps them between calls, as long as the language model
+  computes the same. `SharedLayer` lets every row of a batch continue them; only while its layer computes does each row
+  have a copy.
+- To learn, they are computed in the pass that continues them, as further rows of the batch (`with_prompt_rows`,
+  `PromptRowsLayer`), so that gradients, checkpointing and sharded weights see one ordinary pass.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 Prompt = tuple[int, ...]  # token ids
 States = list[tuple[torch.Tensor, torch.Tensor]]  # per layer, keys and values (1, heads, tokens, width)
 
 MOST_PROMPTS = 8  # kept by a `PromptStore`; the oldest goes first
-
-
-class PromptLayer(DynamicLayer):
-    """Remembers the keys and values of one forward pass. Nothing came before them.
-
-    With gradient checkpointing the backward pass runs the layer again, which changes nothing.
-    """
-
-    def update(self, key_states, value_states, *args, **kwargs):
-        self.keys, self.values = key_states, value_states
-        return key_states, value_states
 
 
 class SharedLayer(DynamicLayer):
@@ -64,29 +57,22 @@ def shared_cache(prompts: Sequence[States], grows: bool = False) -> Cache:
 
 
 def shared_prompts(language_model, prompts: Sequence[Prompt], device: torch.device) -> list[States]:
-    """The states of each prompt, by one forward pass with gradients where they are enabled.
+    """The states of each prompt, by one forward pass.
 
     Prompts are rows, padded on the right, where causal attention does not see the padding.
 
     Raises:
-        ValueError: the language model does not keep keys and values (a state-space model), or gradient checkpointing
-            that cuts them off.
+        ValueError: the language model does not keep keys and values in every layer (a state-space model).
     """
     longest = max(map(len, prompts))
     rows = [[*prompt, *[prompt[-1]] * (longest - len(prompt))] for prompt in prompts]
-    cache = Cache(layer_class_to_replicate=PromptLayer)
+    cache = DynamicCache()
     language_model(input_ids=torch.tensor(rows, device=device), past_key_values=cache, use_cache=True)
-    layers = [layer for layer in cache.layers if layer.keys is not None]
+    layers = [layer for layer in cache.layers if layer.get_seq_length() == longest]
     if len(layers) < language_model.config.num_hidden_layers:
         raise ValueError(
             "prompt_order='text_first' shares the keys and values of attention, and a "
             f"{language_model.config.model_type} has layers without them: use prompt_order='image_first'."
-        )
-    trained = torch.is_grad_enabled() and any(weight.requires_grad for weight in language_model.parameters())
-    if trained and not layers[-1].keys.requires_grad:
-        raise ValueError(
-            "prompt_order='text_first' needs gradient checkpointing without reentrance: set "
-            "activation_checkpointing_kwargs: {use_reentrant: false}."
         )
     return [
         [(layer.keys[[row], :, : len(prompt)], layer.values[[row], :, : len(prompt)]) for layer in layers]
@@ -94,10 +80,72 @@ def shared_prompts(language_model, prompts: Sequence[Prompt], device: torch.devi
     ]
 
 
+class PromptRowsLayer(DynamicLayer):
+    """Puts the keys and values of the first `rows` rows of a batch, one after the other, before those of every row.
+
+    It remembers nothing, so that a checkpointed layer may be run again.
+    """
+
+    def __init__(self, rows: int):
+        super().__init__()
+        self.rows = rows
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        return self._after_prompts(key_states), self._after_prompts(value_states)
+
+    def _after_prompts(self, states: torch.Tensor) -> torch.Tensor:
+        prompts = states[: self.rows].transpose(0, 1).flatten(1, 2)  # (heads, rows * tokens, width)
+        return torch.cat([prompts.expand(states.shape[0], -1, -1, -1), states], dim=-2)
+
+
+def with_prompt_rows(
+    prompts: Sequence[Prompt], input_ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor
+) -> tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Put prompts into a batch as its first rows, cut into pieces as long as its rows.
+
+    Args:
+        input_ids: (batch, N). positions: (batch, N).
+        mask: (batch or 1, 1, N, P + N), True = may attend; the P tokens of all prompts come first.
+
+    Returns:
+        the number of rows R for the prompts, then `input_ids` and `positions` (R + batch, N) and the mask
+        (R + batch, 1, N, R * N + N) for `PromptRowsLayer`.
+    """
+    device, (batch, length) = mask.device, input_ids.shape
+    lengths = torch.tensor(list(map(len, prompts)))
+    rows = -(-int(lengths.sum()) // length)
+    padding = rows * length - int(lengths.sum())
+    texts = torch.tensor([token for prompt in prompts for token in prompt] + [prompts[0][0]] * padding)
+    places = torch.cat([torch.arange(count) for count in (*lengths.tolist(), padding)])
+    owner = torch.repeat_interleave(torch.arange(len(prompts) + 1), torch.tensor([*lengths, padding]))
+    seen = (owner[:, None] == owner) & (places[:, None] >= places)  # padding is one more prompt, which nobody sees
+    seen = torch.nn.functional.pad(seen.view(rows, 1, length, -1), (0, length)).to(device)
+    before, own = mask.expand(batch, -1, -1, -1).split([mask.shape[-1] - length, length], dim=-1)
+    mask = torch.cat([torch.nn.functional.pad(before, (0, padding)), own], dim=-1)
+    return (
+        rows,
+        torch.cat([texts.view(rows, length).to(device), input_ids]),
+        torch.cat([seen, mask]),
+        torch.cat([places.view(rows, length).to(device), positions]),
+    )
+
+
 @contextmanager
 def caches_kept(language_model) -> Iterator[None]:
-    """Context in which checkpointed layers get their cache: those of this file may be run again."""
-    layers = [module for module in language_model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    """Context in which checkpointed layers get their cache: a `PromptRowsLayer` gives the same when it is run again.
+
+    Raises:
+        ValueError: checkpointing by a Transformers that always takes the cache away.
+    """
+    layers = [
+        module
+        for module in language_model.modules()
+        if isinstance(module, GradientCheckpointingLayer) and module.training and module.gradient_checkpointing
+    ]
+    if layers and not hasattr(layers[0], "_can_checkpoint_with_cache"):
+        raise ValueError(
+            "prompt_order='text_first' with activation_checkpointing needs a newer Transformers: 5.23 will do."
+        )
     for layer in layers:
         layer._can_checkpoint_with_cache = True
     try:
@@ -111,10 +159,10 @@ def computation(language_model, device: torch.device) -> tuple:
     """What the states of a prompt depend on: equal as long as nobody changes it.
 
     Covered are weights that are replaced, moved, converted or written in place, adapters that are switched, merged or
-    scaled, the attention backend, and autocast. A write that PyTorch does not count (through `.data`) is not seen.
+    scaled, and autocast. A write that PyTorch does not count (through `.data`) is not seen.
     """
     autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
-    seen = [device, language_model.config._attn_implementation, autocast]
+    seen = [device, autocast]
     for module in language_model.modules():
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             seen += [] if tensor is None else _contents(tensor)
@@ -127,8 +175,8 @@ def computation(language_model, device: torch.device) -> tuple:
 def _contents(tensor: torch.Tensor) -> list[tuple]:
     """Where a tensor's data lies and how often it was written; of a sharded or quantized one, each part's."""
     if hasattr(tensor, "__tensor_flatten__"):
-        parts, _ = tensor.__tensor_flatten__()
-        return [each for part in parts for each in _contents(getattr(tensor, part))]
+        parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+        return [each for part in parts if isinstance(part, torch.Tensor) for each in _contents(part)]
     return [(tensor.data_ptr(), tensor._version, tensor.dtype, tensor.device)]
 
 
@@ -142,7 +190,7 @@ class PromptStore:
         self.computation, self.states = None, {}
 
     def get(self, language_model, prompts: Sequence[Prompt], device: torch.device) -> list[States]:
-        """The states of `prompts`, as `shared_prompts` gives them without gradients."""
+        """The states of `prompts`, as `shared_prompts` gives them, without gradients."""
         if self.computation != computation(language_model, device):
             self.clear()
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.states]
@@ -155,4 +203,4 @@ class PromptStore:
         return [states[prompt] for prompt in prompts]
 
 
-__all__ = ["PromptStore", "caches_kept", "shared_cache", "shared_prompts"]
+__all__ = ["PromptRowsLayer", "PromptStore", "caches_kept", "shared_cache", "with_prompt_rows"]

@@ -21,11 +21,9 @@ UNQUANTIZED = ("lm_head", "model.vision_tower", "model.multi_modal_projector")
 # Transformers always uses), outputs in blocks of 32 (bitsandbytes/functional.py, _convert_weight_packed_for_cpu).
 PACKED_INPUTS, PACKED_OUTPUTS = 64, 32
 
-QUANTIZATIONS = ("8bit", "4bit")  # choices of the commands
-
 
 def loading_options(quantize: str | None) -> dict:
-    """Arguments of `from_pretrained` for one of `QUANTIZATIONS` (4 bits are NF4), or for None.
+    """Arguments of `from_pretrained` for "8bit" or "4bit" (NF4), or for None.
 
     Raises:
         ValueError: bitsandbytes is not installed.
@@ -92,7 +90,6 @@ def _layers_in_4_bits(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
 
 
 __all__ = [
-    "QUANTIZATIONS",
     "UNQUANTIZED",
     "check_computable",
     "check_savable",

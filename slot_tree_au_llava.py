@@ -268,35 +268,49 @@ class TreeMask(torch.Tensor):
     """A boolean mask, True = may attend, that `scaled_dot_product_attention` honors in blocks of queries."""
 
     @classmethod
-    def of(cls, mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """The `TreeMask` of `mask` (batch or 1, 1, N, keys) for queries of `dtype`; one of one block stays as it is."""
+    def of(cls, mask: torch.Tensor, dtype: torch.dtype, prompts: int = 0) -> torch.Tensor:
+        """The `TreeMask` of `mask` (batch or 1, 1, N, keys) for queries of `dtype`; one of one block stays as it is.
+
+        Args:
+            prompts: how many rows come first that need other keys than the rest, see prefix_au_llava.py.
+        """
         if mask.shape[-2] <= BLOCK:
             return mask
         tree = mask.as_subclass(cls)
-        tree.blocks = []  # (rows, keys, additive mask) of each block
         if mask.stride(0) == 0:  # one tree expanded over the batch
             mask = mask[:1]
+        parts = [slice(prompts), slice(prompts, None)] if prompts else [slice(None)]
+        tree.parts = [(rows, cls._blocks(mask[rows], dtype)) for rows in parts]
+        return tree
+
+    @staticmethod
+    def _blocks(mask: torch.Tensor, dtype: torch.dtype) -> list[tuple[slice, torch.Tensor, torch.Tensor]]:
+        """(queries, keys, additive mask) of each block."""
+        blocks = []
         for start in range(0, mask.shape[-2], BLOCK):
             rows = mask[:, :, start : start + BLOCK]
             keys = rows.any(dim=(0, 1, 2)).nonzero().squeeze(1)
             hidden = ~rows[..., keys]
             additive = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf)
-            tree.blocks.append((slice(start, start + BLOCK), keys, additive))
-        return tree
+            blocks.append((slice(start, start + BLOCK), keys, additive))
+        return blocks
 
     def attend(self, query, key, value, **kwargs) -> torch.Tensor:
         """Attention (batch, heads, N, width), block by block."""
-        outputs = [
-            scaled_dot_product_attention(
-                query[:, :, rows],
-                key.index_select(2, keys),
-                value.index_select(2, keys),
-                attn_mask=additive,
-                **kwargs,
-            )
-            for rows, keys, additive in self.blocks
-        ]
-        return torch.cat(outputs, dim=2)
+        outputs = []
+        for rows, blocks in self.parts:
+            queries, states = query[rows], (key[rows], value[rows])
+            of_blocks = [
+                scaled_dot_product_attention(
+                    queries[:, :, block],
+                    *(each.index_select(2, keys) for each in states),
+                    attn_mask=additive,
+                    **kwargs,
+                )
+                for block, keys, additive in blocks
+            ]
+            outputs.append(torch.cat(of_blocks, dim=2))
+        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):

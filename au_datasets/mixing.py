@@ -26,6 +26,7 @@ from au_llava.action_units import get_format
 from au_llava.au_datasets.conversion import convert_values, convertible
 from au_llava.au_datasets.folds import check_disjoint, get_protocol, protocol_split
 from au_llava.au_datasets.records import KEY, NUMBERED, content_of, group_by_image, keys_of, load_records
+from au_llava.au_runs.formats import known_format
 
 VALIDATION_SEED = 0  # a protocol's parts, including validation, do not change between runs
 
@@ -68,8 +69,9 @@ class TrainingData:
         for name in ("formats", "convert_to"):
             if isinstance(getattr(self, name), str):
                 raise ValueError(f"{self.path}: {name} must be a list, such as [bp4d].")
-            for format_name in getattr(self, name) or ():
-                get_format(format_name)
+            words = getattr(self, name)
+            if words:  # a frozen dataclass
+                object.__setattr__(self, name, [known_format(word).name for word in words])
 
     @classmethod
     def read(cls, entry) -> "TrainingData":

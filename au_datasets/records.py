@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
 
-from au_llava.action_units import FORMATS
+from au_llava.action_units import FORMATS, AUFormat, add_format, own_formats
 from au_llava.au_runs.files import replacing, write_json
 
 SCHEMA_VERSION = 1
@@ -202,6 +202,7 @@ def finish_folder(
         "schema_version": SCHEMA_VERSION,
         "complete": True,
         "arguments": dict(arguments),
+        "own_formats": [fmt.to_dict() for fmt in own_formats() if fmt.name in rows_of_format],
         "content_sha256": content.hexdigest(),
         "versions": {name: version(name) for name in ("au-llava", "datasets", "numpy", "pillow", "pyarrow")},
         "warnings": warnings,
@@ -282,6 +283,11 @@ def _load_folder(folder: Path, labelled: bool) -> Dataset:
         raise ValueError(f"{folder} is unfinished: run the command that made it again to resume")
     if labelled and not _has_labels(manifest):
         raise ValueError(f"{folder} holds no labels; give it as --unlabelled")
+    for entries in manifest.get("own_formats", ()):
+        try:
+            add_format(AUFormat.from_dict(entries))
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from None
     records = Dataset.from_parquet([str(shard) for shard in shards])
     for name, feature in record_features({}).items():
         arrived = records.features.get(name)

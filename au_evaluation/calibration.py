@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import datasets
 import numpy as np
-import torch
 from accelerate import PartialState
 from scipy.optimize import minimize_scalar
 from sklearn.isotonic import IsotonicRegression
@@ -178,13 +177,13 @@ class _AU:
 
     def _fit_temperature(self, rows: np.ndarray | slice) -> dict:
         """The temperature with the smallest negative log-likelihood of the labels."""
-        logs = torch.from_numpy(np.log(self.distributions[rows, None].clip(1e-12)))
+        logs = np.log(self.distributions[rows, None].clip(1e-12))
         indices = self.indices[rows]
         places = np.arange(len(indices))
 
         def negative_log_likelihood(log_temperature: float) -> float:
             calibration = Calibration([{"temperature": math.exp(log_temperature)}], self.present)
-            return float(-np.log(calibration(logs).numpy()[places, 0, indices]).mean())
+            return float(-np.log(calibration(logs)[places, 0, indices]).mean())
 
         best = minimize_scalar(negative_log_likelihood, bounds=(-2, 2), method="bounded")
         return {"temperature": round(math.exp(best.x), 4)}

@@ -176,6 +176,7 @@ def _answers(model, processor, faces: Sequence, formats, decoding: str, batch_si
     answers = [None] * len(faces)
     if readable:
         images = [faces[index] for index in readable]
+        formats = tuple(map(get_format, formats))  # a checkpoint's own code knows no format of the user's by name
         results = model.recognize(processor, images, formats=formats, decoding=decoding, batch_size=batch_size)
         for index, result in zip(readable, results, strict=True):
             answers[index] = result

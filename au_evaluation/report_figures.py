@@ -12,8 +12,8 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from au_llava.au_evaluation.report_data import UNDEFINED, FormatEvaluation, worst_errors
 from au_llava.au_evaluation.tables import METRICS, number
-from au_llava.image_processing_au_llava import load_face_image
 from au_llava.metrics_au import confusion, presence, reliability_curve, risk_coverage
+from au_llava.pictures_au_llava import load_face_image
 
 THUMBNAIL = 96  # pixels of the longer side
 INK, GRAY, ACCENT, SECOND = "#1b1f24", "#8d99a6", "#0b63a5", "#c4500a"  # distinct in gray and to the color-blind

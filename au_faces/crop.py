@@ -24,6 +24,8 @@ class Face:
     box: tuple[float, float, float, float]  # left, top, width, height
     confidence: float | None  # of the detector, 0 to 1; None if unknown
     face_id: int | None = None  # if the user gave one
+    points: tuple[Point, ...] | None = None  # right eye, left eye, nose, right and left corner of the mouth, if known
+    pose: tuple[float, float, float] | None = None  # `pose_Rx`, `pose_Ry`, `pose_Rz` as `head_pose` gives them
 
 
 def crop_face(image: Image.Image, eyes: Sequence[Point], size: int, margin: float = 0.0) -> Image.Image:
@@ -57,6 +59,22 @@ def crop_face(image: Image.Image, eyes: Sequence[Point], size: int, margin: floa
     side = round(size * (1 + 2 * margin))
     beyond = (side - size) / 2
     corner = (left + right) / 2 - scale * ((0.5 * size + beyond) * along + (EYE_HEIGHT * size + beyond) * down)
+    return cut_square(image, corner, along, scale, side)
+
+
+def cut_square(image: Image.Image, corner: Point, along: Point, scale: float, side: int) -> Image.Image:
+    """Cut a turned square out of a picture.
+
+    Beyond the picture its border is repeated. What shrinks is averaged, not sampled.
+
+    Args:
+        image: RGB.
+        corner: (x, y) of the square's upper left corner in the picture, in pixels.
+        along: direction of the square's upper edge in the picture, of length 1.
+        scale: pixels of the picture per pixel of the result.
+        side: of the result, in pixels.
+    """
+    along, down = np.array(along), np.array([-along[1], along[0]])
     steps = scale * side * np.array([[0, 0], [1, 0], [0, 1], [1, 1]])
     corners = corner + steps[:, :1] * along + steps[:, 1:] * down
     lowest = np.floor(corners.min(axis=0)).astype(int) - 2  # two more for the interpolation
@@ -81,3 +99,12 @@ def _with_border(image: Image.Image, lowest: np.ndarray, highest: np.ndarray) ->
     pixels = np.asarray(image.crop(tuple(inside)))
     (before_x, before_y), (after_x, after_y) = inside[:2] - lowest, highest - inside[2:]
     return Image.fromarray(np.pad(pixels, ((before_y, after_y), (before_x, after_x), (0, 0)), mode="edge"))
+
+
+def overlap(box: Sequence[float], others: Sequence) -> np.ndarray:
+    """Intersection over union of a box (left, top, width, height) with one or several (..., 4)."""
+    box, others = np.asarray(box, dtype=float), np.asarray(others, dtype=float)
+    corner, size, corners, sizes = box[:2], box[2:], others[..., :2], others[..., 2:]
+    sides = np.minimum(corner + size, corners + sizes) - np.maximum(corner, corners)
+    shared = sides.clip(0).prod(axis=-1)
+    return shared / (size.prod() + sizes.prod(axis=-1) - shared)

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from PIL import Image
 
+from au_llava.au_faces.crop import overlap
+
 # Chosen on 24 rendered people with five poses and expressions each (frontal light): 5 % of pairs of the same person are
 # less similar than 0.88, and 1 % of pairs of different people more similar than 0.91.
 SAME_PLACE, SAME_LOOK, ALIKE = 0.3, 0.94, 0.8
@@ -45,10 +47,10 @@ def follow(frames: Iterable[tuple[float, Sequence[tuple]]]) -> list[list[int]]:
             box, look, _ = faces[index]
             for column, track in enumerate(tracks):
                 then, there, looked = last[track]
-                overlap = _overlap(box, there) if time - then <= SHORT_GAP else 0.0
+                shared = overlap(box, there) if time - then <= SHORT_GAP else 0.0
                 alike = _likeness(look, looked)
-                if (overlap >= SAME_PLACE and alike >= ALIKE) or alike >= SAME_LOOK:
-                    score[row, column] = overlap + alike
+                if (shared >= SAME_PLACE and alike >= ALIKE) or alike >= SAME_LOOK:
+                    score[row, column] = shared + alike
         of_frame = dict(known)
         for row, column in zip(*linear_sum_assignment(-score), strict=True):
             if score[row, column] > 0:
@@ -60,14 +62,6 @@ def follow(frames: Iterable[tuple[float, Sequence[tuple]]]) -> list[list[int]]:
             last[number] = (time, *faces[index][:2])
         numbers.append([of_frame[index] for index in range(len(faces))])
     return numbers
-
-
-def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
-    """Intersection over union of two boxes (left, top, width, height)."""
-    width = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
-    height = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
-    shared = max(width, 0) * max(height, 0)
-    return shared / (one[2] * one[3] + other[2] * other[3] - shared)
 
 
 def _likeness(one: np.ndarray, other: np.ndarray) -> float:

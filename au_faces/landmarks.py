@@ -45,6 +45,7 @@ class Measured:
     yaw: float  # degrees, as in `View`: the head's turn to its own left
     pitch: float  # upwards
     roll: float  # tilt to its own left
+    rotation: np.ndarray  # (3, 3) of the head; its columns point to the left of the head, up and ahead
 
 
 class Landmarker:
@@ -96,8 +97,10 @@ class Landmarker:
                 if names != BLENDSHAPES:
                     raise ValueError(f"MediaPipe's blendshapes are not the expected ones: {names}.")
                 values = np.array([shape.score for shape in found.face_blendshapes[0]], np.float32)
-                angles = head_angles(np.asarray(found.facial_transformation_matrixes[0])[:3, :3])
-                return Measured(values, np.array(points, np.float32) - np.float32(border), *angles)
+                matrix = np.asarray(found.facial_transformation_matrixes[0])[:3, :3]
+                landmarks = np.array(points, np.float32) - np.float32(border)
+                rotation = matrix / np.cbrt(np.linalg.det(matrix))
+                return Measured(values, landmarks, *head_angles(matrix), rotation)
         return None
 
 

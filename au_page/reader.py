@@ -1,7 +1,9 @@
-"""Reading an upload: checks it, detects its faces and lets the model read them."""
+"""Reading an upload: checks it, detects its faces and lets the engine read them."""
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import gradio as gr
@@ -10,29 +12,30 @@ from PIL import Image
 from au_llava.action_units import MAIN_FORMATS, AUFormat, get_format
 from au_llava.au_faces.detect import YuNet
 from au_llava.au_faces.media import Frame
-from au_llava.au_recognition.reasons import Explanation, explain
+from au_llava.au_faces.track import Track
+from au_llava.au_recognition.engines import TorchEngine, Wish, open_engine
 from au_llava.au_recognition.runner import Plan, read_frame, reading_of
-from au_llava.au_runs.checkpoints import load_checkpoint
-from au_llava.image_processing_au_llava import load_face_image, pictures_in
+from au_llava.pictures_au_llava import load_face_image, pictures_in
 
 FORMATS = tuple(map(get_format, MAIN_FORMATS))
 MOST_PIXELS = 50_000_000  # of an upload; a phone's picture has 12 to 50 million pixels
 
 
 class Reader:
-    """A model and a face detector, ready to read pictures.
+    """An engine and a face detector, ready to read pictures.
 
     Args:
         name: checkpoint folder or Hub id.
     """
 
     def __init__(self, name: str | Path):
-        self.model, self.processor = load_checkpoint(name)
+        self.wish = Wish(str(name), FORMATS)
+        self.engine = open_engine(self.wish)
         detector = YuNet()
         self.plan = Plan(
             parts=(),
-            find=lambda image, file, number: detector(image),
-            size=self.processor.image_processor.crop_size["height"],
+            finder=lambda: Track(detector),
+            size=self.engine.size,
             formats=FORMATS,
             decoding="slots",
             batch_size=16,
@@ -59,7 +62,7 @@ class Reader:
             image = load_face_image(path)
         except ValueError as error:
             raise ValueError(str(error).replace(str(path), name)) from error
-        frame = read_frame(self.model, self.processor, self.plan, Frame(Path(name), image=image))
+        frame = read_frame(self.engine, self.plan, Frame(Path(name), image=image))
         if frame["problem"] or not frame["faces"]:
             raise ValueError(frame["problem"] or f"{name} shows no face whose two eyes can be seen.")
         place = {"file": name, "frame": frame["frame"], "time": frame["time"]}
@@ -67,8 +70,16 @@ class Reader:
 
     def read_crop(self, image: Image.Image) -> dict:
         """What the model reads off a face crop, as `reading_of` gives it."""
-        return reading_of(self.model.recognize(self.processor, image, formats=FORMATS)[0])
+        return reading_of(self.engine.recognize([image], FORMATS)[0])
 
-    def explain(self, face: dict, fmt: AUFormat) -> Sequence[Explanation]:
-        """Explanations of the AUs that are present according to `fmt`, in one of the faces that `read` gives."""
-        return explain(self.model, self.processor, face["crop"], face["answers"], [fmt])
+    @cached_property
+    def explaining(self) -> TorchEngine:
+        """The engine for explanations, which need gradients; loaded when the first one is asked for."""
+        return self.engine if self.engine.name == "torch" else open_engine(replace(self.wish, explains=True))
+
+    def explain(self, face: dict, fmt: AUFormat) -> Sequence:
+        """`Explanation`s of the AUs that are present according to `fmt`, in one of the faces that `read` gives."""
+        from au_llava.au_recognition.reasons import explain
+
+        engine = self.explaining
+        return explain(engine.model, engine.processor, face["crop"], face["answers"], [fmt])

@@ -69,7 +69,8 @@ def release(out: Path) -> None:
         if len(room.parts) == 1:  # with its templates and styles, and the rooms inside it
             shutil.copytree(HOME / room, code / room, ignore=shutil.ignore_patterns(*NOT_COPIED))
     (code / "assets").mkdir()
-    shutil.copy(HOME / "assets" / "face_rig.npz", code / "assets" / "face_rig.npz")
+    for asset in ("face_rig.npz", "face_points.onnx"):
+        shutil.copy(HOME / "assets" / asset, code / "assets" / asset)
     shutil.copytree(HOME / "assets" / "faces", code / "assets" / "faces")
 
 

@@ -25,12 +25,13 @@ class SlotsGraph(nn.Module):
         model: `AuLlavaForConditionalGeneration`, in evaluation mode.
         processor: its `AuLlavaProcessor`.
         formats: of the outputs, in this order.
+        calibrated: whether the outputs are calibrated probabilities or log-probabilities before calibration.
 
     Raises:
         ValueError: some of the weights are not in memory.
     """
 
-    def __init__(self, model, processor, formats: tuple[AUFormat, ...]):
+    def __init__(self, model, processor, formats: tuple[AUFormat, ...], calibrated: bool = True):
         super().__init__()
         if any(parameter.is_meta for parameter in model.parameters()):
             raise ValueError("A graph needs all weights, and some are offloaded: load the model without device_map.")
@@ -57,10 +58,12 @@ class SlotsGraph(nn.Module):
         self.prompt_layers = len(prompts)
         basis = torch.eye(model.config.text_config.hidden_size, dtype=model.dtype)
         self.register_buffer("head", model.token_logits(basis, self.tree.logit_tokens).T.detach())
-        self.calibrations = [Calibration.of(model.config.calibration, fmt) for fmt in formats]
+        self.calibrations = None
+        if calibrated:
+            self.calibrations = [Calibration.of(model.config.calibration, fmt, torch) for fmt in formats]
 
     def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """`pixel_values` (images, 3, height, width) to format name -> (images, AUs, values) probabilities, float32."""
+        """`pixel_values` (images, 3, height, width) to format name -> (images, AUs, values) float32."""
         if self.mirror:
             pixel_values = with_mirror_images(pixel_values)
         images = pixel_values.shape[0]
@@ -76,6 +79,8 @@ class SlotsGraph(nn.Module):
         read = self.tree.by_format(self.tree.log_probabilities(logits))
         if self.mirror:
             read = [mirror_mean(each, fmt.labels) for fmt, each in zip(self.formats, read, strict=True)]
+        if self.calibrations is None:
+            return {fmt.name: each.float() for fmt, each in zip(self.formats, read, strict=True)}
         return {
             fmt.name: calibration(each).float()
             for fmt, calibration, each in zip(self.formats, self.calibrations, read, strict=True)
@@ -88,11 +93,11 @@ class SlotsGraph(nn.Module):
         return shared_cache([states]) if states else None
 
 
-def export(model, processor, formats: tuple[AUFormat, ...]) -> torch.export.ExportedProgram:
-    """The graph for any number of images of the processor's size."""
+def export(model, processor, formats: tuple[AUFormat, ...], calibrated: bool = True) -> torch.export.ExportedProgram:
+    """The graph for any number of images of the processor's size; arguments as for `SlotsGraph`."""
     crop = processor.image_processor.crop_size
     example = torch.zeros(2, 3, crop["height"], crop["width"], dtype=model.dtype)
     sizes = {INPUT_NAME: {0: torch.export.Dim("images")}}
-    graph = SlotsGraph(model, processor, formats).eval()
+    graph = SlotsGraph(model, processor, formats, calibrated).eval()
     with torch.no_grad():
         return torch.export.export(graph, (example,), dynamic_shapes=sizes)

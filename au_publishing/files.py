@@ -24,6 +24,8 @@ CHECKPOINT_FILES = {
     "processor_config.json": False,
     "chat_template.jinja": True,
     "tokenizer_config.json": False,
+    "slots.onnx": True,  # for recognize_au.py with ONNX Runtime
+    "slots.json": True,
     "handler.py": True,  # for Inference Endpoints
     "LICENSE": True,
     "NOTICE": True,

@@ -2,11 +2,15 @@
 
     pip install --constraint constraints.txt --editable ".[export]"
     python tools/export.py --model . --formats bp4d disfa feafa --out au_llava.onnx
+    python tools/export.py --model runs/mine --beside
 
 The file takes any number of face crops and returns the calibrated distribution of every AU in these formats. Its
 metadata describe how to prepare pixels, what rows and columns mean, and the decision thresholds (docs/serving.md has a
 reader in ten lines). The weights become float32. Before the command ends, it runs the file and the model side by side;
 the file is kept only if both agree to 1e-4.
+
+With --beside, the graph alone goes into the checkpoint's folder, as slots.onnx with slots.json: recognize_au.py and the
+page read with it and take the weights from the checkpoint (docs/recognize.md).
 """
 
 import json
@@ -20,13 +24,17 @@ import onnxruntime
 import torch
 from PIL import Image
 
-from au_llava.action_units import FORMATS, MAIN_FORMATS, AUFormat
+from au_llava.action_units import MAIN_FORMATS, AUFormat
 from au_llava.au_publishing.export import INPUT_NAME, export
+from au_llava.au_publishing.slots_file import write_graph
+from au_llava.au_recognition.onnx_engine import GRAPH
 from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.commands import CommandParser, run_command
 from au_llava.au_runs.files import HOME, check_writable
+from au_llava.au_runs.formats import FormatNames, choices
 from au_llava.calibration_au_llava import calibrate
-from au_llava.decoding_au_llava import chosen_formats, read_slots, slot_answers
+from au_llava.decoding_au_llava import read_slots
+from au_llava.readings_au_llava import chosen_formats, slot_answers
 
 METADATA_KEY = "au_llava"  # of the description in an ONNX file
 TOLERANCE = 1e-4  # of a probability
@@ -105,16 +113,26 @@ def make_parser() -> CommandParser:
     parser.add_argument(
         "--formats",
         nargs="+",
+        action=FormatNames,
         default=list(MAIN_FORMATS),
-        help=f"any of {', '.join(FORMATS)} (default: {' '.join(MAIN_FORMATS)})",
+        metavar="FORMAT",
+        help=f"{choices()} (default: {' '.join(MAIN_FORMATS)})",
     )
-    parser.add_argument("--out", type=Path, required=True, help="file to write; its name must end in .onnx")
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument("--out", type=Path, help="file to write; its name must end in .onnx")
+    place.add_argument(
+        "--beside", action="store_true", help="write slots.onnx and slots.json into the folder of --model"
+    )
     return parser
 
 
 def main(arguments) -> None:
     getLogger("torch.onnx").setLevel(ERROR)  # it warns about torchvision's operators, which are not used
     formats = chosen_formats(arguments.formats)
+    if arguments.beside:
+        difference = write_graph(Path(arguments.model), formats, Path(arguments.model))
+        print(f"Written: {Path(arguments.model) / GRAPH}; differs by {difference:.1e} at most")
+        return
     if arguments.out.suffix != ".onnx":
         raise ValueError(f"--out {arguments.out}: the name must end in .onnx.")
     if arguments.out.exists():

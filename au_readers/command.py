@@ -21,7 +21,7 @@ from types import ModuleType
 from rich.console import Console
 from rich.table import Table
 
-from au_llava.action_units import FORMATS
+from au_llava.action_units import MAIN_FORMATS, get_format
 from au_llava.au_datasets.folds import PROTOCOLS
 from au_llava.au_faces.detect import DETECTORS
 from au_llava.au_readers import (
@@ -43,6 +43,7 @@ from au_llava.au_readers.files import check_root
 from au_llava.au_readers.prepare import finish_source, parts_of, prepare_shard, start_source
 from au_llava.au_readers.workers import in_processes
 from au_llava.au_runs.commands import CommandEnded, CommandParser, run_command
+from au_llava.au_runs.formats import FormatNames, as_stored, choices
 from au_llava.au_runs.progress import progress_bar
 
 
@@ -68,6 +69,7 @@ def prepare_rendered(args: argparse.Namespace) -> dict:
     """Render the shards that are missing and write the manifest; returns the manifest."""
     names = ("subjects", "images_per_subject", "seed", "size", "held_out_looks", "validation", "test")
     arguments = {"dataset": "rendered", **{name: getattr(args, name) for name in names}}
+    arguments |= stored_formats(args)
     jobs, finished = rendered.start_rendering(arguments, args.out)
     with progress_bar("images") as progress:
         total = args.subjects * args.images_per_subject
@@ -108,10 +110,21 @@ def prepare_source(args: argparse.Namespace) -> dict:
     return manifest
 
 
+def stored_formats(args: argparse.Namespace) -> dict:
+    """--format and --formats as the manifest stores them, the latter only if it is not the default."""
+    stored = {}
+    if "format" in args:
+        stored["format"] = as_stored(get_format(args.format))
+    if "formats" in args and args.formats != list(MAIN_FORMATS):
+        stored["formats"] = [as_stored(get_format(name)) for name in args.formats]
+    return stored
+
+
 def content_arguments(args: argparse.Namespace) -> dict:
     """The arguments that decide the content of the records, as the manifest stores them."""
-    others = ("out", "workers", "prepare", "open_source", "test_drawn", "dataset", "root")
+    others = ("out", "workers", "prepare", "open_source", "test_drawn", "dataset", "root", "formats")
     arguments = {name: value for name, value in vars(args).items() if name not in others}
+    arguments |= stored_formats(args)
     return {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()}
 
 
@@ -158,7 +171,7 @@ def _add_rendered(datasets) -> None:
         "rendered",
         help="faces with exactly known action units, drawn by this project",
         description="Render faces with exactly known action units. Many subjects with few images each teach a model "
-        "more than the reverse. Each image gets three records: bp4d, disfa and feafa.",
+        "more than the reverse. Each image gets a record in each format.",
         formatter_class=argparse.HelpFormatter,
     )
     parser.add_argument("--subjects", type=_positive, required=True, help="number of made-up people")
@@ -172,10 +185,22 @@ def _add_rendered(datasets) -> None:
         "drawing, light from two colored lamps, a wide-angle lens, unusual head shapes), to test how well a model "
         "generalizes",
     )
+    _add_formats(parser)
     _add_output(parser)
     parser.add_argument("--validation", type=_share, default=0.05, help="share of the subjects (default: 0.05)")
     parser.add_argument("--test", type=_share, default=0.1, help="share of the subjects (default: 0.1)")
     parser.set_defaults(prepare=prepare_rendered)
+
+
+def _add_formats(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--formats",
+        nargs="+",
+        action=FormatNames,
+        default=list(MAIN_FORMATS),
+        metavar="FORMAT",
+        help=f"a record of each image in these: {choices()} (default: {' '.join(MAIN_FORMATS)})",
+    )
 
 
 def _add_labelled(datasets) -> None:
@@ -246,7 +271,9 @@ def _add_labelled(datasets) -> None:
         ),
         root="the table",
     )
-    parser.add_argument("--format", choices=FORMATS, required=True, help="which AUs to read, and their scale")
+    parser.add_argument(
+        "--format", action=FormatNames, required=True, help=f"which AUs to read, and their scale: {choices()}"
+    )
     parser.add_argument("--image-column", default="image", metavar="NAME", help="column of paths (default: image)")
     parser.add_argument(
         "--subject-column", default="subject", metavar="NAME", help="column of people (default: subject)"
@@ -272,6 +299,7 @@ def _add_unlabelled(datasets) -> None:
         parser.add_argument(
             "--teacher", choices=faces.TEACHERS, default="none", help="store its weak values (default: none)"
         )
+        _add_formats(parser)
         parser.set_defaults(images=None)
         return parser
 
@@ -279,7 +307,7 @@ def _add_unlabelled(datasets) -> None:
         "fairface",
         "FairFace: faces of adults in the wild, without labels",
         fairface,
-        lambda args: fairface.open_fairface(args.root, make_crop(args), args.teacher, args.all_ages),
+        lambda args: fairface.open_fairface(args.root, make_crop(args), args.teacher, args.all_ages, args.formats),
     )
     parser.set_defaults(validation=0.0423)  # 1,000 of the 23,647 adults whose heads are about frontal, to choose by
     parser.add_argument(
@@ -293,7 +321,7 @@ def _add_unlabelled(datasets) -> None:
         "your own pictures and videos of faces, without labels",
         unlabelled,
         lambda args: unlabelled.open_unlabelled(
-            args.root, make_crop(args), args.teacher, args.every, args.subjects, args.name
+            args.root, make_crop(args), args.teacher, args.every, args.subjects, args.name, args.formats
         ),
         root="any folder",
     )

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from au_llava.au_faces.crop import Point, crop_face
+from au_llava.au_faces.crop import Point
 from au_llava.au_faces.detect import YuNet
 from au_llava.au_faces.jpeg import jpeg_bytes
 from au_llava.au_faces.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from au_llava.au_faces.photo import Photo
 from au_llava.au_faces.table import FacesTable
 from au_llava.au_readers.source import Picture
 from au_llava.au_runs.folders import files_below
@@ -43,16 +44,16 @@ class Crop:
             ValueError: the image is damaged, or the eyes lie outside of it.
             OSError: there is no such file.
         """
-        image = picture.open()
-        eyes = self.eyes(picture, image)
-        return None if eyes is None else {"bytes": jpeg_bytes(self.cut(image, eyes)), "path": None}
+        photo = picture.photo()
+        eyes = self.eyes(picture, photo)
+        return None if eyes is None else {"bytes": jpeg_bytes(self.cut(photo, eyes)), "path": None}
 
-    def cut(self, image: Image.Image, eyes: tuple[Point, Point]) -> Image.Image:
+    def cut(self, photo: Photo, eyes: tuple[Point, Point]) -> Image.Image:
         """The crop of the face with these eyes."""
-        return crop_face(image, eyes, self.size, self.margin)
+        return photo.crop(eyes, self.size, self.margin)
 
-    def eyes(self, picture: Picture, image: Image.Image) -> tuple[Point, Point] | None:
-        """The eyes that the data set gives, else those of the largest face in the opened picture; None without one.
+    def eyes(self, picture: Picture, photo: Photo) -> tuple[Point, Point] | None:
+        """The eyes that the data set gives, else those of the largest face in the picture; None without one.
 
         Raises NoRow if the table of faces has no row for it.
         """
@@ -60,7 +61,7 @@ class Crop:
             return picture.eyes
         finder = face_finder(self.faces, self.detector, self.base, self.pictures)
         if self.faces is None:
-            found = finder(image)
+            found = finder(photo)
         else:
             found = finder(Path(picture.path), None if picture.frame is None else picture.number)
         if not found:

@@ -4,19 +4,19 @@ A record holds, beside the fixed columns, `margin` and `weak` (see `UNLABELLED_M
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from datasets import List, Value
-from PIL import Image
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS
 from au_llava.au_datasets.records import Defects
 from au_llava.au_datasets.weak_teacher import WeakTeacher
-from au_llava.au_faces.crop import Point, crop_face
+from au_llava.au_faces.crop import Point
 from au_llava.au_faces.landmarks import Landmarker, Measured
+from au_llava.au_faces.photo import Photo
 from au_llava.au_faces.table import NoRow
 from au_llava.au_readers.crops import Crop
 from au_llava.au_readers.source import Clip, Picture
@@ -39,42 +39,43 @@ class FoundFace:
 
     crop: Picture
     margin: float  # of the crop, as a share of its side without the margin
-    image: Image.Image
+    photo: Photo
     eyes: tuple[Point, Point]
 
     def measure(self) -> Measured | None:
         """Measure it with the landmarker; None if that finds no face."""
-        return landmarker()(crop_face(self.image, self.eyes, MEASURED_SIZE, MEASURED_MARGIN))
+        return landmarker()(self.photo.crop(self.eyes, MEASURED_SIZE, MEASURED_MARGIN))
 
 
 def find_face(picture: Picture, crop: Crop, where: str, defects: Defects) -> FoundFace | None:
     """The largest face of a picture; None, which is counted, if there is none or the picture cannot be read."""
     try:
-        image = picture.open()
+        photo = picture.photo()
+        photo.at_least()
     except (OSError, ValueError) as error:
         defects.add("pictures that cannot be read, left out", f"{where}: {error}")
         return None
     try:
-        eyes = crop.eyes(picture, image)
+        eyes = crop.eyes(picture, photo)
         if eyes is None:
             defects.add("pictures without a face, left out", where)
             return None
-        cut = crop.cut(image, eyes)
+        cut = crop.cut(photo, eyes)
     except NoRow as error:
         defects.add("pictures without a row in the table of faces, left out", f"{where}: {error}")
     except ValueError as error:
         defects.add("pictures with impossible positions of the eyes, left out", f"{where}: {error}")
     else:
         margin = (cut.width - crop.size) / 2 / crop.size
-        return FoundFace(Picture(picture.path, picture.number, cut), margin, image, eyes)
+        return FoundFace(Picture(picture.path, picture.number, cut), margin, photo, eyes)
     return None
 
 
 def face_records(
     dataset: str, clip: Clip, frame: int, face: FoundFace, weak: Mapping[str, list[float]], metadata: Mapping = {}
 ) -> Iterator[dict]:
-    """The records of one face, without their `part`: one per main format, with no value known."""
-    for name in MAIN_FORMATS:
+    """The records of one face, without their `part`: one per format of `weak`, with no value known."""
+    for name, believed in weak.items():
         yield {
             "image": face.crop,
             "dataset": dataset,
@@ -84,16 +85,16 @@ def face_records(
             "format": name,
             "values": [math.nan] * len(FORMATS[name].labels),
             "margin": face.margin,
-            "weak": weak[name],
+            "weak": believed,
             **metadata,
         }
 
 
-def weak_values(blendshapes: np.ndarray | None) -> dict[str, list[float]]:
+def weak_values(blendshapes: np.ndarray | None, formats: Sequence[str] = MAIN_FORMATS) -> dict[str, list[float]]:
     """Format -> the teacher's estimates for a face with these blendshapes (52,); all NaN if there are none."""
     if blendshapes is None:
-        return {name: [math.nan] * len(FORMATS[name].labels) for name in MAIN_FORMATS}
-    return {name: weak_teacher().values(blendshapes[None], name)[0].tolist() for name in MAIN_FORMATS}
+        return {name: [math.nan] * len(FORMATS[name].labels) for name in formats}
+    return {name: weak_teacher().values(blendshapes[None], name)[0].tolist() for name in formats}
 
 
 def check_teacher(teacher: str, measures: bool = True) -> None:

@@ -30,6 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Value
 
+from au_llava.action_units import MAIN_FORMATS
 from au_llava.au_datasets.records import NO_CLIP, Defects
 from au_llava.au_faces.landmarks import BLENDSHAPES
 from au_llava.au_faces.media import IMAGE_SUFFIXES
@@ -57,13 +58,20 @@ _RELEASED = {
 _EYES = ("eye_right", "eye_left")
 
 
-def open_fairface(root: Path, crop: Crop, teacher: str = "none", all_ages: bool = False) -> Source:
+def open_fairface(
+    root: Path,
+    crop: Crop,
+    teacher: str = "none",
+    all_ages: bool = False,
+    formats: Sequence[str] = MAIN_FORMATS,
+) -> Source:
     """The copy of FairFace in `root` or a folder in it.
 
     Args:
         crop: crops the faces, and detects them if the table does not give the eyes.
         teacher: one of `faces.TEACHERS`.
         all_ages: include people under 20.
+        formats: of the records, and of the teacher's estimates.
 
     Raises:
         FileNotFoundError: something is missing; the message names it.
@@ -98,7 +106,7 @@ def open_fairface(root: Path, crop: Crop, teacher: str = "none", all_ages: bool 
         root=folder,
         layout="Parquet" if shards else "release",
         clips=distinct(clips, defects),
-        read=partial(read_clip, crop, teacher),
+        read=partial(read_clip, crop, teacher, formats),
         clips_per_shard=1000,
         metadata=METADATA,
         known=Known({"images": sum(map(_RELEASED.get, parts))} if all_ages and not shards else {}),
@@ -195,7 +203,7 @@ def _eyes(row: Mapping) -> tuple | None:
     return (row["eye_right"], row["eye_left"]) if all(row.get(name) for name in _EYES) else None
 
 
-def read_clip(crop: Crop, teacher: str, clip: Clip, defects: Defects) -> Iterator[dict]:
+def read_clip(crop: Crop, teacher: str, formats: Sequence[str], clip: Clip, defects: Defects) -> Iterator[dict]:
     """The records of one photograph."""
     path = clip.labels[0]
     row = rows_of(path)[clip.subject]
@@ -215,4 +223,4 @@ def read_clip(crop: Crop, teacher: str, clip: Clip, defects: Defects) -> Iterato
             blendshapes, angles = measured.blendshapes, {"yaw": measured.yaw, "pitch": measured.pitch}
     metadata = {name: row.get(name) for name in ("age", "gender", "race")}
     metadata |= {name: math.nan if angle is None else angle for name, angle in angles.items()}
-    yield from face_records("fairface", clip, 1, face, weak_values(blendshapes), metadata)
+    yield from face_records("fairface", clip, 1, face, weak_values(blendshapes, formats), metadata)

@@ -5,13 +5,13 @@ worn, what is behind), so that a model cannot learn one renderer's style. The lo
 asked for: the same people and faces in them show how well a model generalizes to looks it was not trained on.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from datasets import List, Value
 
-from au_llava.action_units import MAIN_FORMATS
+from au_llava.action_units import MAIN_FORMATS, get_format
 from au_llava.au_datasets.folds import assign_parts
 from au_llava.au_datasets.records import PARTS, finish_folder, record_features, shard_path, start_folder, write_shard
 from au_llava.au_faces.jpeg import jpeg_bytes
@@ -41,8 +41,10 @@ RENDERED_METADATA = {  # columns beside the fixed ones of a record
 }
 
 
-def sample_records(seed: int, number: int, images: int, size: int, held_out: bool = False) -> list[dict]:
-    """The records of one subject, three formats per image, without their `part`.
+def sample_records(
+    seed: int, number: int, images: int, size: int, held_out: bool = False, formats: Sequence[str] = MAIN_FORMATS
+) -> list[dict]:
+    """The records of one subject, one per image and format, without their `part`.
 
     With `held_out` the same person shows the same expressions in one of the looks of `HELD_OUT`, which subject numbers
     take in turn.
@@ -56,7 +58,7 @@ def sample_records(seed: int, number: int, images: int, size: int, held_out: boo
         pixels, landmarks = picture(subject, strengths, view, size, rng)
         content = jpeg_bytes(pixels)
         kind = "environment" if view.environment else "hard" if view.softness < 0.4 else "soft"
-        for name in MAIN_FORMATS:
+        for name in formats:
             records.append(
                 {
                     "image": {"bytes": content, "path": None},
@@ -117,7 +119,8 @@ def start_rendering(arguments: Mapping, out: Path) -> tuple[list[tuple], int]:
 def render_shard(job: tuple) -> int:
     """Render the subjects of one shard and write it; returns its number of images. Runs in a worker process."""
     path, numbers, part, arguments = job
-    options = (arguments["images_per_subject"], arguments["size"], arguments["held_out_looks"])
+    formats = [get_format(stored).name for stored in arguments.get("formats", MAIN_FORMATS)]
+    options = (arguments["images_per_subject"], arguments["size"], arguments["held_out_looks"], formats)
     records = [
         {**record, "part": part} for number in numbers for record in sample_records(arguments["seed"], number, *options)
     ]

@@ -9,7 +9,6 @@ all, which makes a run resumable and avoids 130,000 loose files. Images that exi
 """
 
 import hashlib
-import io
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,9 +18,9 @@ from PIL import Image
 
 from au_llava.au_datasets.records import Defects
 from au_llava.au_faces.jpeg import jpeg_bytes
+from au_llava.au_faces.photo import Photo
 from au_llava.au_readers.files import file_names
 from au_llava.au_runs.names import escaped
-from au_llava.image_processing_au_llava import load_face_image, open_image
 
 
 @dataclass(frozen=True)
@@ -61,11 +60,14 @@ class Picture:
             content = Path(self.path).read_bytes()
         return {"bytes": content, "path": self.path if content is None else None}
 
+    def photo(self) -> Photo:
+        """The picture, to be opened."""
+        file = self.path if self.content is None else self.content
+        return Photo(file if self.frame is None else self.frame, self.path)
+
     def open(self) -> Image.Image:
         """The picture as `load_face_image` gives it. Raises ValueError or OSError for a file that cannot be read."""
-        if self.frame is not None:
-            return self.frame
-        return load_face_image(self.path if self.content is None else open_image(io.BytesIO(self.content), self.path))
+        return self.photo().whole()
 
 
 @dataclass(frozen=True)

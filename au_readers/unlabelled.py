@@ -16,10 +16,11 @@ training: never score against them.
 
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from au_llava.action_units import MAIN_FORMATS
 from au_llava.au_datasets.records import NO_CLIP, Defects
 from au_llava.au_faces.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_video
 from au_llava.au_readers.crops import Crop
@@ -33,7 +34,13 @@ SUBJECTS = ("files", "folders")
 
 
 def open_unlabelled(
-    root: Path, crop: Crop, teacher: str = "none", every: int = 1, subjects: str = "files", name: str | None = None
+    root: Path,
+    crop: Crop,
+    teacher: str = "none",
+    every: int = 1,
+    subjects: str = "files",
+    name: str | None = None,
+    formats: Sequence[str] = MAIN_FORMATS,
 ) -> Source:
     """The pictures and videos below `root`.
 
@@ -43,6 +50,7 @@ def open_unlabelled(
         every: take every k-th frame of a video, from the first.
         subjects: one of `SUBJECTS`: one person is one file, or one folder in `root` with all that is below it.
         name: the records' `dataset`; by default the folder's `local_name`.
+        formats: of the records, and of the teacher's estimates.
 
     Raises:
         FileNotFoundError: `root` is not a folder, or holds neither pictures nor videos.
@@ -73,7 +81,7 @@ def open_unlabelled(
         root=root,
         layout=" and ".join(["pictures"] * bool(pictures) + ["videos"] * videos),
         clips=clips,
-        read=partial(read_clip, dataset, root, crop, teacher, every),
+        read=partial(read_clip, dataset, root, crop, teacher, every, formats),
         clips_per_shard=20 if videos else 500,
         metadata=UNLABELLED_METADATA,
         defects=defects,
@@ -83,7 +91,14 @@ def open_unlabelled(
 
 
 def read_clip(
-    dataset: str, root: Path, crop: Crop, teacher: str, every: int, clip: Clip, defects: Defects
+    dataset: str,
+    root: Path,
+    crop: Crop,
+    teacher: str,
+    every: int,
+    formats: Sequence[str],
+    clip: Clip,
+    defects: Defects,
 ) -> Iterator[dict]:
     """The records of a video, or of the pictures of one person, which are counted from 1."""
     if clip.images is None:
@@ -97,4 +112,5 @@ def read_clip(
         face = find_face(picture, crop, where, defects)
         if face is not None:
             measured = None if teacher == "none" else face.measure()
-            yield from face_records(dataset, clip, number, face, weak_values(measured and measured.blendshapes))
+            weak = weak_values(measured and measured.blendshapes, formats)
+            yield from face_records(dataset, clip, number, face, weak)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 
+from au_llava.action_units import AUFormat, add_format, own_formats
+
 
 def in_processes(function: Callable, jobs: Sequence, workers: int) -> Iterator:
     """Yield the result of `function` for each job as it is done, from up to `workers` new processes.
@@ -21,7 +23,8 @@ def in_processes(function: Callable, jobs: Sequence, workers: int) -> Iterator:
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_start_worker) as pool:
+    start = {"initializer": _start_worker, "initargs": (own_formats(),)}
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, **start) as pool:
         try:
             for done in as_completed([pool.submit(function, job) for job in jobs]):
                 yield done.result()
@@ -36,8 +39,14 @@ def in_processes(function: Callable, jobs: Sequence, workers: int) -> Iterator:
             raise
 
 
-def _start_worker() -> None:
-    """Leave Ctrl+C to the parent process, and exit as soon as the parent is gone, even if it was killed."""
+def _start_worker(formats: Sequence[AUFormat]) -> None:
+    """Leave Ctrl+C to the parent process, and exit as soon as the parent is gone, even if it was killed.
+
+    Args:
+        formats: of the user's own, which the parent knows.
+    """
+    for fmt in formats:
+        add_format(fmt)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def exit_with_parent():

@@ -30,22 +30,33 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from accelerate import PartialState
-
 from au_llava.action_units import get_format
 from au_llava.au_faces.crop import Face
 from au_llava.au_faces.detect import YUNET_SHA256, YuNet
+from au_llava.au_faces.media import Frame
+from au_llava.au_faces.photo import Photo
+from au_llava.au_faces.points import MODEL
 from au_llava.au_faces.table import FacesTable
+from au_llava.au_faces.track import Track
+from au_llava.au_recognition.engines import Wish, open_engine
 from au_llava.au_recognition.inputs import find_files
 from au_llava.au_recognition.options import check_options, make_parser
 from au_llava.au_recognition.outputs import write_outputs
 from au_llava.au_recognition.readings import Readings
-from au_llava.au_recognition.runner import Plan, open_journal, parts_of, read_faces, read_picture, unfinished_parts
+from au_llava.au_recognition.runner import (
+    Find,
+    Plan,
+    open_journal,
+    parts_of,
+    read_faces,
+    read_picture,
+    unfinished_parts,
+)
 from au_llava.au_recognition.sidecar import checkpoint_identity, plan_identity
-from au_llava.au_runs.checkpoints import check_base, load_checkpoint
 from au_llava.au_runs.commands import CommandEnded, run_command, sentence_of
 from au_llava.au_runs.folders import told
 from au_llava.au_runs.names import escaped
+from au_llava.au_runs.processes import processes
 from au_llava.au_runs.provenance import sha256_of
 from au_llava.calibration_au_llava import with_prior
 
@@ -89,21 +100,30 @@ def recognize(arguments: argparse.Namespace) -> int:
     left_out = Counter()
     files = find_files(arguments.paths, left_out)
     check_options(arguments, files)
-    find, detector = face_finder(arguments, files)
-    state = PartialState()
+    finder, detector = face_finder(arguments, files)
+    state = processes()
     if left_out.total() and state.is_main_process:
         print(f"left out, neither pictures nor videos: {told(left_out)}", file=sys.stderr)
-    base = check_base(arguments.model)
-    model, processor = load_checkpoint(arguments.model, quantize=arguments.quantize, checked=True)
+    engine = open_engine(
+        Wish(
+            arguments.model,
+            tuple(map(get_format, arguments.formats)),
+            engine=arguments.engine,
+            decoding=arguments.decoding,
+            quantize=arguments.quantize,
+            explains=arguments.explain is not None,
+        )
+    )
     if arguments.prior is not None:
-        model.config.calibration = with_prior(model.config.calibration, arguments.prior)
-    plan = make_plan(arguments, files, find, size=processor.image_processor.crop_size["height"])
-    neutral = neutral_of(arguments.neutral, model, processor, plan)
-    checkpoint = checkpoint_identity(arguments.model, model) | {"base_sha256": base, "quantised": arguments.quantize}
+        engine.calibration = with_prior(engine.calibration, arguments.prior)
+    plan = make_plan(arguments, files, finder, size=engine.size)
+    neutral = neutral_of(arguments.neutral, engine, plan)
+    checkpoint = checkpoint_identity(arguments.model, engine)
+    checkpoint |= {"base_sha256": engine.base_sha256, "quantised": arguments.quantize}
     identity = plan_identity(plan, checkpoint, detector)
     with tempfile.TemporaryDirectory() as scratch:
         folder = parts_folder(arguments.out) or Path(scratch)
-        read_faces(model, processor, plan, folder, identity)
+        read_faces(engine, plan, folder, identity)
         if not state.is_main_process:
             return 0
         journal = open_journal(folder, identity)
@@ -111,40 +131,51 @@ def recognize(arguments: argparse.Namespace) -> int:
             raise ValueError(
                 f"{len(unfinished)} parts are not in {folder}: all machines must share the folder of --out."
             )
-        status = write_outputs(arguments, model, processor, Readings(journal, plan), neutral, left_out)
+        status = write_outputs(arguments, engine, Readings(journal, plan), neutral, left_out)
         if arguments.out:
             shutil.rmtree(folder)
         return status
 
 
-def face_finder(arguments: argparse.Namespace, files: Sequence[Path]) -> tuple[Callable, dict]:
-    """A function (picture, file, frame) -> faces, and which one it is, for the sidecar."""
+def face_finder(arguments: argparse.Namespace, files: Sequence[Path]) -> tuple[Callable[[], Find], dict]:
+    """What `Plan` takes as `finder`, and which one it is, for the sidecar."""
     if arguments.faces:
         table = FacesTable(arguments.faces)
         table.match(files)
-        return lambda image, file, frame: table(file, frame), {"name": "table", "sha256": sha256_of(arguments.faces)}
+
+        def look_up(_: Photo, frame: Frame) -> list[Face]:
+            return table(frame.file, None if frame.image is None else frame.number)
+
+        return lambda: look_up, {"name": "table", "sha256": sha256_of(arguments.faces)}
     if arguments.no_detect or arguments.detector == "none":
-        return lambda image, file, frame: [Face(None, (0, 0, *image.size), None)], {"name": "none"}
+        return lambda: whole_picture, {"name": "none"}
     detector = YuNet(arguments.detector)
-    return lambda image, file, frame: detector(image), {"name": "yunet", "sha256": YUNET_SHA256}
+    hashes = {"sha256": YUNET_SHA256, "points_sha256": sha256_of(MODEL)}
+    return lambda: Track(detector), {"name": "yunet", **hashes}
 
 
-def make_plan(arguments: argparse.Namespace, files: Sequence[Path], find: Callable, size: int) -> Plan:
+def whole_picture(photo: Photo, _: Frame) -> list[Face]:
+    """A picture that is a face crop already."""
+    return [Face(None, (0, 0, *photo.whole().size), None)]
+
+
+def make_plan(arguments: argparse.Namespace, files: Sequence[Path], finder: Callable[[], Find], size: int) -> Plan:
     return Plan(
         parts=parts_of(files, arguments.batch_size),
-        find=find,
+        finder=finder,
         size=size,
         formats=tuple(map(get_format, arguments.formats)),
         decoding=arguments.decoding,
         batch_size=arguments.batch_size,
         every=arguments.every,
         fps=arguments.fps,
+        max_yaw=arguments.max_yaw,
         distributions=arguments.out is not None and arguments.out.suffix.lower() == ".jsonl",
     )
 
 
-def neutral_of(neutral: str | None, model, processor, plan: Plan) -> str | int | Mapping | None:
+def neutral_of(neutral: str | None, engine, plan: Plan) -> str | int | Mapping | None:
     """What `Neutral` takes: "median", a frame's number, or the answers of a picture; None without --neutral."""
     if neutral is None or neutral == "median":
         return neutral
-    return int(neutral) if neutral.isdecimal() else read_picture(model, processor, plan, Path(neutral))
+    return int(neutral) if neutral.isdecimal() else read_picture(engine, plan, Path(neutral))

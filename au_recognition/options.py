@@ -4,20 +4,19 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from accelerate import PartialState
-from matplotlib.backend_bases import FigureCanvasBase
-
-from au_llava.action_units import FORMATS, MAIN_FORMATS, get_format
+from au_llava.action_units import MAIN_FORMATS, get_format
 from au_llava.au_faces.detect import DETECTORS
 from au_llava.au_faces.media import is_video
+from au_llava.au_recognition.derived import SETS, check_derivable
+from au_llava.au_recognition.engines import ENGINES
 from au_llava.au_recognition.tables import SUFFIXES
-from au_llava.au_runs.commands import CommandParser
+from au_llava.au_runs.commands import QUANTIZATIONS, CommandParser
 from au_llava.au_runs.files import HOME, check_writable
+from au_llava.au_runs.formats import FormatNames, choices
+from au_llava.au_runs.processes import processes
 from au_llava.calibration_au_llava import PRIORS
-from au_llava.decoding_au_llava import DECODERS
-from au_llava.quantization_au_llava import QUANTIZATIONS
+from au_llava.readings_au_llava import DECODERS
 
-FIGURES = tuple(f".{name}" for name in FigureCanvasBase.filetypes)  # what Matplotlib writes
 EVIDENCE = (".png", ".pdf", ".svg")
 VIDEOS = (".mp4", ".mkv", ".mov")
 
@@ -35,14 +34,23 @@ def make_parser(description: str) -> CommandParser:
     add(
         "--formats",
         nargs="+",
+        action=FormatNames,
         default=list(MAIN_FORMATS),
-        help=f"any of {', '.join(FORMATS)} (default: {' '.join(MAIN_FORMATS)})",
+        metavar="FORMAT",
+        help=f"{choices()} (default: {' '.join(MAIN_FORMATS)})",
     )
     add("--decoding", choices=DECODERS, default="slots", help="how to decode answers (default: slots)")
     add(
         "--prior",
         choices=PRIORS,
         help="calibrate for faces like these, which differ in how often AUs occur (default: the checkpoint's choice)",
+    )
+    add(
+        "--engine",
+        choices=ENGINES,
+        help="what computes: onnx (ONNX Runtime; default where installed, for slots, formats in the checkpoint's ONNX "
+        "file, without a GPU, --quantize and --explain) or torch (PyTorch). With --engine onnx a missing file is made "
+        "once",
     )
     add("--batch-size", type=int, metavar="N", default=16, help="faces per forward pass (default: 16)")
     add("--quantize", choices=QUANTIZATIONS, help="load the language model in 8 or 4 bits, with bitsandbytes")
@@ -64,6 +72,12 @@ def _add_faces(parser: CommandParser) -> None:
     )
     add("--no-detect", action="store_true", help="the pictures are face crops already: take them whole")
     add(
+        "--max-yaw",
+        type=float,
+        metavar="DEGREES",
+        help="leave out faces turned further to a side (default: none; see the columns pose_Rx, pose_Ry and pose_Rz)",
+    )
+    add(
         "--faces",
         type=Path,
         metavar="CSV",
@@ -84,6 +98,15 @@ def _add_videos(parser: CommandParser) -> None:
 def _add_outputs(parser: CommandParser) -> None:
     add = parser.add_argument
     add("--out", type=Path, metavar="TABLE", help="table to write: .csv, .parquet, or .jsonl, which holds the most")
+    add(
+        "--derive",
+        nargs="+",
+        choices=SETS,
+        default=[],
+        metavar="COLUMNS",
+        help="also write columns that follow from the readings: blink (AU45, in videos), openface (the AUs that it has "
+        "besides), arkit (its 52 blendshapes); empty where nothing follows (docs/recognize.md)",
+    )
     add(
         "--picture",
         type=Path,
@@ -118,7 +141,9 @@ def check_options(arguments: argparse.Namespace, files: Sequence[Path]) -> None:
     counts = (arguments.batch_size, arguments.every, arguments.picture_faces)
     if min(counts) < 1 or (arguments.fps is not None and arguments.fps <= 0):
         raise ValueError("--batch-size, --every, --fps and --picture-faces must be positive.")
-    if arguments.out is None and PartialState().num_processes > 1:
+    if arguments.max_yaw is not None and not 0 < arguments.max_yaw <= 90:
+        raise ValueError(f"--max-yaw {arguments.max_yaw:g}: give degrees between 0 and 90.")
+    if arguments.out is None and processes().num_processes > 1:
         raise ValueError("Several processes need a file in which their work meets: add --out.")
     videos = [file for file in files if is_video(file)]
     if arguments.picture and len(videos) == len(files):
@@ -127,7 +152,9 @@ def check_options(arguments: argparse.Namespace, files: Sequence[Path]) -> None:
         raise ValueError("--explain is for pictures, but there are only videos: save the frame as a picture first.")
     if arguments.explain and arguments.decoding != "slots":
         raise ValueError(f"--explain needs the slots decoder: leave out --decoding {arguments.decoding}.")
-    labels = {label for name in arguments.formats for label in get_format(name).labels}
+    formats = [get_format(name) for name in arguments.formats]
+    check_derivable(formats, arguments.derive)
+    labels = {label for fmt in formats for label in fmt.labels}
     for label in arguments.curves or ():
         if label not in labels:
             raise ValueError(f"--curves {label}: none of the formats has this AU.")
@@ -142,7 +169,8 @@ def check_options(arguments: argparse.Namespace, files: Sequence[Path]) -> None:
 
 def _check_outputs(arguments: argparse.Namespace, files: Sequence[Path]) -> None:
     """Refuse outputs that cannot be written, or that would overwrite an input or another output."""
-    suffixes = {"out": SUFFIXES, "picture": FIGURES, "explain": EVIDENCE, "timeline": FIGURES, "video": VIDEOS}
+    figures = _figures() if arguments.picture or arguments.timeline else ()
+    suffixes = {"out": SUFFIXES, "picture": figures, "explain": EVIDENCE, "timeline": figures, "video": VIDEOS}
     inputs = [*files, *(Path(option) for option in (arguments.faces, arguments.neutral) if option)]
     taken = {file.resolve(): "is read" for file in inputs}
     for option, allowed in suffixes.items():
@@ -155,3 +183,10 @@ def _check_outputs(arguments: argparse.Namespace, files: Sequence[Path]) -> None
             raise ValueError(f"--{option} {path}: the same file {taken[path.resolve()]}; choose another name.")
         taken[path.resolve()] = f"is written by --{option}"
         check_writable(path)
+
+
+def _figures() -> tuple[str, ...]:
+    """The suffixes that Matplotlib writes."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    return tuple(f".{name}" for name in FigureCanvasBase.filetypes)

@@ -1,4 +1,8 @@
-"""What recognize_au.py writes and prints when everything has been read."""
+"""What recognize_au.py writes and prints when everything has been read.
+
+What draws figures is imported where it is asked for: Matplotlib, and PyTorch for explanations, take longer than reading
+a picture.
+"""
 
 import argparse
 import sys
@@ -11,29 +15,26 @@ from rich.console import Console
 
 from au_llava.au_faces.crop import crop_face
 from au_llava.au_recognition.annotation import save_video
+from au_llava.au_recognition.derived import Derived
 from au_llava.au_recognition.neutral import Neutral
-from au_llava.au_recognition.pictures import first_faces, save_evidence, save_faces
-from au_llava.au_recognition.readings import Readings
-from au_llava.au_recognition.reasons import Explanation, add_reasons, explain
+from au_llava.au_recognition.readings import Readings, first_faces
 from au_llava.au_recognition.runner import Plan
 from au_llava.au_recognition.sidecar import sidecar
 from au_llava.au_recognition.summary import Summary
 from au_llava.au_recognition.tables import open_table
-from au_llava.au_recognition.timelines import save_timelines
 from au_llava.au_runs.files import write_json
 from au_llava.au_runs.names import escaped
 from au_llava.au_runs.progress import track
-from au_llava.image_processing_au_llava import load_face_image
+from au_llava.pictures_au_llava import load_face_image
 
-Explained = tuple[dict, Image.Image, list[Explanation]]  # a face, the crop that was read, its explanations
+Explained = tuple[dict, Image.Image, list]  # a face, the crop that was read, its `Explanation`s (reasons.py)
 
 
-def write_outputs(
-    arguments: argparse.Namespace, model, processor, readings: Readings, neutral, left_out: Mapping
-) -> int:
+def write_outputs(arguments: argparse.Namespace, engine, readings: Readings, neutral, left_out: Mapping) -> int:
     """Write the table, its sidecar and the pictures, and print the summary; returns the exit status.
 
     Args:
+        engine: that has read; with --explain, a `TorchEngine`.
         neutral: as `Neutral` takes it, or None.
         left_out: what the folders hold besides pictures and videos.
 
@@ -48,61 +49,86 @@ def write_outputs(
         print(f"skipped: {escaped(problem)}", file=sys.stderr)
     explained = []
     if arguments.explain:
-        explained = explain_faces(model, processor, plan, first_faces(readings, arguments.picture_faces))
+        explained = explain_faces(engine, plan, first_faces(readings, arguments.picture_faces))
     rest = None if neutral is None else Neutral(readings, plan.formats, neutral)
-    summary = write_table(arguments.out, readings, rest, explained)
+    derived = Derived(readings, plan.formats, arguments.derive)
+    summary = write_table(arguments.out, readings, rest, explained, derived)
     if not summary.faces:
         raise ValueError(f"No face could be read in any of the {files} files.")
     Console().print(summary.table())
     if arguments.out:
         counts = {"files": files, "faces": summary.faces, "frames_without_face": summary.frames_without}
+        counts["faces_turned_away"] = readings.turned()
         said = {escaped(file): escaped(problem) for file, problem in problems.items()}
-        content = sidecar(readings.journal.identity, arguments.neutral, counts, said, left_out, str(model.device))
+        content = sidecar(readings.journal.identity, arguments.neutral, counts, said, left_out, engine)
         write_json(arguments.out.with_name(f"{arguments.out.name}.provenance.json"), content)
         print(f"Written: {arguments.out} ({summary.faces + summary.frames_without} rows)")
     for path in draw(arguments, readings, explained):
         print(f"Written: {path}")
+    if turned := readings.turned():
+        print(f"{turned} faces turned further than --max-yaw were left out.", file=sys.stderr)
     if problems:
         print(f"{len(problems)} of {files} files could not be read in full or show no face.", file=sys.stderr)
     return 1 if problems else 0
 
 
-def explain_faces(model, processor, plan: Plan, faces: Iterable[dict]) -> list[Explained]:
+def explain_faces(engine, plan: Plan, faces: Iterable[dict]) -> list[Explained]:
+    from au_llava.au_recognition.reasons import explain
+
     explained = []
     for face in track(faces, "explaining faces"):
         image = load_face_image(face["file"])
         crop = image if face["eyes"] is None else crop_face(image, face["eyes"], plan.size)
-        explained.append((face, crop, explain(model, processor, crop, face["answers"], plan.formats)))
+        explained.append((face, crop, explain(engine.model, engine.processor, crop, face["answers"], plan.formats)))
     return explained
 
 
 def write_table(
-    path: Path | None, readings: Readings, neutral: Neutral | None, explained: Iterable[Explained]
+    path: Path | None,
+    readings: Readings,
+    neutral: Neutral | None,
+    explained: Iterable[Explained],
+    derived: Derived,
 ) -> Summary:
     """Write the table, if a path is given, and sum it up."""
     formats = readings.plan.formats
     explanations = {(face["file"], face["face_id"]): reasons for face, _, reasons in explained}
-    summary = Summary(formats)
-    table = open_table(path, formats, neutral is not None) if path else nullcontext(lambda _: None)
+    summary = Summary(formats, derived.blinks)
+    table = open_table(path, formats, neutral is not None, derived.columns) if path else nullcontext(lambda _: None)
     with table as write:
         for face in readings:
             if neutral is not None:
                 neutral.add_change(face)
+            derived.add(face)
             add_reasons(face, explanations.get((face["file"], face["face_id"]), ()))
             write(face)
             summary.add(face)
     return summary
 
 
+def add_reasons(face: Mapping, explanations: Iterable) -> None:
+    """Add a list `reason` to each format's answer of an explained face; None for an AU that is not present."""
+    for explanation in explanations:
+        labels = explanation.format.labels
+        reasons = face["answers"][explanation.format.name].setdefault("reason", [None] * len(labels))
+        reasons[labels.index(explanation.label)] = explanation.reason
+
+
 def draw(arguments: argparse.Namespace, readings: Readings, explained: list[Explained]) -> Iterable[Path]:
     """Write the pictures, timelines and the video that were asked for; yields each path when it is written."""
     if arguments.picture:
+        from au_llava.au_recognition.pictures import save_faces
+
         save_faces(arguments.picture, readings, readings.plan.formats, arguments.picture_faces)
         yield arguments.picture
     if explained:
+        from au_llava.au_recognition.pictures import save_evidence
+
         save_evidence(arguments.explain, explained)
         yield arguments.explain
     if arguments.timeline:
+        from au_llava.au_recognition.timelines import save_timelines
+
         yield from save_timelines(arguments.timeline, readings, arguments.curves)
     if arguments.video:
         save_video(arguments.video, readings, readings.plan)

@@ -1,7 +1,6 @@
 """Figures of faces in pictures: where each face is, what the model reads off it, and where on the face that shows."""
 
 from collections.abc import Iterable, Sequence
-from itertools import islice
 from pathlib import Path
 from textwrap import fill
 
@@ -13,21 +12,16 @@ from PIL import Image, ImageOps
 
 from au_llava.action_units import AUFormat
 from au_llava.au_faces.crop import crop_face
-from au_llava.au_faces.media import is_video
 from au_llava.au_recognition.annotation import BAR_COLOR, PRESENT_COLOR, SHOWN_SIDE, TINT
 from au_llava.au_recognition.evidence import OUTLINE
 from au_llava.au_recognition.movement import movement
+from au_llava.au_recognition.readings import first_faces
 from au_llava.au_recognition.tables import measure
 from au_llava.au_runs.names import escaped
-from au_llava.image_processing_au_llava import load_face_image
+from au_llava.pictures_au_llava import load_face_image
 
 COLUMNS, PANEL_SIDE, LINE = 4, 2.5, 58  # panels in a row of `save_evidence`, inches of one, characters under it
 DPI = 160
-
-
-def first_faces(faces: Iterable[dict], most: int) -> list[dict]:
-    """The faces that are drawn: the first `most` of those in pictures, not videos."""
-    return list(islice((face for face in faces if not is_video(Path(face["file"]))), most))
 
 
 def save_faces(path: Path, faces: Iterable[dict], formats: Sequence[AUFormat], most: int) -> None:

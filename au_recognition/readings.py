@@ -2,11 +2,14 @@
 
 import base64
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
 from au_llava.au_faces.follow import follow
+from au_llava.au_faces.media import is_video
 from au_llava.au_recognition.runner import Plan
 from au_llava.au_runs.journal import Journal
 
@@ -68,7 +71,17 @@ class Readings:
             count.update(frame["file"] for frame in frames if frame["problem"])
         problems |= {file: f"{problems[file]} ({frames} such frames)" for file, frames in count.items() if frames > 1}
         without_face = [file for file in files if file not in with_face and file not in problems]
-        return problems | {file: f"{file} shows no face." for file in without_face}
+        turned = "" if self.plan.max_yaw is None else f" turned by at most {self.plan.max_yaw:g} degrees to a side"
+        return problems | {file: f"{file} shows no face{turned}." for file in without_face}
+
+    def turned(self) -> int:
+        """How many faces were left out, since they are turned too far to a side."""
+        return sum(frame["turned"] for entry in self.entries() for frame in entry["frames"])
+
+
+def first_faces(faces: Iterable[dict], most: int) -> list[dict]:
+    """The faces that are drawn: the first `most` of those in pictures, not videos."""
+    return list(islice((face for face in faces if not is_video(Path(face["file"]))), most))
 
 
 def _look(face: dict) -> tuple:

@@ -52,14 +52,6 @@ def explain(model, processor, crop: Image.Image, answers: Mapping, formats: Sequ
     return explanations
 
 
-def add_reasons(face: Mapping, explanations: Sequence[Explanation]) -> None:
-    """Add a list `reason` to each format's answer of an explained face; None for an AU that is not present."""
-    for explanation in explanations:
-        labels = explanation.format.labels
-        reasons = face["answers"][explanation.format.name].setdefault("reason", [None] * len(labels))
-        reasons[labels.index(explanation.label)] = explanation.reason
-
-
 def reason(
     fmt: AUFormat,
     label: str,

@@ -1,12 +1,13 @@
 """Reading: runs the model over pictures and videos, writes a journal, and resumes where a run stopped.
 
 Pictures are read in chunks of one batch, videos in chunks of as many frames. The numbers of a chunk depend on nothing
-else, and chunks are formed before they are dealt out to processes. So any number of processes gives the same numbers,
-and so does a run that was killed and goes on.
+else (faces are followed within it), and chunks are formed before they are dealt out to processes. So any number of
+processes gives the same numbers, and so does a run that was killed and goes on.
+
+A thread decodes, finds faces and crops them while another reads; of a video, one frame at a time is held in memory.
 """
 
 import base64
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -14,21 +15,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from accelerate import PartialState
-from PIL import Image
 
 from au_llava.action_units import AUFormat
-from au_llava.au_faces.crop import Face, crop_face
+from au_llava.au_faces.crop import Face
 from au_llava.au_faces.follow import look_of
 from au_llava.au_faces.media import DamagedVideo, Frame, count_frames, is_video, video_frames
+from au_llava.au_faces.photo import Photo
+from au_llava.au_faces.points import with_pose
+from au_llava.au_runs.ahead import ahead
 from au_llava.au_runs.journal import Journal
+from au_llava.au_runs.processes import processes
 from au_llava.au_runs.progress import progress_bar
-from au_llava.image_processing_au_llava import load_face_image
 
-AHEAD = 2  # chunks whose faces are detected while the model reads another
-WORKERS = 4  # threads that detect faces
+AHEAD = 2  # chunks whose faces are found while the model reads another
+WORKERS = 4  # threads that find faces in pictures
 BAND = (0.1, 0.9)  # quantiles of the distribution that bound the band of a reading: 80 % of the probability
 KEY = ("part", "chunk", "last")  # of the entries in the journal
+
+Find = Callable[[Photo, Frame], list[Face]]  # of a picture, or of a video's next frame
 
 
 @dataclass(frozen=True)
@@ -37,14 +41,15 @@ class Plan:
 
     Attributes:
         parts: groups of pictures, one batch each, and videos, in the order of the output.
-        find: (image, file, number of the video's frame or None) -> faces, see au_faces/detect.py.
+        finder: gives what finds the faces, anew for each picture and each chunk of a video.
         size: side of a face crop in pixels.
         every, fps: of a video, take one frame of `every`, or `fps` frames per second.
         distributions: whether to store whole distributions.
+        max_yaw: degrees; faces turned further to a side, or by an unknown angle, are left out.
     """
 
     parts: tuple[tuple[Path, ...] | Path, ...]
-    find: Callable[[Image.Image, Path, int | None], list[Face]]
+    finder: Callable[[], Find]
     size: int
     formats: tuple[AUFormat, ...]
     decoding: str
@@ -52,6 +57,7 @@ class Plan:
     every: int = 1
     fps: float | None = None
     distributions: bool = False
+    max_yaw: float | None = None
 
     def is_video(self, part: int) -> bool:
         return isinstance(self.parts[part], Path)
@@ -99,10 +105,11 @@ def unfinished_parts(journal: Journal, plan: Plan) -> list[int]:
     ]
 
 
-def read_faces(model, processor, plan: Plan, folder: Path, identity: Mapping) -> None:
+def read_faces(engine, plan: Plan, folder: Path, identity: Mapping) -> None:
     """Read whatever is planned and not yet in the journal. Several accelerate processes each take a share.
 
     Args:
+        engine: see engines.py.
         folder: of the journal; all processes must see the same one.
         identity: what the numbers depend on; the journal of a run with another one is refused.
 
@@ -110,28 +117,27 @@ def read_faces(model, processor, plan: Plan, folder: Path, identity: Mapping) ->
         ValueError: `folder` holds another run's journal.
         OSError: `folder` cannot be written.
     """
-    state = PartialState()
+    state = processes()
     journal = open_journal(folder, identity)
     state.wait_for_everyone()  # all processes have read the journal before one writes
-    processes = state.num_processes
-    by_part = len(plan.parts) >= processes  # otherwise every process decodes a video and takes a share of its frames
+    # With fewer parts than processes, every process decodes a video and takes a share of its frames.
+    by_part = len(plan.parts) >= state.num_processes
 
     def is_mine(part: int, chunk: int) -> bool:
-        return (part if by_part else part + chunk) % processes == state.process_index
+        return (part if by_part else part + chunk) % state.num_processes == state.process_index
 
     parts = [part for part in unfinished_parts(journal, plan) if not by_part or is_mine(part, 0)]
-    chunks = (
-        (entry, frames)
-        for part in parts
-        for entry, frames in _chunks(plan, part)
-        if is_mine(part, entry["chunk"]) and tuple(entry[field] for field in KEY) not in journal
-    )
+    done = {(part, chunk) for part, chunk, _ in journal}
+
+    def is_wanted(part: int, chunk: int) -> bool:
+        return is_mine(part, chunk) and (part, chunk) not in done
+
     with progress_bar(shown=state.is_main_process) as bar, journal.writer(state.process_index) as write:
-        total = sum(map(plan.count, parts)) / (1 if by_part else processes)
+        total = sum(map(plan.count, parts)) / (1 if by_part else state.num_processes)
         task = bar.add_task("reading faces", total=round(total))
-        with closing(_with_faces(plan, chunks)) as prepared:
-            for entry, frames in prepared:
-                _add_readings(model, processor, plan, frames)
+        with closing(ahead(with_faces(plan, parts, is_wanted), AHEAD)) as chunks:
+            for entry, frames in chunks:
+                _add_readings(engine, plan, frames)
                 for face in (face for frame in frames for face in frame["faces"]):
                     del face["crop"]
                 write({**entry, "frames": frames})
@@ -139,53 +145,61 @@ def read_faces(model, processor, plan: Plan, folder: Path, identity: Mapping) ->
     state.wait_for_everyone()
 
 
-def _chunks(plan: Plan, part: int) -> Iterator[tuple[dict, list[Frame]]]:
-    """The chunks of a part, each with the head of its entry in the journal."""
+def with_faces(
+    plan: Plan, parts: Sequence[int], is_wanted: Callable[[int, int], bool]
+) -> Iterator[tuple[dict, list[dict]]]:
+    """The wanted chunks, each as the head of its entry in the journal and its frames (see `_detected`)."""
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for part in parts:
+            if plan.is_video(part):
+                yield from _chunks(plan, part, is_wanted)
+            elif is_wanted(part, 0):
+                frames = pool.map(lambda frame: _detected(plan, frame, plan.finder()), plan.frames(part))
+                yield _head(part, 0, last=True), list(frames)
 
-    def entry(last: bool, problem: str | None = None) -> dict:
-        return {"part": part, "chunk": chunk, "last": last, "problem": problem}
 
-    chunk, frames, problem = 0, [], None
+def _chunks(plan: Plan, part: int, is_wanted: Callable[[int, int], bool]) -> Iterator[tuple[dict, list[dict]]]:
+    """The wanted chunks of a video."""
+    chunk, count, frames, find, problem = 0, 0, [], plan.finder(), None
     try:
         for frame in plan.frames(part):
-            if len(frames) == plan.batch_size:
-                yield entry(last=False), frames
-                chunk, frames = chunk + 1, []
-            frames.append(frame)
+            if count == plan.batch_size:
+                if is_wanted(part, chunk):
+                    yield _head(part, chunk, last=False), frames
+                chunk, count, frames, find = chunk + 1, 0, [], plan.finder()
+            count += 1
+            if is_wanted(part, chunk):
+                frames.append(_detected(plan, frame, find))
     except DamagedVideo as error:
         problem = str(error)
-    yield entry(last=True, problem=problem), frames
+    if is_wanted(part, chunk):
+        yield _head(part, chunk, last=True, problem=problem), frames
 
 
-def _with_faces(plan: Plan, chunks: Iterator[tuple[dict, list[Frame]]]) -> Iterator[tuple[dict, list[dict]]]:
-    """Chunks with their faces detected and cropped, a few chunks ahead of the model."""
-    pool = ThreadPoolExecutor(WORKERS)
-    waiting = deque()
-    try:
-        for entry, frames in chunks:
-            waiting.append((entry, [pool.submit(_detected, plan, frame) for frame in frames]))
-            if len(waiting) > AHEAD:
-                entry, futures = waiting.popleft()
-                yield entry, [future.result() for future in futures]
-        for entry, futures in waiting:
-            yield entry, [future.result() for future in futures]
-    finally:
-        pool.shutdown(cancel_futures=True)
+def _head(part: int, chunk: int, last: bool, problem: str | None = None) -> dict:
+    return {"part": part, "chunk": chunk, "last": last, "problem": problem}
 
 
-def _detected(plan: Plan, frame: Frame) -> dict:
+def _detected(plan: Plan, frame: Frame, find: Find) -> dict:
     """A frame as the journal holds it, before the model reads it; each face has its `crop` besides."""
     entry = {"file": str(frame.file), "frame": frame.number, "time": round(frame.time, 4), "faces": [], "problem": None}
+    entry["turned"] = 0  # faces that were left out
     try:
-        image = load_face_image(frame.file) if frame.image is None else frame.image
-        for face in plan.find(image, frame.file, None if frame.image is None else frame.number):
-            crop = image if face.eyes is None else crop_face(image, face.eyes, plan.size)
+        photo = Photo(frame.file if frame.image is None else frame.image)
+        for face in find(photo, frame):
+            if face.points is None:  # no detector found it
+                face = with_pose(photo, face)
+            if not _is_read(face, plan.max_yaw):
+                entry["turned"] += 1
+                continue
+            crop = photo.whole() if face.eyes is None else photo.crop(face.eyes, plan.size)
             entry["faces"].append(
                 {
                     "eyes": None if face.eyes is None else np.round(face.eyes, 2).tolist(),
                     "box": np.round(face.box, 2).tolist(),
                     "confidence": face.confidence and round(face.confidence, 4),
                     "face_id": face.face_id,
+                    "pose": None if face.pose is None else np.round(face.pose, 4).tolist(),
                     "look": base64.b64encode(look_of(crop).tobytes()).decode(),
                     "crop": crop,
                 }
@@ -195,30 +209,34 @@ def _detected(plan: Plan, frame: Frame) -> dict:
     return entry
 
 
-def _add_readings(model, processor, plan: Plan, frames: Sequence[dict]) -> None:
-    """Let the model read the faces of `frames` in one batch, and add the answers to them."""
+def _is_read(face: Face, max_yaw: float | None) -> bool:
+    return max_yaw is None or (face.pose is not None and abs(np.degrees(face.pose[1])) <= max_yaw)
+
+
+def _add_readings(engine, plan: Plan, frames: Sequence[dict]) -> None:
+    """Let the engine read the faces of `frames` in one batch, and add the answers to them."""
     faces = [face for frame in frames for face in frame["faces"]]
     if faces:
         crops = [face["crop"] for face in faces]
-        options = {"formats": plan.formats, "decoding": plan.decoding, "batch_size": plan.batch_size}
-        for face, result in zip(faces, model.recognize(processor, crops, **options), strict=True):
+        results = engine.recognize(crops, plan.formats, plan.decoding, plan.batch_size)
+        for face, result in zip(faces, results, strict=True):
             face |= reading_of(result, plan.distributions)
 
 
-def read_frame(model, processor, plan: Plan, frame: Frame) -> dict:
+def read_frame(engine, plan: Plan, frame: Frame) -> dict:
     """One picture as the journal holds it; each face has its `crop` besides."""
-    entry = _detected(plan, frame)
-    _add_readings(model, processor, plan, [entry])
+    entry = _detected(plan, frame, plan.finder())
+    _add_readings(engine, plan, [entry])
     return entry
 
 
-def read_picture(model, processor, plan: Plan, path: Path) -> dict:
+def read_picture(engine, plan: Plan, path: Path) -> dict:
     """The answers for the largest face of one picture, as `reading_of` gives them.
 
     Raises:
         ValueError: the picture cannot be read, or shows no face.
     """
-    frame = read_frame(model, processor, plan, Frame(path))
+    frame = read_frame(engine, plan, Frame(path))
     if frame["problem"] or not frame["faces"]:
         raise ValueError(frame["problem"] or f"{path} shows no face.")
     return frame["faces"][0]["answers"]

@@ -10,22 +10,24 @@ from datetime import UTC, datetime
 
 from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT
 from au_llava.au_recognition.runner import BAND, Plan
+from au_llava.au_runs.formats import as_stored
 from au_llava.au_runs.provenance import code_commit, weights_sha256
 
-PACKAGES = ("au-llava", "torch", "transformers", "pillow", "numpy", "opencv-python-headless", "av")
+PACKAGES = ("au-llava", "torch", "transformers", "pillow", "numpy", "onnxruntime", "av")
 
 
-def checkpoint_identity(name: str, model) -> dict:
-    """Which checkpoint a model is: content hashes of the weight files, and what else its numbers depend on.
+def checkpoint_identity(name: str, settings) -> dict:
+    """Which checkpoint this is: content hashes of the weight files, and what else its numbers depend on.
 
     Args:
-        name: the folder or Hub id that `model` was loaded from.
+        name: folder or Hub id.
+        settings: has `calibration` and `mirror_images`: an engine, or the model's configuration.
     """
     return {
         "name": name,
         "weights_sha256": weights_sha256(name),
-        "calibration": model.config.calibration,
-        "mirror_images": model.config.mirror_images,
+        "calibration": settings.calibration,
+        "mirror_images": settings.mirror_images,
     }
 
 
@@ -35,18 +37,19 @@ def plan_identity(plan: Plan, checkpoint: Mapping, detector: Mapping) -> dict:
     return {
         "checkpoint": checkpoint,
         "decoding": plan.decoding,
-        "formats": [fmt.name for fmt in plan.formats],
+        "formats": [as_stored(fmt) for fmt in plan.formats],
         "batch_size": plan.batch_size,
         "detector": detector,
         "files": hashlib.sha256(json.dumps(stats).encode()).hexdigest(),
         "every": plan.every,
         "fps": plan.fps,
         "distributions": plan.distributions,
+        "max_yaw": plan.max_yaw,
     }
 
 
 def sidecar(
-    identity: Mapping, neutral: str | None, counts: Mapping, problems: Mapping, left_out: Mapping, device: str
+    identity: Mapping, neutral: str | None, counts: Mapping, problems: Mapping, left_out: Mapping, engine
 ) -> dict:
     """The content of the sidecar.
 
@@ -55,6 +58,7 @@ def sidecar(
         neutral: the option.
         counts: of files, faces and frames without a face.
         problems: file -> what is wrong with it.
+        engine: that has read, or has read last: engines may take turns, since their numbers are equal to 1e-5.
         left_out: what the folders hold besides pictures and videos, counted by suffix.
     """
     return {
@@ -68,7 +72,8 @@ def sidecar(
         "counts": dict(counts),
         "problems": dict(problems),
         "code_commit": code_commit(),
-        "device": device,
+        "engine": engine.name,
+        "device": engine.device,
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
         "left_out": dict(left_out),

@@ -1,6 +1,6 @@
 """The summary on the terminal: per face, the AUs that are present and how strong, or how often, they are."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -15,10 +15,14 @@ MOST_ROWS = 30
 
 
 class Summary:
-    """Adds up faces as they are written; `faces` and `frames_without` count faces and frames without one."""
+    """Adds up faces as they are written; `faces` and `frames_without` count faces and frames without one.
 
-    def __init__(self, formats: Sequence[AUFormat]):
-        self.formats = formats
+    Args:
+        blinks: of people in videos, see `Derived`.
+    """
+
+    def __init__(self, formats: Sequence[AUFormat], blinks: Mapping[tuple[str, int], tuple[int, float]] = {}):
+        self.formats, self.blinks = formats, blinks
         self.people: dict[tuple[str, int], dict] = {}
         self.faces = self.frames_without = 0
 
@@ -49,10 +53,18 @@ class Summary:
             name = escaped(str(names[Path(file)])) + (f" #{number}" if file in several else "")
             frames = person["frames"]
             cells = [self._cell(fmt, person, frames) for fmt in self.formats]
-            table.add_row(Text(name + (f"\n{frames} frames" if frames > 1 else "")), *cells)
+            told = (f"\n{frames} frames" if frames > 1 else "") + self._blinks(file, number)
+            table.add_row(Text(name + told), *cells)
         if len(self.people) > MOST_ROWS:
             table.add_row(f"… {len(self.people) - MOST_ROWS} more", *[""] * len(self.formats))
         return table
+
+    def _blinks(self, file: str, number: int) -> str:
+        if (file, number) not in self.blinks:
+            return ""
+        count, seconds = self.blinks[file, number]
+        noun, rate = "blink" if count == 1 else "blinks", 60 * count / seconds
+        return f"\n{count} {noun} in {seconds:.0f} s\n({rate:.1f} a minute)"
 
     def _cell(self, fmt: AUFormat, person: dict, frames: int) -> str:
         cells = []

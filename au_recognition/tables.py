@@ -19,8 +19,9 @@ from au_llava.au_runs.names import escaped
 
 BOX = ("FaceRectX", "FaceRectY", "FaceRectWidth", "FaceRectHeight")
 EYES = ("eye_right_x", "eye_right_y", "eye_left_x", "eye_left_y")
+POSE = ("pose_Rx", "pose_Ry", "pose_Rz")  # radians, OpenFace's signs (au_faces/points.py)
 INTEGERS = ("frame", "face_id", "success")
-FACE_COLUMNS = ("file", "frame", "face_id", "timestamp", "confidence", "success", *BOX, "FaceScore", *EYES)
+FACE_COLUMNS = ("file", "frame", "face_id", "timestamp", "confidence", "success", *BOX, "FaceScore", *EYES, *POSE)
 SUFFIXES = (".csv", ".parquet", ".jsonl")
 ROWS_AT_ONCE = 2000  # that are written to a Parquet file together
 
@@ -75,35 +76,47 @@ def au_columns(formats: Sequence[AUFormat], change: bool = False) -> dict[str, t
 
 
 @contextmanager
-def open_table(path: Path, formats: Sequence[AUFormat], change: bool = False) -> Iterator[Callable[[Mapping], None]]:
+def open_table(
+    path: Path, formats: Sequence[AUFormat], change: bool = False, derived: Sequence[str] = ()
+) -> Iterator[Callable[[Mapping], None]]:
     """A function that writes one face, as `Readings` gives it; the file appears when all are written, or not at all.
 
     Args:
         path: its suffix (.csv, .parquet or .jsonl) decides the format.
         change: whether faces hold the change against the neutral face.
+        derived: further columns, whose values faces hold as `derived` (derived.py).
 
     Raises:
         OSError: no permission, or no space left.
     """
-    with replacing(path) as unfinished, _writer(path.suffix.lower(), unfinished, formats, change) as write:
+    with replacing(path) as unfinished, _writer(path.suffix.lower(), unfinished, formats, change, derived) as write:
         yield write
 
 
-def _writer(suffix: str, path: Path, formats: Sequence[AUFormat], change: bool) -> AbstractContextManager:
+def _writer(
+    suffix: str, path: Path, formats: Sequence[AUFormat], change: bool, derived: Sequence[str]
+) -> AbstractContextManager:
     if suffix == ".jsonl":
         return _json_lines(path, formats)
-    return {".csv": _csv, ".parquet": _parquet}[suffix](path, au_columns(formats, change))
+    return {".csv": _csv, ".parquet": _parquet}[suffix](path, au_columns(formats, change) | dict.fromkeys(derived))
 
 
-def _row(face: Mapping, columns: Mapping[str, tuple[str, int, str]]) -> dict:
-    """The cells of a face; None where nothing is known."""
+def _row(face: Mapping, columns: Mapping[str, tuple[str, int, str] | None]) -> dict:
+    """The cells of a face; None where nothing is known. `columns`: as from `au_columns`, None for a derived one."""
     row = {"file": escaped(face["file"]), "frame": face["frame"], "face_id": face["face_id"], "timestamp": face["time"]}
     if face["face_id"] is None:
         return {**dict.fromkeys((*FACE_COLUMNS, *columns)), **row, "success": 0, "confidence": 0.0}
     eyes = (None,) * 4 if face["eyes"] is None else [number for eye in face["eyes"] for number in eye]
     row |= {"confidence": face["confidence"], "success": 1, **dict(zip(BOX, face["box"], strict=True))}
     row |= {"FaceScore": face["confidence"], **dict(zip(EYES, eyes, strict=True))}
-    return row | {column: face["answers"][name][kind][number] for column, (name, number, kind) in columns.items()}
+    row |= zip(POSE, face["pose"] or (None,) * 3, strict=True)
+    for column, source in columns.items():
+        if source is None:
+            row[column] = face["derived"][column]
+        else:
+            name, number, kind = source
+            row[column] = face["answers"][name][kind][number]
+    return row
 
 
 @contextmanager
@@ -154,6 +167,8 @@ def _json_lines(path: Path, formats):
                     for fmt in formats
                 }
                 row |= {"contradictions": face["contradictions"], "problems": face["problems"]}
+                if "derived" in face:
+                    row["derived"] = face["derived"]
             file.write(json.dumps(row) + "\n")
 
         yield write

@@ -6,7 +6,9 @@ Strengths are sided, each 0 or in [0.20, 1.00] on a grid of 0.01. Unusual choice
 - Combinations seen in life are proposed often, so that AUs co-occur as in life, but not always.
 """
 
+import math
 from collections.abc import Mapping
+from functools import cache
 
 import numpy as np
 
@@ -116,20 +118,32 @@ def _sides(strength: float, name: str, rng: np.random.Generator) -> tuple[float,
     return (strength, other) if rng.random() < 0.5 else (other, strength)
 
 
+@cache
+def _moved_by(label: str) -> tuple[str, ...]:
+    """The rig's labels that a format's label speaks of: itself, the sides of a whole AU, or the whole of a side."""
+    of_label = (label, *(label + side for side in "LRTB"), label[:-1] if label[-1] in "LRTB" else label)
+    return tuple(each for each in dict.fromkeys(of_label) if each in SHAPES)
+
+
 def strength_of(label: str, strengths: Mapping[str, float]) -> float:
-    """Strength of a format's label: that of its side, or of the stronger side if the label has none."""
-    return max(strengths.get(label, 0.0), strengths.get(label + "L", 0.0), strengths.get(label + "R", 0.0))
+    """Strength of a format's label: that of its side, or of the stronger side if the label has none.
+
+    NaN for a label that the rig cannot show: whether, say, the head turns is not among the strengths.
+    """
+    return max((strengths.get(each, 0.0) for each in _moved_by(label)), default=math.nan)
 
 
 def label_values(strengths: Mapping[str, float], format_name: str) -> list[float]:
     """The values in a format, in its label order, of a face with these strengths.
 
-    Continuous: the strength. Intensity: five times the strength, half rounded up (0.20 is 1). Occurrence: above 0.
+    Continuous: the strength. Intensity: five times the strength, half rounded up (0.20 is 1). Occurrence: above 0. NaN
+    for a label that the rig cannot show.
     """
     fmt = FORMATS[format_name]
+    on_scale = {
+        "occurrence": lambda strength: float(strength > 0),
+        "intensity": lambda strength: float((5 * round(100 * strength) + 50) // 100),
+        "continuous": lambda strength: strength,
+    }[fmt.scale]
     values = [strength_of(label, strengths) for label in fmt.labels]
-    if fmt.scale == "occurrence":
-        return [float(value > 0) for value in values]
-    if fmt.scale == "intensity":
-        return [float((5 * round(100 * value) + 50) // 100) for value in values]
-    return values
+    return [value if math.isnan(value) else on_scale(value) for value in values]

@@ -77,12 +77,39 @@ def project(vertices: np.ndarray, eyes: np.ndarray, view: View, size: int):
     flat, nearness = perspective(vertices)
     eye_points, eye_nearness = perspective(eyes)
     unit = EYE_DISTANCE * size * view.scale
-    across = eye_points[0] - eye_points[1]
-    tilt = -np.arctan2(across[1], across[0]) - np.deg2rad(view.roll)  # level the eyes, then tilt
-    turn = np.array([[np.cos(tilt), np.sin(tilt)], [-np.sin(tilt), np.cos(tilt)]])
+    turn = _in_plane(eye_points, view)
     center = np.array([0.5 + view.shift[0], EYE_HEIGHT + view.shift[1]]) * size
     pixels = (flat - eye_points.mean(axis=0)) @ turn * (unit / eye_nearness.mean()) * [1, -1] + center
     return pixels, nearness, center, unit
+
+
+def _in_plane(eye_points: np.ndarray, view: View) -> np.ndarray:
+    """(2, 2) for row vectors (x, y), y up: level the eyes (2, 2), then tilt by the view's roll."""
+    across = eye_points[0] - eye_points[1]
+    tilt = -np.arctan2(across[1], across[0]) - np.deg2rad(view.roll)
+    return np.array([[np.cos(tilt), np.sin(tilt)], [-np.sin(tilt), np.cos(tilt)]])
+
+
+def place_points(identity: np.ndarray, movement: np.ndarray, view: View, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the points of a face lie in a picture by `render`, and how the head is turned there.
+
+    Args:
+        identity, movement, view: as in `render`.
+
+    Returns:
+        (5, 2) pixels, in the order of `au_faces.points.TEMPLATE`, an eye being the middle of its corners; and the
+        head's rotation (3, 3), whose columns point to its left, up and ahead (x right, y up, z to the viewer).
+    """
+    rig = load_rig()
+    rotation = head_rotation(view.yaw, view.pitch)
+    vertices = (identity + movement).astype(np.float32) @ rotation
+    eyes = np.stack([vertices[_vertex_sets()[name]].mean(axis=0) for name in ("eye_left", "eye_right")])
+    corners = project(vertices[rig.face_points], eyes, view, size)[0]
+    points = np.concatenate([corners[:4].reshape(2, 2, 2).mean(axis=1), corners[4:]])
+    in_picture = np.eye(3)
+    nearness = 1 / (view.distance - eyes[:, 2:])
+    in_picture[:2, :2] = _in_plane(eyes[:, :2] * nearness, view)
+    return points, (rotation @ in_picture).T
 
 
 def _vertex_light(

@@ -153,6 +153,25 @@ class FaceRig:
             ]
         )
 
+    @cached_property
+    def face_points(self) -> np.ndarray:
+        """(7,) numbers of vertices: outer and inner corner of the right eye, inner and outer corner of the left one,
+        tip of the nose, right and left corner of the mouth (the subject's own right and left).
+
+        Corners are the outermost vertices of lids and lips of the mean face, the tip is the most forward one.
+        """
+        skin = self.vertices_of("skin")
+        x, z = self.mean[skin, 0], self.mean[skin, 2]
+
+        def outermost(group: np.ndarray) -> list[int]:
+            rows = np.flatnonzero(group)
+            return [int(skin[rows[x[rows].argmin()]]), int(skin[rows[x[rows].argmax()]])]
+
+        lids, lips = self.lids[skin] > 0.5, self.lips[skin] > 0.5
+        return np.array(
+            [*outermost(lids & (x < 0)), *outermost(lids & (x > 0)), int(skin[z.argmax()]), *outermost(lips)]
+        )
+
     def vertices_of(self, region: str) -> np.ndarray:
         """Sorted vertex numbers of the triangles of a region."""
         return np.unique(self.faces[self.regions == self.region_names.index(region)])

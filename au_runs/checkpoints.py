@@ -10,6 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from au_llava.au_runs.files import HOME
 from au_llava.au_runs.manifests import read_training_manifest
 from au_llava.au_runs.provenance import weights_sha256
 from au_llava.quantization_au_llava import loading_options
@@ -68,8 +69,11 @@ def check_base(model: str, base: str | None = None) -> dict[str, str]:
         base: the base to use instead of the one that the adapters name.
 
     Raises:
-        ValueError: the base is missing or another one, or its name is relative to where the training was started.
+        ValueError: the base is missing or another one, or its name is relative to where the training was started; or
+            `model` is the checkpoint beside the code, which only a clone has.
     """
+    if model == str(HOME) and not (HOME / "config.json").is_file():
+        raise ValueError("The installed package brings no checkpoint: name one with --model, a folder or a Hub id.")
     named = base_of(model)
     if named is None:
         return {}

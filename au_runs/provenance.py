@@ -6,8 +6,6 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-
 
 def code_commit() -> str | None:
     """The commit of this code, None outside a git checkout."""
@@ -40,5 +38,7 @@ def weights_sha256(model: str, revision: str | None = None) -> dict[str, str]:
     """Weight file -> content hash, for a checkpoint (folder or Hub id); empty if it has no safetensors."""
     folder = Path(model)
     if not folder.is_dir():
+        from huggingface_hub import snapshot_download  # here: importing it takes longer than hashing a small file
+
         folder = Path(snapshot_download(model, revision=revision, allow_patterns="*.safetensors"))
     return {path.name: sha256_of(path) for path in sorted(folder.glob("*.safetensors"))}

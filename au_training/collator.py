@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from PIL import ImageOps
 
-from au_llava.action_units import AUFormat, get_format, round_to_scale, write_answer
+from au_llava.action_units import AUFormat, add_format, get_format, own_formats, round_to_scale, write_answer
 from au_llava.au_training.augmentation import mirrored_values, plain_crop, strongly_varied_image, varied_image
 from au_llava.au_training.loss import IGNORED, value_target
-from au_llava.image_processing_au_llava import load_face_image
+from au_llava.pictures_au_llava import load_face_image
 from au_llava.slot_tree_au_llava import compile_slots
 
 CAUSAL_LOSSES = ("answer", "values")
@@ -80,6 +80,13 @@ class AUCollator:
         self.seed = seed
         self.unlabelled_per_labelled = unlabelled_per_labelled
         self.features: Mapping[str, torch.Tensor] = {}
+        self.own_formats = own_formats()
+
+    def __setstate__(self, state: dict) -> None:
+        """In a worker of the data loader, which may be a new process that knows the built-in formats only."""
+        self.__dict__.update(state)
+        for fmt in self.own_formats:
+            add_format(fmt)
 
     def _layout(self, rows: Sequence[dict]) -> tuple[bool, np.random.Generator]:
         """Whether a batch of these rows is causal, and the generator of its other random choices."""

@@ -5,6 +5,8 @@ from dataclasses import MISSING, dataclass, field, fields
 
 from trl import SFTConfig
 
+from au_llava.au_runs.formats import known_format
+
 PARTS = ("vision_tower", "multi_modal_projector", "language_model")
 AVERAGE_DECAY = 0.995
 UNLABELLED_OPTIONS = ("unlabelled_per_labelled", "consistency_weight", "weak_weight")
@@ -73,7 +75,7 @@ class AUArguments:
         },
     )
     formats: list[str] | None = field(
-        default=None, metadata={"help": "Formats to train, such as bp4d disfa feafa. Default: all in the data."}
+        default=None, metadata={"help": "Formats to train, such as bp4d disfa feafa my.yaml. Default: all in the data."}
     )
     train_part: str = field(default="train", metadata={"help": "Value of the records' `part` column to train on."})
     validation_part: str = field(default="validation", metadata={"help": "Part to evaluate on during training."})
@@ -118,6 +120,8 @@ class AUArguments:
     )
 
     def __post_init__(self):
+        if self.formats is not None:
+            self.formats = [known_format(word).name for word in self.formats]
         unknown = sorted(set(self.freeze) - set(PARTS))
         if unknown:
             raise ValueError(f"freeze names {', '.join(unknown)}; it takes any of {', '.join(PARTS)}.")

@@ -27,11 +27,12 @@ from au_llava.action_units import MAIN_FORMATS, get_format
 from au_llava.au_datasets.folds import people_of
 from au_llava.au_datasets.mixing import TrainingData, check_people, training_rows, validating
 from au_llava.au_runs.commands import CommandParser, run_command
+from au_llava.au_runs.formats import FormatNames, choices
 from au_llava.au_runs.manifests import read_training_manifest, training_manifest, write_training_manifest
 from au_llava.au_training.augmentation import mirrored_values, varied_image
-from au_llava.image_processing_au_llava import load_face_image
 from au_llava.metrics_au import score
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
+from au_llava.pictures_au_llava import load_face_image
 from au_llava.processing_au_llava import AuLlavaProcessor
 
 PLACE_SCALE, MOVE_SCALE = 0.15, 0.02  # crop widths: typical spread of landmarks, and of how far AUs move them
@@ -209,7 +210,14 @@ def make_parser() -> CommandParser:
     parser.add_argument("--base", type=Path, required=True, help="folder of the model whose tower is trained")
     parser.add_argument("--data", nargs="+", required=True, help="record folders, as in train_sft.py")
     parser.add_argument("--out", type=Path, required=True, help="folder for the base with the trained tower")
-    parser.add_argument("--formats", nargs="+", default=list(MAIN_FORMATS), help="formats to learn from (default: all)")
+    parser.add_argument(
+        "--formats",
+        nargs="+",
+        action=FormatNames,
+        default=list(MAIN_FORMATS),
+        metavar="FORMAT",
+        help=f"formats to learn from, {choices()} (default: {' '.join(MAIN_FORMATS)})",
+    )
     parser.add_argument(
         "--place-weight", type=float, default=0.2, help="weight of the landmarks' loss; 0: none (default: 0.2)"
     )

@@ -2,14 +2,16 @@
 
     python benchmarks/decoding.py --model .                # the shipped checkpoint
     python benchmarks/decoding.py --shape siglip2-smollm2  # random weights, SigLIP2-base/16-224 + SmolLM2-135M
+    python benchmarks/decoding.py --shape siglip2-smollm2 --prompt-order text_first
     python benchmarks/decoding.py --shape clip-vicuna-7b --dtype bfloat16  # needs a GPU: 14 GB of weights
     python benchmarks/decoding.py --model . --memory       # peak memory instead of seconds
 
 `prefill` is the lower bound for any decoder that reads one prompt at a time: from prepared pixels and tokens, the
 network encodes the images once, reads every prompt once and writes no answer. The others are whole calls of
-`recognize`, with image processing and answers. "all" is the three formats. Runs take turns, so that a slow moment of
-the machine affects all, and the best of each counts. Random weights never end an answer, so `free` gets exactly the
-number of tokens in a whole answer, where a trained model stops too.
+`recognize`, with image processing and answers. "all" is the three formats. `free` is plain `generate`, without the keys
+and values that prompts with the text first share. Runs take turns, so that a slow moment of the machine affects all,
+and the best of each counts. On a CPU seconds are processor time, which other programs change little. Random weights
+never end an answer, so `free` gets exactly the number of tokens in a whole answer, where a trained model stops too.
 """
 
 import argparse
@@ -32,8 +34,9 @@ from au_llava.action_units import FORMATS, MAIN_FORMATS, prompt, write_answer
 from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.commands import CommandParser
 from au_llava.au_training.untrained import byte_pair_tokenizer, published_shape, untrained
-from au_llava.decoding_au_llava import DECODERS
+from au_llava.configuration_au_llava import PROMPT_ORDERS
 from au_llava.processing_au_llava import CHATML_TEMPLATE, PLAIN_TEMPLATE
+from au_llava.readings_au_llava import DECODERS
 from au_llava.slot_tree_au_llava import compile_slots
 
 ALL = tuple(FORMATS[name] for name in MAIN_FORMATS)
@@ -54,7 +57,7 @@ SHAPES = {  # name: vision, text, chat template, settings of `AuLlavaConfig`
 }
 
 
-def build(shape: str, dtype: torch.dtype, device: str = DEVICE):
+def build(shape: str, dtype: torch.dtype, device: str = DEVICE, prompt_order: str = "image_first"):
     """Random weights of a shape, made on the device and in the dtype, and a processor that fits: (model, processor).
 
     The tokenizer takes about a token a word and a token a digit, as SmolLM2's does for our prompts; Llama's takes more.
@@ -65,6 +68,7 @@ def build(shape: str, dtype: torch.dtype, device: str = DEVICE):
     if vision.model_type.startswith("siglip"):
         vision.vision_use_head = False
     side, text = vision.image_size, published_shape(text)
+    settings = {**settings, "prompt_order": prompt_order}
     model, processor = untrained(vision, text, tokenizer, side, template, 0, dtype, device, **settings)
     return model.eval(), processor
 
@@ -72,7 +76,7 @@ def build(shape: str, dtype: torch.dtype, device: str = DEVICE):
 def load(arguments: argparse.Namespace):
     """The (model, processor) that the command line asks for."""
     if arguments.shape:
-        return build(arguments.shape, getattr(torch, arguments.dtype))
+        return build(arguments.shape, getattr(torch, arguments.dtype), prompt_order=arguments.prompt_order)
     return load_checkpoint(arguments.model, dtype=arguments.dtype, device=DEVICE)
 
 
@@ -96,20 +100,27 @@ def read(model, processor, images, formats, decoding: str):
     for fmt in formats:
         answer = write_answer(dict.fromkeys(fmt.labels, 0), fmt)
         tokens = len(processor.tokenizer(answer, add_special_tokens=False)["input_ids"])
-        model.recognize(processor, images, formats=[fmt], **options, max_new_tokens=tokens, min_new_tokens=tokens)
+        plain = {"max_new_tokens": tokens, "min_new_tokens": tokens, "use_cache": True}  # `generate`'s own cache
+        model.recognize(processor, images, formats=[fmt], **options, **plain)
 
 
 # ---- Seconds --------------------------------------------------------------------------------------------------
+def seconds() -> float:
+    """Seconds of processor time on a CPU, by the clock on a GPU."""
+    if DEVICE == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def best_seconds(tasks: dict[str, Callable], repeats: int) -> dict[str, float]:
     """The best of `repeats` times of every task; they take turns, and a first turn warms up."""
     times = {name: [] for name in tasks}
     for _ in range(1 + repeats):
         for name, task in tasks.items():
-            start = time.perf_counter()
+            start = seconds()
             task()
-            if DEVICE == "cuda":
-                torch.cuda.synchronize()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(seconds() - start)
     return {name: min(measured) for name, (_, *measured) in times.items()}
 
 
@@ -217,7 +228,8 @@ def memory_table(arguments: argparse.Namespace) -> Table:
 
 # ---- Command line ---------------------------------------------------------------------------------------------
 def _name(arguments: argparse.Namespace) -> str:
-    return f"{arguments.model or arguments.shape}, {arguments.dtype}"
+    order = "" if arguments.model else f", {arguments.prompt_order.replace('_', ' ')}"
+    return f"{arguments.model or arguments.shape}{order}, {arguments.dtype}"
 
 
 def main(arguments: argparse.Namespace):
@@ -260,6 +272,9 @@ def make_parser() -> CommandParser:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--model", help="checkpoint folder or Hub id")
     which.add_argument("--shape", choices=SHAPES, help="random weights of this shape")
+    parser.add_argument(
+        "--prompt-order", choices=PROMPT_ORDERS, default="image_first", help="of --shape (default: image_first)"
+    )
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="(default: float32)")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16], help="(default: 1 16)")
     parser.add_argument("--repeats", type=int, default=3, help="runs; the best one counts (default: 3)")

@@ -102,7 +102,7 @@ def origin(name: str, model, *packages: str) -> dict:
     from au_llava.au_recognition.sidecar import checkpoint_identity  # not at the head, as torch above
     from au_llava.au_runs.provenance import code_commit
 
-    checkpoint = checkpoint_identity(name, model)
+    checkpoint = checkpoint_identity(name, model.config)
     calibration = json.dumps(checkpoint["calibration"], sort_keys=True).encode()
     return {
         "command": command(),

@@ -25,8 +25,8 @@ from au_llava.au_datasets.records import group_by_image, load_records
 from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.commands import CommandParser
 from au_llava.au_runs.progress import progress_bar
-from au_llava.decoding_au_llava import DECODERS
-from au_llava.image_processing_au_llava import load_face_image
+from au_llava.pictures_au_llava import load_face_image
+from au_llava.readings_au_llava import DECODERS
 
 GUARANTEED = ("slots", "constrained")
 

@@ -34,7 +34,7 @@ from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.commands import CommandParser
 from au_llava.au_runs.files import check_writable
 from au_llava.au_runs.progress import track
-from au_llava.image_processing_au_llava import load_face_image
+from au_llava.pictures_au_llava import load_face_image
 
 PEOPLE = 102  # of the whole set
 SUFFIXES = {"_03.jpg": False, "_08.jpg": True}  # end of a file's name -> whether the person smiles
@@ -247,7 +247,7 @@ def main(arguments: argparse.Namespace) -> None:
     find_pictures(arguments.root)  # fails before anything is loaded
     model, processor = load_checkpoint(arguments.model, dtype="float32")
     results = measure(model, processor, arguments.root, arguments.mediapipe)
-    packages = ("opencv-python-headless", *(["mediapipe"] if arguments.mediapipe else []))
+    packages = ("onnxruntime", *(["mediapipe"] if arguments.mediapipe else []))
     write_results(arguments.out, {"provenance": origin(arguments.model, model, *packages), **results})
     show(results)
     say_what_is_missing(results["faces"])

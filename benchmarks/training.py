@@ -17,12 +17,11 @@ the share of them in which training waits for its batches, which the training pr
 import argparse
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import datasets
 import torch
-from decoding import DEVICE, SHAPES, build
+from decoding import DEVICE, SHAPES, build, seconds
 from page import add_write_option, make_table, runner, show
 from rich.table import Table
 from transformers import AutoProcessor, PrinterCallback, TrainerCallback
@@ -37,18 +36,11 @@ from au_llava.au_training.features import use_cached_features
 from au_llava.au_training.options import AUTrainingConfig
 from au_llava.au_training.start import freeze_parts
 from au_llava.au_training.trainer import AUTrainer
+from au_llava.configuration_au_llava import PROMPT_ORDERS
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 from au_llava.prepare_data import run as prepare_data
 
 PLAIN = "plain TRL: a sequence per record"
-
-
-def seconds() -> float:
-    """Seconds of processor time on a CPU, by the clock on a GPU."""
-    if DEVICE == "cpu":
-        return time.process_time()
-    torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 class Stopwatch(TrainerCallback):
@@ -104,7 +96,7 @@ def mixed_rows(rows: datasets.Dataset) -> datasets.Dataset:
 def make_model(arguments: argparse.Namespace):
     """The (model, processor) of the command line, with a frozen tower."""
     if arguments.shape:
-        model, processor = build(arguments.shape, torch.float32)
+        model, processor = build(arguments.shape, torch.float32, prompt_order=arguments.prompt_order)
     else:
         model = AuLlavaForConditionalGeneration.from_pretrained(arguments.model).to(DEVICE)
         processor = AutoProcessor.from_pretrained(arguments.model, trust_remote_code=True)
@@ -229,6 +221,9 @@ def make_parser() -> CommandParser:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", help="checkpoint, such as . for the shipped one")
     what.add_argument("--shape", choices=SHAPES, help="random weights of this shape")
+    parser.add_argument(
+        "--prompt-order", choices=PROMPT_ORDERS, default="image_first", help="of --shape (default: image_first)"
+    )
     parser.add_argument("--data", help="records of images in several formats; default: rendered for this run")
     parser.add_argument("--images", type=int, default=16, help="per step (default: 16)")
     parser.add_argument("--steps", type=int, default=6, help="per turn, after the first (default: 6)")

@@ -1,5 +1,6 @@
 """The benchmarks run and count rightly; how fast the machine is, is their own business."""
 
+import json
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from au_llava.au_faces.media import video_frames
 
 decoding_benchmark = load_tool("decoding")
 parsing = load_tool("parsing")
+same_faces = load_tool("same_faces")
 
 
 # ---- decoding.py ----------------------------------------------------------------------------------------------
@@ -245,3 +247,42 @@ def test_what_is_missing_is_named(monkeypatch, capsys):
     monkeypatch.setattr(end_to_end, "find_spec", lambda module: None if module == "mediapipe" else module)
     assert end_to_end.run([]) == 1
     assert "mediapipe must be installed: pip install mediapipe" in capsys.readouterr().err
+
+
+# ---- same_faces.py ----------------------------------------------------------------------------------------------
+def face_row(file, left, present=(True, False), eyes=(20, 30, 60, 30), **changes):
+    box = {"FaceRectX": left, "FaceRectY": 10, "FaceRectWidth": 80, "FaceRectHeight": 100}
+    places = dict(zip(("eye_right_x", "eye_right_y", "eye_left_x", "eye_left_y"), eyes, strict=True))
+    answers = {"disfa": {f"AU{number}": {"present": one} for number, one in enumerate(present)}}
+    return {"file": file, "frame": 1, "success": 1, "confidence": 0.9, **box, **places, "answers": answers, **changes}
+
+
+def write_rows(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_faces_of_two_tables_are_compared(tmp_path):
+    none = {"file": "c.png", "frame": 1, "success": 0}
+    before = write_rows(
+        tmp_path / "before.jsonl", face_row("a.png", 0), face_row("a.png", 300), face_row("b.png", 0), none
+    )
+    moved = face_row("a.png", 303, (True, True), (20, 34, 60, 34))
+    after = write_rows(tmp_path / "after.jsonl", moved, face_row("a.png", 0), face_row("b.png", 90), none)
+    comparison = same_faces.compare(*map(same_faces.faces_of, (before, after)))
+    assert [pair[1]["FaceRectX"] for pair in comparison.pairs] == [0, 303]
+    assert [face["file"] for face in comparison.lost] == [face["file"] for face in comparison.new] == ["b.png"]
+    assert comparison.boxes().tolist() == [0, 3]
+    assert comparison.eyes().tolist() == pytest.approx([0, 0.1])  # 4 pixels of 40
+    assert comparison.decisions() == {"disfa": (3, 4)}
+    assert same_faces.run([str(before), str(after)]) == 1
+    assert same_faces.run([str(before), str(before)]) == 0
+
+
+def test_tables_that_cannot_be_compared(tmp_path, capsys):
+    before = write_rows(tmp_path / "before.jsonl", face_row("a.png", 0))
+    other = write_rows(tmp_path / "other.jsonl", face_row("b.png", 0))
+    (tmp_path / "table.csv").write_text("file,frame\na.png,1\n")
+    for after, message in ((other, "not of the same pictures"), (tmp_path / "table.csv", "line 1 is not a row")):
+        assert same_faces.run([str(before), str(after)]) == 1
+        assert message in capsys.readouterr().err

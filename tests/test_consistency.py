@@ -6,7 +6,7 @@ import pytest
 
 from au_llava.action_units import AUFormat
 from au_llava.consistency_au_llava import contradictions
-from au_llava.decoding_au_llava import AUAnswer, AUReading, AUResult
+from au_llava.readings_au_llava import AUAnswer, AUReading, AUResult
 
 
 def answer(name, scale, **values):

@@ -10,7 +10,8 @@ from PIL import Image
 
 from au_llava.action_units import FORMATS
 from au_llava.au_recognition.evidence import BLUR, evidence_maps, falls_when_hidden, peak
-from au_llava.au_recognition.reasons import add_reasons, explain, reason
+from au_llava.au_recognition.outputs import add_reasons
+from au_llava.au_recognition.reasons import explain, reason
 from au_llava.au_recognition.runner import reading_of
 from au_llava.au_rendering.people import sample_subject
 from au_llava.au_rendering.pictures import picture

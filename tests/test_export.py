@@ -151,7 +151,7 @@ def test_calibration_is_that_of_recognize(name, calibration):
     of_mass = torch.where(present, masses / present.sum(), (1 - masses) / (~present).sum()).expand(-1, rows, -1)
     exact = torch.cat([logits.log_softmax(-1), of_mass.log()])
     expected, _ = calibrate(exact.exp().numpy(), fmt, calibration)
-    found = Calibration.of(calibration, fmt)(exact.float())
+    found = Calibration.of(calibration, fmt, torch)(exact.float())
     np.testing.assert_allclose(found.numpy(), expected, atol=2e-6)
     if calibration is not None and name == "disfa":
         assert np.abs(expected - exact.exp().numpy()).max() > 0.1

@@ -11,6 +11,7 @@ from au_llava.au_faces import detect
 from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT, crop_face
 from au_llava.au_faces.detect import YuNet
 from au_llava.au_faces.follow import follow, look_of
+from au_llava.au_faces.photo import Photo
 from au_llava.au_faces.table import FacesTable, NoRow
 from au_llava.au_rendering import render
 from au_llava.au_rendering.pictures import render_face
@@ -97,12 +98,12 @@ def test_eyes_that_cannot_be(eyes):
 
 
 def test_found_eyes_are_those_of_the_renderer():
-    """On frontal faces the detector's idea of an eye agrees with the renderer's to 5 % of the crop."""
+    """On frontal faces the detector's idea of an eye agrees with the renderer's to 6 % of the crop."""
     detector = YuNet()
     for seed in range(6):
-        picture, eyes, _ = scene(angle=10 * seed - 25, zoom=2, seed=seed)
+        picture, eyes, _ = scene(angle=10 * seed - 25, zoom=1.5, seed=seed)
         (face,) = detector(picture)
-        assert np.abs(np.array(face.eyes) - eyes).max() < 0.05 * 2 * SIDE
+        assert np.abs(np.array(face.eyes) - eyes).max() < 0.06 * 1.5 * SIDE
         assert face.confidence > 0.8
 
 
@@ -119,11 +120,11 @@ def test_a_face_that_fills_a_large_picture_is_measured_as_in_a_small_one():
 
 
 def test_the_eyes_of_a_face_too_large_for_the_detector_are_those_of_the_shrunk_picture():
-    face = Image.fromarray(data.astronaut()).crop((138, 47, 308, 217))  # it fills the picture
+    face = Image.fromarray(data.astronaut()).crop((153, 62, 293, 202))  # it fills the picture
     large = face.resize((1024, 1024), Image.Resampling.BICUBIC)
-    [shrunk] = YuNet()(large.resize((320, 320), Image.Resampling.BOX))
-    assert max(shrunk.box[2:]) * 3.2 > detect.LARGEST_FACE
-    [found] = YuNet()(large)
+    [(shrunk, *_)] = YuNet().survey(Photo(large.resize((320, 320), Image.Resampling.BOX)))
+    assert max(shrunk.box[2:]) * detect.USUAL / 320 > detect.LARGEST_FACE
+    [(found, *_)] = YuNet().survey(Photo(large))
     np.testing.assert_allclose(found.eyes, np.array(shrunk.eyes) * 3.2, atol=0.01)
 
 
@@ -149,6 +150,21 @@ def test_tiny_pictures_are_read_the_same_every_time(side):
     assert len(found) == 1
     ((box,),) = found
     assert box[2] > side / 2
+
+
+@pytest.mark.parametrize("size", [(317, 233), (128, 320), (71, 65)])
+def test_answers_are_those_of_opencv(size):
+    """Pictures of up to 320 pixels are searched as they are."""
+    cv2 = pytest.importorskip("cv2")
+    picture = Image.fromarray(data.astronaut()).crop((100, 0, 400, 300)).resize(size, Image.Resampling.LANCZOS)
+    detector = YuNet()
+    [row] = cv2.FaceDetectorYN.create(str(detector.path), "", size, detect.MIN_CONFIDENCE).detect(
+        np.asarray(picture)[..., ::-1].copy()
+    )[1]
+    [(face, *_)] = detector.survey(Photo(picture))
+    np.testing.assert_allclose(face.box, row[:4], atol=1e-3)
+    np.testing.assert_allclose(np.ravel(face.points), row[4:14], atol=1e-3)
+    assert face.confidence == pytest.approx(row[14], abs=1e-5)
 
 
 def test_nothing_is_found_where_there_is_no_face():

@@ -11,8 +11,9 @@ import torch
 from conftest import random_faces
 from PIL import Image
 
-from au_llava import image_processing_au_llava
-from au_llava.image_processing_au_llava import AuLlavaImageProcessor, load_face_image
+from au_llava import pictures_au_llava
+from au_llava.image_processing_au_llava import AuLlavaImageProcessor
+from au_llava.pictures_au_llava import load_face_image
 
 RED, GREEN, BLUE = (200, 20, 10), (10, 180, 30), (5, 15, 220)
 
@@ -231,7 +232,7 @@ def test_urls_are_fetched_only_when_asked_for(quarters, served, monkeypatch):
     assert "allow_urls" not in processor.to_dict()
     with pytest.raises(ValueError, match=r"missing.png cannot be read as an image: .*404"):
         processor(f"{served}/missing.png")
-    monkeypatch.setattr(image_processing_au_llava, "MAX_DOWNLOAD", 20)
+    monkeypatch.setattr(pictures_au_llava, "MAX_DOWNLOAD", 20)
     with pytest.raises(ValueError, match=r"face.png cannot be read as an image: more than 0 MiB"):
         processor(f"{served}/face.png")
 

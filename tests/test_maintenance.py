@@ -1,10 +1,15 @@
-"""The scripts of maintenance/: the untrained base of the shipped checkpoint, and putting a checkpoint in its place."""
+"""The scripts of maintenance/: the untrained base, putting a checkpoint in its place, and the version."""
 
 import json
+import re
+import shutil
+import tomllib
+from datetime import date
 
 import pytest
 import torch
-from conftest import load_tool
+import yaml
+from conftest import ROOT, load_tool
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -42,3 +47,58 @@ def test_an_installed_checkpoint_is_small_and_says_who_it_has_seen(tiny_checkpoi
     assert torch.bfloat16 in {weight.dtype for weight in weights.values()}
     assert json.loads((root / "config.json").read_text())["dtype"] == "float32"
     assert read_training_manifest(str(root)) == manifest
+
+
+VERSIONED = ("pyproject.toml", "CITATION.cff", "CHANGELOG.md")
+
+
+def versions(root) -> tuple[str, str, object, list[tuple[str, str]]]:
+    """What the package, the citation (with its day) and the changelog say."""
+    package = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
+    citation = yaml.safe_load((root / "CITATION.cff").read_text())
+    changelog = re.findall(r"^## ([\d.]+) \((.+)\)$", (root / "CHANGELOG.md").read_text(), re.MULTILINE)
+    return package, citation["version"], citation.get("date-released"), changelog
+
+
+def test_package_citation_and_changelog_name_one_version():
+    package, cited, day, changelog = versions(ROOT)
+    assert package == cited
+    assert [(package, str(day))] == changelog[:1] if changelog else day is None
+
+
+@pytest.fixture
+def copy(tmp_path):
+    for name in VERSIONED:
+        shutil.copy(ROOT / name, tmp_path)
+    return tmp_path
+
+
+def test_a_new_version_stands_in_all_three(copy):
+    tool = load_tool("set_version")
+    before = versions(copy)[3]
+    changes = (copy / "CHANGELOG.md").read_text().partition("## Unreleased\n")[2]
+    tool.set_version(copy, "7.0.0", date(2027, 1, 15))
+    assert versions(copy) == ("7.0.0", "7.0.0", date(2027, 1, 15), [("7.0.0", "2027-01-15"), *before])
+    assert (copy / "CHANGELOG.md").read_text().endswith(f"## Unreleased\n\n## 7.0.0 (2027-01-15)\n{changes}")
+    tool.set_version(copy, "7.0.1", date(2027, 2, 1))
+    assert versions(copy)[:3] == ("7.0.1", "7.0.1", date(2027, 2, 1))
+    assert (copy / "CITATION.cff").read_text().count("date-released") == 1
+
+
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [("7.0.0", "is not above 7.0.0"), ("6.9", "is not above 7.0.0"), ("seven", "'seven' is no version")],
+)
+def test_a_version_that_cannot_be(copy, version, message):
+    tool = load_tool("set_version")
+    tool.set_version(copy, "7.0.0", date(2027, 1, 15))
+    before = [(copy / name).read_text() for name in VERSIONED]
+    with pytest.raises(ValueError, match=message):
+        tool.set_version(copy, version, date(2027, 1, 16))
+    assert [(copy / name).read_text() for name in VERSIONED] == before
+
+
+def test_a_changelog_without_changes_is_no_release(copy):
+    (copy / "CHANGELOG.md").write_text("# Changelog\n")
+    with pytest.raises(ValueError, match="say there what changed"):
+        load_tool("set_version").set_version(copy, "7.0.0", date(2027, 1, 15))

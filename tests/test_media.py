@@ -11,7 +11,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageCms
 
 from au_llava.au_faces.media import DamagedVideo, count_frames, every_frame, is_video, video_frames
-from au_llava.image_processing_au_llava import load_face_image
+from au_llava.pictures_au_llava import load_face_image
 
 RED, GREEN, BLUE, GRAY = (220, 30, 40), (20, 180, 60), (40, 60, 200), (200, 200, 200)
 WIDTH, HEIGHT = 96, 64

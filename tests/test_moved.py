@@ -29,7 +29,7 @@ def measured(yaw=0.0, pitch=0.0, **blendshapes) -> Measured:
     values = np.zeros(len(BLENDSHAPES), np.float32)
     for name, value in blendshapes.items():
         values[BLENDSHAPES.index(name)] = value
-    return Measured(values, landmarks, yaw, pitch, 0.0)
+    return Measured(values, landmarks, yaw, pitch, 0.0, np.eye(3))
 
 
 def vertex_at(x, y) -> int:

@@ -1,6 +1,7 @@
 """Text first: prompts are computed once, and every answer and gradient is that of whole sequences without a cache."""
 
 import copy
+import math
 
 import numpy as np
 import onnxruntime
@@ -137,6 +138,10 @@ def test_attention_backends_agree(backend):
     expected = answers(model, processor)
     torch.compiler.reset()
     model.set_attn_implementation({"text_config": backend})
+    np.testing.assert_allclose(answers(model, processor), expected, atol=1e-5)
+    if backend == "flex_attention":  # PyTorch's does not compile on a CPU for a second length
+        return
+    model.model.prompts.clear()
     np.testing.assert_allclose(answers(model, processor), expected, atol=1e-5)
     constrained = model.recognize(processor, random_faces(2), ["disfa"], "constrained")
     assert [each["disfa"].text for each in constrained] == forced_greedy(
@@ -349,7 +354,7 @@ def summed_without_cache(model, processor, records) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("mixed", [False, True])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [None, {"use_reentrant": False}, {"use_reentrant": True}])
 def test_loss_and_gradients_are_those_without_cache(mixed, checkpointing):
     model, processor = build("phrases")
     model.train()
@@ -358,12 +363,13 @@ def test_loss_and_gradients_are_those_without_cache(mixed, checkpointing):
     gradients = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
     model.zero_grad()
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.gradient_checkpointing_enable(checkpointing)
     batch = AUCollator(processor, causal_share=0)(rows(mixed))
     assert len(batch["prefixes"]) == 3
     losses = []
     passes = count_tokens(model, lambda: losses.append(loss_of(model, batch)))
-    assert passes == [(3, max(map(len, batch["prefixes"]))), (4, batch["input_ids"].shape[1])]
+    length = batch["input_ids"].shape[1]
+    assert passes == [(4 + math.ceil(sum(map(len, batch["prefixes"])) / length), length)]
     torch.testing.assert_close(losses[0], expected)
     losses[0].backward()
     assert gradients.keys() == {name for name, weight in model.named_parameters() if weight.grad is not None}
@@ -371,15 +377,6 @@ def test_loss_and_gradients_are_those_without_cache(mixed, checkpointing):
         if name in gradients:
             torch.testing.assert_close(weight.grad, gradients[name], rtol=1e-3, atol=1e-5, msg=name)
     assert not model.model.prompts.states
-
-
-def test_reentrant_checkpointing_is_refused():
-    model, processor = build("phrases")
-    model.train()
-    model.gradient_checkpointing_enable({"use_reentrant": True})
-    batch = AUCollator(processor, causal_share=0)(rows(False))
-    with pytest.raises(ValueError, match="use_reentrant: false"):
-        loss_of(model, batch)
 
 
 def test_causal_batches_ask_in_the_same_order(text_first):

@@ -26,13 +26,14 @@ from au_llava.action_units import FORMATS, MAIN_FORMATS, AUFormat
 from au_llava.au_datasets.records import load_records
 from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT
 from au_llava.au_faces.media import DamagedVideo, count_frames, is_video, video_frames
-from au_llava.au_recognition import command
 from au_llava.au_recognition.inputs import find_files
 from au_llava.au_recognition.movement import au_regions
 from au_llava.au_recognition.neutral import Neutral
 from au_llava.au_recognition.options import make_parser
 from au_llava.au_recognition.tables import au_columns, openface_label
 from au_llava.au_rendering.pictures import render_face
+from au_llava.au_rendering.view import View
+from au_llava.au_runs import checkpoints
 from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.names import escaped, unescaped
 from au_llava.recognize_au import run
@@ -44,7 +45,7 @@ FACE = 96
 def loaded_once():
     """Every run of the command in this process shares the loaded model."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "load_checkpoint", cache(load_checkpoint))
+        patch.setattr(checkpoints, "load_checkpoint", cache(load_checkpoint))
         yield
 
 
@@ -207,12 +208,53 @@ def test_provenance_is_in_the_sidecar(crowd_run):
     content = json.loads((crowd_run / "aus.csv.provenance.json").read_text())
     assert content["checkpoint"]["weights_sha256"]["model.safetensors"]
     assert content["detector"]["name"] == "yunet"
-    assert content["counts"] == {"files": 1, "faces": 2, "frames_without_face": 0}
+    assert content["counts"] == {"files": 1, "faces": 2, "frames_without_face": 0, "faces_turned_away": 0}
     assert {"torch", "transformers"} <= content["versions"].keys()
     assert content["decoding"] == "slots"
 
 
 # What is read
+
+
+@pytest.fixture(scope="module")
+def turned(tmp_path_factory):
+    """A picture of a person who looks ahead, and of the same one turned 40 degrees to the own left."""
+    picture = Image.new("RGB", (400, 200), (90, 120, 150))
+    for left, yaw in ((0, 0), (200, 40)):
+        face = render_face({}, subject=3, size=192, view=View(yaw=yaw, scale=0.7))
+        picture.paste(Image.fromarray(face), (left, 4))
+    path = tmp_path_factory.mktemp("turned") / "turned.png"
+    picture.save(path)
+    return path
+
+
+def test_the_table_has_the_pose(tiny_checkpoint, turned, tmp_path):
+    assert recognize(tiny_checkpoint, turned, "--formats", "disfa", "--out", tmp_path / "aus.csv") == 0
+    ahead, left = sorted(read_csv(tmp_path / "aus.csv"), key=lambda row: float(row["eye_right_x"]))
+    assert abs(float(ahead["pose_Ry"])) < np.radians(8)
+    assert np.radians(-55) < float(left["pose_Ry"]) < np.radians(-25)  # OpenFace counts to the right
+
+
+def test_faces_turned_too_far_are_left_out_and_counted(tiny_checkpoint, turned, tmp_path, capsys):
+    table = tmp_path / "aus.csv"
+    assert recognize(tiny_checkpoint, turned, "--formats", "disfa", "--max-yaw", 20, "--out", table) == 0
+    [row] = read_csv(table)
+    assert float(row["eye_left_x"]) < 200
+    assert "1 faces turned further than --max-yaw were left out." in capsys.readouterr().err
+    counts = json.loads(table.with_name("aus.csv.provenance.json").read_text())["counts"]
+    assert counts == {"files": 1, "faces": 1, "frames_without_face": 0, "faces_turned_away": 1}
+
+
+def test_a_picture_whose_only_face_is_turned_too_far(tiny_checkpoint, turned, tmp_path, capsys):
+    Image.open(turned).crop((200, 0, 400, 200)).save(tmp_path / "side.png")
+    assert recognize(tiny_checkpoint, tmp_path / "side.png", "--formats", "disfa", "--max-yaw", 20) == 1
+    assert "side.png shows no face turned by at most 20 degrees to a side." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("degrees", [0, -5, 91])
+def test_impossible_max_yaw_is_refused(tiny_checkpoint, turned, capsys, degrees):
+    assert recognize(tiny_checkpoint, turned, f"--max-yaw={degrees}") == 1
+    assert f"--max-yaw {degrees}: give degrees between 0 and 90." in capsys.readouterr().err
 
 
 def test_several_faces_are_found_where_they_are(crowd_run):
@@ -539,7 +581,7 @@ def test_variable_frame_rate_keeps_its_times(tmp_path):
 
 def interrupt_after(monkeypatch, calls, error):
     """Let the model fail after it has read `calls` chunks; returns a list of how many faces each chunk had."""
-    load, sizes = command.load_checkpoint, []
+    load, sizes = checkpoints.load_checkpoint, []
 
     def load_interrupted(*words, **options):
         model, processor = load(*words, **options)
@@ -554,7 +596,7 @@ def interrupt_after(monkeypatch, calls, error):
         monkeypatch.setattr(model, "recognize", recognize)
         return model, processor
 
-    monkeypatch.setattr(command, "load_checkpoint", load_interrupted)
+    monkeypatch.setattr(checkpoints, "load_checkpoint", load_interrupted)
     return sizes
 
 
@@ -598,7 +640,7 @@ def test_work_of_another_run_is_refused_and_kept(tiny_checkpoint, film, tmp_path
 
 def test_outputs_are_refused_before_the_work(tiny_checkpoint, film, pictures, tmp_path, monkeypatch, capsys):
     film = shutil.copy(film, tmp_path)
-    monkeypatch.setattr(command, "load_checkpoint", lambda *_, **__: pytest.fail("the work has begun"))
+    monkeypatch.setattr(checkpoints, "load_checkpoint", lambda *_, **__: pytest.fail("the work has begun"))
     (tmp_path / "folder.csv").mkdir()
     for words, message in (
         (["--out", tmp_path / "folder.csv"], "is a folder: name a file"),

@@ -25,8 +25,11 @@ CODE = {
     "slot_tree_au_llava.py",
     "image_processing_au_llava.py",
     "modeling_au_llava.py",
+    "pictures_au_llava.py",
     "pipeline_au_llava.py",
+    "prefix_au_llava.py",
     "processing_au_llava.py",
+    "readings_au_llava.py",
     "quantization_au_llava.py",
 }
 MODEL_FILES = {"README.md", "config.json", "decision.json", "generation_config.json", "model.safetensors"}
@@ -143,7 +146,11 @@ def test_exactly_these_files_travel(tiny, tmp_path):
     processor.save_pretrained(tmp_path / "processor")
     processor.image_processor.save_pretrained(tmp_path / "images")
     model.config.save_pretrained(tmp_path / "config")
-    assert files(tmp_path / "model") == MODEL_FILES | CODE - {"processing_au_llava.py", "decision_template_au_llava.py"}
+    assert files(tmp_path / "model") == MODEL_FILES | CODE - {
+        "decision_template_au_llava.py",
+        "image_processing_au_llava.py",
+        "processing_au_llava.py",
+    }
     processor_code = CODE - {
         "card_au_llava.py",
         "consistency_au_llava.py",
@@ -151,7 +158,9 @@ def test_exactly_these_files_travel(tiny, tmp_path):
         "decoding_au_llava.py",
         "modeling_au_llava.py",
         "pipeline_au_llava.py",
+        "prefix_au_llava.py",
         "quantization_au_llava.py",
+        "readings_au_llava.py",
         "slot_tree_au_llava.py",
     }
     assert files(tmp_path / "processor") == PROCESSOR_FILES | processor_code
@@ -160,7 +169,11 @@ def test_exactly_these_files_travel(tiny, tmp_path):
         "config.json",
         "configuration_au_llava.py",
     }
-    assert files(tmp_path / "images") == {"preprocessor_config.json", "image_processing_au_llava.py"}
+    assert files(tmp_path / "images") == {
+        "preprocessor_config.json",
+        "image_processing_au_llava.py",
+        "pictures_au_llava.py",
+    }
 
 
 def test_auto_maps_name_classes_that_travel(tiny, tmp_path):

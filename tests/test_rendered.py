@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from au_llava.action_units import FORMATS
+from au_llava.action_units import FORMATS, AUFormat
 from au_llava.au_readers.rendered import sample_records
 from au_llava.au_rendering.activations import EXCLUDES, NAMES, label_values, sample_activations
 from au_llava.au_rendering.appearance import RestLines
@@ -187,6 +187,14 @@ def test_labels_of_all_formats():
 )
 def test_intensity_rounds_half_up(strength, intensity):
     assert label_values({"AU9": strength}, "disfa")[FORMATS["disfa"].labels.index("AU9")] == intensity
+
+
+def test_labels_of_any_format(monkeypatch):
+    """A whole AU from its sides, a side from the whole, unknown what the rig cannot show."""
+    monkeypatch.setitem(FORMATS, "mine", AUFormat("mine", ("AU28", "AU9L", "AU12", "AU64", "AU22"), "intensity"))
+    values = label_values({"AU28B": 0.4, "AU9": 0.2, "AU12R": 1.0}, "mine")
+    assert values[:3] == [2, 1, 5]
+    assert np.isnan(values[3:]).all()
 
 
 def test_sampled_activations_are_possible_and_varied():

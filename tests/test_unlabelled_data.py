@@ -237,6 +237,16 @@ def test_parquet_teacher_reads_the_stored_blendshapes(shards, tmp_path, no_detec
         assert np.isnan(each["values"]).all()
 
 
+def test_other_formats_can_be_asked_for(shards, tmp_path, no_detector, teacher):
+    teacher.measured = None
+    assert run("fairface", shards, tmp_path / "out", "--teacher", "mediapipe", "--formats", "feafa", "disfa") == 0
+    records = load_records(tmp_path / "out", labelled=False)
+    assert records.unique("format") == ["feafa", "disfa"]
+    assert manifest(tmp_path / "out")["arguments"]["formats"] == ["feafa", "disfa"]
+    assert run("fairface", shards, tmp_path / "usual") == 0
+    assert "formats" not in manifest(tmp_path / "usual")["arguments"]  # as before there were others
+
+
 def test_weak_values_belong_to_the_content(shards, tmp_path, no_detector, teacher):
     """Two folders that teach differently are not the same data."""
     teacher.measured = None

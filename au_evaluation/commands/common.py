@@ -14,12 +14,12 @@ from au_llava.au_datasets.records import load_records
 from au_llava.au_evaluation.predictions import use_prior
 from au_llava.au_evaluation.scoring import jsonable
 from au_llava.au_runs import files
-from au_llava.au_runs.commands import CommandParser
+from au_llava.au_runs.commands import QUANTIZATIONS, CommandParser
+from au_llava.au_runs.formats import FormatNames, choices
 from au_llava.au_runs.manifests import read_training_manifest
 from au_llava.au_runs.provenance import code_commit, content_hashes
 from au_llava.calibration_au_llava import PRIORS
-from au_llava.decoding_au_llava import DECODERS
-from au_llava.quantization_au_llava import QUANTIZATIONS
+from au_llava.readings_au_llava import DECODERS
 
 SCHEMA_VERSION = 2  # of results.json and matrix.json
 PACKAGES = ("au-llava", "torch", "transformers", "datasets", "numpy", "scikit-learn")
@@ -39,7 +39,12 @@ OPTIONS = {
         "choices": QUANTIZATIONS,
         "help": "load the language model with this many bits per weight (needs bitsandbytes)",
     },
-    "--formats": {"nargs": "+", "help": "formats to score (default: all in the data)"},
+    "--formats": {
+        "nargs": "+",
+        "action": FormatNames,
+        "metavar": "FORMAT",
+        "help": f"formats to score, {choices()} (default: all in the data)",
+    },
     "--groups": {
         "nargs": "+",
         "default": [],

@@ -1,0 +1,185 @@
+"""Places the eyes, the nose and the corners of the mouth of a face, and measures where the head is turned.
+
+A small convolutional network (0.47 million parameters, about a millisecond a face) looks at a crop that is aligned by a
+rough guess, such as YuNet's points, and corrects the guess. `maintenance/fit_face_points.py` trains it on photographs
+that MediaPipe's landmarker has measured and on rendered heads, whose points are known.
+"""
+
+import importlib.util
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT, Face, cut_square
+from au_llava.au_faces.network import open_network
+from au_llava.au_faces.photo import Photo
+from au_llava.au_runs.files import HOME
+
+MODEL = HOME / "assets" / "face_points.onnx"
+SIDE = 64  # pixels of the crop that the network looks at
+# Where the points of a mean frontal face lie in this crop, in sides: the person's right eye, left eye, tip of the nose,
+# right and left corner of the mouth.
+TEMPLATE = np.array([[0.33, 0.38], [0.67, 0.38], [0.5, 0.575], [0.375, 0.745], [0.625, 0.745]])
+TRUSTED = 0.5  # confidence from which the network's answer is taken
+PASSES = 2  # the second looks at a crop that is aligned by the first
+
+
+@dataclass(frozen=True)
+class PlacedFace:
+    """What the network says about one face."""
+
+    points: np.ndarray  # (5, 2) float64, as in `TEMPLATE`, in pixels from the upper left corner of the picture
+    confidence: float  # probability that the crop shows a face in the right place
+    rotation: (
+        np.ndarray
+    )  # (3, 3) of the head; its columns point to the left of the head, up and ahead (see `head_pose`)
+
+
+class FacePoints:
+    """Places the points of faces. Threads may share it.
+
+    Raises:
+        ValueError: ONNX Runtime is not installed.
+        FileNotFoundError: the model is missing.
+    """
+
+    def __init__(self, model: Path = MODEL):
+        if not model.is_file():
+            raise FileNotFoundError(f"There is no model of face points at {model}: restore it from the repository.")
+        self._network = open_network(model.read_bytes())
+
+    def __call__(self, image: Image.Image, guesses: Sequence[np.ndarray]) -> list[PlacedFace]:
+        """Place the points of some faces of one picture.
+
+        Args:
+            image: RGB.
+            guesses: a rough (5, 2) for each face, in the order of `TEMPLATE`. Up to a fifth of the face's size off, and
+                turned by up to 20 degrees, is near enough.
+
+        Returns:
+            one for each guess.
+        """
+        placed = [PlacedFace(np.asarray(guess, dtype=float), 1.0, np.eye(3)) for guess in guesses]
+        for _ in range(PASSES if placed else 0):
+            frames = [fit_frame(face.points) for face in placed]
+            placed = [_placed(row, *frame) for row, frame in zip(self._look(image, frames), frames, strict=True)]
+        return placed
+
+    def _look(self, image: Image.Image, frames: Sequence[tuple[complex, complex]]) -> np.ndarray:
+        """(N, 15) what the network says of the crops in these frames."""
+        crops = [
+            cut_square(image, _xy(corner), _xy(edge / abs(edge)), abs(edge) / SIDE, SIDE) for edge, corner in frames
+        ]
+        batch = np.stack([np.asarray(crop, np.float32) for crop in crops]).transpose(0, 3, 1, 2)
+        return self._network.run(None, {"crops": np.ascontiguousarray(batch)})[0].astype(float)
+
+
+def _xy(point: complex) -> tuple[float, float]:
+    return point.real, point.imag
+
+
+def fit_frame(points: np.ndarray) -> tuple[complex, complex]:
+    """The crop that fits points (5, 2) best: its upper edge and its upper left corner, in the picture.
+
+    Points are complex numbers, so that a product turns and scales: a point p of the crop, in sides, lies at
+    edge * p + corner. The fit is the least squares of `TEMPLATE` (Umeyama, 1991).
+    """
+    template, found = TEMPLATE @ [1, 1j], points @ [1, 1j]
+    centered = template - template.mean()
+    edge = (np.conj(centered) * found).sum() / (np.abs(centered) ** 2).sum()
+    return complex(edge), complex(found.mean() - edge * template.mean())
+
+
+def _placed(row: np.ndarray, edge: complex, corner: complex) -> PlacedFace:
+    """What the network says of a crop, in the picture."""
+    points = edge * ((row[:10].reshape(5, 2) + TEMPLATE) @ [1, 1j]) + corner
+    turn = np.conj(edge) / abs(edge)  # the picture's y points down, the directions' up
+    ahead, up = turn * (row[10] + 1j * row[11]), turn * (row[12] + 1j * row[13])
+    return PlacedFace(
+        np.stack([points.real, points.imag], axis=1),
+        float(1 / (1 + np.exp(-row[14]))),
+        _rotation(np.array([ahead.real, ahead.imag]), np.array([up.real, up.imag])),
+    )
+
+
+def _rotation(ahead: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """The rotation whose directions ahead and up have these x (to the right) and y (up) in the picture."""
+    depth = math.sqrt(max(1 - ahead @ ahead, 0.01))  # z points to the viewer; the back of a head is not read
+    ahead = np.array([*ahead, depth])
+    ahead /= np.linalg.norm(ahead)
+    up = np.array([*up, -(ahead[:2] @ up) / ahead[2]])
+    up -= (up @ ahead) * ahead
+    up /= np.linalg.norm(up)
+    return np.stack([np.cross(up, ahead), up, ahead], axis=1)
+
+
+def head_pose(rotation: np.ndarray) -> tuple[float, float, float]:
+    """The angles of a head as OpenFace writes them, `pose_Rx`, `pose_Ry`, `pose_Rz`, in radians.
+
+    OpenFace's x points right in the picture, y down and z away from the camera, and its rotation is Rx Ry Rz
+    (`RotationHelpers.h`): pitch is positive when the head looks down, yaw when it turns to its own right, roll when it
+    tilts to its own left (clockwise in the picture).
+
+    Args:
+        rotation: (3, 3); x right, y up, z to the viewer.
+    """
+    from scipy.spatial.transform import Rotation
+
+    axes = np.diag([1.0, -1.0, -1.0])
+    return tuple(Rotation.from_matrix(axes @ rotation @ axes).as_euler("XYZ").tolist())
+
+
+@cache
+def face_points() -> FacePoints:
+    """The one `FacePoints` of this process."""
+    return FacePoints()
+
+
+def placed(photo: Photo, faces: Sequence[Face]) -> list[Face]:
+    """Faces with better points and eyes, and with their pose.
+
+    A face keeps its own, and gets no pose, if the network does not trust its answer or puts an eye outside the picture.
+
+    Args:
+        photo: the picture of the faces.
+        faces: with `points`.
+    """
+    if not faces:
+        return []
+    smallest = min(faces, key=lambda face: np.hypot(*np.subtract(*face.eyes)))
+    image, factor = photo.showing(smallest.eyes, SIDE)
+    answers = face_points()(image, [np.array(face.points) / factor for face in faces])
+    return [_better(face, answer, image.size, factor) for face, answer in zip(faces, answers, strict=True)]
+
+
+def with_pose(photo: Photo, face: Face) -> Face:
+    """A face that somebody gave, or a picture that is a face crop, with its pose; its eyes stay.
+
+    There is no pose if the network does not trust its answer, or if ONNX Runtime is not installed.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        return face
+    eyes = face.eyes
+    if eyes is None:
+        left, top, width, height = face.box
+        x, y = EYE_DISTANCE / 2 * width, top + EYE_HEIGHT * height
+        eyes = ((left + width / 2 - x, y), (left + width / 2 + x, y))
+    right, left = np.array(eyes) @ [1, 1j]
+    template = TEMPLATE @ [1, 1j]
+    guess = right + (template - template[0]) * (left - right) / (template[1] - template[0])
+    image, factor = photo.showing(eyes, SIDE)
+    [answer] = face_points()(image, [np.stack([guess.real, guess.imag], axis=1) / factor])
+    return face if answer.confidence < TRUSTED else replace(face, pose=head_pose(answer.rotation))
+
+
+def _better(face: Face, answer: PlacedFace, size: tuple[int, int], factor: int) -> Face:
+    eyes = answer.points[:2]
+    if answer.confidence < TRUSTED or (eyes < 0).any() or (eyes > size).any():
+        return face
+    points = tuple(map(tuple, (factor * answer.points).tolist()))
+    return replace(face, eyes=points[:2], points=points, pose=head_pose(answer.rotation))

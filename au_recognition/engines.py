@@ -1,0 +1,146 @@
+"""The two engines that read face crops, PyTorch and ONNX Runtime, and which of them a run takes.
+
+ONNX Runtime starts and reads faster on a processor and needs neither PyTorch nor Transformers. It is taken where it is
+installed, a graph for the checkpoint and the formats is there (onnx_engine.py), and nothing asks for PyTorch.
+"""
+
+import ctypes
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from au_llava.action_units import AUFormat
+from au_llava.au_recognition.onnx_engine import OnnxEngine, find_graph, graph_cache, graph_key
+from au_llava.readings_au_llava import AUResult
+
+ENGINES = ("torch", "onnx")
+CUDA = ("libcuda.so.1", "nvcuda.dll")  # NVIDIA's driver on Linux and on Windows
+MISSING = "--engine onnx needs {}: pip install 'au-llava[{}]', or leave out --engine."
+
+
+class TorchEngine:
+    """Reads face crops with a loaded model and its processor; attributes as of `OnnxEngine`."""
+
+    name = "torch"
+
+    def __init__(self, model, processor, base_sha256: Mapping[str, str] | None = None):
+        self.model, self.processor, self.base_sha256 = model, processor, dict(base_sha256 or {})
+        self.size = processor.image_processor.crop_size["height"]
+        self.device = str(model.device)
+        self.mirror_images = model.config.mirror_images
+
+    @property
+    def calibration(self) -> Mapping | None:
+        return self.model.config.calibration
+
+    @calibration.setter
+    def calibration(self, calibration: Mapping | None) -> None:
+        self.model.config.calibration = calibration
+
+    def recognize(
+        self, images: Sequence, formats: Sequence[AUFormat], decoding: str = "slots", batch_size: int = 16
+    ) -> list[AUResult]:
+        """As `recognize` of the model, see decoding_au_llava.py."""
+        return self.model.recognize(self.processor, images, formats=formats, decoding=decoding, batch_size=batch_size)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a run asks of its engine.
+
+    Attributes:
+        model: checkpoint folder or Hub id.
+        engine: one of `ENGINES`, or None for the better one.
+        explains: whether gradients are needed, as for evidence maps.
+    """
+
+    model: str
+    formats: tuple[AUFormat, ...]
+    engine: str | None = None
+    decoding: str = "slots"
+    quantize: str | None = None
+    explains: bool = False
+
+
+def open_engine(wish: Wish) -> TorchEngine | OnnxEngine:
+    """The engine for a run. With `engine="onnx"` a missing graph is made, once, and kept in the cache.
+
+    Raises:
+        ValueError: ONNX Runtime was asked for and cannot do it, or the checkpoint cannot be loaded.
+        OSError: there is no such checkpoint.
+    """
+    obstacle = _obstacle(wish)
+    if wish.engine == "onnx" and obstacle is not None:
+        raise ValueError(obstacle)
+    if wish.engine != "torch" and obstacle is None and (wish.engine == "onnx" or not has_gpu()):
+        checkpoint = checkpoint_folder(wish.model)
+        graph = find_graph(checkpoint, wish.formats)
+        if graph is None and wish.engine == "onnx":
+            graph = _made_graph(checkpoint, wish.formats)
+        if graph is not None:
+            return OnnxEngine(checkpoint, graph)
+        _say_what_is_missing(checkpoint, wish.formats)
+    from au_llava.au_runs.checkpoints import check_base, load_checkpoint
+
+    base = check_base(wish.model)
+    return TorchEngine(*load_checkpoint(wish.model, quantize=wish.quantize, checked=True), base)
+
+
+def _obstacle(wish: Wish) -> str | None:
+    """Why ONNX Runtime cannot do it, in a sentence; None if it can."""
+    if wish.decoding != "slots":
+        return f"--engine onnx reads slots only: leave out --decoding {wish.decoding}, or take --engine torch."
+    if wish.quantize is not None:
+        return f"--engine onnx reads with whole weights: leave out --quantize {wish.quantize}, or take --engine torch."
+    if wish.explains:
+        return "--engine onnx has no gradients, which --explain needs: take --engine torch."
+    if find_spec("onnxruntime") is None:
+        return MISSING.format("ONNX Runtime", "recognize")
+    if (Path(wish.model) / "adapter_config.json").is_file():
+        return f"{wish.model} holds adapters, which --engine onnx cannot read: merge them with tools/merge_adapter.py."
+    return None
+
+
+def has_gpu() -> bool:
+    """Whether NVIDIA's driver shows a GPU to this process; asked without importing PyTorch."""
+    for name in CUDA:
+        try:
+            driver = ctypes.CDLL(name)
+        except OSError:
+            continue
+        count = ctypes.c_int(0)
+        return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    return False
+
+
+def checkpoint_folder(name: str) -> Path:
+    """The folder of a checkpoint; one on the Hub is fetched, without its code."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "*.safetensors", "*.onnx"]))
+
+
+def _made_graph(checkpoint: Path, formats: Sequence[AUFormat]) -> Path:
+    for module in ("torch", "transformers", "onnx", "onnxscript"):
+        if find_spec(module) is None:
+            raise ValueError(f"{checkpoint} has no ONNX file for these formats. " + MISSING.format(module, "export"))
+    from au_llava.au_publishing.slots_file import write_graph
+
+    print("writing the checkpoint's ONNX file, once", file=sys.stderr)
+    folder = graph_cache(graph_key(checkpoint, formats))
+    write_graph(checkpoint, formats, folder)
+    return folder
+
+
+def _say_what_is_missing(checkpoint: Path, formats: Sequence[AUFormat]) -> None:
+    """Say on standard error why PyTorch is taken, if the checkpoint has a graph, but not for these formats."""
+    lacking = [fmt.name for fmt in formats if find_graph(checkpoint, [fmt]) is None]
+    if len(lacking) < len(formats):
+        print(
+            f"{checkpoint}: its ONNX file lacks {', '.join(lacking)}, so PyTorch reads (--engine onnx would make one).",
+            file=sys.stderr,
+        )

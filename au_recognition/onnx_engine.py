@@ -1,0 +1,219 @@
+"""Reading by ONNX Runtime, without PyTorch and Transformers: a graph of a few hundred kB, and the checkpoint's weights.
+
+A graph is two files, `slots.onnx` and `slots.json`, which au_publishing/slots_file.py writes. The graph leads from
+pixels to log-probabilities before calibration, mirror images included, and holds no large weights: it takes them from
+the safetensors files of its checkpoint. The description beside it says
+
+- `key`: what the graph was made of (`graph_key`), so that it is never used with another checkpoint;
+- `sha256`: of the graph, so that a damaged one is not used;
+- `formats`: of its outputs, as `AUFormat.to_dict` gives them;
+- `weights`: name of a weight in the graph -> [safetensors file, name in it].
+
+Calibration, decisions and texts are made by readings_au_llava.py, as for PyTorch.
+"""
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from PIL import Image
+
+from au_llava.action_units import AUFormat, get_format, prompt
+from au_llava.au_runs.provenance import sha256_of, weights_sha256
+from au_llava.pictures_au_llava import load_face_image
+from au_llava.readings_au_llava import AUResult, slot_answers
+
+GRAPH, DESCRIPTION = "slots.onnx", "slots.json"
+VERSION = 1  # of graph and description; raise it when graphs of older code must not be used any longer
+# Files that a graph depends on, besides weights and config.json.
+SETTINGS = ("processor_config.json", "chat_template.jinja", "tokenizer.json", "tokenizer_config.json")
+UNRELATED = ("calibration", "transformers_version")  # keys of config.json that a graph does not depend on
+TYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}  # of weights; NumPy has no bfloat16
+
+
+class OnnxEngine:
+    """Reads face crops with the graph in a folder.
+
+    Args:
+        checkpoint: folder of the checkpoint.
+        folder: of the graph, see `graph_fits`.
+
+    Attributes:
+        name: of the engine.
+        device: where it computes.
+        size: side of a face crop in pixels.
+        mirror_images: whether the mirror image is read too.
+        calibration: as in the checkpoint's configuration; may be replaced.
+        base_sha256: of the base of adapters, see `check_base`; empty.
+
+    Raises:
+        ValueError: the pixels of this checkpoint are prepared in another way than usual.
+    """
+
+    name, device = "onnx", "cpu"
+    base_sha256: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, checkpoint: Path, folder: Path):
+        config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+        self.calibration, self.mirror_images = config.get("calibration"), config["mirror_images"]
+        self._images = image_settings(checkpoint)
+        self.size = self._images["crop_size"]["height"]
+        description = _description(folder)
+        self.formats = tuple(get_format(fmt) for fmt in description["formats"])
+        self._session = _session(folder / GRAPH, _weights(checkpoint, description["weights"]))
+
+    def recognize(
+        self, images: Sequence, formats: Sequence[AUFormat], decoding: str = "slots", batch_size: int = 16
+    ) -> list[AUResult]:
+        """As `recognize` of the model (decoding_au_llava.py), for formats of the graph and the slots decoder.
+
+        Args:
+            images: face crops, as `load_face_image` takes them.
+        """
+        formats, results = tuple(formats), []
+        for start in range(0, len(images), batch_size):
+            batch = np.stack([self._pixels(load_face_image(image)) for image in images[start : start + batch_size]])
+            read = self._session.run([fmt.name for fmt in formats], {self._session.get_inputs()[0].name: batch})
+            shares = {fmt.name: _softmax(logs.astype(np.float64)) for fmt, logs in zip(formats, read, strict=True)}
+            for answers in slot_answers(shares, formats, self.calibration):
+                results.append(AUResult({fmt.name: answer for fmt, answer in zip(formats, answers, strict=True)}))
+        return results
+
+    def _pixels(self, image: Image.Image) -> np.ndarray:
+        """(3, height, width) float32: what the image processor makes of an RGB picture."""
+        settings = self._images
+        shortest, crop = settings["size"]["shortest_edge"], settings["crop_size"]
+        size = tuple(shortest * side // min(image.size) for side in image.size)
+        image = image if size == image.size else image.resize(size, settings["resample"])
+        left, top = (size[0] - crop["width"]) // 2, (size[1] - crop["height"]) // 2
+        image = image.crop((left, top, left + crop["width"], top + crop["height"]))  # black beyond the picture
+        pixels = (np.asarray(image, dtype=np.float64) * settings["rescale_factor"]).astype(np.float32)
+        mean, std = (np.array(settings[key], dtype=np.float32) for key in ("image_mean", "image_std"))
+        return ((pixels - mean) / std).transpose(2, 0, 1)
+
+
+def _softmax(logs: np.ndarray) -> np.ndarray:
+    """Probabilities from log-probabilities in float32, whose sum is off by 1e-7: too much for calibration."""
+    shares = np.exp(logs)
+    return shares / shares.sum(axis=-1, keepdims=True)
+
+
+def image_settings(checkpoint: Path) -> dict:
+    """How the checkpoint prepares pixels: the image processor's part of processor_config.json.
+
+    Raises:
+        ValueError: it is not resize, crop, rescale and normalize.
+    """
+    settings = json.loads((checkpoint / "processor_config.json").read_text(encoding="utf-8"))["image_processor"]
+    steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
+    if not all(settings[step] for step in steps) or set(settings["size"]) != {"shortest_edge"}:
+        raise ValueError(f"{checkpoint} prepares pixels in a way that needs --engine torch.")
+    return settings
+
+
+# ---- Graphs ---------------------------------------------------------------------------------------------------
+def graph_key(checkpoint: Path, formats: Sequence[AUFormat]) -> str:
+    """The content hash of everything that a graph of these formats depends on, calibration left out.
+
+    Raises:
+        OSError: the folder lacks config.json.
+    """
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    made_of = {
+        "version": VERSION,
+        "weights": weights_sha256(str(checkpoint)),
+        "config": {key: value for key, value in config.items() if key not in UNRELATED},
+        "files": {name: sha256_of(checkpoint / name) for name in SETTINGS if (checkpoint / name).is_file()},
+        "formats": [[fmt.to_dict(), fmt.value_strings, prompt(fmt)] for fmt in formats],
+    }
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+
+
+def graph_cache(key: str) -> Path:
+    """The folder, in the cache of Hugging Face's libraries, of the graph with this key."""
+    from huggingface_hub.constants import HF_HOME
+
+    return Path(HF_HOME) / "au_llava" / key
+
+
+def _description(folder: Path) -> dict:
+    return json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+
+
+def graph_fits(checkpoint: Path, folder: Path, formats: Sequence[AUFormat]) -> bool:
+    """Whether `folder` holds a whole graph that was made of this checkpoint and has these formats."""
+    try:
+        description = _description(folder)
+        held = [get_format(fmt) for fmt in description["formats"]]
+        return (
+            all(fmt in held for fmt in formats)
+            and description["key"] == graph_key(checkpoint, held)
+            and description["sha256"] == sha256_of(folder / GRAPH)
+        )
+    except (OSError, ValueError, KeyError, TypeError):  # missing, damaged, or of another version
+        return False
+
+
+def find_graph(checkpoint: Path, formats: Sequence[AUFormat]) -> Path | None:
+    """The folder of a graph for these formats: the checkpoint itself, or the cache."""
+    try:
+        folders = (checkpoint, graph_cache(graph_key(checkpoint, formats)))
+    except OSError:
+        return None
+    return next((folder for folder in folders if graph_fits(checkpoint, folder, formats)), None)
+
+
+# ---- ONNX Runtime ---------------------------------------------------------------------------------------------
+def _session(path: Path, weights: Mapping[str, np.ndarray]):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = _threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads leave the cores alone
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(weight) for weight in weights.values()]
+    options.add_external_initializers(list(weights), values)
+    return onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+
+
+def _threads() -> int:
+    """As PyTorch counts them: OMP_NUM_THREADS, or the cores that this process may use."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if given.isdecimal() and int(given) > 0:
+        return int(given)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _weights(checkpoint: Path, named: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
+    """Name in the graph -> float32 array, read off the checkpoint's safetensors files."""
+    files = {file: stored_tensors(checkpoint / file) for file, _ in named.values()}
+    return {name: as_float32(*files[file][tensor]) for name, (file, tensor) in named.items()}
+
+
+def stored_tensors(path: Path) -> dict[str, tuple[np.ndarray, str]]:
+    """Name -> (array on disk, its type in the file) of the floating-point tensors in a safetensors file.
+
+    safetensors' own reader for NumPy knows no bfloat16; the format is described at
+    https://github.com/huggingface/safetensors#format.
+    """
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    content = np.memmap(path, np.uint8, "r", offset=8 + length)
+    tensors = {}
+    for name, about in header.items():
+        if name != "__metadata__" and about["dtype"] in TYPES:
+            start, end = about["data_offsets"]
+            tensors[name] = content[start:end].view(TYPES[about["dtype"]]).reshape(about["shape"]), about["dtype"]
+    return tensors
+
+
+def as_float32(stored: np.ndarray, kind: str) -> np.ndarray:
+    """The tensor in float32; a bfloat16 is the upper half of one."""
+    if kind == "BF16":
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+    return np.ascontiguousarray(stored, dtype=np.float32)

@@ -1,0 +1,28 @@
+"""Which of several processes this one is; accelerate, which imports PyTorch, only where there are several."""
+
+import os
+from dataclasses import dataclass
+
+# Where launchers say how many processes they started, as accelerate reads them (PartialState).
+LAUNCHERS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+@dataclass(frozen=True)
+class OneProcess:
+    """A process by itself, with what this project uses of accelerate's `PartialState`."""
+
+    num_processes: int = 1
+    process_index: int = 0
+    is_main_process: bool = True
+
+    def wait_for_everyone(self) -> None:
+        """There is nobody to wait for."""
+
+
+def processes():
+    """accelerate's `PartialState` if a launcher started several processes, otherwise a `OneProcess`."""
+    if all(os.environ.get(name, "1") == "1" for name in LAUNCHERS):
+        return OneProcess()
+    from accelerate import PartialState
+
+    return PartialState()

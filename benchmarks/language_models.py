@@ -74,12 +74,8 @@ ARMS = {
 # ---- Data -----------------------------------------------------------------------------------------------------------
 def train_folder(source: str, out: Path, images: int) -> None:
     """Write the training records of the first `images` images, each in one format, without the hidden labels."""
-    arguments = {
-        "source": source,
-        "images": images,
-        "asked": list(ASKED),
-        "hidden": {name: list(labels) for name, labels in HIDDEN.items()},
-    }
+    hidden = {name: list(labels) for name, labels in HIDDEN.items()}
+    arguments = {"source": source, "images": images, "asked": list(ASKED), "hidden": hidden}
     start_folder(out, arguments)
     path = shard_path(out, "train", 0, 1)
     if not path.is_file():

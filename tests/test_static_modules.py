@@ -267,7 +267,7 @@ def test_points_are_placed_as_in_python(page, crowd, looked, monkeypatch):
     face = Face(tuple(map(tuple, guess[:2])), (30, 40, 60, 80), 0.9, points=tuple(map(tuple, guess)))
     [expected] = points.placed(Photo(crowd), [face])
     settings = {"side": points.SIDE, "template": points.TEMPLATE.tolist(), "trusted": points.TRUSTED}
-    settings |= {"passes": points.PASSES, "digits": points.DIGITS}
+    settings |= {"passes": points.PASSES, "digits": points.DIGITS, "above": points.ABOVE, "apart": points.APART}
     found = page.evaluate(
         """async ([image, guess, moves, settings]) => {
             const { placed } = await import("/points.js");

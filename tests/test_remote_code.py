@@ -159,7 +159,6 @@ def test_exactly_these_files_travel(tiny, tmp_path):
         "decoding_au_llava.py",
         "modeling_au_llava.py",
         "pipeline_au_llava.py",
-        "parts_au_llava.py",
         "prefix_au_llava.py",
         "quantization_au_llava.py",
         "readings_au_llava.py",

@@ -218,9 +218,8 @@ def score_arm(arm: str, arguments: argparse.Namespace) -> dict:
     few = test_records(arguments.test, arguments.free_images)
     scores["free"] = scores_of(read(model, processor, few, run, "free", decoding="free"))
     state = json.loads((run / "trainer_state.json").read_text())
-    losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
     cost = json.loads((run / COST).read_text())
-    return {"steps": state["global_step"], "last_loss": losses[-1], **cost, **scores}
+    return {"steps": state["global_step"], **cost, **scores}
 
 
 def table_of(results: dict[str, dict]) -> Table:

@@ -28,7 +28,6 @@ CODE = {
     "parts_au_llava.py",
     "pictures_au_llava.py",
     "pipeline_au_llava.py",
-    "parts_au_llava.py",
     "prefix_au_llava.py",
     "processing_au_llava.py",
     "readings_au_llava.py",

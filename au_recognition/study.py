@@ -147,7 +147,7 @@ def around_events(table: pd.DataFrame, events: pd.DataFrame, before: float, afte
     pieces = []
     for number, event in events.iterrows():
         if event["file"] not in recordings:
-            raise ValueError(f"Event {number} is in {event['file']}, of which the table has no rows.")
+            raise ValueError(f"Event {number} is in {event['file']}, but the table has no rows of that file.")
         rows = recordings[event["file"]]
         since, first, last = rows["timestamp"] - event["onset"], rows["timestamp"].min(), rows["timestamp"].max()
         if not (first - ROUNDING <= event["onset"] - before and event["onset"] + after <= last + ROUNDING):

@@ -118,7 +118,7 @@ def imagenet_tower(weights: Path, out: Path) -> None:
     They are TensorFlow's, as are those of timm's tf_efficientnet_lite0, whose tensors come in the same order.
 
     Args:
-        weights: the .pth file, of which only tensors are read.
+        weights: the .pth file; only its tensors are read.
     """
     tower = TimmWrapperModel(TimmWrapperConfig(architecture="tf_efficientnet_lite0", do_pooling=False, num_labels=0))
     stored = torch.load(weights, weights_only=True, map_location="cpu")

@@ -181,7 +181,7 @@ def test_rows_around_events_are_those_that_a_loop_finds():
 @pytest.mark.parametrize(
     ("event", "sentence"),
     [
-        ({"file": "b.mp4", "onset": 1.0}, "Event 0 is in b.mp4, of which the table has no rows"),
+        ({"file": "b.mp4", "onset": 1.0}, "Event 0 is in b.mp4, but the table has no rows of that file"),
         ({"file": "a.mp4", "onset": 9.0}, r"Event 0 at 9 s of a\.mp4.* lasts from 0 to 3\.9 s"),
         ({"file": "a.mp4", "onset": 0.4}, "0.5 s before to 1 s after it is not all within the recording"),
         ({"file": "a.mp4", "onset": 3.0}, "not all within the recording"),

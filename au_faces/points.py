@@ -32,7 +32,7 @@ PASSES = 2  # the second looks at a crop that is aligned by the first
 DIGITS = 2
 # The network places the middle of an eye's corners. The eyeballs' middles, by which rendered faces are cropped, lie
 # higher. From this distance above and this much further apart (in distances of the eyes), AUs of photographs are read
-# best: of 13 pairs, by the mean AUC on 400 photographs of FairFace coded by eye (docs/log.md).
+# best: of 14 pairs, by the mean AUC on 249 photographs of FairFace coded by eye (docs/log.md).
 ABOVE, APART = 0.05, 1.04
 
 

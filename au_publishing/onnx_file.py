@@ -24,14 +24,14 @@ import onnxruntime
 import torch
 from PIL import Image
 
-from au_llava.action_units import MAIN_FORMATS, AUFormat
+from au_llava.action_units import AUFormat
 from au_llava.au_publishing.export import INPUT_NAME, export
 from au_llava.au_publishing.slots_file import write_graph
 from au_llava.au_recognition.onnx_engine import GRAPH
 from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.commands import CommandParser, run_command
 from au_llava.au_runs.files import HOME, check_writable
-from au_llava.au_runs.formats import FormatNames, choices
+from au_llava.au_runs.formats import add_formats_option
 from au_llava.calibration_au_llava import calibrate
 from au_llava.decoding_au_llava import read_slots
 from au_llava.readings_au_llava import chosen_formats, slot_answers
@@ -110,14 +110,7 @@ def largest_difference(path: Path, model, processor, formats) -> float:
 def make_parser() -> CommandParser:
     parser = CommandParser(__doc__)
     parser.add_argument("--model", default=str(HOME), help="checkpoint folder or Hub id (default: this repository)")
-    parser.add_argument(
-        "--formats",
-        nargs="+",
-        action=FormatNames,
-        default=list(MAIN_FORMATS),
-        metavar="FORMAT",
-        help=f"{choices()} (default: {' '.join(MAIN_FORMATS)})",
-    )
+    add_formats_option(parser)
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument("--out", type=Path, help="file to write; its name must end in .onnx")
     place.add_argument(

@@ -43,7 +43,7 @@ from au_llava.au_readers.files import check_root
 from au_llava.au_readers.prepare import finish_source, parts_of, prepare_shard, start_source
 from au_llava.au_readers.workers import in_processes
 from au_llava.au_runs.commands import CommandEnded, CommandParser, run_command
-from au_llava.au_runs.formats import FormatNames, as_stored, choices
+from au_llava.au_runs.formats import FormatNames, add_formats_option, as_stored, choices
 from au_llava.au_runs.progress import progress_bar
 
 
@@ -185,22 +185,11 @@ def _add_rendered(datasets) -> None:
         "drawing, light from two colored lamps, a wide-angle lens, unusual head shapes), to test how well a model "
         "generalizes",
     )
-    _add_formats(parser)
+    add_formats_option(parser, "a record of each image in these: ")
     _add_output(parser)
     parser.add_argument("--validation", type=_share, default=0.05, help="share of the subjects (default: 0.05)")
     parser.add_argument("--test", type=_share, default=0.1, help="share of the subjects (default: 0.1)")
     parser.set_defaults(prepare=prepare_rendered)
-
-
-def _add_formats(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--formats",
-        nargs="+",
-        action=FormatNames,
-        default=list(MAIN_FORMATS),
-        metavar="FORMAT",
-        help=f"a record of each image in these: {choices()} (default: {' '.join(MAIN_FORMATS)})",
-    )
 
 
 def _add_labelled(datasets) -> None:
@@ -299,7 +288,7 @@ def _add_unlabelled(datasets) -> None:
         parser.add_argument(
             "--teacher", choices=faces.TEACHERS, default="none", help="store its weak values (default: none)"
         )
-        _add_formats(parser)
+        add_formats_option(parser, "a record of each image in these: ")
         parser.set_defaults(images=None)
         return parser
 

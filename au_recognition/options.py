@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from au_llava.action_units import MAIN_FORMATS, get_format
+from au_llava.action_units import get_format
 from au_llava.au_faces.detect import DETECTORS
 from au_llava.au_faces.media import is_video
 from au_llava.au_recognition.derived import SETS, check_derivable
@@ -12,7 +12,7 @@ from au_llava.au_recognition.engines import ENGINES
 from au_llava.au_recognition.tables import SUFFIXES
 from au_llava.au_runs.commands import QUANTIZATIONS, CommandParser
 from au_llava.au_runs.files import HOME, check_writable
-from au_llava.au_runs.formats import FormatNames, choices
+from au_llava.au_runs.formats import add_formats_option
 from au_llava.au_runs.processes import processes
 from au_llava.calibration_au_llava import PRIORS
 from au_llava.readings_au_llava import DECODERS
@@ -31,14 +31,7 @@ def make_parser(description: str) -> CommandParser:
         help="pictures, videos, folders, patterns, or - for a list on standard input",
     )
     add("--model", default=str(HOME), help="checkpoint folder or Hub id (default: the checkpoint beside the code)")
-    add(
-        "--formats",
-        nargs="+",
-        action=FormatNames,
-        default=list(MAIN_FORMATS),
-        metavar="FORMAT",
-        help=f"{choices()} (default: {' '.join(MAIN_FORMATS)})",
-    )
+    add_formats_option(parser)
     add("--decoding", choices=DECODERS, default="slots", help="how to decode answers (default: slots)")
     add(
         "--prior",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from au_llava.action_units import BUILT_IN, FORMATS, AUFormat, add_format, get_format
+from au_llava.action_units import BUILT_IN, FORMATS, MAIN_FORMATS, AUFormat, add_format, get_format
 
 SUFFIXES = (".yaml", ".yml")
 EXAMPLE = "{name: mine, labels: [AU6, AU12], scale: intensity}"
@@ -60,6 +60,22 @@ class FormatNames(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
         names = [known_format(word).name for word in ([values] if isinstance(values, str) else values)]
         setattr(namespace, self.dest, names[0] if isinstance(values, str) else names)
+
+
+def add_formats_option(parser: argparse.ArgumentParser, purpose: str = "") -> None:
+    """The option --formats of a command; by default the main formats.
+
+    Args:
+        purpose: what the formats are for, before the choices in its help.
+    """
+    parser.add_argument(
+        "--formats",
+        nargs="+",
+        action=FormatNames,
+        default=list(MAIN_FORMATS),
+        metavar="FORMAT",
+        help=f"{purpose}{choices()} (default: {' '.join(MAIN_FORMATS)})",
+    )
 
 
 def as_stored(fmt: AUFormat) -> str | dict:

@@ -23,11 +23,11 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from au_llava.action_units import MAIN_FORMATS, get_format
+from au_llava.action_units import get_format
 from au_llava.au_datasets.folds import people_of
 from au_llava.au_datasets.mixing import TrainingData, check_people, training_rows, validating
 from au_llava.au_runs.commands import CommandParser, run_command
-from au_llava.au_runs.formats import FormatNames, choices
+from au_llava.au_runs.formats import add_formats_option
 from au_llava.au_runs.manifests import read_training_manifest, training_manifest, write_training_manifest
 from au_llava.au_training.augmentation import mirrored_values, varied_image
 from au_llava.metrics_au import score
@@ -210,14 +210,7 @@ def make_parser() -> CommandParser:
     parser.add_argument("--base", type=Path, required=True, help="folder of the model whose tower is trained")
     parser.add_argument("--data", nargs="+", required=True, help="record folders, as in train_sft.py")
     parser.add_argument("--out", type=Path, required=True, help="folder for the base with the trained tower")
-    parser.add_argument(
-        "--formats",
-        nargs="+",
-        action=FormatNames,
-        default=list(MAIN_FORMATS),
-        metavar="FORMAT",
-        help=f"formats to learn from, {choices()} (default: {' '.join(MAIN_FORMATS)})",
-    )
+    add_formats_option(parser, "formats to learn from, ")
     parser.add_argument(
         "--place-weight", type=float, default=0.2, help="weight of the landmarks' loss; 0: none (default: 0.2)"
     )

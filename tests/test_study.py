@@ -330,7 +330,7 @@ def test_mixed_model_of_a_balanced_design_is_the_paired_t_test():
 
 
 def waves(seconds=30, fps=5, lag=0, seed=0, noise=0.1):
-    """Two people of whom the second does what the first did `lag` frames ago."""
+    """Two people; the second does what the first did `lag` frames ago."""
     rng = np.random.default_rng(seed)
     wave = np.convolve(rng.normal(size=seconds * fps + 60), np.hanning(9), "same")
     first, second = wave[40 : 40 + seconds * fps], wave[40 - lag : 40 - lag + seconds * fps]

@@ -1,7 +1,7 @@
 """Readings: what is said about one face, from the distributions that the network gives.
 
 Owns what an answer holds, and how values, presence and text follow from distributions. Needs NumPy only, so that every
-engine makes its answers here: decoding_au_llava.py with PyTorch, au_recognition with ONNX Runtime.
+engine makes its answers here: decoding_au_llava.py with PyTorch, onnx_au_llava.py with ONNX Runtime.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -9,7 +9,8 @@ the safetensors files of its checkpoint. The description beside it says
 - `formats`: of its outputs, as `AUFormat.to_dict` gives them;
 - `weights`: name of a weight in the graph -> [safetensors file, name in it].
 
-Calibration, decisions and texts are made by readings_au_llava.py, as for PyTorch.
+Calibration, decisions and texts are made by readings_au_llava.py, as for PyTorch. The commands find this file in the
+package, handler.py beside itself.
 """
 
 import hashlib
@@ -23,10 +24,9 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from au_llava.action_units import AUFormat, get_format, prompt
-from au_llava.au_runs.provenance import sha256_of, weights_sha256
-from au_llava.pictures_au_llava import load_face_image
-from au_llava.readings_au_llava import AUResult, slot_answers
+from .action_units import AUFormat, get_format, prompt
+from .pictures_au_llava import load_face_image
+from .readings_au_llava import AUResult, slot_answers
 
 GRAPH, DESCRIPTION = "slots.onnx", "slots.json"
 VERSION = 1  # of graph and description; raise it when graphs of older code must not be used any longer
@@ -126,9 +126,9 @@ def graph_key(checkpoint: Path, formats: Sequence[AUFormat]) -> str:
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     made_of = {
         "version": VERSION,
-        "weights": weights_sha256(str(checkpoint)),
+        "weights": {path.name: _sha256(path) for path in sorted(checkpoint.glob("*.safetensors"))},
         "config": {key: value for key, value in config.items() if key not in UNRELATED},
-        "files": {name: sha256_of(checkpoint / name) for name in SETTINGS if (checkpoint / name).is_file()},
+        "files": {name: _sha256(checkpoint / name) for name in SETTINGS if (checkpoint / name).is_file()},
         "formats": [[fmt.to_dict(), fmt.value_strings, prompt(fmt)] for fmt in formats],
     }
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
@@ -139,6 +139,11 @@ def graph_cache(key: str) -> Path:
     from huggingface_hub.constants import HF_HOME
 
     return Path(HF_HOME) / "au_llava" / key
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _description(folder: Path) -> dict:
@@ -153,7 +158,7 @@ def graph_fits(checkpoint: Path, folder: Path, formats: Sequence[AUFormat]) -> b
         return (
             all(fmt in held for fmt in formats)
             and description["key"] == graph_key(checkpoint, held)
-            and description["sha256"] == sha256_of(folder / GRAPH)
+            and description["sha256"] == _sha256(folder / GRAPH)
         )
     except (OSError, ValueError, KeyError, TypeError):  # missing, damaged, or of another version
         return False

@@ -1,7 +1,7 @@
 """The two engines that read face crops, PyTorch and ONNX Runtime, and which of them a run takes.
 
 ONNX Runtime starts and reads faster on a processor and needs neither PyTorch nor Transformers. It is taken where it is
-installed, a graph for the checkpoint and the formats is there (onnx_engine.py), and nothing asks for PyTorch.
+installed, a graph for the checkpoint and the formats is there (onnx_au_llava.py), and nothing asks for PyTorch.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from au_llava.action_units import AUFormat
-from au_llava.au_recognition.onnx_engine import OnnxEngine, find_graph, graph_cache, graph_key
+from au_llava.onnx_au_llava import OnnxEngine, find_graph, graph_cache, graph_key
 from au_llava.readings_au_llava import AUResult
 
 ENGINES = ("torch", "onnx")

@@ -1,4 +1,7 @@
-"""Which of several processes this one is; accelerate, which imports PyTorch, only where there are several."""
+"""Which of several processes this one is, and how many cores it may use.
+
+Accelerate, which imports PyTorch, is imported only where there are several.
+"""
 
 import os
 from dataclasses import dataclass
@@ -17,6 +20,11 @@ class OneProcess:
 
     def wait_for_everyone(self) -> None:
         """There is nobody to wait for."""
+
+
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processes():

@@ -16,9 +16,7 @@ from PIL import Image, ImageChops, ImageFilter, ImageOps
 
 from au_llava.action_units import ACTION_UNITS, AUFormat
 from au_llava.au_faces.jpeg import jpeg_bytes
-from au_llava.au_recognition.annotation import BAR_COLOR, PRESENT_COLOR, SHOWN_SIDE, TINT, annotated
-from au_llava.au_recognition.evidence import OUTLINE
-from au_llava.au_recognition.reasons import Explanation
+from au_llava.au_recognition.annotation import BAR_COLOR, OUTLINE, PRESENT_COLOR, SHOWN_SIDE, TINT, annotated
 from au_llava.au_recognition.tables import heading, measure, open_table
 
 WIDEST = 720  # pixels of a picture in the HTML
@@ -113,8 +111,9 @@ def csv_table(faces: Sequence[dict], formats: Sequence[AUFormat]) -> bytes:
         return path.read_bytes()
 
 
-def reasons(explanations: Sequence[Explanation], crop: Image.Image) -> str:
-    """Per explained AU the crop, tinted by its evidence map, with a line around what is above `OUTLINE`."""
+def reasons(explanations: Sequence, crop: Image.Image) -> str:
+    """Per `Explanation` (au_recognition/reasons.py) the crop, tinted by its evidence map, with a line around what is
+    above `OUTLINE`."""
     crop = ImageOps.fit(crop, (SHOWN_SIDE, SHOWN_SIDE)).convert("L").convert("RGB")  # a tint shows best on gray
     tint = Image.new("RGB", crop.size, TINT)
     panels = []

@@ -17,6 +17,7 @@ from au_llava.au_recognition.tables import finest, measure
 
 BAR_COLOR, PRESENT_COLOR, TINT = "#9aa7b8", "#0b63a5", "#d55e00"
 SHOWN_SIDE = 224  # pixels of a face in a picture
+OUTLINE = 0.5  # share of an evidence map's maximum; what is higher is outlined, and hidden to see what it matters
 VIDEO_AUS = 6  # AUs named beside a face of a video, at most
 CLOCK = Fraction(1, 1000)  # seconds per tick of an annotated video
 

@@ -20,6 +20,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from au_llava.action_units import AUFormat, mirrored_label
+from au_llava.au_recognition.annotation import OUTLINE
 from au_llava.calibration_au_llava import calibrate, present_values, probability_of_presence
 from au_llava.decoding_au_llava import read_tree
 from au_llava.slot_tree_au_llava import SlotTree, slot_tree
@@ -27,7 +28,6 @@ from au_llava.slot_tree_au_llava import SlotTree, slot_tree
 COPIES = 4  # of the face, each with its own noise
 NOISE = 0.075  # standard deviation, as a share of the range of the crop's colors; how it was chosen: docs/log.md
 BLUR = 1 / 24  # standard deviation, as a share of the crop's side
-OUTLINE = 0.5  # share of a map's maximum; what is higher is outlined, and hidden to see what it matters
 
 
 def evidence_maps(

@@ -12,8 +12,7 @@ from PIL import Image, ImageOps
 
 from au_llava.action_units import AUFormat
 from au_llava.au_faces.crop import crop_face
-from au_llava.au_recognition.annotation import BAR_COLOR, PRESENT_COLOR, SHOWN_SIDE, TINT
-from au_llava.au_recognition.evidence import OUTLINE
+from au_llava.au_recognition.annotation import BAR_COLOR, OUTLINE, PRESENT_COLOR, SHOWN_SIDE, TINT
 from au_llava.au_recognition.movement import movement
 from au_llava.au_recognition.readings import first_faces
 from au_llava.au_recognition.tables import measure

@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from au_llava.action_units import ACTION_UNITS, AUFormat
-from au_llava.au_recognition.evidence import OUTLINE, evidence_maps, falls_when_hidden, peak
+from au_llava.au_recognition.annotation import OUTLINE
+from au_llava.au_recognition.evidence import evidence_maps, falls_when_hidden, peak
 from au_llava.calibration_au_llava import DEFAULT_THRESHOLD, entries_for
 
 LEAST_FALL = 0.01  # of a probability; a smaller fall is not given as a number

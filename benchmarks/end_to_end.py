@@ -106,13 +106,14 @@ def rival(paths: Sequence[Path], out: Path) -> None:
                 write([path, *(round(shape.score, 4) for shape in face)])
 
 
-def measure(words: Sequence[str], core: int) -> Run:
-    """Run a command on one core.
+def measure(words: Sequence[str], core: int, environment: Mapping[str, str] | None = None) -> Run:
+    """Run a command on one core, with these variables in its environment.
 
     Raises:
         ValueError: it failed; the message ends with what it said.
     """
     settings = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    settings |= environment or {}
     pin = (lambda: os.sched_setaffinity(0, {core})) if hasattr(os, "sched_setaffinity") else None
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(

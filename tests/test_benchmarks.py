@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import ROOT, build_tiny, load_tool
+from datasets import Dataset
 from PIL import Image
 
 from au_llava.action_units import FORMATS
@@ -17,7 +18,10 @@ from au_llava.au_faces.media import video_frames
 
 decoding_benchmark = load_tool("decoding")
 parsing = load_tool("parsing")
+same_answers = load_tool("same_answers")
 same_faces = load_tool("same_faces")
+throughput = load_tool("throughput")
+versions = load_tool("versions")
 
 
 # ---- decoding.py ----------------------------------------------------------------------------------------------
@@ -286,3 +290,97 @@ def test_tables_that_cannot_be_compared(tmp_path, capsys):
     for after, message in ((other, "not of the same pictures"), (tmp_path / "table.csv", "line 1 is not a row")):
         assert same_faces.run([str(before), str(after)]) == 1
         assert message in capsys.readouterr().err
+
+
+# ---- same_answers.py --------------------------------------------------------------------------------------------
+def read_row(frame, present, probability, **changes):
+    key = {"dataset": "rendered", "subject": "1", "clip": "0", "frame": frame, "format": "bp4d-intensity"}
+    expected = [5 * each for each in probability]
+    return {**key, "present": present, "values": present, "median": present, "probability": probability} | {
+        "expected": expected,
+        **changes,
+    }
+
+
+def write_evaluation(folder, *rows):
+    folder.mkdir()
+    Dataset.from_list(rows).to_parquet(folder / "predictions.parquet")
+    return folder
+
+
+def test_answers_of_two_evaluations_are_compared(tmp_path):
+    unread = [float("nan")] * 5
+    rows = [
+        read_row(1, [1.0, 0, 0, 0, 0], [0.9, 0.1, 0.2, 0.3, 0.4]),
+        read_row(2, [0.0, 0, 0, 0, 0], [0.1, 0.1, 0.2, 0.3, 0.4]),
+        read_row(3, unread, unread),
+    ]
+    changed = read_row(1, [1.0, 0, 0, 0, 1], [0.9, 0.1, 0.2, 0.3, 0.65], median=[1.0, 1, 1, 0, 0])
+    before = write_evaluation(tmp_path / "before", *rows)
+    after = write_evaluation(tmp_path / "after", *rows[2:0:-1], changed)  # the order does not matter
+    found = same_answers.compare(*map(same_answers.rows_of, (before, after)))["bp4d-intensity"]
+    assert {name: found[name] for name in ("images", "cells", "decisions", "values", "medians")} == {
+        "images": 3,
+        "cells": 15,
+        "decisions": 14,
+        "values": 14,
+        "medians": 13,
+    }
+    assert (found["probability"], found["expected"]) == pytest.approx((0.25, 1.25))
+    assert same_answers.run([str(before), str(after)]) == 1
+    assert same_answers.run([str(before), str(before)]) == 0
+
+
+def test_evaluations_that_cannot_be_compared(tmp_path, capsys):
+    before = write_evaluation(tmp_path / "before", read_row(1, [1.0] * 5, [0.9] * 5))
+    after = write_evaluation(tmp_path / "after", read_row(2, [1.0] * 5, [0.9] * 5))
+    for other, message in ((after, "not of the same images and formats"), (tmp_path / "none", "make it with eval_au")):
+        assert same_answers.run([str(before), str(other)]) == 1
+        assert message in capsys.readouterr().err
+
+
+# ---- throughput.py ----------------------------------------------------------------------------------------------
+def test_throughput_counts_every_image_once():
+    model, processor = build_tiny("phrases")
+    batches = [torch.randn(count, 3, 32, 32) for count in (2, 3)]
+    with torch.inference_mode():
+        assert [task() for task in throughput.ways(model, processor, batches).values()] == [5, 5]
+
+
+def test_throughput_is_measured_on_a_processor_too(tiny_checkpoint, capsys, monkeypatch):
+    words = ["--model", str(tiny_checkpoint), "--device"]
+    assert throughput.run([*words, "cpu", "--batch-size", "2", "--batches", "2", "--repeats", "1"]) == 0
+    assert "with answers" in capsys.readouterr().out
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert throughput.run([*words, "cuda"]) == 1
+    assert "There is no GPU" in capsys.readouterr().err
+    assert throughput.run([*words, "cpu", "--batches", "0"]) == 1
+    assert "must be positive" in capsys.readouterr().err
+
+
+# ---- versions.py ------------------------------------------------------------------------------------------------
+def test_both_versions_run_their_own_code_in_turns(tmp_path, monkeypatch):
+    """Each folder is the package of its own run, `.` is its own checkpoint, and the best turn counts."""
+    folders = {name: tmp_path / f"code-{name}" for name in ("before", "now")}
+    seconds, calls = iter([8.0, 3.0, 7.0, 2.0]), []
+
+    def measured(words, core, environment):
+        [place] = environment.values()
+        calls.append(((tmp_path / place / "au_llava").resolve(), words, core))
+        return versions.Run(next(seconds), 100.0 + len(calls))
+
+    for folder in folders.values():
+        folder.mkdir()
+    monkeypatch.setattr(versions, "measure", measured)
+    words = ["eval_au.py", "--model", ".", "--data", "records"]
+    found = versions.in_turns(words, folders, tmp_path, SimpleNamespace(repeats=2, core=1))
+    assert found == {"before": versions.Run(7.0, 103.0), "now": versions.Run(2.0, 104.0)}
+    assert [place for place, _, _ in calls] == [*folders.values()] * 2
+    for (_, used, core), folder in zip(calls, [*folders.values()] * 2, strict=True):
+        assert used[:-2] == [folder / "eval_au.py", "--model", folder, "--data", "records"]
+        assert (used[-2], core) == ("--out", 1)
+
+
+def test_versions_need_a_clone(tmp_path, capsys):
+    assert versions.run(["--before", str(tmp_path), "--data", "x"]) == 1
+    assert "is not a clone of this project: git worktree add" in capsys.readouterr().err

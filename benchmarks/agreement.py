@@ -16,7 +16,8 @@ teacher is not trusted). The benchmark measures
   degrees, shifted by 3 % of its side, zoomed by 5 %); one with 20 % other brightness and contrast; one at half the
   resolution. A checkpoint that also reads mirror images reads without them for the mirror comparison, which would
   otherwise be 0 by construction;
-- neutral faces: the share in which each AU is found, of faces on which all trusted AUs of the teacher are at most 0.1.
+- neutral faces: the share in which each AU is found, of faces on which all trusted AUs of the teacher are at most 0.1;
+- all faces: the share in which each AU is found.
 
 "summary" in the JSON holds one number per measure, as means over AUs (and over the four changes); training chooses by
 these. --groups compares AU12, AU25 and AU43 between groups of people. Groups are what annotators saw, not what people
@@ -353,11 +354,13 @@ def measure(model, processor, photographs: Photographs, groups: Mapping[str, Seq
     per_au, agreed = agreement(photographs, read)
     per_change, stable = stability(changes(photographs, read, model, reading), photographs)
     neutral_faces, neutral_mean = neutral(photographs, read)
+    present = shares(read.present, photographs.subjects, photographs.columns)
     results = {
         "summary": agreed | stable | {"neutral_present": neutral_mean},
         "agreement": per_au,
         "stability": per_change,
         "neutral": neutral_faces,
+        "found": by_format({"present": present}),
     }
     return results | ({"groups": compare_groups(photographs, read, groups)} if groups else {})
 

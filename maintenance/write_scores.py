@@ -287,6 +287,17 @@ def agreement_per_au_table() -> str:
     return markdown_table(["format", "AU", "clear and strong", *heads], rows, "llr" + "r" * len(heads))
 
 
+def found_table() -> str:
+    """In which share of the photographs each AU is found, before and now, the most frequent first."""
+    before, now = (evaluation(name)["found"] for name in ("agreement-before", "agreement"))
+    columns = [(name, label) for name, aus in now.items() for label in aus]
+    columns.sort(key=lambda column: -now[column[0]][column[1]]["present"]["value"])
+    rows = [
+        [name, label, *(scored(shares[name][label]["present"]) for shares in (before, now))] for name, label in columns
+    ]
+    return markdown_table(["format", "AU", "rendered faces only", "shipped"], rows, "llrr")
+
+
 def photograph_groups_table() -> str:
     """One row per AU and group of people, with the largest gap between groups below."""
     rows, gaps, too_small = [], [], []
@@ -323,6 +334,7 @@ TABLES = {
     "photographs-neutral": neutral_table,
     "agreement": agreement_table,
     "agreement-per-au": agreement_per_au_table,
+    "photographs-found": found_table,
     "photograph-groups": photograph_groups_table,
     "priors": priors_table,
 }

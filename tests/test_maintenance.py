@@ -49,6 +49,38 @@ def test_an_installed_checkpoint_is_small_and_says_who_it_has_seen(tiny_checkpoi
     assert read_training_manifest(str(root)) == manifest
 
 
+def stage_of(checkpoint, folder, seed: int, people: list[str], base=None):
+    """A checkpoint whose weights and running statistics differ from those of another seed."""
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint, trust_remote_code=True)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in [*model.parameters(), *(each for each in model.buffers() if each.is_floating_point())]:
+            weight.add_(torch.rand(weight.shape, generator=generator))
+    model.save_pretrained(folder)
+    AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True).save_pretrained(folder)
+    write_training_manifest(folder, training_manifest(people, [], [], [*FORMATS], {}, base=base))
+    return folder
+
+
+def test_stages_of_a_training_are_averaged(tiny_checkpoint, tmp_path, capsys):
+    tool = load_tool("average_checkpoints")
+    second = stage_of(tiny_checkpoint, tmp_path / "second", 1, ["rendered:R0-000001"])
+    base = read_training_manifest(str(second))
+    third = stage_of(tiny_checkpoint, tmp_path / "third", 2, ["rendered:R0-000002"], base)
+    assert tool.run([str(second), str(third), "--out", str(tmp_path / "mean")]) == 0
+    before, after, mean = (load_file(tmp_path / name / "model.safetensors") for name in ("second", "third", "mean"))
+    assert before.keys() == mean.keys()
+    for name, weight in mean.items():
+        if weight.is_floating_point():
+            torch.testing.assert_close(weight, (before[name] + after[name]) / 2)
+    assert read_training_manifest(str(tmp_path / "mean")) == read_training_manifest(str(third))
+    assert tool.run([str(third), str(second), "--out", str(tmp_path / "wrong")]) == 1
+    assert "name the last stage of the training last" in capsys.readouterr().err
+    assert tool.run([str(third), "--out", str(tmp_path / "one")]) == 1
+    assert "Name two checkpoints or more" in capsys.readouterr().err
+    assert not (tmp_path / "wrong").exists()
+
+
 VERSIONED = ("pyproject.toml", "CITATION.cff", "CHANGELOG.md")
 
 

@@ -14,6 +14,7 @@ from datasets import List, Value
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 from test_intervals import drawn_images
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS
 from au_llava.au_datasets.records import finish_folder, load_records, record_features, shard_path, start_folder
@@ -393,6 +394,16 @@ def test_the_whole_comparison(tiny_checkpoint, tmp_path, capsys):
     assert found["summary"]["roc_auc"]["value"] is not None
     assert found["agreement"].keys() == {"bp4d", "disfa"}
     assert found["neutral"]["images"] == 12
+    model = AutoModelForImageTextToText.from_pretrained(tiny_checkpoint, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(tiny_checkpoint, trust_remote_code=True)
+    side = processor.image_processor.crop_size["height"]
+    pictures = [Image.open(io.BytesIO(picture(number))) for number in range(24) if number != 3]
+    crops = [agreement.crop(image, 0.25, side) for image in pictures]
+    answers = model.recognize(processor, crops, formats=list(MAIN_FORMATS))
+    for name in MAIN_FORMATS:
+        for label, result in found["found"][name].items():
+            share = np.mean([answer[name][label].present for answer in answers])
+            assert result["present"]["value"] == pytest.approx(share)
     assert found["groups"]["AU12"]["too_small"]["race"].keys() == {"a", "b"}
     assert found["groups"]["AU25"]["columns"]["race"] == {}
     assert "1 of 24 pictures were skipped." in capsys.readouterr().err

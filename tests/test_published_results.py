@@ -208,6 +208,7 @@ def agreement(value: float) -> dict:
         "summary": {key: each(value) for key in write_scores.AGREEMENT},
         "agreement": {"disfa": {"AU12": found}},
         "neutral": {"images": 99},
+        "found": {"disfa": {"AU1": {"present": each(value / 2)}, "AU12": {"present": each(value)}}},
         "groups": {
             "AU12": {
                 "columns": {"race": {"a": group, "b": group}, "age": {}},
@@ -228,6 +229,9 @@ def test_tables_of_agreement_and_groups(tool):
     assert (
         tool.agreement_per_au_table().splitlines()[2] == f"| disfa | AU12 | 11 | {before} | {now} | {before} | {now} |"
     )
+    lines = tool.found_table().splitlines()
+    assert lines[2] == f"| disfa | AU12 | {before} | {now} |"
+    assert lines[3] == "| disfa | AU1 | 0.125 (0.000 to 0.250) | 0.250 (0.125 to 0.375) |"
     lines = tool.photograph_groups_table().splitlines()
     assert lines[2] == f"| AU12 | race | a | 20 | {now} | {now} | {now} |"
     assert lines[-3] == "| AU12 | race | a: 0.500 | b: 0.500 | 0.250 (0.125 to 0.375) | 0.031 |"

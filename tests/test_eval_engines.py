@@ -63,7 +63,8 @@ def test_onnx_runtime_evaluates_without_pytorch(checkpoint, rendered_records, tm
 import sys
 from importlib.machinery import PathFinder
 find = PathFinder.find_spec
-PathFinder.find_spec = lambda name, *more: None if name.partition(".")[0] in {HEAVY!r} else find(name, *more)
+hidden = lambda name: name.partition(".")[0] in {HEAVY!r}
+PathFinder.find_spec = staticmethod(lambda name, *more: None if hidden(name) else find(name, *more))
 from au_llava.eval_au import run
 sys.exit(run({words_of(checkpoint, rendered_records, tmp_path)!r}))
 """

@@ -248,8 +248,12 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
             prompts = [tuple(prefix) for prefix in prefixes]
             batch = with_prompt_rows(prompts, input_ids, attention_mask, position_ids)
             rows, input_ids, attention_mask, position_ids = batch
-            cache = Cache(layers=[PromptRowsLayer(rows) for _ in range(self.config.text_config.num_hidden_layers)])
+            layers = range(self.config.text_config.num_hidden_layers)
+            attention_mask = self._fit_tree_mask(attention_mask, rows)
+            joined = isinstance(attention_mask, TreeMask)  # by its own attention
+            cache = None if joined else Cache(layers=[PromptRowsLayer(rows) for _ in layers])
         else:
+            attention_mask = self._fit_tree_mask(attention_mask)
             cache = shared_cache(self.prompt_states(prefixes))
         embeddings = self.get_input_embeddings()(input_ids)
         if mm_encoder_outputs is None:
@@ -259,7 +263,7 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
         with caches_kept(self.language_model):
             hidden = self.language_model(
                 inputs_embeds=embeddings.masked_scatter(places, images),
-                attention_mask=self._fit_tree_mask(attention_mask, rows),
+                attention_mask=attention_mask,
                 position_ids=position_ids,
                 past_key_values=cache,
                 use_cache=False,

@@ -243,17 +243,20 @@ def _session(path: Path, weights: Mapping[str, np.ndarray]):
     return onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
 
 
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _threads() -> int:
     """As PyTorch counts them: OMP_NUM_THREADS, or the cores that this process may use."""
     given = os.environ.get("OMP_NUM_THREADS", "")
-    if given.isdecimal() and int(given) > 0:
-        return int(given)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(given) if given.isdecimal() and int(given) > 0 else usable_cores()
 
 
 def _weights(checkpoint: Path, named: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
     """Name in the graph -> float32 array, read off the checkpoint's safetensors files."""
-    files = {file: stored_tensors(checkpoint / file) for file, _ in named.values()}
+    files = {file: stored_tensors(checkpoint / file) for file in {file for file, _ in named.values()}}
     return {name: as_float32(*files[file][tensor]) for name, (file, tensor) in named.items()}
 
 

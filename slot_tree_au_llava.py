@@ -31,9 +31,11 @@ from functools import lru_cache
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 
 from .action_units import AUFormat, value_texts
 
+SHARED_BLOCK, TEXT_BLOCK = 32, 128  # the same where all rows of a batch compute together, and for prompts
 BLOCK = 128  # queries in a block of `TreeMask`: fewer waste less work, more need fewer calls (64 to 256 about equal)
 
 
@@ -190,7 +192,9 @@ class SlotTree:
         self.value_shares = torch.tensor(self._shares)
 
     def to(self, device) -> "SlotTree":
-        """A copy whose tensors are on `device`."""
+        """The tree, or a copy of it, with its tensors on `device`."""
+        if self.input_ids.device == torch.device(device):
+            return self
         moved = copy.copy(self)
         for name, value in vars(self).items():
             if isinstance(value, torch.Tensor):
@@ -264,6 +268,34 @@ def slot_ids(tokenizer, fmt: AUFormat, labels: Iterable[str]) -> dict[str, list[
     return {label: ids[i * count : (i + 1) * count] for i, label in enumerate(labels)}
 
 
+def _range(keys: torch.Tensor) -> torch.Tensor | slice:
+    """Ascending indices, as a slice if none is missing between the first and the last: it takes no copy."""
+    if len(keys) and int(keys[-1] - keys[0]) + 1 == len(keys):
+        return slice(int(keys[0]), int(keys[-1]) + 1)
+    return keys
+
+
+def _taken(states: torch.Tensor, keys: torch.Tensor | slice) -> torch.Tensor:
+    return states[..., keys, :] if isinstance(keys, slice) else states.index_select(-2, keys)
+
+
+def _attention(query, keys, values, own_keys, own_values, shared, own, mask, dropout: float) -> torch.Tensor:
+    """Attention over keys that all rows share, in one product for all rows, and keys of their own.
+
+    Args:
+        query: (heads, rows, N, width), scaled. keys, values: (heads, keys, width). own_keys, own_values: (heads, rows,
+            keys, width). shared, own: which of the keys are seen at all.
+        mask: (rows or 1, N, seen keys), additive; the shared ones come first.
+        dropout: share of the weights that is dropped.
+    """
+    keys, values = (_taken(each, shared) for each in (keys, values))
+    own_keys, own_values = (_taken(each, own) for each in (own_keys, own_values))
+    common = (query.flatten(1, 2) @ keys.mT).unflatten(1, query.shape[1:3])
+    weights = (torch.cat([common, query @ own_keys.mT], dim=-1) + mask).softmax(-1)
+    common, single = torch.nn.functional.dropout(weights, dropout).split([keys.shape[1], own_keys.shape[2]], dim=-1)
+    return (common.flatten(1, 2) @ values).unflatten(1, query.shape[1:3]) + single @ own_values
+
+
 class TreeMask(torch.Tensor):
     """A boolean mask, True = may attend, that `scaled_dot_product_attention` honors in blocks of queries."""
 
@@ -272,45 +304,82 @@ class TreeMask(torch.Tensor):
         """The `TreeMask` of `mask` (batch or 1, 1, N, keys) for queries of `dtype`; one of one block stays as it is.
 
         Args:
-            prompts: how many rows come first that need other keys than the rest, see prefix_au_llava.py.
+            prompts: how many rows come first that hold the prompts of the others, see `with_prompt_rows`.
         """
-        if mask.shape[-2] <= BLOCK:
+        if mask.shape[-2] <= BLOCK and not prompts:
             return mask
         tree = mask.as_subclass(cls)
+        tree.prompts = prompts
+        if prompts:
+            before = prompts * mask.shape[-2]
+            tree.texts = cls._blocks(mask[:prompts, 0, :, :before].flatten(0, 1)[None, None], dtype, TEXT_BLOCK)
+            tree.texts = [(block, _range(keys), slice(0), additive[0]) for block, keys, additive in tree.texts]
+            mask = mask[prompts:]
         if mask.stride(0) == 0:  # one tree expanded over the batch
             mask = mask[:1]
-        parts = [slice(prompts), slice(prompts, None)] if prompts else [slice(None)]
-        tree.parts = [(rows, cls._blocks(mask[rows], dtype)) for rows in parts]
+        tree.blocks = cls._blocks(mask, dtype, SHARED_BLOCK if prompts else BLOCK)
+        if prompts:
+            tree.blocks = [
+                (block, _range(keys[keys < before]), _range(keys[keys >= before] - before), additive[:, 0])
+                for block, keys, additive in tree.blocks
+            ]
         return tree
 
     @staticmethod
-    def _blocks(mask: torch.Tensor, dtype: torch.dtype) -> list[tuple[slice, torch.Tensor, torch.Tensor]]:
-        """(queries, keys, additive mask) of each block."""
+    def _blocks(mask: torch.Tensor, dtype: torch.dtype, size: int) -> list[tuple[slice, torch.Tensor, torch.Tensor]]:
+        """(queries, keys, additive mask) of each block of `size` queries."""
         blocks = []
-        for start in range(0, mask.shape[-2], BLOCK):
-            rows = mask[:, :, start : start + BLOCK]
+        for start in range(0, mask.shape[-2], size):
+            rows = mask[:, :, start : start + size]
             keys = rows.any(dim=(0, 1, 2)).nonzero().squeeze(1)
             hidden = ~rows[..., keys]
             additive = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf)
-            blocks.append((slice(start, start + BLOCK), keys, additive))
+            blocks.append((slice(start, start + size), keys, additive))
         return blocks
 
     def attend(self, query, key, value, **kwargs) -> torch.Tensor:
         """Attention (batch, heads, N, width), block by block."""
-        outputs = []
-        for rows, blocks in self.parts:
-            queries, states = query[rows], (key[rows], value[rows])
-            of_blocks = [
-                scaled_dot_product_attention(
-                    queries[:, :, block],
-                    *(each.index_select(2, keys) for each in states),
-                    attn_mask=additive,
-                    **kwargs,
-                )
-                for block, keys, additive in blocks
-            ]
-            outputs.append(torch.cat(of_blocks, dim=2))
-        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+        if self.prompts:
+            return self._attend_prompts(query, key, value, **kwargs)
+        outputs = [
+            scaled_dot_product_attention(
+                query[:, :, block],
+                *(each.index_select(2, keys) for each in (key, value)),
+                attn_mask=additive,
+                **kwargs,
+            )
+            for block, keys, additive in self.blocks
+        ]
+        return torch.cat(outputs, dim=2)
+
+    def _attend_prompts(self, query, key, value, dropout_p: float = 0.0, scale: float | None = None, **_):
+        """The same with the prompts among the rows, which have keys and values for their own N tokens only.
+
+        Like PyTorch's own kernels, it computes the weights again for the backward pass and does not keep them.
+        """
+        query = query * (query.shape[-1] ** -0.5 if scale is None else scale)
+        query, key, value = (each.transpose(0, 1) for each in (query, key, value))  # (heads, rows, N, width)
+        texts = [each[:, : self.prompts].flatten(1, 2) for each in (query, key, value)]
+        own = [each[:, self.prompts :] for each in (query, key, value)]
+        none = [each[:, None, :0] for each in texts[1:]]
+        parts = [(texts[0][:, None], *none, self.texts), (*own, self.blocks)]
+        outputs = [
+            torch.cat(
+                [
+                    checkpoint(
+                        _attention,
+                        *(queries[:, :, block], *texts[1:], *states, shared, mine, additive, dropout_p),
+                        use_reentrant=False,
+                        preserve_rng_state=dropout_p > 0,
+                    )
+                    for block, shared, mine, additive in blocks
+                ],
+                dim=2,
+            )
+            for queries, *states, blocks in parts
+        ]
+        outputs[0] = outputs[0].view(own[0].shape[0], self.prompts, *own[0].shape[2:])
+        return torch.cat(outputs, dim=1).transpose(0, 1)
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):

@@ -155,15 +155,9 @@ class AUCollator:
 
     def _slots(self, labels: list[dict[AUFormat, Sequence[float]]], image_tokens: int) -> dict[str, torch.Tensor]:
         trees = [compile_slots(self.processor, tuple(known), image_tokens) for known in labels]
-        length = max(map(len, trees))
-        prefixes = list(dict.fromkeys(prefix for tree in trees for prefix in tree.prefixes))
-        begins = dict(zip(prefixes, itertools.accumulate(map(len, prefixes), initial=0), strict=False))
-        before = sum(map(len, prefixes))
         decisions, choices = (max(tree.choices.shape[dim] for tree in trees) for dim in (0, 1))
         batch = {
-            "input_ids": torch.full((len(trees), length), self.processor.tokenizer.pad_token_id),
-            "attention_mask": torch.zeros(len(trees), 1, length, before + length, dtype=torch.bool),
-            "position_ids": torch.zeros(len(trees), length, dtype=torch.long),
+            **self._tokens([(tree.prefixes, tree.input_ids, tree.mask, tree.positions) for tree in trees]),
             "decision_nodes": torch.zeros(len(trees), decisions, dtype=torch.long),
             "choices": torch.full((len(trees), decisions, choices), -1),
             "choice_targets": torch.zeros(len(trees), decisions, choices),
@@ -180,18 +174,36 @@ class AUCollator:
             ),
         }
         for row, (tree, known) in enumerate(zip(trees, labels, strict=True)):
-            size, (nodes, width) = len(tree), tree.choices.shape
-            batch["input_ids"][row, :size] = tree.input_ids
-            mask = batch["attention_mask"][row, 0]
-            mask[:, before:].fill_diagonal_(True)  # padding sees itself
-            *columns, own = tree.mask.split([*map(len, tree.prefixes), size], dim=1)
-            mask[:size, before : before + size] = own
-            for prefix, seen in zip(tree.prefixes, columns, strict=True):
-                mask[:size, begins[prefix] : begins[prefix] + len(prefix)] = seen
-            batch["position_ids"][row, :size] = tree.positions
+            nodes, width = tree.choices.shape
             batch["decision_nodes"][row, :nodes] = tree.decision_nodes
             batch["choices"][row, :nodes, :width] = tree.choices
             batch["choice_targets"][row, :nodes, :width] = self._targets(tree, known)
+        return batch
+
+    def _tokens(self, sequences: Sequence[tuple]) -> dict:
+        """The tokens of a batch, their positions and what they see: `prefixes` are shared, the rest is padded.
+
+        Args:
+            sequences: (prefixes, input_ids, mask, positions) of each row, as the attributes of a `SlotTree`.
+        """
+        length = max(len(ids) for _, ids, _, _ in sequences)
+        prefixes = list(dict.fromkeys(prefix for own, *_ in sequences for prefix in own))
+        begins = dict(zip(prefixes, itertools.accumulate(map(len, prefixes), initial=0), strict=False))
+        before = sum(map(len, prefixes))
+        batch = {
+            "input_ids": torch.full((len(sequences), length), self.processor.tokenizer.pad_token_id),
+            "attention_mask": torch.zeros(len(sequences), 1, length, before + length, dtype=torch.bool),
+            "position_ids": torch.zeros(len(sequences), length, dtype=torch.long),
+        }
+        for row, (own, ids, seen, positions) in enumerate(sequences):
+            batch["input_ids"][row, : len(ids)] = ids
+            batch["position_ids"][row, : len(ids)] = positions
+            mask = batch["attention_mask"][row, 0]
+            mask[:, before:].fill_diagonal_(True)  # padding sees itself
+            *columns, last = seen.split([*map(len, own), len(ids)], dim=1)
+            mask[: len(ids), before : before + len(ids)] = last
+            for prefix, column in zip(own, columns, strict=True):
+                mask[: len(ids), begins[prefix] : begins[prefix] + len(prefix)] = column
         return {**batch, "prefixes": prefixes} if prefixes else batch
 
     def _weight(self, fmt: AUFormat, label: str) -> float:
@@ -221,16 +233,24 @@ class AUCollator:
             prompt = self.processor.prompt_ids(asked, image_tokens)
             answer, learned = self._answer(write_answer(values, asked)) if values else ([], [])
             sequences.append((prompt, answer, learned))
-        length = max(len(prompt) + len(answer) for prompt, answer, _ in sequences)
-        input_ids = torch.full((len(sequences), length), self.processor.tokenizer.pad_token_id)
-        mask = torch.zeros_like(input_ids)
-        targets = torch.full_like(input_ids, IGNORED)
-        for row, (prompt, answer, learned) in enumerate(sequences):
-            end = len(prompt) + len(answer)
-            input_ids[row, :end] = torch.tensor(prompt + answer)
-            mask[row, :end] = 1
-            targets[row, len(prompt) : end] = torch.tensor(learned, dtype=torch.long)
-        return {"input_ids": input_ids, "attention_mask": mask, "labels": targets}
+        shared = [self.processor.shared_length(prompt) for prompt, _, _ in sequences]
+        texts = [prompt[count:] + answer for count, (prompt, answer, _) in zip(shared, sequences, strict=True)]
+        length = max(map(len, texts))
+        if any(shared):
+            prefixes = [(tuple(prompt[:count]),) for count, (prompt, _, _) in zip(shared, sequences, strict=True)]
+            batch = self._tokens([_text_after(own, text) for own, text in zip(prefixes, texts, strict=True)])
+        else:  # an ordinary batch, for any attention backend
+            batch = {
+                "input_ids": torch.full((len(texts), length), self.processor.tokenizer.pad_token_id),
+                "attention_mask": torch.zeros(len(texts), length, dtype=torch.long),
+            }
+            for row, text in enumerate(texts):
+                batch["input_ids"][row, : len(text)] = torch.tensor(text)
+                batch["attention_mask"][row, : len(text)] = 1
+        targets = torch.full((len(texts), length), IGNORED)
+        for row, (text, (_, _, learned)) in enumerate(zip(texts, sequences, strict=True)):
+            targets[row, len(text) - len(learned) : len(text)] = torch.tensor(learned, dtype=torch.long)
+        return {**batch, "labels": targets}
 
     def _answer(self, text: str) -> tuple[list[int], list[int]]:
         """Token ids of an answer with its end, and its label ids: `IGNORED` for tokens without loss."""
@@ -246,3 +266,10 @@ class AUCollator:
             for token, (start, end) in zip(ids, offsets, strict=False)  # the end of the turn has no offset
         ]
         return ids, learned + [IGNORED] * (len(ids) - len(learned))
+
+
+def _text_after(prefixes: Sequence[tuple[int, ...]], text: Sequence[int]) -> tuple:
+    """(prefixes, input_ids, mask, positions) of ordinary text that continues its only prefix."""
+    before = len(prefixes[0])
+    mask = torch.ones(len(text), before + len(text), dtype=torch.bool).tril(before)
+    return prefixes, torch.tensor(text), mask, torch.arange(before, before + len(text))

@@ -80,22 +80,32 @@ def layers_of(model, part: str) -> tuple[int, int, int, int, str] | None:
     return len(queries), queries[0][1], queries[0][0], mlps[0][0], kind
 
 
-def kept_bytes(shape, trained: bool, half: int, length: int, checkpointed: bool, stream: int = 4) -> int:
+def kept_bytes(
+    shape, trained: bool, half: int, length: int, checkpointed: bool, stream: int = 4, before: int = 0
+) -> int:
     """Bytes that the backward pass needs for one sequence of `length` tokens, see `KEPT`.
 
     Args:
         shape: see `layers_of`.
         half: bytes of a half-precision number, 4 without mixed precision.
         stream: bytes of a number of the residual stream: as many as the weights have.
+        before: tokens of other rows that the sequence attends to; attention keeps a copy of their keys and values.
     """
     layers, width, attention, mlp, kind = shape
     single, other = KEPT[kind, trained](width, attention, mlp)
-    inside = 4 * single + half * (other + (length if kind == "gated" else 0))  # the tree's mask, in the language model
-    return length * (layers * stream * width + inside if checkpointed else layers * inside)
+    mask = length + before if kind == "gated" else 0  # the tree's, in the language model
+    inside = length * (4 * single + half * (other + mask)) + 2 * half * attention * before
+    return layers * length * stream * width + inside if checkpointed else layers * inside
 
 
 def sizes(
-    model, training_args: AUTrainingConfig, model_args: ModelConfig, tokens: int, features: int, cluster
+    model,
+    training_args: AUTrainingConfig,
+    model_args: ModelConfig,
+    tokens: int,
+    features: int,
+    cluster,
+    prompt_rows: int = 0,
 ) -> Sizes:
     """Parameters and bytes per GPU.
 
@@ -104,6 +114,7 @@ def sizes(
         tokens: of the longest sequence.
         features: of one image in the tower.
         cluster: accelerate's configuration; None for one GPU.
+        prompt_rows: how many rows as long as the longest sequence the prompts add to a batch.
     """
     mixed = training_args.bf16 or training_args.fp16
     quantized = model_args.load_in_4bit or model_args.load_in_8bit
@@ -135,7 +146,9 @@ def sizes(
         shape = layers_of(model, part)
         stream = max(p.element_size() for name, p in model.named_parameters() if part in name and "lora_" not in name)
         if shape is not None and (learns or part == "language_model"):  # behind it lies the projector
-            activations += batch * kept_bytes(shape, learns, half, length, checkpointing, stream)
+            added = prompt_rows if part == "language_model" else 0
+            of_row = kept_bytes(shape, learns, half, length, checkpointing, stream, before=added * length)
+            activations += (batch + added) * of_row
     processes, engine = processes_of(cluster)
     return Sizes(
         parameters=sum(weight.numel() for name, weight in model.named_parameters() if not ADDED.search(name)),

@@ -40,7 +40,7 @@ from au_llava.image_processing_au_llava import AuLlavaImageProcessor
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 from au_llava.parts_au_llava import part_config, vision_settings
 from au_llava.processing_au_llava import AuLlavaProcessor
-from au_llava.slot_tree_au_llava import compile_slots
+from au_llava.slot_tree_au_llava import SlotTree, compile_slots
 
 RECIPES = HOME / "recipes"
 GIB = 2**30
@@ -166,7 +166,8 @@ class Work:
     """What the steps of a training amount to.
 
     Attributes:
-        images: in the training data. batch: images per step. tokens: per image, on average. operations: per step.
+        images: in the training data. batch: images per step. tokens: per image, with its share of the prompts that a
+            batch computes once, on average. operations: per step.
     """
 
     images: int
@@ -182,17 +183,23 @@ class Work:
         return self.steps * self.operations / self.processes / 1e14 / 3600
 
 
-def work_of(training_args: AUTrainingConfig, model, rows: Counter, lengths: dict, features: int, cluster) -> Work:
-    """Steps and operations of training on `rows` (formats -> rows), sequences of `lengths` (formats -> tokens)."""
+def work_of(training_args: AUTrainingConfig, model, rows: Counter, trees: dict, features: int, cluster) -> Work:
+    """Steps and operations of training on `rows` (formats -> rows) with the trees of their formats."""
     processes, _ = processes_of(cluster)
     images = rows.total()
-    tokens = sum(lengths[formats] * count for formats, count in rows.items()) / images
+    tokens = sum(len(trees[formats]) * count for formats, count in rows.items()) / images
+    tokens += prompt_tokens(trees) / training_args.per_device_train_batch_size
     batch = training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps * processes
     steps = training_args.max_steps
     if steps < 0:
         steps = math.ceil(training_args.num_train_epochs * math.ceil(images / batch))
     of_step = operations(model, tokens, features, training_args.activation_checkpointing) * batch
     return Work(images, batch, tokens, of_step, steps, processes)
+
+
+def prompt_tokens(trees: dict[tuple[AUFormat, ...], SlotTree]) -> int:
+    """Tokens of the prompts that a batch computes once, if it holds images of all these trees."""
+    return sum(map(len, {prefix for tree in trees.values() for prefix in tree.prefixes}))
 
 
 def report(
@@ -206,10 +213,11 @@ def report(
     side = processor.image_processor.crop_size["height"]
     image_tokens, features = processor.num_image_tokens(side, side), (side // config.vision_stride) ** 2
     rows, missing = sequences(arguments, training_args)
-    lengths = {formats: len(compile_slots(processor, formats, image_tokens)) for formats in rows}
-    longest = max(lengths, key=lengths.get)
-    size = sizes(model, training_args, model_args, lengths[longest], features, cluster)
-    work = work_of(training_args, model, rows, lengths, features, cluster)
+    trees = {formats: compile_slots(processor, formats, image_tokens) for formats in rows}
+    longest = max(trees, key=lambda formats: len(trees[formats]))
+    length, prompts = len(trees[longest]), prompt_tokens(trees)
+    size = sizes(model, training_args, model_args, length, features, cluster, prompt_rows=math.ceil(prompts / length))
+    work = work_of(training_args, model, rows, trees, features, cluster)
     processes, engine = processes_of(cluster)
     gpus = f"{processes} with {engine}" if processes > 1 else "one"
     step_tokens, teraflop = f"{round(work.batch * work.tokens):,} tokens", f"{work.operations / 1e12:,.0f} TFLOP"
@@ -217,7 +225,8 @@ def report(
         ("network", f"{vision} + {text}; {source_of(vision)}, {source_of(text)}"),
         ("parameters", f"{size.parameters:,}; trained: {size.trained:,} ({size.trained / size.parameters:.1%})"),
         ("images", f"{side} x {side} pixels, {image_tokens} tokens"),
-        ("sequence", f"{lengths[longest]} tokens for {names(longest)}{'' if is_real else ABOUT}"),
+        ("sequence", f"{length} tokens for {names(longest)}{'' if is_real else ABOUT}"),
+        *([("prompts", f"{prompts:,} tokens, once a batch")] if prompts else []),
         ("memory", f"{size.memory / GIB:.1f} GiB per GPU, {gpus}:"),
         *((f"  {name}", f"{getattr(size, name) / GIB:.1f}") for name in MEMORY),
         *(("", note) for note in left_out(model, arguments)),
@@ -240,8 +249,6 @@ def left_out(model, arguments: AUArguments) -> list[str]:
         notes.append("without the activations of the convolutional tower")
     if arguments.unlabelled:
         notes.append("without the unlabelled images")
-    if arguments.prompt_order == "text_first":
-        notes.append("without the prompts, which are computed once a batch")
     return notes
 
 

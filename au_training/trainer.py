@@ -192,10 +192,14 @@ class AUTrainer(SFTTrainer):
     def _causal_loss(self, model, inputs, return_outputs, items):
         """SFTTrainer's loss, without gathering its metrics: processes with a slot batch would never answer."""
         gather, self.accelerator.gather_for_metrics = self.accelerator.gather_for_metrics, lambda metric: metric
+        seen = self._total_train_tokens
         try:
             return super().compute_loss(model, inputs, return_outputs, items)
         finally:
             self.accelerator.gather_for_metrics = gather
+            if "prefixes" in inputs and self.model.training:  # TRL counted the pairs that a 4-D mask allows
+                self._total_train_tokens = seen + sum(map(len, inputs["prefixes"])) + inputs["input_ids"].numel()
+                self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
 
     def _ask_teacher(self, inputs: dict) -> dict:
         """Take the unlabelled pictures' own entries out of `inputs` and add how the averaged weights read them."""

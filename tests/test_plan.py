@@ -11,6 +11,7 @@ from conftest import ROOT, build_tiny
 from peft import LoraConfig, get_peft_model
 from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import (
+    Cache,
     CLIPVisionConfig,
     CLIPVisionModel,
     Dinov2Config,
@@ -29,6 +30,7 @@ from au_llava.au_training.start import LORA_TARGETS
 from au_llava.au_training.untrained import PUBLISHED
 from au_llava.configuration_au_llava import AuLlavaConfig
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
+from au_llava.prefix_au_llava import PromptRowsLayer
 from au_llava.slot_tree_au_llava import compile_slots
 
 RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.yaml") if not path.stem.endswith("_tiny"))
@@ -263,6 +265,41 @@ def test_files_on_this_machine_are_read(tmp_path, rendered_records):
     assert told["step"].startswith(f"8 images, {8 * length:,} tokens")
     assert told["steps"].startswith(f"{3 * math.ceil(10 / 8)}, for 10 images")
     assert told["network"].endswith("shape from its config.json")
+
+
+def test_prompts_before_the_image_count_once_a_batch(tmp_path, rendered_records):
+    model, processor = build_tiny(prompt_order="text_first")
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    words = ["--model_name_or_path", tmp_path, "--data", rendered_records, "--output_dir", tmp_path / "out"]
+    words += ["--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 2]
+    told = numbers(plan.plan([str(word) for word in words]))
+    names = ("bp4d", "disfa", "feafa")
+    length = len(compile_slots(processor, tuple(FORMATS[name] for name in names), 16))
+    prompts = [processor.prompt_ids(FORMATS[name], 16) for name in names]
+    prompts = sum(ids.index(processor.image_token_id) for ids in prompts)
+    assert told["sequence"] == f"{length} tokens for bp4d, disfa, feafa"
+    assert told["prompts"] == f"{prompts:,} tokens, once a batch"
+    assert told["step"].startswith(f"8 images, {8 * length + 2 * prompts:,} tokens")
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_attention_to_prompts_keeps_a_copy_for_each_row(rows):
+    """As on a GPU, where the attention's kernel gets whole keys and values for each row."""
+    length, batch, before = 80, 2, rows * 80
+
+    def kept(layers):
+        model = language_model(LlamaModel, LlamaConfig, layers)
+        cache = Cache(layers=[PromptRowsLayer(rows) for _ in range(layers)])
+        inputs = torch.rand(rows + batch, length, 64, requires_grad=True)
+        mask = torch.ones(rows + batch, 1, length, before + length, dtype=torch.bool)
+        positions = torch.arange(length).expand(rows + batch, -1)
+        given = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
+        return saved_bytes(model, lambda: model(inputs_embeds=inputs, use_cache=False, **given))
+
+    counted = (kept(4) - kept(2)) / 2 / (rows + batch)
+    formula = memory.kept_bytes((1, 64, 64, 192, "gated"), True, 2, length, checkpointed=False, before=before)
+    assert formula == pytest.approx(counted, rel=0.2), counted / length
 
 
 def test_parts_on_this_machine_are_read(tmp_path):

@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoProcessor
 from au_llava.action_units import FORMATS, AUFormat, prompt
 from au_llava.au_publishing.onnx_file import largest_difference, save_onnx
 from au_llava.au_training.collator import AUCollator
-from au_llava.au_training.loss import slot_loss
+from au_llava.au_training.loss import IGNORED, slot_loss
 from au_llava.configuration_au_llava import AuLlavaConfig
 from au_llava.prefix_au_llava import MOST_PROMPTS
 from au_llava.processing_au_llava import AuLlavaProcessor
@@ -379,13 +379,53 @@ def test_loss_and_gradients_are_those_without_cache(mixed, checkpointing):
     assert not model.model.prompts.states
 
 
-def test_causal_batches_ask_in_the_same_order(text_first):
-    _, processor = text_first
-    batch = AUCollator(processor, causal_share=1)(rows(False))
-    assert "prefixes" not in batch
-    for ids in batch["input_ids"].tolist():
-        first = ids.index(processor.image_token_id)
-        assert "Read the facial action units" in processor.tokenizer.decode(ids[:first])
+def whole_texts(processor, batch: dict) -> list[tuple[list[int], list[int]]]:
+    """(token ids, label ids) of each row of a text batch, its prompt from the tokens that its mask lets it see."""
+    prompts = [token for prefix in batch["prefixes"] for token in prefix]
+    texts = []
+    for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"][:, 0], strict=True):
+        end = int(labels.ne(IGNORED).nonzero()[-1]) + 1
+        seen = mask[end - 1, : len(prompts)].nonzero().flatten().tolist()
+        before = [prompts[place] for place in seen]
+        texts.append((before + ids[:end].tolist(), [IGNORED] * len(before) + labels[:end].tolist()))
+    return texts
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_text_batches_share_their_prompts(mixed):
+    """Two of the rows ask alike; loss and gradients are those of each whole text alone."""
+    model, processor = build("phrases")
+    model.train()
+    records = rows(mixed)
+    records[0]["values"][0][0] = math.nan  # asked without it
+    batch = AUCollator(processor, causal_share=1, seed=2)(records)
+    texts = whole_texts(processor, batch)
+    assert len(batch["prefixes"]) == len({tuple(ids[: ids.index(processor.image_token_id)]) for ids, _ in texts}) < 4
+    assert batch["input_ids"].shape[1] < max(len(ids) for ids, _ in texts)
+    apart = copy.copy(processor)
+    apart.shared_length = lambda prompt: 0
+    expected = AUCollator(apart, causal_share=1, seed=2)(records)
+    for (ids, labels), row, mask, learned in zip(
+        texts, expected["input_ids"], expected["attention_mask"], expected["labels"], strict=True
+    ):
+        assert ids == row[mask.bool()].tolist()
+        assert labels == learned[mask.bool()].tolist()
+
+    def summed(inputs: dict) -> torch.Tensor:
+        labels = inputs["labels"][:, 1:]
+        logits = model(**{name: value for name, value in inputs.items() if name != "labels"}, use_cache=False).logits
+        return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten(), reduction="sum")
+
+    loss = summed(expected)
+    loss.backward()
+    gradients = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+    model.zero_grad()
+    shared = summed(batch)
+    torch.testing.assert_close(shared, loss)
+    shared.backward()
+    for name, weight in model.named_parameters():
+        if name in gradients:
+            torch.testing.assert_close(weight.grad, gradients[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
 # ---- The option -----------------------------------------------------------------------------------------------------

@@ -68,13 +68,14 @@ def predict(
         ValueError: `keep` holds the journal of another evaluation.
     """
     state = processes()
+    columns = records.select_columns([*KEYS, "values"])[:]
     batches = _batches(records, batch_size)
     identity = {
         "engine": engine.name,
         "weights": engine.fingerprint(),
         "calibration": engine.calibration,
         "mirror_images": engine.mirror_images,
-        "records": _records_fingerprint(records),
+        "records": hashlib.sha256(json.dumps([columns[key] for key in (*KEYS, "values")]).encode()).hexdigest(),
         "decoding": decoding,
         "batch_size": batch_size,
         "formats": formats,
@@ -88,7 +89,6 @@ def predict(
             unfinished.append(batch)
         elif state.is_main_process:
             rows += [journal[key] for key in keys]
-    records_without_images = records.select_columns([*KEYS, "values"])
     waited, start = 0.0, time.perf_counter()
     share = unfinished[state.process_index :: state.num_processes]
     with (
@@ -107,9 +107,8 @@ def predict(
                 for name, row in image.items():
                     for asked in formats or (name,):
                         read = _unreadable(asked, str(face)) if answer is None else _read(answer, asked, distributions)
-                        record = records_without_images[row]
-                        key = {column: record[column] for column in KEYS}
-                        rows.append({**key, "row": row, "asked": asked, "references": record["values"], **read})
+                        key = {column: columns[column][row] for column in KEYS}
+                        rows.append({**key, "row": row, "asked": asked, "references": columns["values"][row], **read})
                         write(rows[-1])
             bar.advance(task, len(images))
     if timing is not None:
@@ -130,11 +129,6 @@ def use_prior(engine, records: datasets.Dataset, prior: str | None = None) -> No
         prior = "rendered" if records.unique("dataset") == ["rendered"] else "photographs"
     if prior is not None:
         engine.calibration = with_prior(engine.calibration, prior)
-
-
-def _records_fingerprint(records: datasets.Dataset) -> str:
-    columns = records.select_columns([*KEYS, "values"])[:]
-    return hashlib.sha256(json.dumps([columns[key] for key in (*KEYS, "values")]).encode()).hexdigest()
 
 
 def _batches(records: datasets.Dataset, batch_size: int) -> list[Batch]:

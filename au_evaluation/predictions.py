@@ -12,6 +12,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from operator import attrgetter
 from pathlib import Path
 
 import datasets
@@ -26,6 +27,7 @@ from au_llava.au_runs.progress import progress_bar
 from au_llava.calibration_au_llava import with_prior
 
 AHEAD = 4  # batches whose images are decoded, by as many threads, while the engine reads another
+NUMBERS = attrgetter("value", *READ[1:])  # of an AUReading, in the order of READ
 
 Image = dict[str, int]  # an image of the records: format -> row
 Batch = tuple[tuple[str, ...], list[Image]]  # the formats that its images are annotated in, its images
@@ -195,13 +197,12 @@ def without_margin(image, margin: float):
 def _read(result, name: str, distributions: bool) -> dict:
     """The part of a row with what `recognize` read in a format."""
     answer = result[name]
-    readings = list(answer.values())
-    attributes = {"values": "value"}  # the others are called alike
-    numbers = {key: [_number(getattr(reading, attributes.get(key, key))) for reading in readings] for key in READ}
+    columns = zip(*map(NUMBERS, answer.values()), strict=True)
+    numbers = {key: list(map(_number, column)) for key, column in zip(READ, columns, strict=True)}
     contradictions = [str(pair) for pair in result.contradictions if pair.present_in == name]
     row = {**numbers, "text": answer.text, "problems": list(answer.problems), "contradictions": contradictions}
     if distributions:
-        row["distribution"] = np.array([reading.distribution for reading in readings], np.float32)
+        row["distribution"] = np.array([reading.distribution for reading in answer.values()], np.float32)
     return row
 
 

@@ -69,7 +69,7 @@ class OnnxEngine:
         self.calibration, self.mirror_images = config.get("calibration"), config["mirror_images"]
         self._images = image_settings(checkpoint)
         self.size = self._images["crop_size"]["height"]
-        self.parameters = _parameters(checkpoint)
+        self._checkpoint = checkpoint
         description = _description(folder)
         self._key = description["key"]
         self.formats = tuple(get_format(fmt) for fmt in description["formats"])
@@ -114,6 +114,10 @@ class OnnxEngine:
             read = self._session.run([fmt.name for fmt in formats], {self._session.get_inputs()[0].name: batch})
             shares = {fmt.name: _softmax(logs.astype(np.float64)) for fmt, logs in zip(formats, read, strict=True)}
             yield from slot_answers(shares, formats, self.calibration, threshold)
+
+    @property
+    def parameters(self) -> int:
+        return _parameters(self._checkpoint)
 
     def fingerprint(self) -> str:
         """A hash of weights and architecture: tells checkpoints apart."""

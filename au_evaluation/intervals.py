@@ -30,6 +30,7 @@ from au_llava.metrics_au import (
 )
 
 RANK_BINS = 512  # of probabilities, in resampling ROC AUC and average precision; see `intervals`
+TOGETHER = 100  # resamples whose counts by rank are computed at a time, so that they stay in a core's cache
 
 
 def intervals(
@@ -220,10 +221,19 @@ def resample(columns: list[Column], who: np.ndarray, draws: np.ndarray, fmt) -> 
                 coo_array((np.ones(len(ranks))[of_class], (ranks[of_class], whose[of_class])), (RANK_BINS, people))
                 for of_class in (column.truth, ~column.truth)
             ]
-            row |= metrics_of_ranks(*(histogram.tocsr() @ draws for histogram in histograms))
+            row |= _rank_metrics([histogram.tocsr() for histogram in histograms], draws)
             row |= metrics_of_gaps(*gaps @ draws)
         rows.append(row)
     return {metric: np.stack([row[metric] for row in rows]) for metric in rows[0]}
+
+
+def _rank_metrics(histograms: list, draws: np.ndarray) -> dict[str, np.ndarray]:
+    """`metrics_of_ranks` of every resample; `histograms` of positives and negatives are (RANK_BINS, people)."""
+    parts = [
+        metrics_of_ranks(*(histogram @ draws[:, start : start + TOGETHER] for histogram in histograms))
+        for start in range(0, draws.shape[1], TOGETHER)
+    ]
+    return {metric: np.concatenate([part[metric] for part in parts]) for metric in parts[0]}
 
 
 def bounds(values: np.ndarray, level: float) -> list:

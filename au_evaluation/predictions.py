@@ -12,6 +12,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from operator import attrgetter
 from pathlib import Path
 
 import datasets
@@ -26,6 +27,7 @@ from au_llava.au_runs.progress import progress_bar
 from au_llava.calibration_au_llava import with_prior
 
 AHEAD = 4  # batches whose images are decoded, by as many threads, while the engine reads another
+NUMBERS = attrgetter("value", *READ[1:])  # of an AUReading, in the order of READ
 
 Image = dict[str, int]  # an image of the records: format -> row
 Batch = tuple[tuple[str, ...], list[Image]]  # the formats that its images are annotated in, its images
@@ -68,13 +70,14 @@ def predict(
         ValueError: `keep` holds the journal of another evaluation.
     """
     state = processes()
+    columns = records.select_columns([*KEYS, "values"])[:]
     batches = _batches(records, batch_size)
     identity = {
         "engine": engine.name,
         "weights": engine.fingerprint(),
         "calibration": engine.calibration,
         "mirror_images": engine.mirror_images,
-        "records": _records_fingerprint(records),
+        "records": hashlib.sha256(json.dumps([columns[key] for key in (*KEYS, "values")]).encode()).hexdigest(),
         "decoding": decoding,
         "batch_size": batch_size,
         "formats": formats,
@@ -88,7 +91,6 @@ def predict(
             unfinished.append(batch)
         elif state.is_main_process:
             rows += [journal[key] for key in keys]
-    records_without_images = records.select_columns([*KEYS, "values"])
     waited, start = 0.0, time.perf_counter()
     share = unfinished[state.process_index :: state.num_processes]
     with (
@@ -107,9 +109,8 @@ def predict(
                 for name, row in image.items():
                     for asked in formats or (name,):
                         read = _unreadable(asked, str(face)) if answer is None else _read(answer, asked, distributions)
-                        record = records_without_images[row]
-                        key = {column: record[column] for column in KEYS}
-                        rows.append({**key, "row": row, "asked": asked, "references": record["values"], **read})
+                        key = {column: columns[column][row] for column in KEYS}
+                        rows.append({**key, "row": row, "asked": asked, "references": columns["values"][row], **read})
                         write(rows[-1])
             bar.advance(task, len(images))
     if timing is not None:
@@ -130,11 +131,6 @@ def use_prior(engine, records: datasets.Dataset, prior: str | None = None) -> No
         prior = "rendered" if records.unique("dataset") == ["rendered"] else "photographs"
     if prior is not None:
         engine.calibration = with_prior(engine.calibration, prior)
-
-
-def _records_fingerprint(records: datasets.Dataset) -> str:
-    columns = records.select_columns([*KEYS, "values"])[:]
-    return hashlib.sha256(json.dumps([columns[key] for key in (*KEYS, "values")]).encode()).hexdigest()
 
 
 def _batches(records: datasets.Dataset, batch_size: int) -> list[Batch]:
@@ -201,13 +197,12 @@ def without_margin(image, margin: float):
 def _read(result, name: str, distributions: bool) -> dict:
     """The part of a row with what `recognize` read in a format."""
     answer = result[name]
-    readings = list(answer.values())
-    attributes = {"values": "value"}  # the others are called alike
-    numbers = {key: [_number(getattr(reading, attributes.get(key, key))) for reading in readings] for key in READ}
+    columns = zip(*map(NUMBERS, answer.values()), strict=True)
+    numbers = {key: list(map(_number, column)) for key, column in zip(READ, columns, strict=True)}
     contradictions = [str(pair) for pair in result.contradictions if pair.present_in == name]
     row = {**numbers, "text": answer.text, "problems": list(answer.problems), "contradictions": contradictions}
     if distributions:
-        row["distribution"] = np.array([reading.distribution for reading in readings], np.float32)
+        row["distribution"] = np.array([reading.distribution for reading in answer.values()], np.float32)
     return row
 
 

@@ -6,8 +6,9 @@ tokens the same keys and values for every image.
 - To read, `shared_prompts` computes them and `PromptStore` keeps them between calls, as long as the language model
   computes the same. `SharedLayer` lets every row of a batch continue them, with a copy for each row only while
   its layer computes.
-- To learn, they are computed in the pass that continues them, as further rows of the batch (`with_prompt_rows`,
-  `PromptRowsLayer`), so that gradients, checkpointing and sharded weights see one ordinary pass.
+- To learn, they are computed in the pass that continues them, as further rows of the batch (`with_prompt_rows`), so
+  that gradients, checkpointing and sharded weights see one ordinary pass. `PromptRowsLayer` hands their keys and values
+  to every row; on a CPU `TreeMask` attends to them without copies.
 """
 
 from collections.abc import Iterator, Sequence
@@ -120,7 +121,7 @@ def with_prompt_rows(
 
     Returns:
         the number of rows R for the prompts, then `input_ids` and `positions` (R + batch, N) and the mask
-        (R + batch, 1, N, R * N + N) for `PromptRowsLayer`.
+        (R + batch, 1, N, R * N + N) for `PromptRowsLayer` or `TreeMask`.
     """
     device, (batch, length) = mask.device, input_ids.shape
     lengths = torch.tensor(list(map(len, prompts)))

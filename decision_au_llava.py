@@ -25,8 +25,9 @@ configures them. Nothing is fetched: an image is the content of a file, or in Py
 import base64
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -37,8 +38,8 @@ from transformers.decision.modeling_utils import DecisionMixin
 from transformers.decision.template_utils import Question, parse_questions
 
 from .action_units import ACTION_UNITS, FORMATS, MAIN_FORMATS, AUFormat
-from .decoding_au_llava import recognize
-from .readings_au_llava import AUReading
+from .calibration_au_llava import calibrate, probability_of_presence
+from .decoding_au_llava import evaluation_mode, pixels_of, read_slots
 from .slot_tree_au_llava import compile_slots
 
 MAX_BYTES = 20 * 2**20  # of an image file in a request
@@ -46,6 +47,7 @@ MAX_PIXELS = 25_000_000  # a small file can contain an image that fills the memo
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # for some others Pillow runs a program (EPS)
 EXAMPLE = '{"face": {"type": "image", "format": "png", "data_base64": "..."}}'
 MOST_LEVELS = max(len(fmt.value_strings) for fmt in FORMATS.values())
+KEPT_LENGTH = 2**16  # characters: the questions of longer requests are read anew each time
 
 
 def shown(value: object) -> str:
@@ -71,11 +73,72 @@ class AUQuestion:
     label: str
     levels: tuple[int, ...] | None
 
-    def probabilities(self, reading: AUReading, options: list[str]) -> list[float]:
-        """The probability of every option, in the order of `options`: true and false, or the levels."""
+    def probabilities(self, distribution: np.ndarray, presence: float, options: list[str]) -> Sequence[float]:
+        """The probability of every option, in the order of `options`: true and false, or the levels.
+
+        Args:
+            distribution: (values,), calibrated, of the AU over the scale of the format.
+            presence: the share of it that counts as present.
+        """
         if self.levels is None:
-            return [reading.probability if option == "true" else 1 - reading.probability for option in options]
-        return np.bincount(self.levels, weights=reading.distribution, minlength=len(options)).tolist()
+            return [presence if option == "true" else 1 - presence for option in options]
+        if len(options) == len(distribution):  # every value is a level
+            return distribution
+        return np.bincount(self.levels, weights=distribution, minlength=len(options))
+
+
+@dataclass(frozen=True)
+class AUQuestions:
+    """The questions of a request, as Transformers and as this model understand them.
+
+    Attributes:
+        questions: as Transformers has parsed them.
+        asked: the same, in the same order.
+        formats: all formats that they need.
+    """
+
+    questions: list[Question]
+    asked: list[AUQuestion]
+    formats: tuple[AUFormat, ...]
+
+
+def understand_all(text: str, noul_options: Sequence[str]) -> AUQuestions:
+    """What the questions of a request, as JSON, ask. Who sends the same again, about another face, waits for less.
+
+    Raises:
+        ValueError: a sentence for every question that is none, or that this model cannot answer.
+    """
+    understood = _understood if len(text) <= KEPT_LENGTH else _understood.__wrapped__
+    return understood(text, tuple(noul_options))
+
+
+@lru_cache(maxsize=64)
+def _understood(text: str, noul_options: tuple[str, ...]) -> AUQuestions:
+    questions = parse_all(json.loads(text), list(noul_options))
+    asked, problems = [], []
+    for question in questions:
+        try:
+            asked.append(understand(question))
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("\n".join(problems))
+    formats = tuple(fmt for fmt in FORMATS.values() if any(each.format is fmt for each in asked))
+    return AUQuestions(questions, asked, formats)
+
+
+def parse_all(questions: dict, noul_options: list[str]) -> list[Question]:
+    """As Transformers parses them, with as many levels as a continuous scale has values.
+
+    Raises:
+        ValueError: a sentence for every question that is not one.
+    """
+    levels = [str(level) for level in range(MOST_LEVELS)]
+    config = DecisionConfig(labels={"score": levels, "choice": levels}, noul_options=noul_options)
+    try:
+        return parse_questions(questions, config)
+    except (TypeError, RecursionError) as error:
+        raise ValueError(f"questions map names to questions; {shown(questions)} arrived ({error}).") from error
 
 
 def understand(question: Question) -> AUQuestion:
@@ -283,40 +346,23 @@ class AuDecisionConfig(DecisionConfig):
         if getattr(processor, "image_processor", None) is None:
             raise ValueError("Questions about a face need the model's processor, not its tokenizer alone.")
         request = parse_request(request)
-        questions = self.parse_questions(request["questions"])
-        asked, problems = [], []
-        for question in questions:
-            try:
-                asked.append(understand(question))
-            except ValueError as error:
-                problems.append(str(error))
-        if problems:
-            raise ValueError("\n".join(problems))
+        try:
+            text = json.dumps(request["questions"])
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"questions are JSON; {shown(request['questions'])} arrived ({error}).") from error
+        understood = understand_all(text, self.noul_options)
         image = find_image(request["state"], request.get("assets"))
-        formats = tuple(fmt for fmt in FORMATS.values() if any(each.format is fmt for each in asked))
         size = processor.image_processor.crop_size
-        tree = compile_slots(processor, formats, processor.num_image_tokens(size["height"], size["width"]))
+        tokens = processor.num_image_tokens(size["height"], size["width"])
+        tree = compile_slots(processor, understood.formats, tokens)
         inputs = {
             "input_ids": tree.input_ids[None],
             "marks": tree.decision_nodes + 1,  # Transformers reads at the token before a mark
             "image": image,
             "processor": processor,
-            "asked": asked,
+            "understood": understood,
         }
-        return [(inputs, questions)]
-
-    def parse_questions(self, questions: dict) -> list[Question]:
-        """As Transformers parses them, with as many levels as a continuous scale has values.
-
-        Raises:
-            ValueError: a sentence for every question that is not one.
-        """
-        levels = [str(level) for level in range(MOST_LEVELS)]
-        config = DecisionConfig(labels={"score": levels, "choice": levels}, noul_options=self.noul_options)
-        try:
-            return parse_questions(questions, config)
-        except (TypeError, RecursionError) as error:
-            raise ValueError(f"questions map names to questions; {shown(questions)} arrived ({error}).") from error
+        return [(inputs, understood.questions)]
 
 
 class AuDecisionMixin(DecisionMixin):
@@ -350,7 +396,7 @@ class AuDecisionMixin(DecisionMixin):
         decision_config: DecisionConfig | None = None,
         image=None,
         processor=None,
-        asked: list[AUQuestion] | None = None,
+        understood: AUQuestions | None = None,
         **kwargs,
     ) -> list[torch.Tensor]:
         """Answer all questions of a request by one forward pass.
@@ -363,23 +409,39 @@ class AuDecisionMixin(DecisionMixin):
         Raises:
             ValueError: inputs that another decision config prepared; an image that cannot be read.
         """
-        if asked is None:
+        if understood is None:
             raise ValueError(
                 "These inputs were not made by the model's own decision config: call "
                 "model.decision_config.prepare_inputs, and give the pipeline or server no decision config."
             )
-        formats = list(dict.fromkeys(question.format for question in asked))
         try:
-            [result] = recognize(self, processor, [image], formats)
+            with evaluation_mode(self):
+                read = read_slots(self, processor, pixels_of(self, processor, [image]), understood.formats)
         except OSError as error:  # a path in Python that leads to no file
             raise ValueError(str(error)) from error
-        config = decision_config or self.decision_config
-        scores = []
-        for question, au in zip(decision_questions, asked, strict=True):
-            reading = result[au.format.name][au.label]
-            probabilities = torch.tensor(au.probabilities(reading, question.options), dtype=torch.float64)
-            scores.append(config.logits_processors[question.type](input_ids, probabilities.log()))
-        return scores
+        readings = {}
+        for fmt in understood.formats:
+            [rows], _ = calibrate(read[fmt.name].numpy(), fmt, self.config.calibration)
+            pairs = zip(rows, probability_of_presence(rows, fmt).tolist(), strict=True)
+            readings |= {(fmt.name, label): pair for label, pair in zip(fmt.labels, pairs, strict=True)}
+        probabilities = [
+            au.probabilities(*readings[au.format.name, au.label], question.options)
+            for question, au in zip(decision_questions, understood.asked, strict=True)
+        ]
+        return scores_of(probabilities, decision_questions, input_ids, decision_config or self.decision_config)
 
 
-__all__ = ["AUQuestion", "AuDecisionConfig", "AuDecisionMixin", "understand"]
+def scores_of(probabilities: list, questions: list[Question], input_ids, config: DecisionConfig) -> list[torch.Tensor]:
+    """Log-probabilities (options,) of each question, after the logits processors of `config`, kind by kind."""
+    kinds: dict[tuple[str, int], list[int]] = {}
+    for index, question in enumerate(questions):
+        kinds.setdefault((question.type, len(question.options)), []).append(index)
+    scores = [None] * len(questions)
+    for (kind, _), indices in kinds.items():
+        logs = torch.from_numpy(np.array([probabilities[index] for index in indices])).log()
+        for index, row in zip(indices, config.logits_processors[kind](input_ids, logs), strict=True):
+            scores[index] = row
+    return scores
+
+
+__all__ = ["AUQuestion", "AUQuestions", "AuDecisionConfig", "AuDecisionMixin", "understand"]

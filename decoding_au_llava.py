@@ -73,25 +73,30 @@ def recognize(
         raise ValueError("There is no image to read: images is empty.")
     decode = {"slots": _decode_slots, "constrained": _decode_constrained, "free": _decode_free}[decoding]
     results = []
-    with _evaluation_mode(model):
+    with evaluation_mode(model):
         for start in range(0, len(images), batch_size):
-            batch = processor.image_processor(images[start : start + batch_size], return_tensors="pt")
-            pixel_values = batch["pixel_values"].to(model.device, model.dtype)
+            pixel_values = pixels_of(model, processor, images[start : start + batch_size])
             for answers in decode(model, processor, pixel_values, formats, **generate_kwargs):
                 results.append(AUResult({fmt.name: answer for fmt, answer in zip(formats, answers, strict=True)}))
     return results
 
 
 @contextmanager
-def _evaluation_mode(model) -> Iterator[None]:
+def evaluation_mode(model) -> Iterator[None]:
     """The model in evaluation mode; afterwards each of its parts is in the mode it was in."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
+    training = [module for module in model.modules() if module.training]
+    if training:
+        model.eval()
     try:
         yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
+        for module in training:
+            module.training = True
+
+
+def pixels_of(model, processor, images: Sequence) -> torch.Tensor:
+    """The pixels of some images, (images, 3, height, width), where and in the type that the model computes."""
+    return processor.image_processor(images, return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
 
 
 def check_fit(model, processor, tokens: int, formats: Sequence[AUFormat]) -> None:
@@ -119,7 +124,8 @@ def read_slots(model, processor, pixel_values: torch.Tensor, formats: tuple[AUFo
     Returns:
         format name -> (images, AUs, values) probabilities, float64 on the CPU; those of one AU sum to 1.
     """
-    tree = compile_slots(processor, formats, processor.num_image_tokens(*pixel_values.shape[-2:])).to(model.device)
+    tree = compile_slots(processor, formats, processor.num_image_tokens(*pixel_values.shape[-2:]))
+    tree = tree.to(pixel_values.device)
     check_fit(model, processor, tree.depth, formats)
     read = read_tree(model, tree, pixel_values, [fmt.labels for fmt in formats])
     # In float32 sums are off by 1e-7: too much for calibration, which divides by probabilities near 0.
@@ -333,7 +339,9 @@ def _parsed_answer(fmt: AUFormat, text: str) -> AUAnswer:
 __all__ = [
     "check_fit",
     "compile_template",
+    "evaluation_mode",
     "mirror_mean",
+    "pixels_of",
     "read_slots",
     "read_tree",
     "recognize",

@@ -10,15 +10,23 @@ A bad request raises a ValueError with one sentence. The toolkit (webservice_sta
 huggingface/huggingface-inference-toolkit, 0f1a886) answers an exception with status 400 and {"error": "<sentence>"}; it
 would send a returned {"error": ...} as a success, with status 200.
 
+ONNX Runtime reads the formats of slots.onnx, with the same answers, where it is installed, no GPU is there, slots.onnx
+fits the weights, and onnx_au_llava.py lies beside this file. PyTorch and Transformers are then imported only for other
+formats.
+
 The handler fetches nothing and reads no local files: a string is the picture itself, never a URL or path.
 """
 
 import base64
+import hashlib
+import importlib.util
+import sys
+from functools import cached_property
+from importlib.machinery import ModuleSpec
 from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
-from transformers import dynamic_module_utils, pipeline
 
 # The most that one request may hold: a photograph of 24 megapixels, or 32 face crops of 800 x 800.
 MAX_IMAGES = 32
@@ -43,10 +51,19 @@ class EndpointHandler:
     """
 
     def __init__(self, path: str = ""):
-        folder = path or Path(__file__).parent
+        self.folder = Path(path or Path(__file__).parent)
+        self.onnx = open_onnx(self.folder)
+        if self.onnx is None:
+            _ = self.pipeline  # now, not with the first request
+
+    @cached_property
+    def pipeline(self):
+        """The pipeline with PyTorch."""
+        from transformers import dynamic_module_utils, pipeline
+
         options = {"trust_remote_code": True, "batch_size": BATCH_SIZE}
         try:
-            self.recognize = pipeline("au-recognition", model=str(folder), **options)
+            return pipeline("au-recognition", model=str(self.folder), **options)
         except OSError as error:
             place, cache = Path(error.filename or ""), Path(dynamic_module_utils.HF_MODULES_CACHE)
             if error.filename is None or not (place.is_relative_to(cache) or cache.is_relative_to(place)):
@@ -55,6 +72,12 @@ class EndpointHandler:
                 f"{place} cannot be written ({error.strerror}), where Transformers keeps the code of checkpoints: set "
                 "HF_HOME to a writable folder."
             ) from error
+
+    def recognize(self, images: list[Image.Image], **parameters) -> list[list[dict]]:
+        """The readings of each image, by the engine that has the formats."""
+        if self.onnx is not None and self.onnx.holds(parameters.get("formats")):
+            return self.onnx.rank(images, batch_size=BATCH_SIZE, **parameters)
+        return self.pipeline(images, **parameters)
 
     def __call__(self, data: dict) -> list[dict] | list[list[dict]]:
         """Read the action units of the images in one request.
@@ -78,6 +101,20 @@ class EndpointHandler:
         if not isinstance(inputs, (list, tuple)):
             return self.recognize(read_images({"inputs": inputs}), **parameters)[0]
         return self.recognize(read_images({f"inputs[{i}]": image for i, image in enumerate(inputs)}), **parameters)
+
+
+def open_onnx(folder: Path):
+    """The engine that reads with the graph of the checkpoint in `folder`, see `engine_beside`; None for PyTorch."""
+    code = Path(__file__).parent
+    if not (folder / "slots.onnx").is_file() or not (code / "onnx_au_llava.py").is_file():
+        return None
+    # The files import each other relatively, so this folder must be a package.
+    name = "au_llava_" + hashlib.sha256(bytes(code)).hexdigest()[:16]
+    if name not in sys.modules:
+        package = ModuleSpec(name, None, is_package=True)
+        package.submodule_search_locations = [str(code)]
+        sys.modules[name] = importlib.util.module_from_spec(package)
+    return importlib.import_module(f"{name}.onnx_au_llava").engine_beside(folder)
 
 
 def checked_parameters(parameters: dict | None) -> dict:

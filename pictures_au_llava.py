@@ -49,7 +49,8 @@ def load_face_image(image, allow_urls: bool = False) -> Image.Image:
     if isinstance(image, (str, os.PathLike)):
         name = os.fsdecode(image)
         image = open_image(_file(name, allow_urls), name)
-    elif isinstance(image, np.ndarray) or _is_tensor(image):
+        return _upright(image, name, image.size, in_place=True)
+    if isinstance(image, np.ndarray) or _is_tensor(image):
         image = _from_array(image)
     elif not isinstance(image, Image.Image):
         raise ValueError(
@@ -73,15 +74,23 @@ def load_reduced_image(file: str | os.PathLike | io.BytesIO, side: float, name: 
     """
     name = name or os.fsdecode(file)
     image, whole = _open(file if isinstance(file, io.BytesIO) else _file(name, allow_urls=False), name, side)
-    return _upright(image, name, whole), round(max(whole) / max(image.size))
+    return _upright(image, name, whole, in_place=True), round(max(whole) / max(image.size))
 
 
-def _upright(image: Image.Image, name: str, whole: tuple[int, int]) -> Image.Image:
-    """The opened picture, whose file holds `whole` pixels, as `load_face_image` returns it."""
+def _upright(image: Image.Image, name: str, whole: tuple[int, int], in_place: bool = False) -> Image.Image:
+    """The opened picture, whose file holds `whole` pixels, as `load_face_image` returns it.
+
+    Args:
+        in_place: whether `image` may be changed and returned, which saves a copy.
+    """
     if min(whole) < MIN_SIDE:
         raise ValueError(f"{name} is {whole[0]} x {whole[1]} pixels; a face needs at least {MIN_SIDE} x {MIN_SIDE}.")
     try:
-        return _to_rgb(ImageOps.exif_transpose(image))
+        if in_place:
+            ImageOps.exif_transpose(image, in_place=True)
+        else:
+            image = ImageOps.exif_transpose(image)
+        return _to_rgb(image)
     except Exception as error:  # a damaged file that was opened lazily, a broken EXIF block, an exotic mode
         raise ValueError(f"{name} cannot be read as an image: {error}") from error
 

@@ -1,18 +1,16 @@
 """The pipeline of `transformers.pipeline("au-recognition", model=..., trust_remote_code=True)`.
 
-Owns what goes in and the dicts that come out. The slots decoder (decoding_au_llava.py) reads the distributions: one
-forward pass for a batch of images and all formats. Only here may an image be a URL, as in all pipelines of
-Transformers.
+Owns what goes in; readings_au_llava.py makes the dicts that come out. The slots decoder (decoding_au_llava.py) reads
+the distributions: one forward pass for a batch of images and all formats. Only here may an image be a URL, as in all
+pipelines of Transformers.
 """
-
-from numbers import Integral, Real
 
 from transformers import Pipeline
 
-from .action_units import ACTION_UNITS, MAIN_FORMATS
+from .action_units import MAIN_FORMATS
 from .decoding_au_llava import read_slots
 from .pictures_au_llava import load_face_image
-from .readings_au_llava import chosen_formats, slot_answers
+from .readings_au_llava import check_choice, chosen_formats, ranked, slot_answers
 
 DEFAULT_FORMATS = chosen_formats(MAIN_FORMATS)
 
@@ -88,16 +86,9 @@ class AURecognitionPipeline(Pipeline):
         forward, postprocess = {}, {}
         if formats is not None:
             forward["formats"] = postprocess["formats"] = chosen_formats(formats)
-        if top_k is not None:
-            if not (isinstance(top_k, Integral) and top_k >= 1):
-                raise ValueError(f"top_k is {top_k!r}; it must be a whole number, 1 or more, or None for all AUs.")
-            postprocess["top_k"] = top_k
-        if threshold is not None:
-            if not (isinstance(threshold, Real) and 0 <= threshold <= 1):
-                raise ValueError(
-                    f"threshold is {threshold!r}; it must be a number from 0 to 1, or None for the checkpoint's own."
-                )
-            postprocess["threshold"] = threshold
+        check_choice(top_k, threshold)
+        chosen = {"top_k": top_k, "threshold": threshold}
+        postprocess |= {name: value for name, value in chosen.items() if value is not None}
         return {}, forward, postprocess
 
     def preprocess(self, image):
@@ -110,22 +101,7 @@ class AURecognitionPipeline(Pipeline):
 
     def postprocess(self, read, formats=DEFAULT_FORMATS, top_k=None, threshold=None):
         [answers] = slot_answers(read, formats, self.model.config.calibration, threshold)
-        rows = [
-            {
-                "label": label,
-                "score": reading.probability,
-                "name": ACTION_UNITS[label].name,
-                "format": answer.format.name,
-                "value": reading.value,
-                "expected": reading.expected,
-                "median": reading.median,
-                "present": reading.present,
-            }
-            for answer in answers
-            for label, reading in answer.items()
-        ]
-        rows.sort(key=lambda row: row["score"], reverse=True)
-        return rows[:top_k]
+        return ranked(answers, top_k)
 
     def save_pretrained(self, save_directory, **kwargs):
         """Save the whole checkpoint; Transformers' own method omits the processor."""

@@ -1,15 +1,16 @@
 """Readings: what is said about one face, from the distributions that the network gives.
 
 Owns what an answer holds, and how values, presence and text follow from distributions. Needs NumPy only, so that every
-engine makes its answers here: decoding_au_llava.py with PyTorch, au_recognition with ONNX Runtime.
+engine makes its answers here: decoding_au_llava.py with PyTorch, onnx_au_llava.py with ONNX Runtime.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Integral, Real
 
 import numpy as np
 
-from .action_units import AUFormat, get_format, write_answer
+from .action_units import ACTION_UNITS, AUFormat, get_format, write_answer
 from .calibration_au_llava import DEFAULT_THRESHOLD, calibrate, probability_of_presence
 from .consistency_au_llava import Contradiction, contradictions
 
@@ -144,4 +145,52 @@ def slot_answers(
     return [list(answers) for answers in zip(*columns, strict=True)]
 
 
-__all__ = ["DECODERS", "AUAnswer", "AUReading", "AUResult", "answer_of", "chosen_formats", "slot_answers"]
+def check_choice(top_k: int | None, threshold: float | None) -> None:
+    """Refuse what `ranked` and `slot_answers` cannot take.
+
+    Raises:
+        ValueError: `top_k` below 1, or `threshold` outside 0 to 1.
+    """
+    if top_k is not None and not (isinstance(top_k, Integral) and top_k >= 1):
+        raise ValueError(f"top_k is {top_k!r}; it must be a whole number, 1 or more, or None for all AUs.")
+    if threshold is not None and not (isinstance(threshold, Real) and 0 <= threshold <= 1):
+        raise ValueError(
+            f"threshold is {threshold!r}; it must be a number from 0 to 1, or None for the checkpoint's own."
+        )
+
+
+def ranked(answers: Iterable[AUAnswer], top_k: int | None = None) -> list[dict]:
+    """The AUs of one image as the pipeline gives them (pipeline_au_llava.py): a dict each, highest score first.
+
+    Args:
+        top_k: how many (default: all).
+    """
+    rows = [
+        {
+            "label": label,
+            "score": reading.probability,
+            "name": ACTION_UNITS[label].name,
+            "format": answer.format.name,
+            "value": reading.value,
+            "expected": reading.expected,
+            "median": reading.median,
+            "present": reading.present,
+        }
+        for answer in answers
+        for label, reading in answer.items()
+    ]
+    rows.sort(key=lambda row: row["score"], reverse=True)
+    return rows[:top_k]
+
+
+__all__ = [
+    "DECODERS",
+    "AUAnswer",
+    "AUReading",
+    "AUResult",
+    "answer_of",
+    "check_choice",
+    "chosen_formats",
+    "ranked",
+    "slot_answers",
+]

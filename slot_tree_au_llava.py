@@ -193,7 +193,9 @@ class SlotTree:
         self.value_shares = torch.tensor(self._shares)
 
     def to(self, device) -> "SlotTree":
-        """A copy whose tensors are on `device`."""
+        """The tree, or a copy of it, with its tensors on `device`."""
+        if self.input_ids.device == torch.device(device):
+            return self
         moved = copy.copy(self)
         for name, value in vars(self).items():
             if isinstance(value, torch.Tensor):

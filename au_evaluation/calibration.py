@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import datasets
 import numpy as np
-from accelerate import PartialState
 from scipy.optimize import minimize_scalar
 from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import precision_recall_curve
@@ -25,6 +24,7 @@ from au_llava.au_evaluation.abstention import abstention
 from au_llava.au_evaluation.predictions import predict
 from au_llava.au_evaluation.priors import ENOUGH, FEWEST_UNLABELED, fit_photographs
 from au_llava.au_evaluation.rows import by_format
+from au_llava.au_runs.processes import processes
 from au_llava.au_runs.provenance import content_hashes
 from au_llava.calibration_au_llava import (
     DEFAULT_THRESHOLD,
@@ -58,17 +58,17 @@ class Fitted(NamedTuple):
 
 
 def calibrate_checkpoint(
-    model,
-    processor,
+    engine,
     tables: Sequence[str],
     part: str,
     batch_size: int,
     progress: bool = False,
     unlabeled: Sequence[str] = (),
 ) -> Fitted:
-    """Fit the calibration of `model` on the validation subjects of `tables`.
+    """Fit the calibration of a checkpoint on the validation subjects of `tables`.
 
     Args:
+        engine: which reads with the checkpoint, see au_runs/engines.py.
         unlabeled: folders of records, whose labels are not looked at: the prior of photographs is estimated on their
             `unlabeled_records`. Without them there is no such prior.
 
@@ -77,13 +77,13 @@ def calibrate_checkpoint(
     """
     records = load_records(tables, part=part)
     more = unlabeled_records(unlabeled) if unlabeled else None
-    raw, model.config.calibration = model.config.calibration, None
+    raw, engine.calibration = engine.calibration, None
     try:
-        predictions = by_format(_read(model, processor, records, batch_size, progress))
+        predictions = by_format(_read(engine, records, batch_size, progress))
         names = tuple(predictions)
-        unlabeled_rows = _read(model, processor, more, batch_size, progress, names) if unlabeled else []
+        unlabeled_rows = _read(engine, more, batch_size, progress, names) if unlabeled else []
     finally:
-        model.config.calibration = raw
+        engine.calibration = raw
     fits, references, priors = {}, {}, {}
     for name, rows in predictions.items():
         fmt, distributions = get_format(name), _distributions(rows)
@@ -246,12 +246,12 @@ def unlabeled_records(tables: Sequence[str]) -> datasets.Dataset:
 
 
 def _read(
-    model, processor, records: datasets.Dataset, batch_size: int, progress: bool, formats: tuple[str, ...] | None = None
+    engine, records: datasets.Dataset, batch_size: int, progress: bool, formats: tuple[str, ...] | None = None
 ) -> list[dict]:
     """What `predict` reads by slots, with distributions; images that cannot be read are left out and counted."""
-    rows = predict(model, processor, records, "slots", batch_size, progress, distributions=True, formats=formats)
+    rows = predict(engine, records, "slots", batch_size, progress, distributions=True, formats=formats)
     problems = {tuple(row[key] for key in KEY): row["problems"][0] for row in rows if "distribution" not in row}
-    if problems and PartialState().is_main_process:
+    if problems and processes().is_main_process:
         problem = next(iter(problems.values()))
         print(f"left out of the calibration: {len(problems)} images ({problem})", file=sys.stderr)
     return [row for row in rows if "distribution" in row]

@@ -35,10 +35,7 @@ def run(words: Sequence[str] | None = None) -> int:
 def main(words: Sequence[str] | None = None) -> None:
     """As `run`, but errors are raised: ValueError or OSError with one sentence."""
     command, arguments = parse(sys.argv[1:] if words is None else words)
-    import torch  # here: `--help` need not wait for it
-
-    with torch.no_grad():
-        command.main(arguments)
+    command.main(arguments)
 
 
 def parse(words: Sequence[str]) -> tuple[ModuleType, argparse.Namespace]:
@@ -51,9 +48,7 @@ def parse(words: Sequence[str]) -> tuple[ModuleType, argparse.Namespace]:
     if words in (["-h"], ["--help"]) or (words and not words[0].startswith("-") and words[0] not in COMMANDS):
         parser.parse_args(words[:1])  # prints help, or names the commands, and ends
     name, words = subcommand(words)
-    command = importlib.import_module(
-        f"au_llava.au_evaluation.commands.{name}"
-    )  # only the one that runs: torch is slow
+    command = importlib.import_module(f"au_llava.au_evaluation.commands.{name}")  # only the one that runs
     return command, command.make_parser().parse_args(words)
 
 

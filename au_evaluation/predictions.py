@@ -16,25 +16,23 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-from accelerate import PartialState
-from accelerate.utils import align_module_device, gather_object
 
 from au_llava.action_units import get_format
 from au_llava.au_datasets.records import group_by_image
 from au_llava.au_evaluation.rows import KEYS, READ, unread
 from au_llava.au_runs.journal import Journal
+from au_llava.au_runs.processes import gathered, processes
 from au_llava.au_runs.progress import progress_bar
 from au_llava.calibration_au_llava import with_prior
 
-AHEAD = 4  # batches whose images are decoded, by as many threads, while the model reads another
+AHEAD = 4  # batches whose images are decoded, by as many threads, while the engine reads another
 
 Image = dict[str, int]  # an image of the records: format -> row
 Batch = tuple[tuple[str, ...], list[Image]]  # the formats that its images are annotated in, its images
 
 
 def predict(
-    model,
-    processor,
+    engine,
     records: datasets.Dataset,
     decoding: str = "slots",
     batch_size: int = 16,
@@ -49,6 +47,7 @@ def predict(
     With several accelerate processes each takes a share and all get the whole result.
 
     Args:
+        engine: see au_runs/engines.py.
         records: see records.py.
         batch_size: images per forward pass.
         progress: whether to show a progress bar.
@@ -68,12 +67,13 @@ def predict(
     Raises:
         ValueError: `keep` holds the journal of another evaluation.
     """
-    state = PartialState()
+    state = processes()
     batches = _batches(records, batch_size)
     identity = {
-        "weights": weights_fingerprint(model),
-        "calibration": model.config.calibration,
-        "mirror_images": model.config.mirror_images,
+        "engine": engine.name,
+        "weights": engine.fingerprint(),
+        "calibration": engine.calibration,
+        "mirror_images": engine.mirror_images,
         "records": _records_fingerprint(records),
         "decoding": decoding,
         "batch_size": batch_size,
@@ -90,8 +90,8 @@ def predict(
             rows += [journal[key] for key in keys]
     records_without_images = records.select_columns([*KEYS, "values"])
     waited, start = 0.0, time.perf_counter()
+    share = unfinished[state.process_index :: state.num_processes]
     with (
-        state.split_between_processes(unfinished) as share,
         progress_bar(shown=progress and state.is_main_process) as bar,
         journal.writer(state.process_index) if keep is not None else nullcontext(lambda row: None) as write,
     ):
@@ -102,7 +102,7 @@ def predict(
             before = time.perf_counter()
             faces = next(decoded)
             waited += time.perf_counter() - before
-            answers = _answers(model, processor, faces, formats or own_formats, decoding, batch_size)
+            answers = _answers(engine, faces, formats or own_formats, decoding, batch_size)
             for image, face, answer in zip(images, faces, answers, strict=True):
                 for name, row in image.items():
                     for asked in formats or (name,):
@@ -114,11 +114,11 @@ def predict(
             bar.advance(task, len(images))
     if timing is not None:
         timing |= {"seconds": time.perf_counter() - start, "images": total, "waited_seconds": waited}
-    return sorted(gather_object(rows), key=lambda row: row["row"])
+    return sorted(gathered(rows), key=lambda row: row["row"])
 
 
-def use_prior(model, records: datasets.Dataset, prior: str | None = None) -> None:
-    """Choose the prior with which `model` reads `records` from now on, if its calibration has one.
+def use_prior(engine, records: datasets.Dataset, prior: str | None = None) -> None:
+    """Choose the prior with which `engine` reads `records` from now on, if its calibration has one.
 
     Args:
         prior: one of `PRIORS`; by default "rendered" for rendered faces only, else "photographs".
@@ -126,26 +126,10 @@ def use_prior(model, records: datasets.Dataset, prior: str | None = None) -> Non
     Raises:
         ValueError: photographs are asked for, and its calibration has no prior of photographs.
     """
-    if prior is None and (model.config.calibration or {}).get("prior") is not None:
+    if prior is None and (engine.calibration or {}).get("prior") is not None:
         prior = "rendered" if records.unique("dataset") == ["rendered"] else "photographs"
     if prior is not None:
-        model.config.calibration = with_prior(model.config.calibration, prior)
-
-
-def weights_fingerprint(model) -> str:
-    """A hash of the shapes and the first 256 numbers of every parameter: tells checkpoints apart quickly."""
-    content = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if name in model.all_tied_weights_keys:  # PyTorch leaves it out itself, unless offloading has split the two
-            continue
-        content.update(f"{name}{tuple(parameter.shape)}".encode())
-        owner, _, own = name.rpartition(".")
-        module = model.get_submodule(owner)
-        with align_module_device(module) if parameter.is_meta else nullcontext():  # brings back offloaded weights
-            # A copy: numpy would pin the storage, which FSDP frees after use.
-            start = getattr(module, own).detach().flatten()[:256].clone()
-        content.update(start.float().cpu().numpy().tobytes())
-    return content.hexdigest()
+        engine.calibration = with_prior(engine.calibration, prior)
 
 
 def _records_fingerprint(records: datasets.Dataset) -> str:
@@ -170,14 +154,14 @@ def _journal_keys(batch: Batch, formats: tuple[str, ...] | None) -> list[tuple[i
     return [(row, asked) for image in batch[1] for name, row in image.items() for asked in formats or (name,)]
 
 
-def _answers(model, processor, faces: Sequence, formats, decoding: str, batch_size: int) -> list:
+def _answers(engine, faces: Sequence, formats, decoding: str, batch_size: int) -> list:
     """Per face what `recognize` returns, None for one that could not be decoded."""
     readable = [index for index, face in enumerate(faces) if not isinstance(face, Exception)]
     answers = [None] * len(faces)
     if readable:
         images = [faces[index] for index in readable]
         formats = tuple(map(get_format, formats))  # a checkpoint's own code knows no format of the user's by name
-        results = model.recognize(processor, images, formats=formats, decoding=decoding, batch_size=batch_size)
+        results = engine.recognize(images, formats, decoding, batch_size)
         for index, result in zip(readable, results, strict=True):
             answers[index] = result
     return answers

@@ -187,15 +187,15 @@ def with_pose(photo: Photo, face: Face) -> Face:
 
 
 def _better(face: Face, answer: PlacedFace, size: tuple[int, int], factor: int) -> Face:
-    placed = np.concatenate([_eyeballs(*answer.points[:2]), answer.points[2:]])
+    placed = np.concatenate([eyeballs(*answer.points[:2]), answer.points[2:]])
     trusted = answer.confidence >= TRUSTED and (placed[:2] >= 0).all() and (placed[:2] <= size).all()
     better = np.round(factor * placed if trusted else face.points, DIGITS)
     points = tuple(map(tuple, better.tolist()))
     return replace(face, eyes=points[:2], points=points, pose=head_pose(answer.rotation) if trusted else face.pose)
 
 
-def _eyeballs(right: np.ndarray, left: np.ndarray) -> np.ndarray:
-    """(2, 2) the eyes to crop by, from the middles of the corners of the right and the left eye."""
+def eyeballs(right: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """The eyes to crop by (2, 2), from the middles of the corners of the right and the left eye (2,), in pixels."""
     across = left - right
     middle = (right + left) / 2 - ABOVE * np.array([-across[1], across[0]])
     return np.stack([middle - APART / 2 * across, middle + APART / 2 * across])

@@ -13,8 +13,8 @@ from au_llava.action_units import MAIN_FORMATS, AUFormat, get_format
 from au_llava.au_faces.detect import YuNet
 from au_llava.au_faces.media import Frame
 from au_llava.au_faces.track import Track
-from au_llava.au_recognition.engines import TorchEngine, Wish, open_engine
 from au_llava.au_recognition.runner import Plan, read_frame, reading_of
+from au_llava.au_runs.engines import TorchEngine, Wish, open_engine
 from au_llava.pictures_au_llava import load_face_image, pictures_in
 
 FORMATS = tuple(map(get_format, MAIN_FORMATS))

@@ -24,9 +24,10 @@ CHECKPOINT_FILES = {
     "processor_config.json": False,
     "chat_template.jinja": True,
     "tokenizer_config.json": False,
-    "slots.onnx": True,  # for recognize_au.py with ONNX Runtime
+    "slots.onnx": True,  # for reading with ONNX Runtime
     "slots.json": True,
     "handler.py": True,  # for Inference Endpoints
+    "onnx_au_llava.py": True,  # for the handler with ONNX Runtime
     "LICENSE": True,
     "NOTICE": True,
     TRAINING_MANIFEST: True,

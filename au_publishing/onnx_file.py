@@ -27,13 +27,13 @@ from PIL import Image
 from au_llava.action_units import AUFormat
 from au_llava.au_publishing.export import INPUT_NAME, export
 from au_llava.au_publishing.slots_file import write_graph
-from au_llava.au_recognition.onnx_engine import GRAPH
 from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.commands import CommandParser, run_command
 from au_llava.au_runs.files import HOME, check_writable
 from au_llava.au_runs.formats import add_formats_option
 from au_llava.calibration_au_llava import calibrate
 from au_llava.decoding_au_llava import read_slots
+from au_llava.onnx_au_llava import GRAPH
 from au_llava.readings_au_llava import chosen_formats, slot_answers
 
 METADATA_KEY = "au_llava"  # of the description in an ONNX file

@@ -1,4 +1,4 @@
-"""Write the graph that au_recognition/onnx_engine.py reads faces with: the slots pass without its weights.
+"""Write the graph that onnx_au_llava.py reads faces with: the slots pass without its weights.
 
     python tools/export.py --model . --beside
 
@@ -20,7 +20,10 @@ from PIL import Image
 
 from au_llava.action_units import AUFormat
 from au_llava.au_publishing.export import INPUT_NAME, export
-from au_llava.au_recognition.onnx_engine import (
+from au_llava.au_runs.checkpoints import load_checkpoint
+from au_llava.au_runs.files import write_json
+from au_llava.au_runs.provenance import sha256_of
+from au_llava.onnx_au_llava import (
     DESCRIPTION,
     GRAPH,
     OnnxEngine,
@@ -29,9 +32,6 @@ from au_llava.au_recognition.onnx_engine import (
     image_settings,
     stored_tensors,
 )
-from au_llava.au_runs.checkpoints import load_checkpoint
-from au_llava.au_runs.files import write_json
-from au_llava.au_runs.provenance import sha256_of
 
 TOLERANCE = 1e-5  # of a probability, against PyTorch
 ELSEWHERE = "weights"  # what the graph calls the file of its weights; OnnxEngine hands them over instead

@@ -8,8 +8,8 @@ as Parquet:         ROOT/train-00000-of-00004.parquet, … with columns image {b
 
 Age is a band of years. People under 20 are left out: the bands do not tell minors from people of 18 and 19, and minors
 cannot consent to what is made of their faces. --all-ages includes them. The official validation part becomes the part
-"test". As far as is known, every photograph shows another person. If the table has the eyes, no face is detected; if it
-has blendshapes, --teacher mediapipe uses them and does not need MediaPipe.
+"test". As far as is known, every photograph shows another person. If the table has the eyes (each the middle of the
+eye's corners), no face is detected; if it has blendshapes, --teacher mediapipe uses them and does not need MediaPipe.
 
 License: CC BY 4.0 (Karkkainen & Joo 2021, "FairFace: Face Attribute Dataset for Balanced Race, Gender, and Age for Bias
 Measurement and Mitigation"). The photographs come from Flickr; its authors do not name the photographers (issue 5 of
@@ -34,6 +34,7 @@ from au_llava.action_units import MAIN_FORMATS
 from au_llava.au_datasets.records import NO_CLIP, Defects
 from au_llava.au_faces.landmarks import BLENDSHAPES
 from au_llava.au_faces.media import IMAGE_SUFFIXES
+from au_llava.au_faces.points import eyeballs
 from au_llava.au_readers.crops import Crop
 from au_llava.au_readers.faces import NOTE, UNLABELLED_METADATA, check_teacher, face_records, find_face, weak_values
 from au_llava.au_readers.files import check_root, file_names, find_files, find_folders, has_images, missing
@@ -200,7 +201,10 @@ def blendshape_order(path: Path) -> list[int] | None:
 
 
 def _eyes(row: Mapping) -> tuple | None:
-    return (row["eye_right"], row["eye_left"]) if all(row.get(name) for name in _EYES) else None
+    """The eyes to crop by, from the middles of their corners; None if the row does not give them."""
+    if not all(row.get(name) for name in _EYES):
+        return None
+    return tuple(map(tuple, eyeballs(*(np.array(row[name], dtype=float) for name in _EYES)).tolist()))
 
 
 def read_clip(crop: Crop, teacher: str, formats: Sequence[str], clip: Clip, defects: Defects) -> Iterator[dict]:

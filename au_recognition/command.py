@@ -38,7 +38,6 @@ from au_llava.au_faces.photo import Photo
 from au_llava.au_faces.points import MODEL
 from au_llava.au_faces.table import FacesTable
 from au_llava.au_faces.track import Track
-from au_llava.au_recognition.engines import Wish, open_engine
 from au_llava.au_recognition.inputs import find_files
 from au_llava.au_recognition.options import check_options, make_parser
 from au_llava.au_recognition.outputs import write_outputs
@@ -54,6 +53,7 @@ from au_llava.au_recognition.runner import (
 )
 from au_llava.au_recognition.sidecar import checkpoint_identity, plan_identity
 from au_llava.au_runs.commands import CommandEnded, run_command, sentence_of
+from au_llava.au_runs.engines import Wish, open_engine
 from au_llava.au_runs.folders import told
 from au_llava.au_runs.names import escaped
 from au_llava.au_runs.processes import processes

@@ -8,9 +8,9 @@ from au_llava.action_units import get_format
 from au_llava.au_faces.detect import DETECTORS
 from au_llava.au_faces.media import is_video
 from au_llava.au_recognition.derived import SETS, check_derivable
-from au_llava.au_recognition.engines import ENGINES
 from au_llava.au_recognition.tables import SUFFIXES
 from au_llava.au_runs.commands import QUANTIZATIONS, CommandParser
+from au_llava.au_runs.engines import ENGINES
 from au_llava.au_runs.files import HOME, check_writable
 from au_llava.au_runs.formats import add_formats_option
 from au_llava.au_runs.processes import processes

@@ -26,9 +26,10 @@ from au_llava.au_runs.ahead import ahead
 from au_llava.au_runs.journal import Journal
 from au_llava.au_runs.processes import processes
 from au_llava.au_runs.progress import progress_bar
+from au_llava.onnx_au_llava import usable_cores
 
 AHEAD = 2  # chunks whose faces are found while the model reads another
-WORKERS = 4  # threads that find faces in pictures
+MOST_WORKERS = 4  # threads that find faces in pictures, one per core
 BAND = (0.1, 0.9)  # quantiles of the distribution that bound the band of a reading: 80 % of the probability
 KEY = ("part", "chunk", "last")  # of the entries in the journal
 
@@ -149,7 +150,7 @@ def with_faces(
     plan: Plan, parts: Sequence[int], is_wanted: Callable[[int, int], bool]
 ) -> Iterator[tuple[dict, list[dict]]]:
     """The wanted chunks, each as the head of its entry in the journal and its frames (see `_detected`)."""
-    with ThreadPoolExecutor(WORKERS) as pool:
+    with ThreadPoolExecutor(min(MOST_WORKERS, usable_cores())) as pool:
         for part in parts:
             if plan.is_video(part):
                 yield from _chunks(plan, part, is_wanted)

@@ -1,7 +1,6 @@
 """Where a table comes from: the sidecar beside it, and what a journal must agree with to be continued."""
 
 import hashlib
-import importlib.metadata
 import json
 import platform
 import sys
@@ -11,7 +10,7 @@ from datetime import UTC, datetime
 from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT
 from au_llava.au_recognition.runner import BAND, Plan
 from au_llava.au_runs.formats import as_stored
-from au_llava.au_runs.provenance import code_commit, weights_sha256
+from au_llava.au_runs.provenance import code_commit, versions_of, weights_sha256
 
 PACKAGES = ("au-llava", "torch", "transformers", "pillow", "numpy", "onnxruntime", "av")
 
@@ -75,13 +74,6 @@ def sidecar(
         "engine": engine.name,
         "device": engine.device,
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": versions_of(PACKAGES),
         "left_out": dict(left_out),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

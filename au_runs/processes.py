@@ -26,3 +26,12 @@ def processes():
     from accelerate import PartialState
 
     return PartialState()
+
+
+def gathered(items: list) -> list:
+    """The items of all processes, those of one process after those of another."""
+    if processes().num_processes == 1:
+        return items
+    from accelerate.utils import gather_object
+
+    return gather_object(items)

@@ -1,6 +1,7 @@
-"""Where numbers come from: the commit of the code, content hashes of data and weights."""
+"""Where numbers come from: the commit of the code, versions of packages, content hashes of data and weights."""
 
 import hashlib
+import importlib.metadata
 import json
 import subprocess
 from collections.abc import Iterable
@@ -17,6 +18,17 @@ def code_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return run.stdout.strip()
+
+
+def versions_of(packages: Iterable[str]) -> dict[str, str | None]:
+    """Package -> its version, None if it is not installed."""
+    installed = {}
+    for package in packages:
+        try:
+            installed[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            installed[package] = None
+    return installed
 
 
 def content_hashes(tables: Iterable[str]) -> dict[str, str | None]:

@@ -17,6 +17,7 @@ from au_llava.au_evaluation.predictions import predict
 from au_llava.au_evaluation.scoring import score_predictions
 from au_llava.au_publishing.card import base_models
 from au_llava.au_runs.commands import CommandEnded
+from au_llava.au_runs.engines import TorchEngine
 from au_llava.au_runs.manifests import write_training_manifest
 from au_llava.au_training.averaging import TRAINED, AveragedWeights
 from au_llava.au_training.damaged_images import DamagedImages, ReadableRows, name_images
@@ -242,9 +243,8 @@ class AUTrainer(SFTTrainer):
         with self._averaged():
             metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
             with whole_model(self) as model, self.accelerator.autocast():  # in the precision of training
-                predictions = predict(
-                    model, self.processing_class, self.validation, batch_size=self.args.per_device_eval_batch_size
-                )
+                engine = TorchEngine(model, self.processing_class)
+                predictions = predict(engine, self.validation, batch_size=self.args.per_device_eval_batch_size)
         scores = {
             f"{metric_key_prefix}_{name}_{metric}": value
             for name, result in score_predictions(predictions).items()

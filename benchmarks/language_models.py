@@ -44,6 +44,7 @@ from au_llava.au_evaluation.scoring import score_arguments, score_with_intervals
 from au_llava.au_evaluation.tables import METRICS as METRIC_NAMES
 from au_llava.au_publishing.merging import merge
 from au_llava.au_runs.commands import CommandParser
+from au_llava.au_runs.engines import TorchEngine
 from au_llava.au_runs.files import HOME, replacing, write_json
 from au_llava.au_training.untrained import phrase_tokenizer
 from au_llava.image_processing_au_llava import AuLlavaImageProcessor
@@ -189,7 +190,7 @@ def test_records(source: str, images: int) -> datasets.Dataset:
 def read(model, processor, records, run: Path, name: str, **options) -> list[dict]:
     """What `predict` returns, in bfloat16; a journal beside the arm keeps what is read."""
     with torch.autocast("cpu", torch.bfloat16):
-        return predict(model, processor, records, keep=run / f"read-{name}", progress=True, **options)
+        return predict(TorchEngine(model, processor), records, keep=run / f"read-{name}", progress=True, **options)
 
 
 def scores_of(rows: list[dict]) -> dict[str, dict]:

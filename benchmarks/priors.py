@@ -27,6 +27,7 @@ from au_llava.au_evaluation.priors import estimate_prior
 from au_llava.au_evaluation.rows import by_format
 from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.commands import CommandParser
+from au_llava.au_runs.engines import TorchEngine
 from au_llava.au_runs.files import check_writable
 from au_llava.au_runs.provenance import code_commit, content_hashes
 
@@ -90,11 +91,11 @@ def make_parser() -> CommandParser:
 def main(arguments: argparse.Namespace) -> None:
     check_writable(arguments.out / "priors.json")
     records = load_records(arguments.data, part=arguments.part)
-    model, processor = load_checkpoint(arguments.model)
-    use_prior(model, records, "rendered")
+    engine = TorchEngine(*load_checkpoint(arguments.model))
+    use_prior(engine, records, "rendered")
     rng = np.random.default_rng(0)
     with torch.no_grad():
-        predictions = predict(model, processor, records, batch_size=32, progress=True)
+        predictions = predict(engine, records, batch_size=32, progress=True)
     estimated = {name: estimates(rows, arguments.faces, rng) for name, rows in by_format(predictions).items()}
     setting = {"model": arguments.model, "data": content_hashes(arguments.data), "part": arguments.part}
     setting |= {"faces": arguments.faces, "shares": SHARES, "commit": code_commit()}

@@ -23,6 +23,7 @@ from au_llava.au_evaluation.rows import by_format
 from au_llava.au_evaluation.scoring import score_arguments
 from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.commands import CommandParser
+from au_llava.au_runs.engines import TorchEngine
 from au_llava.metrics_au import score
 
 PRECISIONS = {  # arguments of `load_checkpoint`
@@ -37,11 +38,12 @@ METRICS = {"occurrence": ("f1",), "intensity": ("f1", "icc", "pcc", "mae"), "con
 def measure(arguments: argparse.Namespace, records, options: dict) -> tuple[float, float, list[dict]]:
     """(MiB of weights, processor seconds per 100 images, predictions) of one precision."""
     model, processor = load_checkpoint(arguments.model, **options)
-    use_prior(model, records)
+    engine = TorchEngine(model, processor)
+    use_prior(engine, records)
     memory = model.get_memory_footprint() / 2**20
-    predict(model, processor, records.select(range(1)))  # builds the token tree
+    predict(engine, records.select(range(1)))  # builds the token tree
     start, timing = time.process_time(), {}
-    predictions = predict(model, processor, records, batch_size=16, timing=timing)
+    predictions = predict(engine, records, batch_size=16, timing=timing)
     return memory, 100 * (time.process_time() - start) / timing["images"], predictions
 
 

@@ -32,6 +32,7 @@ from au_llava.au_rendering.pictures import picture
 from au_llava.au_rendering.view import View
 from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.commands import CommandParser
+from au_llava.au_runs.engines import TorchEngine
 from au_llava.au_runs.files import check_writable
 from au_llava.au_runs.progress import track
 
@@ -187,8 +188,9 @@ def main(arguments: argparse.Namespace) -> None:
     features = record_features({"factor": Value("string"), "level": Value("string")})
     rows = list(track(records_of(arguments.people, arguments.images), total=total, description="Drawing faces"))
     records = Dataset.from_list(rows, features=features)
-    use_prior(model, records)
-    predictions = predict(model, processor, records, batch_size=32, progress=True)
+    engine = TorchEngine(model, processor)
+    use_prior(engine, records)
+    predictions = predict(engine, records, batch_size=32, progress=True)
     summary = summarize(predictions)
     setting = {"people": arguments.people, "images": arguments.images, "seed": SEED}
     results = {"provenance": origin(arguments.model, model), "setting": setting, "factors": summary}

@@ -17,20 +17,27 @@ between markers; a test checks that the documents hold what this script writes, 
 import json
 import re
 import sys
+from collections.abc import Sequence
 from functools import reduce
 from operator import getitem
 from pathlib import Path
 
 from au_llava.au_evaluation.tables import HEADLINE, METRICS, markdown_table, metric_names, number
+from au_llava.au_runs.commands import CommandParser, run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 EVALUATIONS = ROOT / "assets" / "evaluation"
-DOCUMENTS = ("README.md", "model_card.md", "docs/evaluation.md", "docs/photographs.md", "docs/results.md")
 DECODERS = ("slots", "free", "constrained")
 
 
 def take_over(name: str, path: Path) -> None:
-    """Copy an evaluation (the folder of a decoder's, the JSON file of a benchmark's) into assets/evaluation."""
+    """Copy an evaluation (the folder of a decoder's, the JSON file of a benchmark's) into assets/evaluation.
+
+    Raises ValueError for an unknown name, or results of another decoder.
+    """
+    known = sorted(file.stem for file in EVALUATIONS.glob("*.json"))
+    if name not in known:
+        raise ValueError(f"There is no evaluation {name!r}: write NAME=PATH with a name of {', '.join(known)}.")
     results = json.loads((path / "results.json" if name in DECODERS else path).read_text())
     if name in DECODERS:
         if results["provenance"]["decoding"] != name:
@@ -336,10 +343,22 @@ def filled(text: str) -> str:
     return MARKED.sub(lambda match: f"{match[1]}{TABLES[match[2]]()}\n{match[3]}", text)
 
 
+def run(words: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    parser = CommandParser(__doc__)
+    parser.add_argument("evaluations", nargs="*", metavar="NAME=PATH", help="evaluations to take over first")
+    arguments = parser.parse_args(words)
+
+    def main() -> None:
+        for argument in arguments.evaluations:
+            name, _, path = argument.partition("=")
+            take_over(name, Path(path))
+        for name, text in documents().items():
+            (ROOT / name).write_text(filled(text), encoding="utf-8")
+            print(f"Written: {name}")
+
+    return run_command("write_scores.py", main)
+
+
 if __name__ == "__main__":
-    for argument in sys.argv[1:]:
-        name, _, path = argument.partition("=")
-        take_over(name, Path(path))
-    for name, text in documents().items():
-        (ROOT / name).write_text(filled(text), encoding="utf-8")
-        print(f"Written: {name}")
+    sys.exit(run())

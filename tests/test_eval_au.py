@@ -18,9 +18,10 @@ from au_llava.action_units import FORMATS
 from au_llava.au_datasets.folds import people_of
 from au_llava.au_datasets.records import load_records
 from au_llava.au_evaluation.command import COMMANDS, main, parse
-from au_llava.au_evaluation.commands import run
+from au_llava.au_evaluation.commands import common
 from au_llava.au_evaluation.predictions import predict
 from au_llava.au_evaluation.scoring import score_predictions
+from au_llava.au_runs.engines import TorchEngine
 from au_llava.au_runs.manifests import seen_people, training_manifest, write_training_manifest
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 
@@ -155,7 +156,7 @@ def test_a_killed_evaluation_goes_on(evaluated, tiny_checkpoint, rendered_record
         return recognize(self, processor, images, **options)
 
     monkeypatch.setattr(AuLlavaForConditionalGeneration, "recognize", failing)
-    monkeypatch.setattr(run, "load_checkpoint", local(tiny_checkpoint))
+    monkeypatch.setattr(common, "open_engine", local(tiny_checkpoint))
     with pytest.raises(KeyboardInterrupt):
         evaluate(tiny_checkpoint, rendered_records, tmp_path, "--batch_size", 2)
     kept = tmp_path / "unfinished" / "process-00000.jsonl"
@@ -165,7 +166,7 @@ def test_a_killed_evaluation_goes_on(evaluated, tiny_checkpoint, rendered_record
     with pytest.raises(ValueError, match="another run \\(other batch_size\\)"):
         evaluate(tiny_checkpoint, rendered_records, tmp_path, "--batch_size", 3)
     with monkeypatch.context() as changed:
-        changed.setattr(run, "load_checkpoint", local(tiny_checkpoint, mirror_images=True))
+        changed.setattr(common, "open_engine", local(tiny_checkpoint, mirror_images=True))
         with pytest.raises(ValueError, match="another run \\(other mirror_images\\)"):
             evaluate(tiny_checkpoint, rendered_records, tmp_path, "--batch_size", 2)
     results, predictions = evaluate(tiny_checkpoint, rendered_records, tmp_path, "--batch_size", 2)
@@ -176,22 +177,22 @@ def test_a_killed_evaluation_goes_on(evaluated, tiny_checkpoint, rendered_record
 
 
 def local(checkpoint, **config):
-    """Loads the package's own classes instead of the copies that remote code makes."""
-    return lambda name, quantize=None: (
+    """Opens an engine with the package's own classes instead of the copies that remote code makes."""
+    return lambda wish: TorchEngine(
         AuLlavaForConditionalGeneration.from_pretrained(checkpoint, **config).eval(),
         AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True),
     )
 
 
 def test_a_broken_image_is_reported_and_the_rest_is_read(tiny_checkpoint, rendered_records):
-    model, processor = local(tiny_checkpoint)(None)
+    engine = local(tiny_checkpoint)(None)
     records = load_records(rendered_records, part="test", formats=["bp4d"])
     images = records.cast_column("image", Image(decode=False))["image"][:]
     images[1] = {"bytes": b"no image", "path": None}
     broken = records.remove_columns("image").add_column("image", images, feature=Image())
     timing = {}
-    whole = predict(model, processor, records, batch_size=2)
-    rows = predict(model, processor, broken, batch_size=2, timing=timing)
+    whole = predict(engine, records, batch_size=2)
+    rows = predict(engine, broken, batch_size=2, timing=timing)
     assert [row["row"] for row in rows] == list(range(6))
     assert "image could not be read" in rows[1]["problems"][0]
     assert np.isnan(rows[1]["values"]).all()

@@ -4,13 +4,21 @@ import base64
 import importlib.util
 import io
 import json
+import re
+import shutil
 import struct
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT, build_tiny, random_faces
 from PIL import Image
+
+from au_llava.au_publishing import onnx_file
+from au_llava.onnx_au_llava import DESCRIPTION, GRAPH
 
 FACES = [Image.fromarray((face * 255).astype("uint8")) for face in random_faces(3)]
 
@@ -53,7 +61,7 @@ def handler(module, tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected(handler):
     """What the pipeline says of `FACES` in one format."""
-    return handler.recognize(FACES, formats="bp4d")
+    return handler.pipeline(FACES, formats="bp4d")
 
 
 def ask(handler, inputs, **parameters):
@@ -93,15 +101,15 @@ def test_a_list_gives_a_list_in_its_order(handler, expected):
 
 def test_parameters_are_those_of_the_pipeline_and_may_be_left_out(handler):
     image = base64_of(file_of(FACES[0]))
-    assert handler({"inputs": image}) == handler({"inputs": image, "parameters": None}) == handler.recognize(FACES[0])
+    assert handler({"inputs": image}) == handler({"inputs": image, "parameters": None}) == handler.pipeline(FACES[0])
     found = handler({"inputs": image, "parameters": {"formats": ["disfa", "bp4d"], "top_k": 3, "threshold": 0.0}})
-    assert found == handler.recognize(FACES[0], formats=["disfa", "bp4d"], top_k=3, threshold=0.0)
+    assert found == handler.pipeline(FACES[0], formats=["disfa", "bp4d"], top_k=3, threshold=0.0)
     assert [au["present"] for au in found] == [True] * 3
 
 
 def test_one_request_is_one_batch_up_to_its_size(handler, module):
     sizes = []
-    hook = handler.recognize.model.model.vision_tower.register_forward_hook(
+    hook = handler.pipeline.model.model.vision_tower.register_forward_hook(
         lambda *arguments: sizes.append(len(arguments[2].last_hidden_state))
     )
     try:
@@ -113,8 +121,10 @@ def test_one_request_is_one_batch_up_to_its_size(handler, module):
 
 def test_the_default_checkpoint_is_that_of_its_own_folder(module, monkeypatch):
     asked = {}
-    monkeypatch.setattr(module, "pipeline", lambda task, **settings: asked.update(settings, task=task))
+    monkeypatch.setattr("transformers.pipeline", lambda task, **settings: asked.update(settings, task=task))
+    monkeypatch.setattr(module, "open_onnx", lambda folder: asked.update(folder=folder))
     module.EndpointHandler()
+    assert asked["folder"] == ROOT
     assert (asked["task"], asked["model"]) == ("au-recognition", str(ROOT))
 
 
@@ -206,3 +216,92 @@ def test_a_request_is_left_as_it_was(handler):
     before = json.dumps(data)
     handler(data)
     assert json.dumps(data) == before
+
+
+# ---- With ONNX Runtime ----------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def repository(tiny_checkpoint, tmp_path_factory):
+    """A model repository as on the Hub: checkpoint with its code, graph of two formats, handler, and no package."""
+    folder = shutil.copytree(tiny_checkpoint, tmp_path_factory.mktemp("onnx") / "repository")
+    assert onnx_file.run(["--model", str(folder), "--formats", "disfa", "bp4d", "--beside"]) == 0
+    for name in ("handler.py", "onnx_au_llava.py"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+def at_endpoint(repository: Path, requests: list[dict], blocked=()) -> tuple[list, list[str]]:
+    """Answers of the repository's own handler in a process where neither this package nor `blocked` can be imported,
+    a string for a ValueError; and which of torch and transformers that process has loaded."""
+    program = f"""
+import importlib.util, json, sys
+sys.modules |= dict.fromkeys({("au_llava", *blocked)!r})
+spec = importlib.util.spec_from_file_location("custom_handler", "handler.py")
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+handler = module.EndpointHandler({str(repository)!r})
+answers = []
+for request in json.load(sys.stdin):
+    try:
+        answers.append(handler(request))
+    except ValueError as error:
+        answers.append(str(error))
+print(json.dumps([answers, [name for name in ("torch", "transformers") if sys.modules.get(name)]]))
+"""
+    words = [sys.executable, "-c", program]
+    done = subprocess.run(words, input=json.dumps(requests), capture_output=True, text=True, cwd=repository)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def assert_alike(found: list[dict], expected: list[dict]) -> None:
+    """The same AUs with the same values, scores equal to 1e-5; AUs whose scores are closer may change places."""
+    by_au = lambda rows: {(row["format"], row["label"]): row for row in rows}
+    found, expected = by_au(found), by_au(expected)
+    assert found.keys() == expected.keys()
+    for au, row in found.items():
+        assert row == pytest.approx(expected[au], abs=1e-5)
+
+
+def test_onnx_runtime_reads_without_pytorch(repository, module):
+    """What it says equals PyTorch's; a request that it must refuse is refused alike."""
+    images = [base64_of(file_of(face)) for face in FACES]
+    requests = [
+        {"inputs": images, "parameters": {"formats": ["disfa", "bp4d"]}},
+        {"inputs": images[0], "parameters": {"formats": "bp4d", "top_k": 3, "threshold": 0.0}},
+        {"inputs": images[0], "parameters": {"formats": "bp4d", "threshold": 1.5}},
+        {"inputs": images[0], "parameters": {"formats": "bp4d", "top_k": 0}},
+        {"inputs": images[0], "parameters": {"formats": "bp5d"}},
+    ]
+    found, loaded = at_endpoint(repository, requests, blocked=("torch", "transformers"))
+    assert loaded == []
+    pytorch = module.EndpointHandler(str(repository))
+    pytorch.onnx = None
+    for ours, theirs in zip(found[0], pytorch(requests[0]), strict=True):
+        assert_alike(ours, theirs)
+    assert len(found[1]) == 3
+    assert_alike(found[1], pytorch(requests[1]))
+    for sentence, request in zip(found[2:], requests[2:], strict=True):
+        with pytest.raises(ValueError, match=re.escape(sentence)):
+            pytorch(request)
+
+
+def test_pytorch_reads_what_the_graph_lacks(repository):
+    image = base64_of(file_of(FACES[0]))
+    requests = [{"inputs": image, "parameters": {"formats": formats}} for formats in ("bp4d", ["bp4d", "gft"])]
+    (first, second), loaded = at_endpoint(repository, requests)
+    assert loaded == ["torch", "transformers"]
+    assert_alike(first, [row for row in second if row["format"] == "bp4d"])
+
+
+@pytest.mark.parametrize("missing", [GRAPH, DESCRIPTION, "onnxruntime", "code"])
+def test_pytorch_reads_where_onnx_runtime_cannot(repository, tmp_path, missing):
+    folder = shutil.copytree(repository, tmp_path / "repository")
+    if missing in (GRAPH, DESCRIPTION):
+        (folder / missing).write_bytes((folder / missing).read_bytes()[:-100])  # damaged
+    if missing == "code":
+        (folder / "onnx_au_llava.py").unlink()
+    requests = [{"inputs": base64_of(file_of(FACES[0])), "parameters": {"formats": "bp4d"}}]
+    [found], loaded = at_endpoint(folder, requests, blocked=("onnxruntime",) if missing == "onnxruntime" else ())
+    assert loaded == ["torch", "transformers"]
+    [expected], _ = at_endpoint(repository, requests)
+    assert_alike(found, expected)

@@ -20,9 +20,9 @@ from transformers import (
 )
 
 from au_llava.action_units import get_format
-from au_llava.au_evaluation.predictions import weights_fingerprint
 from au_llava.au_publishing.export import SlotsGraph
 from au_llava.au_recognition.evidence import evidence_maps
+from au_llava.au_runs.engines import weights_fingerprint
 from au_llava.configuration_au_llava import AuLlavaConfig, add_image_token
 from au_llava.modeling_au_llava import MAX_EXTRA_TOKENS, AuLlavaForConditionalGeneration, features_to_tokens
 from au_llava.pipeline_au_llava import AURecognitionPipeline

@@ -15,12 +15,13 @@ from safetensors.numpy import load_file, save_file
 from test_export import SHIFTED
 from transformers import AutoModel, AutoProcessor
 
+from au_llava import onnx_au_llava
 from au_llava.action_units import FORMATS, MAIN_FORMATS, AUFormat
 from au_llava.au_publishing import onnx_file, slots_file
-from au_llava.au_recognition import engines, onnx_engine
-from au_llava.au_recognition.engines import Wish, open_engine
-from au_llava.au_recognition.onnx_engine import DESCRIPTION, GRAPH, OnnxEngine, find_graph, graph_cache, graph_key
+from au_llava.au_runs import engines
+from au_llava.au_runs.engines import Wish, open_engine
 from au_llava.au_runs.processes import OneProcess, processes
+from au_llava.onnx_au_llava import DESCRIPTION, GRAPH, OnnxEngine, find_graph, graph_cache, graph_key
 from au_llava.recognize_au import run
 
 HELD = (FORMATS["disfa"], FORMATS["bp4d"])
@@ -283,9 +284,9 @@ def test_the_command_needs_neither_pytorch_nor_transformers(tmp_path):
 
 def test_threads_are_counted_as_pytorch_counts_them(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert onnx_engine._threads() == 3
+    assert onnx_au_llava._threads() == 3
     monkeypatch.setenv("OMP_NUM_THREADS", "many")
-    assert onnx_engine._threads() >= 1
+    assert onnx_au_llava._threads() >= 1
 
 
 def test_one_process_needs_no_accelerate(monkeypatch):

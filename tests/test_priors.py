@@ -24,6 +24,7 @@ from au_llava.au_evaluation.command import main
 from au_llava.au_evaluation.predictions import predict, use_prior, without_margin
 from au_llava.au_evaluation.priors import LEAST_ODDS, estimate_prior, fit_photographs
 from au_llava.au_runs.checkpoints import load_checkpoint
+from au_llava.au_runs.engines import TorchEngine
 from au_llava.au_runs.manifests import check_unseen
 from au_llava.calibration_au_llava import apply_entries, calibrate, check_calibration, entries_for, with_prior
 from au_llava.configuration_au_llava import AuLlavaConfig
@@ -198,11 +199,11 @@ def test_recognize_reads_with_the_prior_of_the_checkpoint():
     ],
 )
 def test_rendered_faces_are_scored_as_rendered_faces(kinds, asked, used):
-    model, _ = build_tiny()
+    engine = TorchEngine(*build_tiny())
     entry = {"method": "none", "threshold": 0.4, "photographs": {"shift": -1.0, "threshold": 0.5}}
-    model.config.calibration = calibration(OCCURRENCE, AU1=entry)
-    use_prior(model, datasets.Dataset.from_dict({"dataset": kinds}), asked)
-    assert model.config.calibration["prior"] == used
+    engine.calibration = calibration(OCCURRENCE, AU1=entry)
+    use_prior(engine, datasets.Dataset.from_dict({"dataset": kinds}), asked)
+    assert engine.model.config.calibration["prior"] == used
 
 
 def test_the_margin_of_a_stored_crop_is_cut_off():
@@ -278,9 +279,9 @@ def test_command_stores_the_prior_and_scores_rendered_people_without_it(
 
 def test_labels_of_unlabelled_faces_and_margins_are_not_looked_at(tiny_checkpoint, rendered_records, photographs):
     """A stored margin is not read, whatever is in it."""
-    model, processor = load_checkpoint(str(tiny_checkpoint))
+    engine = TorchEngine(*load_checkpoint(str(tiny_checkpoint)))
     of_photographs, of_rendered = (
-        predict(model, processor, load_records(folder, part="train", labelled=False), batch_size=32)
+        predict(engine, load_records(folder, part="train", labelled=False), batch_size=32)
         for folder in (photographs, rendered_records)
     )
     for one, other in zip(of_photographs, of_rendered, strict=True):

@@ -144,6 +144,14 @@ def tool(tmp_path, monkeypatch):
     return tool
 
 
+def test_an_unknown_evaluation_is_refused(tool, capsys):
+    tool.give("slots", {})
+    assert tool.run(["slot=runs/eval"]) == 1
+    assert capsys.readouterr().err == (
+        "write_scores.py: There is no evaluation 'slot': write NAME=PATH with a name of slots.\n"
+    )
+
+
 def photographs(value: float) -> dict:
     read = {"half": each(value), "decided": each(value + 0.25)}
     return {

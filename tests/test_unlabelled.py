@@ -370,9 +370,9 @@ def test_the_average_is_scored_and_the_best_of_them_kept(
     scored, taught = [], []
     original, teach = trainer_module.predict, UnlabelledFaces.teach
 
-    def predict(model, *arguments, **named):
-        scored.append({name: each.clone() for name, each in model.state_dict().items()})
-        return original(model, *arguments, **named)
+    def predict(engine, *arguments, **named):
+        scored.append({name: each.clone() for name, each in engine.model.state_dict().items()})
+        return original(engine, *arguments, **named)
 
     monkeypatch.setattr(trainer_module, "predict", predict)
     monkeypatch.setattr(UnlabelledFaces, "teach", lambda *arguments: taught.append(1) or teach(*arguments))

@@ -169,7 +169,10 @@ def test_parquet_records(shards, tmp_path, no_detector):
         assert each["margin"] == pytest.approx(19 / 96)
     yaw = {each["subject"]: each["yaw"] for each in records}
     assert np.isnan(yaw["train/6.jpg"])
-    expected = crop_face(Image.open(io.BytesIO(encoded())), EYES, 96, 0.2)
+    (right, height), (left, _) = EYES  # level, so the eyeballs lie 0.05 of the distance higher and 4 % further apart
+    across = left - right
+    eyeballs = [(x, height - 0.05 * across) for x in (right - 0.02 * across, left + 0.02 * across)]
+    expected = crop_face(Image.open(io.BytesIO(encoded())), eyeballs, 96, 0.2)
     assert np.abs(np.asarray(one[0]["image"], int) - np.asarray(expected, int)).mean() < 1.5
 
 

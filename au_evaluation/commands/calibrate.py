@@ -4,19 +4,25 @@ import argparse
 import json
 from pathlib import Path
 
-from accelerate import PartialState
 from rich.markup import escape
 
 from au_llava.au_datasets.folds import people_of
 from au_llava.au_datasets.records import load_records
 from au_llava.au_evaluation.calibration import calibrate_checkpoint, unlabeled_records
 from au_llava.au_evaluation.calibration_report import calibration_report, calibration_table, draw_reliability
-from au_llava.au_evaluation.commands.common import add_options, one_model, refuse_without_effect, show, write_json
+from au_llava.au_evaluation.commands.common import (
+    add_options,
+    engine_for,
+    one_model,
+    refuse_without_effect,
+    show,
+    write_json,
+)
 from au_llava.au_evaluation.priors import priors_table
 from au_llava.au_runs import files
-from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.commands import CommandParser
 from au_llava.au_runs.manifests import check_unseen, read_training_manifest, training_manifest, write_training_manifest
+from au_llava.au_runs.processes import processes
 
 DESCRIPTION = """\
 Fit temperatures, isotonic curves and decision thresholds on validation people, and store them in the checkpoint.
@@ -47,7 +53,7 @@ def make_parser() -> CommandParser:
     source.add_argument("--calibrate", nargs="+", metavar="DIR", dest="data", help=argparse.SUPPRESS)
     add_options(
         parser,
-        *("--out", "--part", "--unlabelled", "--mirror", "--batch-size", "--quantize"),
+        *("--out", "--part", "--unlabelled", "--mirror", "--batch-size", "--engine", "--quantize"),
         part={"help": "value of the records' `part` column to fit on (default: validation)"},
         without_effect=WITHOUT_EFFECT,
     )
@@ -61,18 +67,15 @@ def main(arguments: argparse.Namespace) -> None:
     config_file = Path(name) / "config.json"
     if not config_file.is_file():
         raise ValueError(f"--calibrate stores its result in config.json: {name} is no folder that holds one.")
-    people = people_of(load_records(arguments.data, part=part))
+    records = load_records(arguments.data, part=part)
+    people = people_of(records)
     # A model is surer of the people it learned from than of others.
     check_unseen(name, people, roles=("train", "unlabelled"))
     if arguments.unlabelled:
         people = sorted({*people, *people_of(unlabeled_records(arguments.unlabelled))})
-    model, processor = load_checkpoint(name, arguments.quantize)
-    if arguments.mirror is not None:
-        model.config.mirror_images = arguments.mirror
-    fitted = calibrate_checkpoint(
-        model, processor, arguments.data, part, arguments.batch_size, True, arguments.unlabelled
-    )
-    if not PartialState().is_main_process:
+    engine = engine_for(arguments, name, records["format"][:], mirror_images=arguments.mirror)
+    fitted = calibrate_checkpoint(engine, arguments.data, part, arguments.batch_size, True, arguments.unlabelled)
+    if not processes().is_main_process:
         return
     report = calibration_report(fitted.fits, fitted.references)
     written = {"fitted_on": fitted.calibration["fitted_on"], "formats": report}
@@ -81,7 +84,7 @@ def main(arguments: argparse.Namespace) -> None:
     manifest = read_training_manifest(name) or training_manifest([], [], [], [], {})
     manifest["people"]["calibration"] = people
     write_training_manifest(name, manifest)
-    stored = {"calibration": fitted.calibration, "mirror_images": model.config.mirror_images}
+    stored = {"calibration": fitted.calibration, "mirror_images": engine.mirror_images}
     files.write_json(config_file, json.loads(config_file.read_text()) | stored, indent=2, sort_keys=True)
     show(calibration_table(report, escape(f"{name}, {part} part of {' '.join(arguments.data)}")))
     if fitted.priors:

@@ -1,28 +1,29 @@
 """What the subcommands that read faces share: options, calibration, provenance and output."""
 
 import argparse
-import importlib.metadata
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
 
+from au_llava.action_units import get_format
 from au_llava.au_datasets.balance import label_statistics
 from au_llava.au_datasets.records import load_records
 from au_llava.au_evaluation.predictions import use_prior
 from au_llava.au_evaluation.scoring import jsonable
 from au_llava.au_runs import files
 from au_llava.au_runs.commands import QUANTIZATIONS, CommandParser
+from au_llava.au_runs.engines import ENGINES, Wish, open_engine
 from au_llava.au_runs.formats import FormatNames, choices
 from au_llava.au_runs.manifests import read_training_manifest
-from au_llava.au_runs.provenance import code_commit, content_hashes
+from au_llava.au_runs.provenance import code_commit, content_hashes, versions_of
 from au_llava.calibration_au_llava import PRIORS
 from au_llava.readings_au_llava import DECODERS
 
 SCHEMA_VERSION = 2  # of results.json and matrix.json
-PACKAGES = ("au-llava", "torch", "transformers", "datasets", "numpy", "scikit-learn")
+PACKAGES = ("au-llava", "torch", "transformers", "onnxruntime", "datasets", "numpy", "scikit-learn")
 
 OPTIONS = {
     "--model": {
@@ -34,6 +35,11 @@ OPTIONS = {
     "--out": {"type": Path, "required": True, "help": "folder for the results"},
     "--part": {"help": "value of the records' `part` column (default: test)"},
     "--decoding": {"choices": DECODERS, "default": "slots", "help": "how answers are read (default: slots)"},
+    "--engine": {
+        "choices": ENGINES,
+        "help": "what reads: PyTorch or ONNX Runtime (default: onnx where it is installed, slots.onnx fits and no GPU "
+        "is there, else torch)",
+    },
     "--batch-size": {"type": int, "default": 32, "help": "images per forward pass (default: 32)"},
     "--quantize": {
         "choices": QUANTIZATIONS,
@@ -120,15 +126,21 @@ def one_model(arguments: argparse.Namespace, sentence: str) -> str:
     return arguments.model[0]
 
 
-def choose_calibration(model, records, arguments: argparse.Namespace) -> None:
-    """Make `model` calibrate its readings of `records` as --uncalibrated and --prior say."""
+def engine_for(arguments: argparse.Namespace, name: str, formats: Iterable[str], **wishes):
+    """The engine that reads with the checkpoint `name`, in formats named `formats`; `wishes` as in `Wish`."""
+    wishes = {"engine": arguments.engine, "quantize": arguments.quantize} | wishes
+    return open_engine(Wish(name, tuple(map(get_format, sorted(set(formats)))), **wishes))
+
+
+def choose_calibration(engine, records, arguments: argparse.Namespace) -> None:
+    """Make `engine` calibrate its readings of `records` as --uncalibrated and --prior say."""
     if arguments.uncalibrated:
-        model.config.calibration = None
+        engine.calibration = None
     else:
-        use_prior(model, records, arguments.prior)
+        use_prior(engine, records, arguments.prior)
 
 
-def provenance(arguments: argparse.Namespace, model, name: str, people: str, part: str | None = None) -> dict:
+def provenance(arguments: argparse.Namespace, engine, name: str, people: str, part: str | None = None) -> dict:
     """What a reader needs to run the evaluation again.
 
     Args:
@@ -136,21 +148,22 @@ def provenance(arguments: argparse.Namespace, model, name: str, people: str, par
     """
     return {
         "model": name,
-        "parameters": model.num_parameters(),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "parameters": engine.parameters,
+        "engine": engine.name,
+        "dtype": engine.dtype,
         "quantised": arguments.quantize,
-        "device": str(model.device),
+        "device": engine.device,
         "trained_people": people,
         "data": content_hashes(arguments.data),
         "part": part,
         "decoding": arguments.decoding,
-        "mirror_images": model.config.mirror_images,
-        "prior": (model.config.calibration or {}).get("prior"),
+        "mirror_images": engine.mirror_images,
+        "prior": (engine.calibration or {}).get("prior"),
         "batch_size": arguments.batch_size,
         "commit": code_commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        "packages": {package: importlib.metadata.version(package) for package in PACKAGES},
+        "packages": versions_of(PACKAGES),
     }
 
 

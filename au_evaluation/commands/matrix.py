@@ -3,20 +3,24 @@
 import argparse
 from collections.abc import Mapping
 
-from accelerate import PartialState
-
 from au_llava.action_units import get_format
 from au_llava.au_datasets.folds import people_of
 from au_llava.au_datasets.records import load_records
 from au_llava.au_evaluation.baselines import transfer_baselines
-from au_llava.au_evaluation.commands.common import SCHEMA_VERSION, add_options, training_statistics, write_json
+from au_llava.au_evaluation.commands.common import (
+    SCHEMA_VERSION,
+    add_options,
+    engine_for,
+    training_statistics,
+    write_json,
+)
 from au_llava.au_evaluation.predictions import predict, use_prior
 from au_llava.au_evaluation.tables import markdown_table, number
 from au_llava.au_evaluation.transfer import best_asked, transfer_scores
-from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.commands import CommandParser
 from au_llava.au_runs.files import check_writable
 from au_llava.au_runs.manifests import check_unseen, read_training_manifest
+from au_llava.au_runs.processes import processes
 
 DESCRIPTION = """\
 Cross-dataset matrix: score the presence of AUs for every checkpoint on every dataset, on the AUs they share.
@@ -35,7 +39,7 @@ def make_parser() -> CommandParser:
     parser = CommandParser(DESCRIPTION, prog="eval_au.py matrix")
     add_options(
         parser,
-        *("--model", "--data", "--out", "--part", "--decoding", "--batch-size", "--quantize"),
+        *("--model", "--data", "--out", "--part", "--decoding", "--batch-size", "--engine", "--quantize"),
         model={"required": True, "default": None, "help": "checkpoint folders or Hub ids"},
     )
     return parser
@@ -45,7 +49,7 @@ def main(arguments: argparse.Namespace) -> None:
     check_writable(arguments.out / "matrix.json")
     part = arguments.part or "test"
     cells = {name: _scores_of(name, part, arguments) for name in arguments.model}
-    if not PartialState().is_main_process:
+    if not processes().is_main_process:
         return
     write_json(arguments.out / "matrix.json", {"schema_version": SCHEMA_VERSION, "part": part, "cells": cells})
     table = _table(cells)
@@ -57,28 +61,30 @@ def main(arguments: argparse.Namespace) -> None:
 def _scores_of(name: str, part: str, arguments: argparse.Namespace) -> dict[str, dict]:
     """Scores of one checkpoint: "folder:format" -> `transfer_scores`, "trained_people" and "baselines"."""
     formats = (read_training_manifest(name) or {}).get("formats")
-    model, scores = None, {}
+    tests = []  # (folder, known format, asked format, records)
     for folder in arguments.data:
         records = load_records(folder, part=part)
         for known_name in sorted(set(records["format"][:])):
             rows = [row for row, format_name in enumerate(records["format"][:]) if format_name == known_name]
-            tested, known = records.select(rows), get_format(known_name)
-            people = check_unseen(name, people_of(tested))
+            known = get_format(known_name)
             asked = best_asked([get_format(trained) for trained in formats or [known_name]], known)
-            if model is None:
-                model, processor = load_checkpoint(name, arguments.quantize)
-            use_prior(model, tested)
-            predictions = predict(
-                *(model, processor, tested, arguments.decoding, arguments.batch_size),
-                progress=True,
-                formats=(asked.name,),
-            )
-            statistics = training_statistics(name, [folder])[0].get(asked.name)
-            scores[f"{folder}:{known_name}"] = {
-                **transfer_scores(predictions, asked, known),
-                "trained_people": people,
-                "baselines": transfer_baselines(predictions, asked, known, statistics),
-            }
+            tests.append((folder, known, asked, records.select(rows)))
+    people = [check_unseen(name, people_of(tested)) for *_, tested in tests]
+    engine = engine_for(arguments, name, [asked.name for _, _, asked, _ in tests], decoding=arguments.decoding)
+    scores = {}
+    for (folder, known, asked, tested), trained_people in zip(tests, people, strict=True):
+        use_prior(engine, tested)
+        predictions = predict(
+            *(engine, tested, arguments.decoding, arguments.batch_size),
+            progress=True,
+            formats=(asked.name,),
+        )
+        statistics = training_statistics(name, [folder])[0].get(asked.name)
+        scores[f"{folder}:{known.name}"] = {
+            **transfer_scores(predictions, asked, known),
+            "trained_people": trained_people,
+            "baselines": transfer_baselines(predictions, asked, known, statistics),
+        }
     return scores
 
 

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Mapping
 
 import datasets
-from accelerate import PartialState
 
 from au_llava.action_units import get_format
 from au_llava.au_datasets.folds import PROTOCOLS, Protocol, get_protocol, people_of
@@ -16,6 +15,7 @@ from au_llava.au_evaluation.commands.common import (
     SCHEMA_VERSION,
     add_options,
     choose_calibration,
+    engine_for,
     provenance,
     refuse_prior_without_calibration,
     refuse_without_effect,
@@ -32,10 +32,10 @@ from au_llava.au_evaluation.protocols import (
     protocol_table,
     tested_records,
 )
-from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.commands import CommandParser
 from au_llava.au_runs.files import check_writable
 from au_llava.au_runs.manifests import check_unseen, read_training_manifest
+from au_llava.au_runs.processes import processes
 
 DESCRIPTION = """\
 Score by a published protocol: a checkpoint for each tested part, scored together, beside published results.
@@ -58,7 +58,7 @@ def make_parser() -> CommandParser:
     add_options(
         parser,
         *("--model", "--data", "--out", "--name", "--decoding", "--prior", "--uncalibrated", "--batch-size"),
-        "--quantize",
+        *("--engine", "--quantize"),
         model={"metavar": "PART=CHECKPOINT", "help": "a checkpoint folder or Hub id for each tested part"},
         without_effect=WITHOUT_EFFECT,
     )
@@ -82,15 +82,15 @@ def main(arguments: argparse.Namespace) -> None:
     people = {part: check_unseen(models[part], people_of(records.select(rows[part]))) for part in protocol.tested}
     predictions, origin = {}, {}
     for part in protocol.tested:
-        model, processor = load_checkpoint(models[part], arguments.quantize)
-        choose_calibration(model, records, arguments)
+        engine = engine_for(arguments, models[part], [protocol.format], decoding=arguments.decoding)
+        choose_calibration(engine, records, arguments)
         predictions[part] = predict(
-            *(model, processor, records.select(rows[part]), arguments.decoding, arguments.batch_size),
+            *(engine, records.select(rows[part]), arguments.decoding, arguments.batch_size),
             progress=True,
             keep=arguments.out / f"unfinished-{part}",
         )
-        origin[part] = provenance(arguments, model, models[part], people[part])
-    if not PartialState().is_main_process:
+        origin[part] = provenance(arguments, engine, models[part], people[part])
+    if not processes().is_main_process:
         return
     scores = protocol_scores(predictions, protocol)
     baselines = _baselines(predictions, protocol, models)

@@ -4,7 +4,6 @@ import argparse
 import shutil
 
 import datasets
-from accelerate import PartialState
 from rich.markup import escape
 
 from au_llava.action_units import get_format
@@ -16,6 +15,7 @@ from au_llava.au_evaluation.commands.common import (
     SCHEMA_VERSION,
     add_options,
     choose_calibration,
+    engine_for,
     one_model,
     provenance,
     refuse_prior_without_calibration,
@@ -29,10 +29,10 @@ from au_llava.au_evaluation.parse_audit import parse_audit
 from au_llava.au_evaluation.predictions import predict
 from au_llava.au_evaluation.rows import by_format
 from au_llava.au_evaluation.scoring import contradiction_counts, score_predictions, scores_table
-from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.commands import CommandParser
 from au_llava.au_runs.files import check_writable
 from au_llava.au_runs.manifests import check_unseen
+from au_llava.au_runs.processes import processes
 from au_llava.calibration_au_llava import entries_for
 
 DESCRIPTION = """\
@@ -64,7 +64,7 @@ def make_parser() -> CommandParser:
     add_options(
         parser,
         *("--model", "--data", "--out", "--part", "--formats", "--groups", "--max-images", "--decoding"),
-        *("--prior", "--uncalibrated", "--batch-size", "--quantize"),
+        *("--prior", "--uncalibrated", "--batch-size", "--engine", "--quantize"),
         without_effect=tuple(WITHOUT_EFFECT),
     )
     return parser
@@ -78,30 +78,30 @@ def main(arguments: argparse.Namespace) -> None:
     name = one_model(arguments, "to score several, call `matrix` or `protocol`.")
     records = _records(arguments, part)
     people = check_unseen(name, people_of(records)) if part == "test" else "not checked: not the test part"
-    model, processor = load_checkpoint(name, arguments.quantize)
-    choose_calibration(model, records, arguments)
+    engine = engine_for(arguments, name, records["format"][:], decoding=arguments.decoding)
+    choose_calibration(engine, records, arguments)
     unfinished, timing = arguments.out / "unfinished", {}
     predictions = predict(
-        *(model, processor, records, arguments.decoding, arguments.batch_size),
+        *(engine, records, arguments.decoding, arguments.batch_size),
         progress=True,
         keep=unfinished,
         timing=timing,
     )
-    if not PartialState().is_main_process:
+    if not processes().is_main_process:
         return
     scores = score_predictions(predictions)
     statistics, source = training_statistics(name, arguments.data)
     baselines = score_baselines(predictions, statistics)
     for format_name, rows in by_format(predictions).items():
         scores[format_name]["baselines"] = baselines[format_name]
-        scores[format_name] |= _audits(rows, records, model.config.calibration, arguments)
-    origin = provenance(arguments, model, name, people, part)
+        scores[format_name] |= _audits(rows, records, engine.calibration, arguments)
+    origin = provenance(arguments, engine, name, people, part)
     results = {
         "schema_version": SCHEMA_VERSION,
         "provenance": origin | {"training_labels": source, "timing": timing},
         "formats": scores,
         "contradictions": contradiction_counts(predictions),
-        "calibration": model.config.calibration if arguments.decoding == "slots" else None,
+        "calibration": engine.calibration if arguments.decoding == "slots" else None,
     }
     datasets.Dataset.from_list(predictions).to_parquet(arguments.out / "predictions.parquet")
     write_json(arguments.out / "results.json", results)

@@ -9,30 +9,35 @@ the safetensors files of its checkpoint. The description beside it says
 - `formats`: of its outputs, as `AUFormat.to_dict` gives them;
 - `weights`: name of a weight in the graph -> [safetensors file, name in it].
 
-Calibration, decisions and texts are made by readings_au_llava.py, as for PyTorch.
+Calibration, decisions and texts are made by readings_au_llava.py, as for PyTorch. The commands find this file in the
+package, handler.py beside itself.
 """
 
+import ctypes
 import hashlib
 import json
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 from PIL import Image
 
-from au_llava.action_units import AUFormat, get_format, prompt
-from au_llava.au_runs.provenance import sha256_of, weights_sha256
-from au_llava.pictures_au_llava import load_face_image
-from au_llava.readings_au_llava import AUResult, slot_answers
+from .action_units import MAIN_FORMATS, AUFormat, get_format, prompt
+from .pictures_au_llava import load_face_image
+from .readings_au_llava import AUResult, check_choice, chosen_formats, ranked, slot_answers
 
 GRAPH, DESCRIPTION = "slots.onnx", "slots.json"
+MOST = 8  # images that are read at a time; more do not fit into a core's cache and take longer
 VERSION = 1  # of graph and description; raise it when graphs of older code must not be used any longer
 # Files that a graph depends on, besides weights and config.json.
 SETTINGS = ("processor_config.json", "chat_template.jinja", "tokenizer.json", "tokenizer_config.json")
 UNRELATED = ("calibration", "transformers_version")  # keys of config.json that a graph does not depend on
+STATISTICS = ("running_mean", "running_var")  # ends of the names of what is measured, not learned
+CUDA = ("libcuda.so.1", "nvcuda.dll")  # NVIDIA's driver on Linux and on Windows
 TYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}  # of weights; NumPy has no bfloat16
 
 
@@ -45,9 +50,10 @@ class OnnxEngine:
 
     Attributes:
         name: of the engine.
-        device: where it computes.
+        device, dtype: where it computes, and in which numbers.
         size: side of a face crop in pixels.
         mirror_images: whether the mirror image is read too.
+        parameters: how many numbers the checkpoint has learned.
         calibration: as in the checkpoint's configuration; may be replaced.
         base_sha256: of the base of adapters, see `check_base`; empty.
 
@@ -55,7 +61,7 @@ class OnnxEngine:
         ValueError: the pixels of this checkpoint are prepared in another way than usual.
     """
 
-    name, device = "onnx", "cpu"
+    name, device, dtype = "onnx", "cpu", "float32"
     base_sha256: ClassVar[dict[str, str]] = {}
 
     def __init__(self, checkpoint: Path, folder: Path):
@@ -63,7 +69,9 @@ class OnnxEngine:
         self.calibration, self.mirror_images = config.get("calibration"), config["mirror_images"]
         self._images = image_settings(checkpoint)
         self.size = self._images["crop_size"]["height"]
+        self.parameters = _parameters(checkpoint)
         description = _description(folder)
+        self._key = description["key"]
         self.formats = tuple(get_format(fmt) for fmt in description["formats"])
         self._session = _session(folder / GRAPH, _weights(checkpoint, description["weights"]))
 
@@ -75,14 +83,41 @@ class OnnxEngine:
         Args:
             images: face crops, as `load_face_image` takes them.
         """
-        formats, results = tuple(formats), []
-        for start in range(0, len(images), batch_size):
-            batch = np.stack([self._pixels(load_face_image(image)) for image in images[start : start + batch_size]])
+        formats = tuple(formats)
+        return [
+            AUResult({fmt.name: answer for fmt, answer in zip(formats, answers, strict=True)})
+            for answers in self._answers(images, formats, batch_size)
+        ]
+
+    def rank(
+        self,
+        images: Sequence,
+        formats: str | AUFormat | Sequence[str | AUFormat] | None = None,
+        top_k: int | None = None,
+        threshold: float | None = None,
+        batch_size: int = 16,
+    ) -> list[list[dict]]:
+        """As the pipeline answers a list of images (pipeline_au_llava.py), for formats of the graph."""
+        check_choice(top_k, threshold)
+        answers = self._answers(images, chosen_formats(formats or MAIN_FORMATS), batch_size, threshold)
+        return [ranked(of_image, top_k) for of_image in answers]
+
+    def holds(self, formats: str | AUFormat | Sequence[str | AUFormat] | None = None) -> bool:
+        """Whether `rank` can give these formats. Raises ValueError as `chosen_formats`."""
+        return all(fmt in self.formats for fmt in chosen_formats(formats or MAIN_FORMATS))
+
+    def _answers(self, images: Sequence, formats: tuple[AUFormat, ...], batch_size: int, threshold=None) -> Iterator:
+        """For each image its answers, as `slot_answers` gives them."""
+        size = min(batch_size, MOST)
+        for start in range(0, len(images), size):
+            batch = np.stack([self._pixels(load_face_image(image)) for image in images[start : start + size]])
             read = self._session.run([fmt.name for fmt in formats], {self._session.get_inputs()[0].name: batch})
             shares = {fmt.name: _softmax(logs.astype(np.float64)) for fmt, logs in zip(formats, read, strict=True)}
-            for answers in slot_answers(shares, formats, self.calibration):
-                results.append(AUResult({fmt.name: answer for fmt, answer in zip(formats, answers, strict=True)}))
-        return results
+            yield from slot_answers(shares, formats, self.calibration, threshold)
+
+    def fingerprint(self) -> str:
+        """A hash of weights and architecture: tells checkpoints apart."""
+        return self._key
 
     def _pixels(self, image: Image.Image) -> np.ndarray:
         """(3, height, width) float32: what the image processor makes of an RGB picture."""
@@ -126,9 +161,9 @@ def graph_key(checkpoint: Path, formats: Sequence[AUFormat]) -> str:
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     made_of = {
         "version": VERSION,
-        "weights": weights_sha256(str(checkpoint)),
+        "weights": {path.name: _sha256(path) for path in sorted(checkpoint.glob("*.safetensors"))},
         "config": {key: value for key, value in config.items() if key not in UNRELATED},
-        "files": {name: sha256_of(checkpoint / name) for name in SETTINGS if (checkpoint / name).is_file()},
+        "files": {name: _sha256(checkpoint / name) for name in SETTINGS if (checkpoint / name).is_file()},
         "formats": [[fmt.to_dict(), fmt.value_strings, prompt(fmt)] for fmt in formats],
     }
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
@@ -139,6 +174,11 @@ def graph_cache(key: str) -> Path:
     from huggingface_hub.constants import HF_HOME
 
     return Path(HF_HOME) / "au_llava" / key
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _description(folder: Path) -> dict:
@@ -153,7 +193,7 @@ def graph_fits(checkpoint: Path, folder: Path, formats: Sequence[AUFormat]) -> b
         return (
             all(fmt in held for fmt in formats)
             and description["key"] == graph_key(checkpoint, held)
-            and description["sha256"] == sha256_of(folder / GRAPH)
+            and description["sha256"] == _sha256(folder / GRAPH)
         )
     except (OSError, ValueError, KeyError, TypeError):  # missing, damaged, or of another version
         return False
@@ -168,8 +208,31 @@ def find_graph(checkpoint: Path, formats: Sequence[AUFormat]) -> Path | None:
     return next((folder for folder in folders if graph_fits(checkpoint, folder, formats)), None)
 
 
+def engine_beside(checkpoint: Path) -> OnnxEngine | None:
+    """The engine with the graph in the folder of a checkpoint, for its formats.
+
+    None where it is not the better one: ONNX Runtime is not installed, a GPU is there for PyTorch, or no graph fits.
+    """
+    if find_spec("onnxruntime") is None or has_gpu() or not graph_fits(checkpoint, checkpoint, ()):
+        return None
+    return OnnxEngine(checkpoint, checkpoint)
+
+
+def has_gpu() -> bool:
+    """Whether NVIDIA's driver shows a GPU to this process; asked without importing PyTorch."""
+    for name in CUDA:
+        try:
+            driver = ctypes.CDLL(name)
+        except OSError:
+            continue
+        count = ctypes.c_int(0)
+        return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    return False
+
+
 # ---- ONNX Runtime ---------------------------------------------------------------------------------------------
 def _session(path: Path, weights: Mapping[str, np.ndarray]):
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # as __init__.py, which handler.py does not load
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -180,18 +243,27 @@ def _session(path: Path, weights: Mapping[str, np.ndarray]):
     return onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
 
 
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _threads() -> int:
     """As PyTorch counts them: OMP_NUM_THREADS, or the cores that this process may use."""
     given = os.environ.get("OMP_NUM_THREADS", "")
-    if given.isdecimal() and int(given) > 0:
-        return int(given)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(given) if given.isdecimal() and int(given) > 0 else usable_cores()
 
 
 def _weights(checkpoint: Path, named: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
     """Name in the graph -> float32 array, read off the checkpoint's safetensors files."""
-    files = {file: stored_tensors(checkpoint / file) for file, _ in named.values()}
+    files = {file: stored_tensors(checkpoint / file) for file in {file for file, _ in named.values()}}
     return {name: as_float32(*files[file][tensor]) for name, (file, tensor) in named.items()}
+
+
+def _parameters(checkpoint: Path) -> int:
+    """How many numbers the safetensors files hold, without the statistics of batch normalization."""
+    tensors = {name: each for file in checkpoint.glob("*.safetensors") for name, each in stored_tensors(file).items()}
+    return sum(array.size for name, (array, _) in tensors.items() if not name.endswith(STATISTICS))
 
 
 def stored_tensors(path: Path) -> dict[str, tuple[np.ndarray, str]]:

@@ -1,22 +1,22 @@
 """The two engines that read face crops, PyTorch and ONNX Runtime, and which of them a run takes.
 
 ONNX Runtime starts and reads faster on a processor and needs neither PyTorch nor Transformers. It is taken where it is
-installed, a graph for the checkpoint and the formats is there (onnx_engine.py), and nothing asks for PyTorch.
+installed, a graph for the checkpoint and the formats is there (onnx_au_llava.py), and nothing asks for PyTorch.
 """
 
-import ctypes
+import hashlib
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from au_llava.action_units import AUFormat
-from au_llava.au_recognition.onnx_engine import OnnxEngine, find_graph, graph_cache, graph_key
+from au_llava.onnx_au_llava import OnnxEngine, find_graph, graph_cache, graph_key, has_gpu
 from au_llava.readings_au_llava import AUResult
 
 ENGINES = ("torch", "onnx")
-CUDA = ("libcuda.so.1", "nvcuda.dll")  # NVIDIA's driver on Linux and on Windows
 MISSING = "--engine onnx needs {}: pip install 'au-llava[{}]', or leave out --engine."
 
 
@@ -28,8 +28,12 @@ class TorchEngine:
     def __init__(self, model, processor, base_sha256: Mapping[str, str] | None = None):
         self.model, self.processor, self.base_sha256 = model, processor, dict(base_sha256 or {})
         self.size = processor.image_processor.crop_size["height"]
-        self.device = str(model.device)
+        self.device, self.dtype = str(model.device), str(model.dtype).removeprefix("torch.")
         self.mirror_images = model.config.mirror_images
+
+    @property
+    def parameters(self) -> int:
+        return self.model.num_parameters()
 
     @property
     def calibration(self) -> Mapping | None:
@@ -45,6 +49,28 @@ class TorchEngine:
         """As `recognize` of the model, see decoding_au_llava.py."""
         return self.model.recognize(self.processor, images, formats=formats, decoding=decoding, batch_size=batch_size)
 
+    def fingerprint(self) -> str:
+        """As `weights_fingerprint`."""
+        return weights_fingerprint(self.model)
+
+
+def weights_fingerprint(model) -> str:
+    """A hash of the shapes and the first 256 numbers of every parameter: tells checkpoints apart quickly."""
+    from accelerate.utils import align_module_device
+
+    content = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if name in model.all_tied_weights_keys:  # PyTorch leaves it out itself, unless offloading has split the two
+            continue
+        content.update(f"{name}{tuple(parameter.shape)}".encode())
+        owner, _, own = name.rpartition(".")
+        module = model.get_submodule(owner)
+        with align_module_device(module) if parameter.is_meta else nullcontext():  # brings back offloaded weights
+            # A copy: numpy would pin the storage, which FSDP frees after use.
+            start = getattr(module, own).detach().flatten()[:256].clone()
+        content.update(start.float().cpu().numpy().tobytes())
+    return content.hexdigest()
+
 
 @dataclass(frozen=True)
 class Wish:
@@ -54,6 +80,7 @@ class Wish:
         model: checkpoint folder or Hub id.
         engine: one of `ENGINES`, or None for the better one.
         explains: whether gradients are needed, as for evidence maps.
+        mirror_images: whether to read mirror images too, or None for as the checkpoint says.
     """
 
     model: str
@@ -62,6 +89,7 @@ class Wish:
     decoding: str = "slots"
     quantize: str | None = None
     explains: bool = False
+    mirror_images: bool | None = None
 
 
 def open_engine(wish: Wish) -> TorchEngine | OnnxEngine:
@@ -85,7 +113,10 @@ def open_engine(wish: Wish) -> TorchEngine | OnnxEngine:
     from au_llava.au_runs.checkpoints import check_base, load_checkpoint
 
     base = check_base(wish.model)
-    return TorchEngine(*load_checkpoint(wish.model, quantize=wish.quantize, checked=True), base)
+    model, processor = load_checkpoint(wish.model, quantize=wish.quantize, checked=True)
+    if wish.mirror_images is not None:
+        model.config.mirror_images = wish.mirror_images
+    return TorchEngine(model, processor, base)
 
 
 def _obstacle(wish: Wish) -> str | None:
@@ -96,23 +127,13 @@ def _obstacle(wish: Wish) -> str | None:
         return f"--engine onnx reads with whole weights: leave out --quantize {wish.quantize}, or take --engine torch."
     if wish.explains:
         return "--engine onnx has no gradients, which --explain needs: take --engine torch."
+    if wish.mirror_images is not None:
+        return "--engine onnx reads mirror images as the checkpoint says: leave out --mirror, or take --engine torch."
     if find_spec("onnxruntime") is None:
         return MISSING.format("ONNX Runtime", "recognize")
     if (Path(wish.model) / "adapter_config.json").is_file():
         return f"{wish.model} holds adapters, which --engine onnx cannot read: merge them with tools/merge_adapter.py."
     return None
-
-
-def has_gpu() -> bool:
-    """Whether NVIDIA's driver shows a GPU to this process; asked without importing PyTorch."""
-    for name in CUDA:
-        try:
-            driver = ctypes.CDLL(name)
-        except OSError:
-            continue
-        count = ctypes.c_int(0)
-        return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
-    return False
 
 
 def checkpoint_folder(name: str) -> Path:

@@ -26,9 +26,11 @@ def gguf_option(source: str) -> dict[str, str]:
     """`{"gguf_file": name}` for a folder whose weights are a GGUF file, {} for everything else.
 
     Raises:
-        ValueError: several GGUF files, or the package gguf is missing.
+        ValueError: a GGUF file itself, several of them, or the package gguf is missing.
     """
     folder = Path(source)
+    if folder.suffix == ".gguf" and folder.is_file():
+        raise ValueError(f"{source} is a GGUF file: name the folder that holds it, and no other GGUF file.")
     files = sorted(path.name for path in folder.glob("*.gguf")) if folder.is_dir() else []
     if not files or any(folder.glob("*.safetensors")):
         return {}

@@ -3,11 +3,12 @@
 With `prompt_order="text_first"` the text of a prompt does not see the image, so that a causal language model gives its
 tokens the same keys and values for every image.
 
-- To read, `shared_prompts` computes them and `PromptStore` keeps them between calls, as long as the language model
+- To read, `states_of` computes them and `PromptStore` keeps them between calls, as long as the language model
   computes the same. `SharedLayer` lets every row of a batch continue them, with a copy for each row only while
   its layer computes.
-- To learn, they are computed in the pass that continues them, as further rows of the batch (`with_prompt_rows`,
-  `PromptRowsLayer`), so that gradients, checkpointing and sharded weights see one ordinary pass.
+- To learn, they are computed in the pass that continues them, as further rows of the batch (`with_prompt_rows`), so
+  that gradients, checkpointing and sharded weights see one ordinary pass. `PromptRowsLayer` hands their keys and values
+  to every row; on a CPU `TreeMask` attends to them without copies.
 """
 
 from collections.abc import Iterator, Sequence
@@ -67,28 +68,21 @@ def growing_cache(prompt: States) -> Cache:
     return Cache(layers=[GrowingLayer(keys, values) for keys, values in prompt])
 
 
-def shared_prompts(language_model, prompts: Sequence[Prompt], device: torch.device) -> list[States]:
-    """The states of each prompt, by one forward pass.
-
-    Prompts are rows, padded on the right, where causal attention does not see the padding.
+def states_of(language_model, prompt: Prompt, device: torch.device) -> States:
+    """Keys and values (1, heads, tokens, width) of each layer, by a forward pass over one prompt.
 
     Raises:
         ValueError: the language model does not keep keys and values in every layer (a state-space model).
     """
-    longest = max(map(len, prompts))
-    rows = [[*prompt, *[prompt[-1]] * (longest - len(prompt))] for prompt in prompts]
     cache = DynamicCache()
-    language_model(input_ids=torch.tensor(rows, device=device), past_key_values=cache, use_cache=True)
-    layers = [layer for layer in cache.layers if layer.get_seq_length() == longest]
+    language_model(input_ids=torch.tensor([prompt], device=device), past_key_values=cache, use_cache=True)
+    layers = [layer for layer in cache.layers if layer.get_seq_length() == len(prompt)]
     if len(layers) < language_model.config.num_hidden_layers:
         raise ValueError(
             "prompt_order='text_first' shares the keys and values of attention, and a "
             f"{language_model.config.model_type} has layers without them: use prompt_order='image_first'."
         )
-    return [
-        [(layer.keys[[row], :, : len(prompt)], layer.values[[row], :, : len(prompt)]) for layer in layers]
-        for row, prompt in enumerate(prompts)
-    ]
+    return [(layer.keys, layer.values) for layer in layers]
 
 
 class PromptRowsLayer(DynamicLayer):
@@ -120,7 +114,7 @@ def with_prompt_rows(
 
     Returns:
         the number of rows R for the prompts, then `input_ids` and `positions` (R + batch, N) and the mask
-        (R + batch, 1, N, R * N + N) for `PromptRowsLayer`.
+        (R + batch, 1, N, R * N + N) for `PromptRowsLayer` or `TreeMask`.
     """
     device, (batch, length) = mask.device, input_ids.shape
     lengths = torch.tensor(list(map(len, prompts)))
@@ -201,13 +195,13 @@ class PromptStore:
         self.computation, self.states = None, {}
 
     def get(self, language_model, prompts: Sequence[Prompt], device: torch.device) -> list[States]:
-        """The states of `prompts`, as `shared_prompts` gives them, without gradients."""
+        """The states of each of `prompts`, without gradients; one pass for each that is new keeps the peak low."""
         if self.computation != computation(language_model, device):
             self.clear()
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.states]
         with torch.inference_mode(False), torch.no_grad():  # gradients may pass through what continues them later
-            new = shared_prompts(language_model, missing, device) if missing else []
-        states = {**self.states, **dict(zip(missing, new, strict=True))}
+            new = {prompt: states_of(language_model, prompt, device) for prompt in missing}
+        states = {**self.states, **new}
         self.computation = computation(language_model, device)  # a 4-bit layer rearranges its weight in its first pass
         latest = [prompt for prompt in states if prompt not in prompts] + list(dict.fromkeys(prompts))
         self.states = {prompt: states[prompt] for prompt in latest[-MOST_PROMPTS:]}

@@ -20,7 +20,8 @@ The order of prompts (`AuLlavaConfig.prompt_order`) decides what else is shared:
 
 In the tree of several formats most pairs of tokens do not see each other. PyTorch's attention computes all pairs and
 masks them; on a CPU, `TreeMask` makes it work block by block, each block of queries with only the keys that it needs.
-The values are the same.
+Where prompts are rows of a training batch, the queries of all other rows meet their keys in one matrix product. The
+values are the same.
 """
 
 import copy
@@ -35,8 +36,8 @@ from torch.utils.checkpoint import checkpoint
 
 from .action_units import AUFormat, value_texts
 
-SHARED_BLOCK, TEXT_BLOCK = 32, 128  # the same where all rows of a batch compute together, and for prompts
 BLOCK = 128  # queries in a block of `TreeMask`: fewer waste less work, more need fewer calls (64 to 256 about equal)
+SHARED_BLOCK = 32  # the same where a block has these queries of all rows
 
 
 @dataclass(frozen=True)
@@ -291,7 +292,8 @@ def _attention(query, keys, values, own_keys, own_values, shared, own, mask, dro
     keys, values = (_taken(each, shared) for each in (keys, values))
     own_keys, own_values = (_taken(each, own) for each in (own_keys, own_values))
     common = (query.flatten(1, 2) @ keys.mT).unflatten(1, query.shape[1:3])
-    weights = (torch.cat([common, query @ own_keys.mT], dim=-1) + mask).softmax(-1)
+    scores = torch.cat([common, query @ own_keys.mT], dim=-1)
+    weights = (scores + mask.to(scores)).softmax(-1)
     common, single = torch.nn.functional.dropout(weights, dropout).split([keys.shape[1], own_keys.shape[2]], dim=-1)
     return (common.flatten(1, 2) @ values).unflatten(1, query.shape[1:3]) + single @ own_values
 
@@ -312,7 +314,7 @@ class TreeMask(torch.Tensor):
         tree.prompts = prompts
         if prompts:
             before = prompts * mask.shape[-2]
-            tree.texts = cls._blocks(mask[:prompts, 0, :, :before].flatten(0, 1)[None, None], dtype, TEXT_BLOCK)
+            tree.texts = cls._blocks(mask[:prompts, 0, :, :before].flatten(0, 1)[None, None], dtype, BLOCK)
             tree.texts = [(block, _range(keys), slice(0), additive[0]) for block, keys, additive in tree.texts]
             mask = mask[prompts:]
         if mask.stride(0) == 0:  # one tree expanded over the batch

@@ -168,6 +168,12 @@ def test_two_gguf_files_are_refused(checkpoint, tmp_path):
         build(checkpoint[0], tmp_path)
 
 
+def test_a_gguf_file_itself_is_refused(checkpoint, tmp_path):
+    write_gguf(tmp_path / "tiny.gguf")
+    with pytest.raises(ValueError, match=r"tiny\.gguf is a GGUF file: name the folder that holds it"):
+        build(checkpoint[0], tmp_path / "tiny.gguf")
+
+
 def test_safetensors_beside_a_gguf_file_are_taken(checkpoint, tmp_path):
     language, tokenizer = write_gguf(tmp_path / "tiny.gguf")
     torch.nn.init.zeros_(language.model.norm.weight)

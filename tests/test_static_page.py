@@ -177,21 +177,23 @@ def test_several_threads_give_the_same_numbers(browser, folder):
         page.close()
 
 
-def test_the_graphics_card_gives_the_same_numbers(folder, pictures, tmp_path):
+def test_the_graphics_card_gives_the_same_numbers(browser, open_page, folder, pictures, tmp_path):
     """WebGPU in software, which the page itself does not take for a graphics card."""
-    options = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan")
+    options = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan"]
     script = (folder / "engine.js").read_text()
     taken = re.sub("const software = .*;", "const software = !adapter;", script)
     assert taken != script
-    columns = list(au_columns(static_space.FORMATS))
-    with chromium(*options) as browser, serving(folder) as address:
-        page = browser.new_page()
+
+    def prepare(page):
         page.set_default_timeout(240_000)
         page.route("**/engine.js", lambda route: route.fulfill(body=taken, content_type="text/javascript"))
-        page.goto(address)
+
+    columns = list(au_columns(static_space.FORMATS))
+    started = browser.browser_type.launch(executable_path=CHROMIUM, args=options)
+    try:
+        page = open_page(prepare=prepare, started=started)
         if not page.evaluate("async () => Boolean(await navigator.gpu?.requestAdapter())"):
-            pytest.skip("this Chromium has no WebGPU")
-        page.get_by_text(READY).wait_for()
+            pytest.skip("this Chromium has no WebGPU in software")
         assert "WebGPU" in page.locator("#engine").text_content()
         for path in (EXAMPLES / "surprise.png", pictures / "astronaut.png"):
             upload(page, path)
@@ -199,6 +201,9 @@ def test_the_graphics_card_gives_the_same_numbers(folder, pictures, tmp_path):
             _, rows = saved_table(page)
             differences = numbers_of(rows, columns) - numbers_of(read_by_python(path, tmp_path), columns)
             assert np.abs(np.round(differences, 4)).max() <= 1e-3, path.name
+        page.context.close()
+    finally:
+        started.close()
 
 
 def test_tables_and_crop_show_what_was_read(open_page, tmp_path):

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 from huggingface_hub import SpaceCardData
+from onnx import numpy_helper
 from onnxruntime import InferenceSession
 
 from au_llava.action_units import ACTION_UNITS, MAIN_FORMATS, AUFormat, get_format
@@ -26,6 +27,7 @@ from au_llava.au_recognition.runner import BAND
 from au_llava.au_recognition.tables import BOX, EYES, FACE_COLUMNS, POSE, au_columns, heading, measure
 from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.files import HOME, replacing, write_json
+from au_llava.calibration_au_llava import Calibration
 from au_llava.consistency_au_llava import contradictions
 
 FORMATS = tuple(map(get_format, MAIN_FORMATS))
@@ -127,7 +129,25 @@ def save_models(model, processor, folder: Path) -> None:
     save_onnx(model, processor, FORMATS, exact)
     if exact.with_name(f"{exact.name}.data").exists():
         raise ValueError("The model is larger than 2 GB, more than a browser holds: train a smaller one.")
+    if all(Calibration.of(model.config.calibration, fmt).curves is None for fmt in FORMATS):
+        save_single(exact)  # curves divide by shares that 32 bits round to 0
     save_int8(exact, small)
+
+
+def save_single(path: Path) -> None:
+    """Rewrite an ONNX file so that it computes in 32 bits throughout: WebGPU knows no 64, which calibration uses."""
+    network = onnx.load(path)
+    for number, constant in enumerate(network.graph.initializer):
+        if constant.data_type == onnx.TensorProto.DOUBLE:
+            single = numpy_helper.to_array(constant).astype(np.float32)
+            network.graph.initializer[number].CopyFrom(numpy_helper.from_array(single, constant.name))
+    for node in network.graph.node:
+        for attribute in node.attribute:
+            if (node.op_type, attribute.name, attribute.i) == ("Cast", "to", onnx.TensorProto.DOUBLE):
+                attribute.i = onnx.TensorProto.FLOAT
+    del network.graph.value_info[:]  # whose types have changed
+    onnx.checker.check_model(network, full_check=True)
+    onnx.save(network, path)
 
 
 def settings(model, processor, folder: Path) -> dict:

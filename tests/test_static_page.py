@@ -177,6 +177,35 @@ def test_several_threads_give_the_same_numbers(browser, folder):
         page.close()
 
 
+def test_the_graphics_card_gives_the_same_numbers(browser, open_page, folder, pictures, tmp_path):
+    """WebGPU in software, which the page itself does not take for a graphics card."""
+    options = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan"]
+    script = (folder / "engine.js").read_text()
+    taken = re.sub("const software = .*;", "const software = !adapter;", script)
+    assert taken != script
+
+    def prepare(page):
+        page.set_default_timeout(240_000)
+        page.route("**/engine.js", lambda route: route.fulfill(body=taken, content_type="text/javascript"))
+
+    columns = list(au_columns(static_space.FORMATS))
+    started = browser.browser_type.launch(executable_path=CHROMIUM, args=options)
+    try:
+        page = open_page(prepare=prepare, started=started)
+        if not page.evaluate("async () => Boolean(await navigator.gpu?.requestAdapter())"):
+            pytest.skip("this Chromium has no WebGPU in software")
+        assert "WebGPU" in page.locator("#engine").text_content()
+        for path in (EXAMPLES / "surprise.png", pictures / "astronaut.png"):
+            upload(page, path)
+            page.get_by_text(re.compile(rf"^{re.escape(path.name)}: 1 face")).wait_for()
+            _, rows = saved_table(page)
+            differences = numbers_of(rows, columns) - numbers_of(read_by_python(path, tmp_path), columns)
+            assert np.abs(np.round(differences, 4)).max() <= 1e-3, path.name
+        page.context.close()
+    finally:
+        started.close()
+
+
 def test_tables_and_crop_show_what_was_read(open_page, tmp_path):
     page = open_page()
     page.get_by_role("button", name="smile").click()

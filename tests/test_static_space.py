@@ -167,6 +167,49 @@ def test_eight_bits_round_every_channel_by_its_own_scale(tmp_path):
     assert np.abs(outputs[0] - exact).max() < 0.02 * np.abs(exact).max()
 
 
+def graph_in_double(path):
+    """Write and return a graph as calibration makes it: from 32 bits to 64 and back."""
+    make = onnx.helper.make_node
+    nodes = [
+        make("Cast", ["x"], ["wide"], to=onnx.TensorProto.DOUBLE),
+        make("Div", ["wide", "temperature"], ["soft"]),
+        make("Exp", ["soft"], ["odds"]),
+        make("Cast", ["odds"], ["y"], to=onnx.TensorProto.FLOAT),
+    ]
+    shaped = lambda name: onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2])
+    temperature = onnx.numpy_helper.from_array(np.array([1.7, 0.5]), "temperature")
+    graph = onnx.helper.make_graph(nodes, "graph", [shaped("x")], [shaped("y")], [temperature])
+    graph.value_info.append(onnx.helper.make_tensor_value_info("soft", onnx.TensorProto.DOUBLE, [2]))
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10), path)
+
+
+def types_in(path) -> set[int]:
+    graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
+    values = [*graph.value_info, *graph.input, *graph.output]
+    return {value.type.tensor_type.elem_type for value in values} | {each.data_type for each in graph.initializer}
+
+
+def test_graphics_cards_need_32_bits_throughout(tmp_path):
+    path = tmp_path / "model.onnx"
+    graph_in_double(path)
+    assert onnx.TensorProto.DOUBLE in types_in(path)
+    static_space.save_single(path)
+    assert types_in(path) == {onnx.TensorProto.FLOAT}
+    [found] = onnxruntime.InferenceSession(path).run(None, {"x": np.float32([-1, 2])})
+    assert found == pytest.approx(np.exp([-1 / 1.7, 4]), rel=1e-6)
+
+
+def test_the_page_computes_in_32_bits_unless_calibration_has_curves(built, tmp_path):
+    for name in ("model", "model_quantized"):
+        assert onnx.TensorProto.DOUBLE not in types_in(built / "onnx" / f"{name}.onnx")
+    entry = {"method": "isotonic", "probability": [0, 1], "calibrated": [0, 1], "threshold": 0.5}
+    of_format = {"scale": "occurrence", "presence_threshold": 1.0, "aus": {"AU12": entry}}
+    model, processor = build_tiny(calibration={"formats": {"bp4d": of_format}})
+    (tmp_path / "onnx").mkdir()
+    static_space.save_models(model.eval(), processor, tmp_path)
+    assert onnx.TensorProto.DOUBLE in types_in(tmp_path / "onnx" / "model.onnx")
+
+
 def test_decisions_are_compared_by_each_thresholds():
     fmt = {"values": [0, 1, 2], "presence_threshold": 1, "thresholds": [0.5, 0.9]}
     exact = np.array([[[0.6, 0.4, 0.0], [0.05, 0.95, 0.0]], [[0.4, 0.6, 0.0], [0.2, 0.8, 0.0]]])

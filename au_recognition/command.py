@@ -112,6 +112,7 @@ def recognize(arguments: argparse.Namespace) -> int:
             decoding=arguments.decoding,
             quantize=arguments.quantize,
             explains=arguments.explain is not None,
+            mirrors=not arguments.no_mirror,
         )
     )
     if arguments.prior is not None:

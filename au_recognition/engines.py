@@ -29,7 +29,6 @@ class TorchEngine:
         self.model, self.processor, self.base_sha256 = model, processor, dict(base_sha256 or {})
         self.size = processor.image_processor.crop_size["height"]
         self.device = str(model.device)
-        self.mirror_images = model.config.mirror_images
 
     @property
     def calibration(self) -> Mapping | None:
@@ -38,6 +37,14 @@ class TorchEngine:
     @calibration.setter
     def calibration(self, calibration: Mapping | None) -> None:
         self.model.config.calibration = calibration
+
+    @property
+    def mirror_images(self) -> bool:
+        return self.model.config.mirror_images
+
+    @mirror_images.setter
+    def mirror_images(self, mirror_images: bool) -> None:
+        self.model.config.mirror_images = mirror_images
 
     def recognize(
         self, images: Sequence, formats: Sequence[AUFormat], decoding: str = "slots", batch_size: int = 16
@@ -54,6 +61,7 @@ class Wish:
         model: checkpoint folder or Hub id.
         engine: one of `ENGINES`, or None for the better one.
         explains: whether gradients are needed, as for evidence maps.
+        mirrors: whether mirror images are read too, if the checkpoint does so; faster without, less accurate.
     """
 
     model: str
@@ -62,6 +70,7 @@ class Wish:
     decoding: str = "slots"
     quantize: str | None = None
     explains: bool = False
+    mirrors: bool = True
 
 
 def open_engine(wish: Wish) -> TorchEngine | OnnxEngine:
@@ -71,6 +80,12 @@ def open_engine(wish: Wish) -> TorchEngine | OnnxEngine:
         ValueError: ONNX Runtime was asked for and cannot do it, or the checkpoint cannot be loaded.
         OSError: there is no such checkpoint.
     """
+    engine = _engine(wish)
+    engine.mirror_images = engine.mirror_images and wish.mirrors
+    return engine
+
+
+def _engine(wish: Wish) -> TorchEngine | OnnxEngine:
     obstacle = _obstacle(wish)
     if wish.engine == "onnx" and obstacle is not None:
         raise ValueError(obstacle)

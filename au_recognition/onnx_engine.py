@@ -1,15 +1,15 @@
 """Reading by ONNX Runtime, without PyTorch and Transformers: a graph of a few hundred kB, and the checkpoint's weights.
 
 A graph is two files, `slots.onnx` and `slots.json`, which au_publishing/slots_file.py writes. The graph leads from
-pixels to log-probabilities before calibration, mirror images included, and holds no large weights: it takes them from
-the safetensors files of its checkpoint. The description beside it says
+pixels to log-probabilities before calibration and holds no large weights: it takes them from the safetensors files of
+its checkpoint. The description beside it says
 
 - `key`: what the graph was made of (`graph_key`), so that it is never used with another checkpoint;
 - `sha256`: of the graph, so that a damaged one is not used;
 - `formats`: of its outputs, as `AUFormat.to_dict` gives them;
 - `weights`: name of a weight in the graph -> [safetensors file, name in it].
 
-Calibration, decisions and texts are made by readings_au_llava.py, as for PyTorch.
+Mirror images are made here; calibration, decisions and texts by readings_au_llava.py, as for PyTorch.
 """
 
 import hashlib
@@ -23,17 +23,22 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from au_llava.action_units import AUFormat, get_format, prompt
+from au_llava.action_units import AUFormat, get_format, mirrored_label, prompt
 from au_llava.au_runs.processes import usable_cores
 from au_llava.au_runs.provenance import sha256_of, weights_sha256
 from au_llava.pictures_au_llava import load_face_image
 from au_llava.readings_au_llava import AUResult, slot_answers
 
 GRAPH, DESCRIPTION = "slots.onnx", "slots.json"
-VERSION = 1  # of graph and description; raise it when graphs of older code must not be used any longer
+VERSION = 2  # of graph and description; raise it when graphs of older code must not be used any longer
 # Files that a graph depends on, besides weights and config.json.
 SETTINGS = ("processor_config.json", "chat_template.jinja", "tokenizer.json", "tokenizer_config.json")
-UNRELATED = ("calibration", "transformers_version")  # keys of config.json that a graph does not depend on
+UNRELATED = (
+    "calibration",
+    "mirror_images",
+    "transformers_version",
+)  # keys of config.json that a graph does not depend on
+AT_ONCE = 8  # images, with their mirror images; of more, the caches of a core hold too little
 TYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}  # of weights; NumPy has no bfloat16
 
 
@@ -48,7 +53,7 @@ class OnnxEngine:
         name: of the engine.
         device: where it computes.
         size: side of a face crop in pixels.
-        mirror_images: whether the mirror image is read too.
+        mirror_images: whether the mirror image is read too; may be changed.
         calibration: as in the checkpoint's configuration; may be replaced.
         base_sha256: of the base of adapters, see `check_base`; empty.
 
@@ -75,12 +80,16 @@ class OnnxEngine:
 
         Args:
             images: face crops, as `load_face_image` takes them.
+            batch_size: of images; more than `AT_ONCE` are read in turns.
         """
-        formats, results = tuple(formats), []
+        formats, results, batch_size = tuple(formats), [], min(batch_size, AT_ONCE)
         for start in range(0, len(images), batch_size):
             batch = np.stack([self._pixels(load_face_image(image)) for image in images[start : start + batch_size]])
-            read = self._session.run([fmt.name for fmt in formats], {self._session.get_inputs()[0].name: batch})
+            views = np.concatenate([batch, batch[..., ::-1]]) if self.mirror_images else batch
+            read = self._session.run([fmt.name for fmt in formats], {self._session.get_inputs()[0].name: views})
             shares = {fmt.name: _softmax(logs.astype(np.float64)) for fmt, logs in zip(formats, read, strict=True)}
+            if self.mirror_images:
+                shares = {fmt.name: mirror_mean(shares[fmt.name], fmt.labels) for fmt in formats}
             for answers in slot_answers(shares, formats, self.calibration):
                 results.append(AUResult({fmt.name: answer for fmt, answer in zip(formats, answers, strict=True)}))
         return results
@@ -102,6 +111,24 @@ def _softmax(logs: np.ndarray) -> np.ndarray:
     """Probabilities from log-probabilities in float32, whose sum is off by 1e-7: too much for calibration."""
     shares = np.exp(logs)
     return shares / shares.sum(axis=-1, keepdims=True)
+
+
+def mirror_mean(shares: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+    """As `mirror_mean` of the model (decoding_au_llava.py), for probabilities.
+
+    Args:
+        shares: (2 * images, AUs, values): of the images, then of their mirror images.
+        labels: of the AUs. A sided AU whose other side is missing keeps the distribution of the image itself.
+
+    Returns:
+        (images, AUs, values).
+    """
+    straight, mirrored = np.split(shares, 2)
+    mean = straight.copy()
+    for column, source in enumerate(map(mirrored_label, labels)):
+        if source in labels:
+            mean[:, column] = (straight[:, column] + mirrored[:, labels.index(source)]) / 2
+    return mean
 
 
 def image_settings(checkpoint: Path) -> dict:

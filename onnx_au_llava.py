@@ -1,16 +1,16 @@
 """Reading by ONNX Runtime, without PyTorch and Transformers: a graph of a few hundred kB, and the checkpoint's weights.
 
 A graph is two files, `slots.onnx` and `slots.json`, which au_publishing/slots_file.py writes. The graph leads from
-pixels to log-probabilities before calibration, mirror images included, and holds no large weights: it takes them from
-the safetensors files of its checkpoint. The description beside it says
+pixels to log-probabilities before calibration and holds no large weights: it takes them from the safetensors files of
+its checkpoint. The description beside it says
 
 - `key`: what the graph was made of (`graph_key`), so that it is never used with another checkpoint;
 - `sha256`: of the graph, so that a damaged one is not used;
 - `formats`: of its outputs, as `AUFormat.to_dict` gives them;
 - `weights`: name of a weight in the graph -> [safetensors file, name in it].
 
-Calibration, decisions and texts are made by readings_au_llava.py, as for PyTorch. The commands find this file in the
-package, handler.py beside itself.
+Mirror images are made here; calibration, decisions and texts by readings_au_llava.py, as for PyTorch. The commands find
+this file in the package, handler.py beside itself.
 """
 
 import ctypes
@@ -26,16 +26,17 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from .action_units import MAIN_FORMATS, AUFormat, get_format, prompt
+from .action_units import MAIN_FORMATS, AUFormat, get_format, mirrored_label, prompt
 from .pictures_au_llava import load_face_image
 from .readings_au_llava import AUResult, check_choice, chosen_formats, ranked, slot_answers
 
 GRAPH, DESCRIPTION = "slots.onnx", "slots.json"
-MOST = 8  # images that are read at a time; more do not fit into a core's cache and take longer
-VERSION = 1  # of graph and description; raise it when graphs of older code must not be used any longer
+AT_ONCE = 8  # images, with their mirror images; of more, the caches of a core hold too little
+VERSION = 2  # of graph and description; raise it when graphs of older code must not be used any longer
 # Files that a graph depends on, besides weights and config.json.
 SETTINGS = ("processor_config.json", "chat_template.jinja", "tokenizer.json", "tokenizer_config.json")
-UNRELATED = ("calibration", "transformers_version")  # keys of config.json that a graph does not depend on
+# Keys of config.json that a graph does not depend on.
+UNRELATED = ("calibration", "mirror_images", "transformers_version")
 STATISTICS = ("running_mean", "running_var")  # ends of the names of what is measured, not learned
 CUDA = ("libcuda.so.1", "nvcuda.dll")  # NVIDIA's driver on Linux and on Windows
 TYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}  # of weights; NumPy has no bfloat16
@@ -52,7 +53,7 @@ class OnnxEngine:
         name: of the engine.
         device, dtype: where it computes, and in which numbers.
         size: side of a face crop in pixels.
-        mirror_images: whether the mirror image is read too.
+        mirror_images: whether the mirror image is read too; may be changed.
         parameters: how many numbers the checkpoint has learned.
         calibration: as in the checkpoint's configuration; may be replaced.
         base_sha256: of the base of adapters, see `check_base`; empty.
@@ -82,6 +83,7 @@ class OnnxEngine:
 
         Args:
             images: face crops, as `load_face_image` takes them.
+            batch_size: of images; more than `AT_ONCE` are read in turns.
         """
         formats = tuple(formats)
         return [
@@ -108,11 +110,14 @@ class OnnxEngine:
 
     def _answers(self, images: Sequence, formats: tuple[AUFormat, ...], batch_size: int, threshold=None) -> Iterator:
         """For each image its answers, as `slot_answers` gives them."""
-        size = min(batch_size, MOST)
+        size = min(batch_size, AT_ONCE)
         for start in range(0, len(images), size):
             batch = np.stack([self._pixels(load_face_image(image)) for image in images[start : start + size]])
-            read = self._session.run([fmt.name for fmt in formats], {self._session.get_inputs()[0].name: batch})
+            views = np.concatenate([batch, batch[..., ::-1]]) if self.mirror_images else batch
+            read = self._session.run([fmt.name for fmt in formats], {self._session.get_inputs()[0].name: views})
             shares = {fmt.name: _softmax(logs.astype(np.float64)) for fmt, logs in zip(formats, read, strict=True)}
+            if self.mirror_images:
+                shares = {fmt.name: mirror_mean(shares[fmt.name], fmt.labels) for fmt in formats}
             yield from slot_answers(shares, formats, self.calibration, threshold)
 
     @property
@@ -140,6 +145,24 @@ def _softmax(logs: np.ndarray) -> np.ndarray:
     """Probabilities from log-probabilities in float32, whose sum is off by 1e-7: too much for calibration."""
     shares = np.exp(logs)
     return shares / shares.sum(axis=-1, keepdims=True)
+
+
+def mirror_mean(shares: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+    """As `mirror_mean` of the model (decoding_au_llava.py), for probabilities.
+
+    Args:
+        shares: (2 * images, AUs, values): of the images, then of their mirror images.
+        labels: of the AUs. A sided AU whose other side is missing keeps the distribution of the image itself.
+
+    Returns:
+        (images, AUs, values).
+    """
+    straight, mirrored = np.split(shares, 2)
+    mean = straight.copy()
+    for column, source in enumerate(map(mirrored_label, labels)):
+        if source in labels:
+            mean[:, column] = (straight[:, column] + mirrored[:, labels.index(source)]) / 2
+    return mean
 
 
 def image_settings(checkpoint: Path) -> dict:

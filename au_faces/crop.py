@@ -96,8 +96,11 @@ def _with_border(image: Image.Image, lowest: np.ndarray, highest: np.ndarray) ->
     """The rectangle from `lowest` to `highest` (x, y); beyond the picture its border is repeated."""
     width, height = image.size
     inside = np.clip([*lowest, *highest], 0, [width, height, width, height])
-    pixels = np.asarray(image.crop(tuple(inside)))
+    region = image.crop(tuple(inside))
     (before_x, before_y), (after_x, after_y) = inside[:2] - lowest, highest - inside[2:]
+    if not (before_x or before_y or after_x or after_y):
+        return region
+    pixels = np.asarray(region)
     return Image.fromarray(np.pad(pixels, ((before_y, after_y), (before_x, after_x), (0, 0)), mode="edge"))
 
 

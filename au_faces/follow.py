@@ -1,6 +1,6 @@
 """Follows faces through a video: which face of a frame is which face of the frames before."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from PIL import Image
@@ -21,7 +21,7 @@ def look_of(crop: Image.Image) -> np.ndarray:
     return np.round(255 * np.sqrt(counts / counts.sum())).astype(np.uint8)
 
 
-def follow(frames: Iterable[tuple[float, Sequence[tuple]]]) -> list[list[int]]:
+def follow(frames: Iterable[tuple[float, Sequence[tuple]]]) -> Iterator[list[int]]:
     """Number the faces of a video so that each face keeps its number; from 0 in the order of appearance.
 
     Two faces are the same if their boxes overlap (intersection over union at least 0.3) within `SHORT_GAP` and they
@@ -32,13 +32,10 @@ def follow(frames: Iterable[tuple[float, Sequence[tuple]]]) -> list[list[int]]:
     Args:
         frames: for each frame its time in seconds and its faces as (box, look, known id or None).
 
-    Returns:
+    Yields:
         for each frame the number of every face.
     """
-    from scipy.optimize import linear_sum_assignment
-
     last: dict[int, tuple[float, tuple, np.ndarray]] = {}  # number -> time, box, look
-    numbers = []
     for time, faces in frames:
         known = {index: face[2] for index, face in enumerate(faces) if face[2] is not None}
         tracks, open_faces = list(last), [index for index in range(len(faces)) if index not in known]
@@ -52,7 +49,7 @@ def follow(frames: Iterable[tuple[float, Sequence[tuple]]]) -> list[list[int]]:
                 if (shared >= SAME_PLACE and alike >= ALIKE) or alike >= SAME_LOOK:
                     score[row, column] = shared + alike
         of_frame = dict(known)
-        for row, column in zip(*linear_sum_assignment(-score), strict=True):
+        for row, column in _best_pairs(score):
             if score[row, column] > 0:
                 of_frame[open_faces[row]] = tracks[column]
         for index in open_faces:
@@ -60,8 +57,18 @@ def follow(frames: Iterable[tuple[float, Sequence[tuple]]]) -> list[list[int]]:
                 of_frame[index] = max([*last, *of_frame.values()], default=-1) + 1
         for index, number in of_frame.items():
             last[number] = (time, *faces[index][:2])
-        numbers.append([of_frame[index] for index in range(len(faces))])
-    return numbers
+        yield [of_frame[index] for index in range(len(faces))]
+
+
+def _best_pairs(score: np.ndarray) -> Iterable[tuple[int, int]]:
+    """The (row, column) whose scores have the largest sum, each row and column once."""
+    if min(score.shape) == 0:
+        return []
+    if len(score) == 1:  # usual, and importing SciPy takes longer than reading many frames
+        return [(0, int(score.argmax()))]
+    from scipy.optimize import linear_sum_assignment
+
+    return zip(*linear_sum_assignment(-score), strict=True)
 
 
 def _likeness(one: np.ndarray, other: np.ndarray) -> float:

@@ -25,8 +25,13 @@ SIDE = 64  # pixels of the crop that the network looks at
 # Where the points of a mean frontal face lie in this crop, in sides: the person's right eye, left eye, tip of the nose,
 # right and left corner of the mouth.
 TEMPLATE = np.array([[0.33, 0.38], [0.67, 0.38], [0.5, 0.575], [0.375, 0.745], [0.625, 0.745]])
+MIDDLE = complex(*TEMPLATE.mean(axis=0))
+FIT = np.conj(TEMPLATE @ [1, 1j] - MIDDLE) / ((TEMPLATE - TEMPLATE.mean(axis=0)) ** 2).sum()  # see `fit_frame`
 TRUSTED = 0.5  # confidence from which the network's answer is taken
 PASSES = 2  # the second looks at a crop that is aligned by the first
+# How far the crop that fits a face may move, grow or turn between two frames of a video, as a share of its side: less
+# than the network corrects. Up to the second, the last frame's points are so good a guess that one pass does.
+FOLLOWED, STEADY = 0.15, 0.03
 # Digits of a pixel that count. Points are rounded, so that engines whose arithmetic differs in the last bits give the
 # same crops, and the eyes in a table the crop that was read.
 DIGITS = 2
@@ -60,19 +65,20 @@ class FacePoints:
             raise FileNotFoundError(f"There is no model of face points at {model}: restore it from the repository.")
         self._network = open_network(model.read_bytes())
 
-    def __call__(self, image: Image.Image, guesses: Sequence[np.ndarray]) -> list[PlacedFace]:
+    def __call__(self, image: Image.Image, guesses: Sequence[np.ndarray], passes: int = PASSES) -> list[PlacedFace]:
         """Place the points of some faces of one picture.
 
         Args:
             image: RGB.
             guesses: a rough (5, 2) for each face, in the order of `TEMPLATE`. Up to a fifth of the face's size off, and
                 turned by up to 20 degrees, is near enough.
+            passes: how often the network looks.
 
         Returns:
             one for each guess.
         """
         placed = [PlacedFace(np.asarray(guess, dtype=float), 1.0, np.eye(3)) for guess in guesses]
-        for _ in range(PASSES if placed else 0):
+        for _ in range(passes if placed else 0):
             frames = [fit_frame(face.points.round(DIGITS)) for face in placed]
             placed = [_placed(row, *frame) for row, frame in zip(self._look(image, frames), frames, strict=True)]
         return placed
@@ -96,10 +102,9 @@ def fit_frame(points: np.ndarray) -> tuple[complex, complex]:
     Points are complex numbers, so that a product turns and scales: a point p of the crop, in sides, lies at
     edge * p + corner. The fit is the least squares of `TEMPLATE` (Umeyama, 1991).
     """
-    template, found = TEMPLATE @ [1, 1j], points @ [1, 1j]
-    centered = template - template.mean()
-    edge = (np.conj(centered) * found).sum() / (np.abs(centered) ** 2).sum()
-    return complex(edge), complex(found.mean() - edge * template.mean())
+    found = points @ [1, 1j]
+    edge = complex(FIT @ found)
+    return edge, complex(found.mean()) - edge * MIDDLE
 
 
 def _placed(row: np.ndarray, edge: complex, corner: complex) -> PlacedFace:
@@ -166,6 +171,50 @@ def placed(photo: Photo, faces: Sequence[Face]) -> list[Face]:
     return [_better(face, answer, image.size, factor) for face, answer in zip(faces, answers, strict=True)]
 
 
+def followed(image: Image.Image, faces: Sequence[Face]) -> list[Face] | None:
+    """The faces of a video's last frame in the next one; boxes move, grow and shrink with the points.
+
+    None if one of them is in doubt: the network does not trust its answer, or the face jumped or left the picture.
+
+    Args:
+        image: the next frame.
+        faces: as `placed` or this function gave them.
+    """
+    if any(face.pose is None for face in faces):  # the network did not trust its answer for the last frame
+        return None
+    guesses = [np.concatenate([_eye_corners(*np.array(face.points[:2])), face.points[2:]]) for face in faces]
+    answers = face_points()(image, guesses, passes=1)
+    if not _nearest(guesses, answers, STEADY):
+        answers = face_points()(image, [answer.points for answer in answers], passes=PASSES - 1)
+    if not _nearest(guesses, answers, FOLLOWED):
+        return None
+    there = [
+        _better(replace(face, box=_moved(face.box, guess, answer.points), pose=None), answer, image.size, factor=1)
+        for face, guess, answer in zip(faces, guesses, answers, strict=True)
+    ]
+    return None if any(face.pose is None for face in there) else there
+
+
+def _nearest(guesses: Sequence[np.ndarray], answers: Sequence[PlacedFace], most: float) -> bool:
+    """Whether the crops that fit the answers are near those that fit the guesses."""
+    pairs = [(fit_frame(guess), fit_frame(answer.points)) for guess, answer in zip(guesses, answers, strict=True)]
+    middle = (1 + 1j) / 2
+    return all(
+        max(abs(edge * middle + corner - (before * middle + there)), abs(edge - before)) <= most * abs(before)
+        for (before, there), (edge, corner) in pairs
+    )
+
+
+def _moved(box: Sequence[float], before: np.ndarray, after: np.ndarray) -> tuple[float, float, float, float]:
+    """A box (left, top, width, height) that moves and grows as the points (5, 2) of its face do."""
+    (edge, corner), (edge_after, corner_after) = fit_frame(before), fit_frame(after)
+    left, top, width, height = box
+    grown = abs(edge_after / edge)
+    middle = edge_after * (complex(left + width / 2, top + height / 2) - corner) / edge + corner_after
+    width, height = grown * width, grown * height
+    return middle.real - width / 2, middle.imag - height / 2, width, height
+
+
 def with_pose(photo: Photo, face: Face) -> Face:
     """A face that somebody gave, or a picture that is a face crop, with its pose; its eyes stay.
 
@@ -199,3 +248,10 @@ def eyeballs(right: np.ndarray, left: np.ndarray) -> np.ndarray:
     across = left - right
     middle = (right + left) / 2 - ABOVE * np.array([-across[1], across[0]])
     return np.stack([middle - APART / 2 * across, middle + APART / 2 * across])
+
+
+def _eye_corners(right: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """(2, 2) the middles of the corners of the eyes that `_eyeballs` made these of."""
+    across = (left - right) / APART
+    middle = (right + left) / 2 + ABOVE * np.array([-across[1], across[0]])
+    return np.stack([middle - across / 2, middle + across / 2])

@@ -25,18 +25,19 @@ class SlotsGraph(nn.Module):
         model: `AuLlavaForConditionalGeneration`, in evaluation mode.
         processor: its `AuLlavaProcessor`.
         formats: of the outputs, in this order.
-        calibrated: whether the outputs are calibrated probabilities or log-probabilities before calibration.
+        whole: whether mirror images are read as the configuration says and the outputs are calibrated probabilities;
+            otherwise, they are the log-probabilities of the given pixels alone, before calibration.
 
     Raises:
         ValueError: some of the weights are not in memory.
     """
 
-    def __init__(self, model, processor, formats: tuple[AUFormat, ...], calibrated: bool = True):
+    def __init__(self, model, processor, formats: tuple[AUFormat, ...], whole: bool = True):
         super().__init__()
         if any(parameter.is_meta for parameter in model.parameters()):
             raise ValueError("A graph needs all weights, and some are offloaded: load the model without device_map.")
         self.formats = formats
-        self.mirror = model.config.mirror_images
+        self.mirror = whole and model.config.mirror_images
         self.image_layer = model.config.vision_feature_layer
         self.network = model.model
         crop = processor.image_processor.crop_size
@@ -59,7 +60,7 @@ class SlotsGraph(nn.Module):
         basis = torch.eye(model.config.text_config.hidden_size, dtype=model.dtype)
         self.register_buffer("head", model.token_logits(basis, self.tree.logit_tokens).T.detach())
         self.calibrations = None
-        if calibrated:
+        if whole:
             self.calibrations = [Calibration.of(model.config.calibration, fmt, torch) for fmt in formats]
 
     def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -71,7 +72,7 @@ class SlotsGraph(nn.Module):
         outputs = self.network.language_model(
             inputs_embeds=torch.cat([seen, self.texts.expand(images, -1, -1)], 1)[:, self.order],
             attention_mask=self.hidden.expand(images, -1, -1, -1),
-            position_ids=self.tree.positions.expand(images, -1),
+            position_ids=self.tree.positions[None],  # the same for all, so that their rotations are constants
             past_key_values=self._prompts(),
             use_cache=False,
         )
@@ -93,11 +94,11 @@ class SlotsGraph(nn.Module):
         return shared_cache([states]) if states else None
 
 
-def export(model, processor, formats: tuple[AUFormat, ...], calibrated: bool = True) -> torch.export.ExportedProgram:
+def export(model, processor, formats: tuple[AUFormat, ...], whole: bool = True) -> torch.export.ExportedProgram:
     """The graph for any number of images of the processor's size; arguments as for `SlotsGraph`."""
     crop = processor.image_processor.crop_size
     example = torch.zeros(2, 3, crop["height"], crop["width"], dtype=model.dtype)
     sizes = {INPUT_NAME: {0: torch.export.Dim("images")}}
-    graph = SlotsGraph(model, processor, formats, calibrated).eval()
+    graph = SlotsGraph(model, processor, formats, whole).eval()
     with torch.no_grad():
         return torch.export.export(graph, (example,), dynamic_shapes=sizes)

@@ -74,11 +74,11 @@ def write_graph(checkpoint: Path, formats: Sequence[AUFormat], folder: Path) -> 
 
 
 def _graph(model, processor, formats: tuple[AUFormat, ...]) -> onnx_ir.Model:
-    """The slots pass before calibration, with every weight under its own name."""
+    """The slots pass of single views before calibration, with every weight under its own name."""
     getLogger("torch.onnx").setLevel(ERROR)  # it warns about torchvision's operators, which are not used
     try:
         program = torch.onnx.export(
-            export(model, processor, formats, calibrated=False),
+            export(model, processor, formats, whole=False),
             input_names=[INPUT_NAME],
             output_names=[fmt.name for fmt in formats],
             dynamo=True,

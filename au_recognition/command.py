@@ -112,6 +112,7 @@ def recognize(arguments: argparse.Namespace) -> int:
             decoding=arguments.decoding,
             quantize=arguments.quantize,
             explains=arguments.explain is not None,
+            mirror_images=False if arguments.no_mirror else None,
         )
     )
     if arguments.prior is not None:

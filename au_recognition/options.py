@@ -45,6 +45,11 @@ def make_parser(description: str) -> CommandParser:
         "file, without a GPU, --quantize and --explain) or torch (PyTorch). With --engine onnx a missing file is made "
         "once",
     )
+    add(
+        "--no-mirror",
+        action="store_true",
+        help="do not read the mirror image of each face too: faster, a little less accurate (docs/performance.md)",
+    )
     add("--batch-size", type=int, metavar="N", default=16, help="faces per forward pass (default: 16)")
     add("--quantize", choices=QUANTIZATIONS, help="load the language model in 8 or 4 bits, with bitsandbytes")
     add("--quantise", dest="quantize", choices=QUANTIZATIONS, help=argparse.SUPPRESS)  # the former spelling

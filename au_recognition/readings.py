@@ -3,7 +3,8 @@
 import base64
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -42,20 +43,14 @@ class Readings:
 
     def _face_ids(self) -> dict[tuple[int, int], list[list[int]]]:
         """(part, chunk) -> per frame the `face_id` of its faces: their order in a picture, `follow`ed in a video."""
-        face_ids, videos = {}, {}
-        for entry in self.entries():
-            key = (entry["part"], entry["chunk"])
-            if self.plan.is_video(entry["part"]):
-                frames = [(frame["time"], list(map(_look, frame["faces"]))) for frame in entry["frames"]]
-                videos.setdefault(entry["part"], []).append((key, frames))
+        face_ids = {}
+        for part, entries in groupby(self.entries(), itemgetter("part")):
+            if self.plan.is_video(part):
+                lengths: dict[int, int] = {}  # chunk -> its number of frames
+                numbers = iter(list(follow(_looks(entries, lengths))))
+                face_ids |= {(part, chunk): list(islice(numbers, length)) for chunk, length in lengths.items()}
             else:
-                face_ids[key] = [
-                    [order if face["face_id"] is None else face["face_id"] for order, face in enumerate(frame["faces"])]
-                    for frame in entry["frames"]
-                ]
-        for chunks in videos.values():
-            followed = iter(follow([frame for _, frames in chunks for frame in frames]))
-            face_ids |= {key: [next(followed) for _ in frames] for key, frames in chunks}
+                face_ids |= {(part, entry["chunk"]): list(map(_ordered, entry["frames"])) for entry in entries}
         return face_ids
 
     def problems(self) -> dict[str, str]:
@@ -82,6 +77,19 @@ class Readings:
 def first_faces(faces: Iterable[dict], most: int) -> list[dict]:
     """The faces that are drawn: the first `most` of those in pictures, not videos."""
     return list(islice((face for face in faces if not is_video(Path(face["file"]))), most))
+
+
+def _looks(entries: Iterable[dict], lengths: dict[int, int]) -> Iterator[tuple[float, list[tuple]]]:
+    """The frames of a video's chunks, as `follow` takes them; `lengths` gets how many each chunk has."""
+    for entry in entries:
+        lengths[entry["chunk"]] = len(entry["frames"])
+        for frame in entry["frames"]:
+            yield frame["time"], list(map(_look, frame["faces"]))
+
+
+def _ordered(frame: dict) -> list[int]:
+    """The numbers of the faces in a picture: their order, where the user gave none."""
+    return [order if face["face_id"] is None else face["face_id"] for order, face in enumerate(frame["faces"])]
 
 
 def _look(face: dict) -> tuple:

@@ -29,7 +29,6 @@ class TorchEngine:
         self.model, self.processor, self.base_sha256 = model, processor, dict(base_sha256 or {})
         self.size = processor.image_processor.crop_size["height"]
         self.device, self.dtype = str(model.device), str(model.dtype).removeprefix("torch.")
-        self.mirror_images = model.config.mirror_images
 
     @property
     def parameters(self) -> int:
@@ -42,6 +41,14 @@ class TorchEngine:
     @calibration.setter
     def calibration(self, calibration: Mapping | None) -> None:
         self.model.config.calibration = calibration
+
+    @property
+    def mirror_images(self) -> bool:
+        return self.model.config.mirror_images
+
+    @mirror_images.setter
+    def mirror_images(self, mirror_images: bool) -> None:
+        self.model.config.mirror_images = mirror_images
 
     def recognize(
         self, images: Sequence, formats: Sequence[AUFormat], decoding: str = "slots", batch_size: int = 16
@@ -80,7 +87,7 @@ class Wish:
         model: checkpoint folder or Hub id.
         engine: one of `ENGINES`, or None for the better one.
         explains: whether gradients are needed, as for evidence maps.
-        mirror_images: whether to read mirror images too, or None for as the checkpoint says.
+        mirror_images: whether mirror images are read too (slower, more accurate); None: as the checkpoint says.
     """
 
     model: str
@@ -99,6 +106,13 @@ def open_engine(wish: Wish) -> TorchEngine | OnnxEngine:
         ValueError: ONNX Runtime was asked for and cannot do it, or the checkpoint cannot be loaded.
         OSError: there is no such checkpoint.
     """
+    engine = _engine(wish)
+    if wish.mirror_images is not None:
+        engine.mirror_images = wish.mirror_images
+    return engine
+
+
+def _engine(wish: Wish) -> TorchEngine | OnnxEngine:
     obstacle = _obstacle(wish)
     if wish.engine == "onnx" and obstacle is not None:
         raise ValueError(obstacle)
@@ -114,8 +128,6 @@ def open_engine(wish: Wish) -> TorchEngine | OnnxEngine:
 
     base = check_base(wish.model)
     model, processor = load_checkpoint(wish.model, quantize=wish.quantize, checked=True)
-    if wish.mirror_images is not None:
-        model.config.mirror_images = wish.mirror_images
     return TorchEngine(model, processor, base)
 
 
@@ -127,8 +139,6 @@ def _obstacle(wish: Wish) -> str | None:
         return f"--engine onnx reads with whole weights: leave out --quantize {wish.quantize}, or take --engine torch."
     if wish.explains:
         return "--engine onnx has no gradients, which --explain needs: take --engine torch."
-    if wish.mirror_images is not None:
-        return "--engine onnx reads mirror images as the checkpoint says: leave out --mirror, or take --engine torch."
     if find_spec("onnxruntime") is None:
         return MISSING.format("ONNX Runtime", "recognize")
     if (Path(wish.model) / "adapter_config.json").is_file():

@@ -368,7 +368,7 @@ def test_faces_are_followed_when_they_cross_and_come_back():
         frames.append((step / 25, faces if step % 2 else faces[::-1]))
     frames.append((5.0, []))
     frames.append((9.0, [((400, 10, 60, 70), other, None)]))  # back after a long while, elsewhere
-    ids = follow(frames)
+    ids = list(follow(frames))
     assert [pair if step % 2 else pair[::-1] for step, pair in enumerate(ids[:21])] == [[1, 0]] * 21
     assert ids[21:] == [[], [0]]
 
@@ -376,13 +376,13 @@ def test_faces_are_followed_when_they_cross_and_come_back():
 def test_someone_else_in_the_same_place_is_someone_else():
     one, other = looks(1, 3)
     frames = [(0.0, [((10, 10, 50, 50), one, None)]), (0.04, [((10, 10, 50, 50), other, None)])]
-    assert follow(frames) == [[0], [1]]
+    assert list(follow(frames)) == [[0], [1]]
 
 
 def test_numbers_that_the_user_gives_stay():
     one, other = looks(1, 3)
     frames = [(0.0, [((10, 10, 50, 50), one, 7), ((90, 10, 50, 50), other, None)])]
-    assert follow(frames) == [[7, 8]]
+    assert list(follow(frames)) == [[7, 8]]
 
 
 def test_colors_tell_rendered_people_apart():

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -86,6 +87,26 @@ def test_answers_are_those_of_pytorch(checkpoint, formats):
     plain = model.recognize(processor, FACES, formats)
     assert plain != expected
     assert_same(engine.recognize(FACES, formats), plain)
+    model.config.mirror_images = engine.mirror_images = False
+    alone = model.recognize(processor, FACES, formats)
+    assert alone != plain
+    assert_same(engine.recognize(FACES, formats), alone)
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnx"])
+def test_mirror_images_can_be_left_out(checkpoint, engine):
+    wish = Wish(str(checkpoint), HELD, engine)
+    with_them, without = open_engine(wish), open_engine(replace(wish, mirror_images=False))
+    assert (with_them.mirror_images, without.mirror_images) == (True, False)
+    (same, *_), (other, *_) = (opened.recognize(FACES[:1], HELD) for opened in (with_them, without))
+    assert same != other
+
+
+def test_sides_are_swapped_back_where_both_are_known():
+    labels = ("AU12L", "AU12R", "AU4", "AU43L")  # the other AU43 is missing
+    straight, mirrored = np.arange(4.0).reshape(1, 4, 1), 10 + np.arange(4.0).reshape(1, 4, 1)
+    mean = onnx_au_llava.mirror_mean(np.concatenate([straight, mirrored]), labels)
+    assert mean.ravel().tolist() == [(0 + 11) / 2, (1 + 10) / 2, (2 + 12) / 2, 3]
 
 
 @pytest.mark.parametrize("size", [(32, 32), (50, 32), (31, 47), (200, 120), (16, 16)])
@@ -119,6 +140,8 @@ def test_a_graph_is_used_only_with_what_it_was_made_of(copied):
     (copied / "config.json").write_text(json.dumps(config | {"calibration": None}))
     assert find_graph(copied, HELD) == copied  # calibration is applied afterwards
     (copied / "config.json").write_text(json.dumps(config | {"mirror_images": False}))
+    assert find_graph(copied, HELD) == copied  # the engine makes the mirror images
+    (copied / "config.json").write_text(json.dumps(config | {"vision_feature_layer": 0}))
     assert find_graph(copied, HELD) is None
     (copied / "config.json").write_text(json.dumps(config))
     weights = load_file(copied / "model.safetensors")

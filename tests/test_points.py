@@ -122,6 +122,8 @@ def test_the_eyes_to_crop_by_lie_above_the_corners():
     """By hand: eyes 100 pixels apart, level, and then one above the other."""
     np.testing.assert_allclose(points.eyeballs(np.array([0, 50]), np.array([100, 50])), [[-2, 45], [102, 45]])
     np.testing.assert_allclose(points.eyeballs(np.array([50, 0]), np.array([50, 100])), [[55, -2], [55, 102]])
+    corners = np.array([[31.0, 47.0], [88.0, 62.0]])
+    np.testing.assert_allclose(points._eye_corners(*points.eyeballs(*corners)), corners)  # the way back
 
 
 def test_a_face_gets_better_eyes_and_a_pose():

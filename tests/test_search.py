@@ -185,8 +185,37 @@ def test_tracked_faces_are_those_of_whole_searches(detector):
     for faces, picture in zip(found, pictures, strict=True):
         expected = detector(picture)
         assert len(faces) == len(expected) == 2
-        np.testing.assert_allclose([face.box for face in faces], [face.box for face in expected], atol=1.5)
         np.testing.assert_allclose([face.eyes for face in faces], [face.eyes for face in expected], atol=1.5)
+        np.testing.assert_allclose([face.box for face in faces], [face.box for face in expected], atol=5)  # of about 90
+    boxes = np.array([[face.box for face in faces] for faces in found])
+    steps = np.array([[6, 0, 0, 0], [-3, 0, 0, 0]])  # how the heads move
+    for start in range(0, 24, track.EVERY):  # the detector's boxes jump, but between its searches they go along
+        expected = boxes[start] + np.arange(track.EVERY)[:, None, None] * steps
+        np.testing.assert_allclose(boxes[start : start + track.EVERY], expected, atol=1.5)
+
+
+def test_a_face_that_turns_and_grows_keeps_its_box_around_it(detector):
+    still = scene((640, 480), (200, 220, 140))
+    pictures = []
+    for step in range(track.EVERY):
+        angle, scale = 0.02 * step, 1 + 0.02 * step
+        x, y = np.cos(angle) / scale, np.sin(angle) / scale  # of a step to the right, seen in the still
+        matrix = (x, y, 320 - 320 * x - 240 * y, -y, x, 240 + 320 * y - 240 * x)
+        pictures.append(still.transform(still.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC))
+    found = watch(detector, pictures)
+    assert wholes(detector, 640) == 1
+    (first,), (last,) = found[0], found[-1]
+    assert last.box[2] / first.box[2] == pytest.approx(1.14, abs=0.03)
+    np.testing.assert_allclose(last.eyes, detector(pictures[-1])[0].eyes, atol=1.5)
+    assert last.confidence == first.confidence
+
+
+def test_a_face_that_jumps_is_searched(detector):
+    pictures = [scene((640, 480), (200, left, 100)) for left in (100, 100, 160, 160)]
+    found = watch(detector, pictures)
+    for (face,), picture in zip(found, pictures, strict=True):
+        np.testing.assert_allclose(face.eyes, detector(picture)[0].eyes, atol=1.5)
+    np.testing.assert_allclose(found[2][0].box, detector(pictures[2])[0].box, atol=0.5)  # the detector's own
 
 
 def test_a_face_that_leaves_and_comes_back(detector):

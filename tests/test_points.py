@@ -111,11 +111,11 @@ def test_faces_of_a_picture_are_placed_as_each_alone():
     assert face_points()(image, []) == []
 
 
-def test_what_shows_no_face_keeps_its_points_and_has_no_pose():
-    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+@pytest.mark.parametrize("picture", [Image.new("L", (200, 200), 128), Image.linear_gradient("L")])
+def test_what_shows_no_face_keeps_its_points_and_has_no_pose(picture):
     points = tuple(map(tuple, (TEMPLATE * 80 + 50).tolist()))
     face = Face(points[:2], (50, 50, 80, 80), 0.9, points=points)
-    assert placed(Photo(Image.fromarray(noise)), [face]) == [face]
+    assert placed(Photo(picture.convert("RGB")), [face]) == [face]
 
 
 def test_the_eyes_to_crop_by_lie_above_the_corners():

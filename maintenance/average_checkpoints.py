@@ -1,6 +1,6 @@
 """Average the weights of stages of one training, as a "model soup" (Wortsman et al. 2022, arXiv 2203.05482).
 
-    python maintenance/average_checkpoints.py runs/photographs-second runs/photographs-third --out runs/photographs-tiny
+    python maintenance/average_checkpoints.py runs/second runs/third --out runs/mean
 
 Weights of stages that continue from each other lie in one valley of the loss, so that their mean reads as well as the
 better of them, or better. All else is that of the last checkpoint, which must have seen all people of the others.

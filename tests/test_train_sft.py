@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import SFTConfig, SFTTrainer
 
-from au_llava.action_units import FORMATS
+from au_llava.action_units import FORMATS, write_answer
 from au_llava.au_datasets.folds import people_of
-from au_llava.au_datasets.mixing import training_rows
+from au_llava.au_datasets.mixing import TrainingData, training_rows
 from au_llava.au_datasets.records import load_records
 from au_llava.au_runs.manifests import read_training_manifest, seen_people
 from au_llava.au_training.collator import AUCollator
@@ -308,6 +308,33 @@ def test_compute_loss_leaves_causal_batches_to_trl(tiny_checkpoint, rendered_rec
     train(tiny_checkpoint, rendered_records, tmp_path, "--max_steps", 6, "--causal_share", 0.5)
     assert seen.count("any") == 6
     assert 0 < seen.count("causal") < 6
+
+
+def test_text_batches_with_shared_prompts_have_the_loss_of_whole_texts(rendered_records, tmp_path):
+    """All training images in one batch, asked in one format; TRL counts the tokens that are computed."""
+    model, processor = build_tiny("phrases", prompt_order="text_first")
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "start")
+    rows = training_rows([TrainingData(str(rendered_records))], "train", ["bp4d"], 0)
+    flags = ("--causal_share", 1, "--formats", "bp4d", "--max_steps", 1, "--logging_steps", 1)
+    out = tmp_path / "out"
+    train(tmp_path / "start", rendered_records, out, *flags, "--per_device_train_batch_size", len(rows))
+
+    prompt = processor.prompt_ids(FORMATS["bp4d"], 16)
+    total = count = longest = 0
+    for row in rows:
+        values = dict(zip(FORMATS["bp4d"].labels, row["values"][0], strict=True))
+        answer = processor.answer_ids(write_answer(values, FORMATS["bp4d"]))
+        pixels = processor.image_processor([row["image"]], return_tensors="pt")["pixel_values"]
+        with torch.no_grad():
+            logits = model.train()(input_ids=torch.tensor([prompt + answer]), pixel_values=pixels).logits[0]
+        learned = logits[len(prompt) - 1 : -1]
+        total += torch.nn.functional.cross_entropy(learned, torch.tensor(answer), reduction="sum").item()
+        count, longest = count + len(answer), max(longest, len(answer))
+    logged = json.loads((out / "trainer_state.json").read_text())["log_history"][0]
+    assert logged["loss"] == pytest.approx(total / count, rel=1e-3)
+    before = prompt.index(processor.image_token_id)
+    assert logged["num_tokens"] == before + len(rows) * (len(prompt) - before + longest)
 
 
 def test_plain_trl_trains_the_model_unpatched(tmp_path, rendered_records):

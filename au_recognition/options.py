@@ -150,6 +150,10 @@ def check_options(arguments: argparse.Namespace, files: Sequence[Path]) -> None:
         raise ValueError("--explain is for pictures, but there are only videos: save the frame as a picture first.")
     if arguments.explain and arguments.decoding != "slots":
         raise ValueError(f"--explain needs the slots decoder: leave out --decoding {arguments.decoding}.")
+    if arguments.no_mirror and arguments.decoding != "slots":
+        raise ValueError(
+            f"--no-mirror is for the slots decoder: --decoding {arguments.decoding} reads no mirror image."
+        )
     formats = [get_format(name) for name in arguments.formats]
     check_derivable(formats, arguments.derive)
     labels = {label for fmt in formats for label in fmt.labels}

@@ -187,8 +187,9 @@ def add_row(table: Table, what: str, costs: Mapping[str, tuple[float, float, flo
     """Add what `compare` returned: the time of the short run (kind 0) or of each further picture (kind 1)."""
     ours, theirs = costs["ours"], costs["MediaPipe"]
     times = [1000 * ours[kind], 1000 * theirs[kind]]
+    digits = 1 if kind else 0
     memory = [f"{ours[2]:.0f}", f"{theirs[2]:.0f}"]
-    table.add_row(what, *(f"{time:.0f}" for time in times), f"{times[0] / times[1]:.1f}", *memory)
+    table.add_row(what, *(f"{time:.{digits}f}" for time in times), f"{times[0] / times[1]:.1f}", *memory)
 
 
 def make_parser() -> CommandParser:

@@ -305,6 +305,17 @@ def test_the_command_needs_neither_pytorch_nor_transformers(tmp_path):
     assert sidecar["versions"]["onnxruntime"]
 
 
+def test_mirror_images_are_left_out_on_request_and_the_sidecar_says_so(checkpoint, tmp_path):
+    FACES[0].save(tmp_path / "face.png")
+    words = [tmp_path / "face.png", "--no-detect", "--model", checkpoint, "--formats", "disfa", "bp4d", "--out"]
+    for number, options in enumerate(([], ["--no-mirror"])):
+        assert run(list(map(str, [*words, tmp_path / f"{number}.csv", *options]))) == 0
+    sidecars = [json.loads((tmp_path / f"{number}.csv.provenance.json").read_text()) for number in (0, 1)]
+    assert [sidecar["checkpoint"]["mirror_images"] for sidecar in sidecars] == [True, False]
+    assert {sidecar["engine"] for sidecar in sidecars} == {"onnx"}
+    assert (tmp_path / "0.csv").read_text() != (tmp_path / "1.csv").read_text()
+
+
 def test_threads_are_counted_as_pytorch_counts_them(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert onnx_au_llava._threads() == 3

@@ -734,6 +734,7 @@ def test_bad_input_is_named(tiny_checkpoint, pictures, film, capsys):
         ([pictures, "--picture-faces", "0"], "must be positive"),
         ([pictures, "--explain", "why.txt"], "--explain why.txt: the name must end in .png, .pdf, .svg"),
         ([pictures, "--explain", "why.png", "--decoding", "free"], "--explain needs the slots decoder"),
+        ([pictures, "--no-mirror", "--decoding", "free"], "--no-mirror is for the slots decoder"),
         ([film, "--explain", "why.png"], "--explain is for pictures, but there are only videos"),
     ):
         status, error = recognize(tiny_checkpoint, *words), capsys.readouterr().err

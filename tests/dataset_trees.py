@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 BP4D_HEADER = ",".join(map(str, range(100)))
+AFF_WILD2_HEADER = "AU1,AU2,AU4,AU6,AU7,AU10,AU12,AU15,AU23,AU24,AU25,AU26"
 
 
 def picture(level: int, side: int = 16) -> Image.Image:
@@ -97,3 +98,14 @@ def disfa_labels(root: Path, subject: str, frames, leave_out=()) -> None:
 def feafa_line(frame: int) -> str:
     """Channel c has (c + frame) / 100."""
     return " ".join(f"{(channel + frame) / 100:.6f}" for channel in range(24)) + "\n"
+
+
+def feafa_tree(root: Path) -> Path:
+    """Two clips of part A, one with its images beside and one with them in a parallel tree, and part B of two names."""
+    for clip in ("FEAFA-A/PV001.output", "FEAFA-A/PV002.output", "FEAFA-B/SN001.output"):
+        for frame in range(3):
+            write(root / clip / f"{frame:08d}.auw", feafa_line(frame))
+    write(root / "FEAFA-B" / "2.output" / "gong2_2_00000001.auw", feafa_line(1))
+    write_images(root / "FEAFA-A" / "PV001.output", ["00000000.jpg", "00000001.png", "00000003.jpg"])
+    write_images(root / "pictures" / "PV002", ["0.jpg", "1.jpg", "2.jpg"])
+    return root

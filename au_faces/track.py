@@ -13,7 +13,7 @@ from au_llava.au_faces.photo import Photo
 from au_llava.au_faces.points import followed, placed
 
 EVERY = 8  # frames; one of them is searched whole, so a face that enters is found a quarter of a second later at most
-AROUND = 4  # frames; in one of them at least the surroundings of the faces are searched
+TURNED = 0.1  # radians; a face that has turned this far since the last search is searched
 # How much a search moves a box that was carried to its frame. The detector's own boxes of one face differ by 2 % of its
 # width (median) from frame to frame; a mean of several searches is nearer to where the face is.
 WEIGHT = 0.5
@@ -29,10 +29,10 @@ class Track:
     """Finds the faces of successive frames.
 
     The whole frame is searched at the start, every `EVERY` frames, after a gap or a cut, and when a face is not found
-    again; every `AROUND` frames the surroundings of the faces are searched. Between, the network of face points follows
-    each face, its box goes with its head, and the confidence is the detector's at its last search. Where that network
-    is in doubt, or a face is at the edge of the picture, where the detector's box covers what can be seen of it, the
-    detector searches the surroundings of the faces at once.
+    again. Between, the network of face points follows each face, its box goes with its head, and the confidence is the
+    detector's at its last search. Where that network is in doubt, a head has turned since, or a face is at the edge of
+    the picture, where the detector's box covers what can be seen of it, the detector searches the surroundings of the
+    faces at once.
     """
 
     def __init__(self, detector: YuNet):
@@ -40,6 +40,7 @@ class Track:
         self._frames = 0  # since the last search of a whole frame
         self._found: list[Found] = []
         self._faces: list[Face] = []
+        self._searched: list[Face] = []  # the same faces when they were last searched
         self._time = -np.inf
         self._colors = np.zeros((*SAMPLES[::-1], 3))
 
@@ -54,17 +55,18 @@ class Track:
         near = 0 <= frame.time - self._time <= LONGEST_GAP and np.abs(colors - self._colors).mean() < CUT
         self._time, self._colors = frame.time, colors
         self._frames = (self._frames + 1) % EVERY if near else 0
-        due = self._frames % AROUND == 0 or any(_at_edge(face, image.size) for face in self._faces)
+        due = self._frames == 0 or any(map(_turned, self._searched, self._faces))
+        due = due or any(_at_edge(face, image.size) for face in self._faces)
         faces = None if due else followed(image, self._faces)
         if faces is None:
-            self._found = self._searched(photo, image)
+            self._found = self._search(photo, image)
             faces = placed(photo, [each.face for each in self._found])
-            faces = [self._steadied(face, image.size) for face in faces] if near else faces
+            faces = self._searched = [self._steadied(face, image.size) for face in faces] if near else faces
         self._found = [each._replace(face=face) for each, face in zip(self._found, faces, strict=True)]
         self._faces = faces
         return sorted(faces, key=lambda face: -face.box[2] * face.box[3])
 
-    def _searched(self, photo: Photo, image: Image.Image) -> list[Found]:
+    def _search(self, photo: Photo, image: Image.Image) -> list[Found]:
         """The faces that the detector finds near those of the last frame, or, if it must be, anywhere."""
         found = self._detector.again(image, self._found) if self._frames else []
         if not self._frames or len(found) < len(self._found):
@@ -85,6 +87,10 @@ class Track:
         if np.abs(found - expected).max() > ANOTHER * max(face.box[2:]):
             return face
         return replace(face, box=tuple((expected + WEIGHT * (found - expected)).tolist()))
+
+
+def _turned(before: Face, after: Face) -> bool:
+    return bool(before.pose and after.pose) and np.abs(np.subtract(before.pose, after.pose)).max() > TURNED
 
 
 def _at_edge(face: Face, size: tuple[int, int]) -> bool:

@@ -14,7 +14,7 @@ from au_llava.au_faces.crop import Face
 # The person's right and left eye and the tip of the nose of a mean head, and how far behind the eyes' corners the
 # middle of the box lies, in distances between the eyes; x to the left of the head, y up, z ahead. The mean of 60
 # rendered heads (`place_points`; the eyes as `eyeballs` shifts them). Of depths from 0 to 1.2, boxes are carried best
-# with this one: a head that turns by 30 degrees in a quarter of a second is followed with an error of 3.5 % instead of
+# with this one: a head that turns by 30 degrees in a third of a second is followed with an error of 3.5 % instead of
 # 6.3 % (median of five rendered heads, over three frames, of the box's width).
 SHAPE = np.array([[-0.52, 0.617, -0.2], [0.52, 0.617, -0.2], [0.0, -0.053, 0.403]])
 DEPTH = 0.75

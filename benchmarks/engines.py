@@ -68,7 +68,13 @@ def main(arguments: argparse.Namespace) -> None:
     if min(arguments.pictures, arguments.repeats) < 1:
         raise ValueError("--pictures and --repeats must be positive.")
     commands = make_table(
-        *("engine", "first answer, s", "each further picture, ms", "MB, 1 picture", f"MB, {1 + arguments.pictures}"),
+        *(
+            "engine",
+            "first answer, s",
+            "each further picture, ms",
+            "MB, 1 picture",
+            f"MB, {1 + arguments.pictures} pictures",
+        ),
         text=["engine"],
         caption="Processor time on one core; memory is the largest resident set of the process.",
     )

@@ -244,7 +244,7 @@ def eyeballs(right: np.ndarray, left: np.ndarray) -> np.ndarray:
 
 
 def _eye_corners(right: np.ndarray, left: np.ndarray) -> np.ndarray:
-    """(2, 2) the middles of the corners of the eyes that `_eyeballs` made these of."""
+    """(2, 2) the middles of the corners of the eyes that `eyeballs` made these of."""
     across = (left - right) / APART
     middle = (right + left) / 2 + ABOVE * np.array([-across[1], across[0]])
     return np.stack([middle - across / 2, middle + across / 2])

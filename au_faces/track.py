@@ -90,7 +90,9 @@ class Track:
 
 
 def _turned(before: Face, after: Face) -> bool:
-    return bool(before.pose and after.pose) and np.abs(np.subtract(before.pose, after.pose)).max() > TURNED
+    if not before.pose or not after.pose:
+        return False
+    return any(abs(one - other) > TURNED for one, other in zip(before.pose, after.pose, strict=True))
 
 
 def _at_edge(face: Face, size: tuple[int, int]) -> bool:

@@ -21,7 +21,7 @@ def face(points, rotation=None, box=BOX):
 
 def seen(rotation, scale=50.0, place=(120.0, 110.0)):
     """The mean head and the middle of its box in the picture, from far away."""
-    flat = np.concatenate([SHAPE, [[0, -0.1, -DEPTH]]]) @ rotation.T
+    flat = np.concatenate([np.array(SHAPE), [[0, -0.1, -DEPTH]]]) @ rotation.T
     flat = np.array(place) + scale * flat[:, :2] * [1, -1]
     return flat[:3], flat[3]
 

@@ -116,10 +116,18 @@ def check_fit(model, processor, tokens: int, formats: Sequence[AUFormat]) -> Non
         )
 
 
-def read_slots(model, processor, pixel_values: torch.Tensor, formats: tuple[AUFormat, ...]) -> dict[str, torch.Tensor]:
+def read_slots(
+    model,
+    processor,
+    pixel_values: torch.Tensor,
+    formats: tuple[AUFormat, ...],
+    mirror_images: bool | None = None,
+) -> dict[str, torch.Tensor]:
     """Read distributions with one forward pass over `pixel_values` (images, 3, height, width), before calibration.
 
-    With `model.config.mirror_images` the pass includes the mirror images, and the mean of both is returned.
+    Args:
+        mirror_images: whether the pass includes the mirror images, and the mean of both is returned (default: as in
+            the configuration).
 
     Returns:
         format name -> (images, AUs, values) probabilities, float64 on the CPU; those of one AU sum to 1.
@@ -127,7 +135,7 @@ def read_slots(model, processor, pixel_values: torch.Tensor, formats: tuple[AUFo
     tree = compile_slots(processor, formats, processor.num_image_tokens(*pixel_values.shape[-2:]))
     tree = tree.to(pixel_values.device)
     check_fit(model, processor, tree.depth, formats)
-    read = read_tree(model, tree, pixel_values, [fmt.labels for fmt in formats])
+    read = read_tree(model, tree, pixel_values, [fmt.labels for fmt in formats], mirror_images)
     # In float32 sums are off by 1e-7: too much for calibration, which divides by probabilities near 0.
     return {fmt.name: logs.cpu().double().softmax(-1) for fmt, logs in zip(formats, read, strict=True)}
 

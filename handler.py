@@ -36,7 +36,7 @@ MAX_PIXELS = 25_000_000  # of all pictures: a small file can hold a picture that
 # The picture types of the toolkit. Pillow opens more types, some of them (EPS) by running another program.
 PICTURES = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 
-PARAMETERS = ("formats", "top_k", "threshold")
+PARAMETERS = ("formats", "top_k", "threshold", "mirror_images")
 BATCH_SIZE = 8  # images per forward pass
 
 
@@ -84,8 +84,9 @@ class EndpointHandler:
 
         Args:
             data: `inputs`: one image or a list of at most 32, each a base64 string, a data URL, the bytes of a picture
-                file or a PIL image; optionally `parameters`: `formats` (a name or a list of names), `top_k` and
-                `threshold`, as in `AURecognitionPipeline.__call__`.
+                file or a PIL image; optionally `parameters`: `formats` (a name or a list of names), `top_k`,
+                `threshold` and `mirror_images` (false reads faster and less accurately), as in
+                `AURecognitionPipeline.__call__`.
 
         Returns:
             the pipeline's result: a list of dicts for one image, a list of such lists for a list of images.
@@ -118,7 +119,7 @@ def open_onnx(folder: Path):
 
 
 def checked_parameters(parameters: dict | None) -> dict:
-    """The `parameters` of a request, checked; the pipeline itself checks `top_k` and `threshold`.
+    """The `parameters` of a request, checked; the pipeline itself checks those that are not formats.
 
     Formats must be names here: a format described by a stranger could have any size.
     """

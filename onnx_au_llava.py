@@ -97,26 +97,30 @@ class OnnxEngine:
         formats: str | AUFormat | Sequence[str | AUFormat] | None = None,
         top_k: int | None = None,
         threshold: float | None = None,
+        mirror_images: bool | None = None,
         batch_size: int = 16,
     ) -> list[list[dict]]:
         """As the pipeline answers a list of images (pipeline_au_llava.py), for formats of the graph."""
-        check_choice(top_k, threshold)
-        answers = self._answers(images, chosen_formats(formats or MAIN_FORMATS), batch_size, threshold)
+        check_choice(top_k, threshold, mirror_images)
+        answers = self._answers(images, chosen_formats(formats or MAIN_FORMATS), batch_size, threshold, mirror_images)
         return [ranked(of_image, top_k) for of_image in answers]
 
     def holds(self, formats: str | AUFormat | Sequence[str | AUFormat] | None = None) -> bool:
         """Whether `rank` can give these formats. Raises ValueError as `chosen_formats`."""
         return all(fmt in self.formats for fmt in chosen_formats(formats or MAIN_FORMATS))
 
-    def _answers(self, images: Sequence, formats: tuple[AUFormat, ...], batch_size: int, threshold=None) -> Iterator:
+    def _answers(
+        self, images: Sequence, formats: tuple[AUFormat, ...], batch_size: int, threshold=None, mirror_images=None
+    ) -> Iterator:
         """For each image its answers, as `slot_answers` gives them."""
+        mirror_images = self.mirror_images if mirror_images is None else mirror_images
         size = min(batch_size, AT_ONCE)
         for start in range(0, len(images), size):
             batch = np.stack([self._pixels(load_face_image(image)) for image in images[start : start + size]])
-            views = np.concatenate([batch, batch[..., ::-1]]) if self.mirror_images else batch
+            views = np.concatenate([batch, batch[..., ::-1]]) if mirror_images else batch
             read = self._session.run([fmt.name for fmt in formats], {self._session.get_inputs()[0].name: views})
             shares = {fmt.name: _softmax(logs.astype(np.float64)) for fmt, logs in zip(formats, read, strict=True)}
-            if self.mirror_images:
+            if mirror_images:
                 shares = {fmt.name: mirror_mean(shares[fmt.name], fmt.labels) for fmt in formats}
             yield from slot_answers(shares, formats, self.calibration, threshold)
 

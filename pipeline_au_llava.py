@@ -57,6 +57,8 @@ class AURecognitionPipeline(Pipeline):
             top_k: how many AUs per image, those with the highest scores (default: all).
             threshold: the score, 0 to 1, from which every AU counts as present (default: each AU's calibrated
                 threshold, 0.5 without calibration). AUs below it are returned too.
+            mirror_images: whether the mirror image of each face is read too, and the mean given: more accurate, and up
+                to twice as slow (default: as the checkpoint says).
             batch_size: images per forward pass (default: 1). It does not change the answers.
 
         Returns:
@@ -73,8 +75,8 @@ class AURecognitionPipeline(Pipeline):
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: no image, an unreadable image, an unknown format, `top_k` below 1, or `threshold` outside
-                0 to 1.
+            ValueError: no image, an unreadable image, an unknown format, `top_k` below 1, `threshold` outside 0 to 1,
+                or `mirror_images` that is neither true nor false.
         """
         if isinstance(inputs, tuple):  # Transformers takes several inputs only as a list
             inputs = list(inputs)
@@ -82,11 +84,13 @@ class AURecognitionPipeline(Pipeline):
             raise ValueError("There is no image to read: an empty list arrived.")
         return super().__call__(inputs, **kwargs)
 
-    def _sanitize_parameters(self, formats=None, top_k=None, threshold=None):
+    def _sanitize_parameters(self, formats=None, top_k=None, threshold=None, mirror_images=None):
         forward, postprocess = {}, {}
         if formats is not None:
             forward["formats"] = postprocess["formats"] = chosen_formats(formats)
-        check_choice(top_k, threshold)
+        check_choice(top_k, threshold, mirror_images)
+        if mirror_images is not None:
+            forward["mirror_images"] = mirror_images
         chosen = {"top_k": top_k, "threshold": threshold}
         postprocess |= {name: value for name, value in chosen.items() if value is not None}
         return {}, forward, postprocess
@@ -95,9 +99,9 @@ class AURecognitionPipeline(Pipeline):
         pixels = self.image_processor(load_face_image(image, allow_urls=True), return_tensors="pt")
         return pixels.to(self.dtype)
 
-    def _forward(self, pixels, formats=DEFAULT_FORMATS):
+    def _forward(self, pixels, formats=DEFAULT_FORMATS, mirror_images=None):
         self.model.eval()  # in training mode, normalization would depend on the batch
-        return read_slots(self.model, self.processor, pixels["pixel_values"], formats)
+        return read_slots(self.model, self.processor, pixels["pixel_values"], formats, mirror_images)
 
     def postprocess(self, read, formats=DEFAULT_FORMATS, top_k=None, threshold=None):
         [answers] = slot_answers(read, formats, self.model.config.calibration, threshold)

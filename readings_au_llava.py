@@ -145,11 +145,11 @@ def slot_answers(
     return [list(answers) for answers in zip(*columns, strict=True)]
 
 
-def check_choice(top_k: int | None, threshold: float | None) -> None:
-    """Refuse what `ranked` and `slot_answers` cannot take.
+def check_choice(top_k: int | None, threshold: float | None, mirror_images: bool | None = None) -> None:
+    """Refuse what the pipeline's arguments of these names cannot be (pipeline_au_llava.py).
 
     Raises:
-        ValueError: `top_k` below 1, or `threshold` outside 0 to 1.
+        ValueError: `top_k` below 1, `threshold` outside 0 to 1, or `mirror_images` that is neither true nor false.
     """
     if top_k is not None and not (isinstance(top_k, Integral) and top_k >= 1):
         raise ValueError(f"top_k is {top_k!r}; it must be a whole number, 1 or more, or None for all AUs.")
@@ -157,6 +157,8 @@ def check_choice(top_k: int | None, threshold: float | None) -> None:
         raise ValueError(
             f"threshold is {threshold!r}; it must be a number from 0 to 1, or None for the checkpoint's own."
         )
+    if mirror_images is not None and not isinstance(mirror_images, bool):
+        raise ValueError(f"mirror_images is {mirror_images!r}; it must be true or false, or None for the checkpoint's.")
 
 
 def ranked(answers: Iterable[AUAnswer], top_k: int | None = None) -> list[dict]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from au_llava.au_faces.box import carried
 from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT, Face, cut_square
 from au_llava.au_faces.network import open_network
 from au_llava.au_faces.photo import Photo
@@ -172,7 +173,7 @@ def placed(photo: Photo, faces: Sequence[Face]) -> list[Face]:
 
 
 def followed(image: Image.Image, faces: Sequence[Face]) -> list[Face] | None:
-    """The faces of a video's last frame in the next one; boxes move, grow and shrink with the points.
+    """The faces of a video's last frame in the next one; boxes go with the heads (box.py).
 
     None if one of them is in doubt: the network does not trust its answer, or the face jumped or left the picture.
 
@@ -189,10 +190,12 @@ def followed(image: Image.Image, faces: Sequence[Face]) -> list[Face] | None:
     if not _nearest(guesses, answers, FOLLOWED):
         return None
     there = [
-        _better(replace(face, box=_moved(face.box, guess, answer.points), pose=None), answer, image.size, factor=1)
-        for face, guess, answer in zip(faces, guesses, answers, strict=True)
+        _better(replace(face, pose=None), answer, image.size, factor=1)
+        for face, answer in zip(faces, answers, strict=True)
     ]
-    return None if any(face.pose is None for face in there) else there
+    if any(face.pose is None for face in there):
+        return None
+    return [replace(after, box=carried(face, after)) for face, after in zip(faces, there, strict=True)]
 
 
 def _nearest(guesses: Sequence[np.ndarray], answers: Sequence[PlacedFace], most: float) -> bool:
@@ -203,16 +206,6 @@ def _nearest(guesses: Sequence[np.ndarray], answers: Sequence[PlacedFace], most:
         max(abs(edge * middle + corner - (before * middle + there)), abs(edge - before)) <= most * abs(before)
         for (before, there), (edge, corner) in pairs
     )
-
-
-def _moved(box: Sequence[float], before: np.ndarray, after: np.ndarray) -> tuple[float, float, float, float]:
-    """A box (left, top, width, height) that moves and grows as the points (5, 2) of its face do."""
-    (edge, corner), (edge_after, corner_after) = fit_frame(before), fit_frame(after)
-    left, top, width, height = box
-    grown = abs(edge_after / edge)
-    middle = edge_after * (complex(left + width / 2, top + height / 2) - corner) / edge + corner_after
-    width, height = grown * width, grown * height
-    return middle.real - width / 2, middle.imag - height / 2, width, height
 
 
 def with_pose(photo: Photo, face: Face) -> Face:
@@ -251,7 +244,7 @@ def eyeballs(right: np.ndarray, left: np.ndarray) -> np.ndarray:
 
 
 def _eye_corners(right: np.ndarray, left: np.ndarray) -> np.ndarray:
-    """(2, 2) the middles of the corners of the eyes that `_eyeballs` made these of."""
+    """(2, 2) the middles of the corners of the eyes that `eyeballs` made these of."""
     across = (left - right) / APART
     middle = (right + left) / 2 + ABOVE * np.array([-across[1], across[0]])
     return np.stack([middle - across / 2, middle + across / 2])

@@ -81,9 +81,12 @@ def read_tab(reader: Reader) -> None:
     def read_largest(file):
         return read(file, 0)
 
-    def reason(file, number, name):
-        """-> why AUs are present according to one format; nothing for a file that `read` refuses"""
-        if file is None:
+    def reason(is_open, file, number, name):
+        """-> why AUs are present according to one format; nothing for a file that `read` refuses
+
+        Explanations need PyTorch, so none is made while the panel is closed.
+        """
+        if file is None or not is_open:
             return ""
         try:
             _, faces = reader.read(Path(file[0]), file[1])
@@ -116,14 +119,18 @@ def read_tab(reader: Reader) -> None:
             seen = gr.HTML(first_seen)
     answer = gr.HTML(first_answer)
     gr.HTML(markup.part("note", BARS))
-    with gr.Accordion("Why: where on the face each reading rests", open=True):
+    is_open = gr.State(False)
+    with gr.Accordion("Why: where on the face each reading rests", open=False) as panel:
         name = gr.Radio([fmt.name for fmt in FORMATS], value=FORMATS[0].name, label="Format")
         gr.HTML(markup.part("note", WHY))
-        why = gr.HTML(reason(first, 0, FORMATS[0].name))
+        why = gr.HTML("")
 
     event = {"concurrency_id": "model", "show_progress": "minimal"}
     outputs = [number, seen, answer]
-    explained = {"fn": reason, "inputs": [upload, number, name], "outputs": why, "api_visibility": "private", **event}
+    asked = [is_open, upload, number, name]
+    explained = {"fn": reason, "inputs": asked, "outputs": why, "api_visibility": "private", **event}
+    for changed, now in ((panel.expand, True), (panel.collapse, False)):
+        changed(lambda now=now: now, None, is_open, queue=False, api_visibility="private").then(**explained)
     upload.change(read_largest, upload, outputs, api_name="read", **event).then(**explained)
     number.input(read, [upload, number], outputs, api_visibility="private", **event).then(**explained)
     name.input(**explained)

@@ -188,6 +188,23 @@ def test_file_names_are_text_not_markup(reader, crowd):
     assert "<b onload" not in markup.part("problem", "<b onload=x> is bad")
 
 
+def test_pytorch_is_imported_only_for_explanations():
+    """The page starts and reads with ONNX Runtime alone."""
+    program = """
+import sys
+from au_llava.au_page import page, reader as reading
+reader = reading.Reader(page.HOME)
+page.build(reader)
+path = page.EXAMPLES / "smile.png"
+_, faces = reader.read(path, path.name)
+print(sorted({"torch", "transformers"} & sys.modules.keys()))
+print(len(reader.explain(faces[0], reading.FORMATS[0])) > 0, "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-2:] == ["[]", "True True"]
+
+
 def test_reasons_name_every_au_that_is_present(reader, crowd):
     _, faces = reader.read(crowd, "crowd.png")
     fmt = FORMATS["feafa"]
@@ -508,6 +525,11 @@ def test_browser_reads_an_example_and_the_webcam_and_says_why(open_page):
     page = open_page()
     page.get_by_role("button", name="wink").click()
     page.get_by_text("wink.png: 1 face").wait_for()
+    page.get_by_role("button", name="Why: where").click()
+    page.locator(".au-reasons figure, .au-reasons p").first.wait_for()
+    page.get_by_role("button", name="Why: where").click()  # closed, it says nothing
+    page.locator(".au-reasons").wait_for(state="detached")
+    page.get_by_role("button", name="Why: where").click()
     page.get_by_role("radio", name="feafa").check()
     page.locator(".au-reasons figure, .au-reasons p").first.wait_for()
     page.get_by_label("Remove Image").or_(page.get_by_label("Clear")).first.click()

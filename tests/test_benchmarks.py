@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, build_tiny, load_tool
@@ -17,6 +18,8 @@ from au_llava.action_units import FORMATS
 from au_llava.au_faces.media import video_frames
 
 decoding_benchmark = load_tool("decoding")
+engines = load_tool("engines")
+following = load_tool("following")
 parsing = load_tool("parsing")
 same_answers = load_tool("same_answers")
 same_faces = load_tool("same_faces")
@@ -253,6 +256,39 @@ def test_what_is_missing_is_named(monkeypatch, capsys):
     assert "mediapipe must be installed: pip install mediapipe" in capsys.readouterr().err
 
 
+# ---- following.py -----------------------------------------------------------------------------------------------
+def test_a_box_goes_as_the_photograph_is_shown():
+    """A bright spot of the photograph is shown where its place is said to go, and the way there is undone."""
+    photo = Image.new("RGB", (400, 400))
+    photo.paste((255, 255, 255), (290, 130, 310, 150))  # its middle is 100 right of the photograph's and 60 above it
+    motion = following.Motion(x=300.0, y=220.0, zoom=0.8, roll=0.4)
+    box = motion.back(np.array([100.0, -60.0, 20.0, 20.0]))
+    rows, columns = np.nonzero(np.asarray(motion.show(photo))[..., 0] > 200)
+    assert (columns.mean() + 0.5, rows.mean() + 0.5) == pytest.approx(
+        (box[0] + box[2] / 2, box[1] + box[3] / 2), abs=0.5
+    )
+    assert tuple(box[2:]) == (16.0, 16.0)
+    np.testing.assert_allclose(motion.there(box), [100, -60, 20, 20])
+
+
+def test_boxes_off_their_place_and_jumps_are_counted():
+    expected = np.tile([10.0, 20.0, 50.0, 60.0], (4, 1)) + np.arange(4)[:, None] * [5, 0, 0, 0]
+    apart = np.array([[0, 0, 0, 0], [3, 0, 0, 0], [0, 0, -1, 0], [0, 5, 0, 0]])  # at most 0, 3, 1, 5; steps 3, 3, 5
+    searched = expected + apart
+    cells = following.row_of("one", [(np.stack([searched, expected + 1]), expected)])
+    assert cells == ["one", "4", "50", "2.0", "4.7", "5.0", "100 %", "1.0", "1.0", "1.0", "0 %"]
+    searched[2] = np.nan
+    with pytest.raises(ValueError, match="one: the face is missing in 12 % of the frames"):
+        following.row_of("one", [(np.stack([searched, expected]), expected)])
+
+
+def test_following_says_what_it_needs(tmp_path, capsys):
+    assert following.run(["--photographs", str(tmp_path)]) == 1
+    assert "holds no .jpg files" in capsys.readouterr().err
+    assert following.run(["--frames", "5"]) == 1
+    assert "--frames 13 or more" in capsys.readouterr().err
+
+
 # ---- same_faces.py ----------------------------------------------------------------------------------------------
 def face_row(file, left, present=(True, False), eyes=(20, 30, 60, 30), **changes):
     box = {"FaceRectX": left, "FaceRectY": 10, "FaceRectWidth": 80, "FaceRectHeight": 100}
@@ -355,6 +391,42 @@ def test_throughput_is_measured_on_a_processor_too(tiny_checkpoint, capsys, monk
     assert throughput.run([*words, "cuda"]) == 1
     assert "There is no GPU" in capsys.readouterr().err
     assert throughput.run([*words, "cpu", "--batches", "0"]) == 1
+    assert "must be positive" in capsys.readouterr().err
+
+
+# ---- engines.py -------------------------------------------------------------------------------------------------
+def test_engines_take_turns_with_one_picture_and_with_all(monkeypatch, capsys):
+    """The first answer is the least of the short runs; a further picture costs the difference between the leasts."""
+    seconds = iter([0.9, 1.5, 6.0, 7.0, 0.5, 1.3, 5.0, 7.5])  # onnx and torch below in the order of their turns
+    calls = []
+
+    def measured(words, core):
+        files = [word for word in words if str(word).endswith(".jpg")]
+        calls.append((words[words.index("--engine") + 1], len(files), core))
+        return engines.Run(next(seconds), 100.0 + len(calls))
+
+    monkeypatch.setattr(engines, "measure", measured)
+    monkeypatch.setattr(engines, "ENGINES", ("onnx", "torch"))
+    monkeypatch.setattr(engines, "reading_alone", lambda repeats: {"onnx": dict.fromkeys(engines.KINDS, 7.49)})
+    assert engines.run(["--pictures", "4", "--repeats", "2", "--core", "1"]) == 0
+    turn = [("onnx", 1, 1), ("onnx", 5, 1), ("torch", 1, 1), ("torch", 5, 1)]
+    assert calls == turn * 2
+    said = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    assert ["onnx", "0.50", "200.0", "105", "106"] in said
+    assert ["torch", "5.00", "500.0", "107", "108"] in said
+    assert ["onnx", "7.5", "7.5", "7.5", "7.5"] in said
+
+
+def test_both_engines_read_every_kind(monkeypatch):
+    kinds = {"one face": (1, ("bp4d",), 1), "two faces": (2, ("bp4d", "disfa"), 1)}
+    monkeypatch.setattr(engines, "KINDS", kinds)
+    read = engines.reading_alone(1)
+    assert {name: list(times) for name, times in read.items()} == {name: list(kinds) for name in engines.ENGINES}
+    assert all(time > 0 for times in read.values() for time in times.values())
+
+
+def test_engines_need_pictures(capsys):
+    assert engines.run(["--pictures", "0"]) == 1
     assert "must be positive" in capsys.readouterr().err
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, build_tiny, random_faces
-from PIL import Image
+from PIL import Image, ImageOps
 
 from au_llava.au_publishing import onnx_file
 from au_llava.onnx_au_llava import DESCRIPTION, GRAPH
@@ -107,6 +107,17 @@ def test_parameters_are_those_of_the_pipeline_and_may_be_left_out(handler):
     assert [au["present"] for au in found] == [True] * 3
 
 
+def test_with_mirror_images_it_is_the_mean_of_both(handler):
+    def scores(image, **parameters):
+        return {au["label"]: au["score"] for au in ask(handler, base64_of(file_of(image)), **parameters)}
+
+    alone, mirrored = (scores(image, mirror_images=False) for image in (FACES[0], ImageOps.mirror(FACES[0])))
+    expected = {label: (alone[label] + mirrored[label]) / 2 for label in alone}
+    assert scores(FACES[0], mirror_images=True) == pytest.approx(expected, abs=1e-5)
+    assert scores(FACES[0]) == alone  # as the checkpoint says
+    assert alone != pytest.approx(expected, abs=1e-5)
+
+
 def test_one_request_is_one_batch_up_to_its_size(handler, module):
     sizes = []
     hook = handler.pipeline.model.model.vision_tower.register_forward_hook(
@@ -144,6 +155,8 @@ def test_the_default_checkpoint_is_that_of_its_own_folder(module, monkeypatch):
         ({"inputs": FACES[0], "parameters": {"formats": 3}}, "name of a format or a list of names"),
         ({"inputs": FACES[0], "parameters": {"top_k": 0}}, "top_k is 0"),
         ({"inputs": FACES[0], "parameters": {"threshold": "0.5"}}, "threshold is '0.5'"),
+        ({"inputs": FACES[0], "parameters": {"mirror_images": "no"}}, "mirror_images is 'no'; it must be true"),
+        ({"inputs": FACES[0], "parameters": {"mirror_images": 0}}, "mirror_images is 0"),
     ],
 )
 def test_requests_of_another_shape_are_refused(handler, data, message):
@@ -268,7 +281,9 @@ def test_onnx_runtime_reads_without_pytorch(repository, module):
     requests = [
         {"inputs": images, "parameters": {"formats": ["disfa", "bp4d"]}},
         {"inputs": images[0], "parameters": {"formats": "bp4d", "top_k": 3, "threshold": 0.0}},
+        {"inputs": images[0], "parameters": {"formats": "bp4d", "mirror_images": True}},
         {"inputs": images[0], "parameters": {"formats": "bp4d", "threshold": 1.5}},
+        {"inputs": images[0], "parameters": {"formats": "bp4d", "mirror_images": 1}},
         {"inputs": images[0], "parameters": {"formats": "bp4d", "top_k": 0}},
         {"inputs": images[0], "parameters": {"formats": "bp5d"}},
     ]
@@ -280,7 +295,8 @@ def test_onnx_runtime_reads_without_pytorch(repository, module):
         assert_alike(ours, theirs)
     assert len(found[1]) == 3
     assert_alike(found[1], pytorch(requests[1]))
-    for sentence, request in zip(found[2:], requests[2:], strict=True):
+    assert_alike(found[2], pytorch(requests[2]))
+    for sentence, request in zip(found[3:], requests[3:], strict=True):
         with pytest.raises(ValueError, match=re.escape(sentence)):
             pytorch(request)
 

@@ -254,7 +254,8 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
             cache = None if joined else Cache(layers=[PromptRowsLayer(rows) for _ in layers])
         else:
             attention_mask = self._fit_tree_mask(attention_mask)
-            cache = shared_cache(self.prompt_states(prefixes))
+            joined = isinstance(attention_mask, TreeMask)
+            cache = shared_cache(self.prompt_states(prefixes), attention_mask if joined else None)
         embeddings = self.get_input_embeddings()(input_ids)
         if mm_encoder_outputs is None:
             mm_encoder_outputs = {"image": self.get_image_features(pixel_values, return_dict=True)}

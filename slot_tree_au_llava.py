@@ -304,16 +304,16 @@ class TreeMask(torch.Tensor):
     """A boolean mask, True = may attend, that `scaled_dot_product_attention` honors in blocks of queries."""
 
     @classmethod
-    def of(cls, mask: torch.Tensor, dtype: torch.dtype, prompts: int = 0) -> torch.Tensor:
-        """The `TreeMask` of `mask` (batch or 1, 1, N, P + N) for queries of `dtype`; P are the tokens of all prompts.
+    def of(cls, mask: torch.Tensor, dtype: torch.dtype, before: int = 0, prompts: int = 0) -> torch.Tensor:
+        """The `TreeMask` of `mask` (batch or 1, 1, N, keys) for queries of `dtype`.
 
         A mask of one block, without prompts, stays as it is.
 
         Args:
-            prompts: how many rows come first that hold the prompts of the others, see `with_prompt_rows`. If there are
-                none, the prompts' keys and values are known, see `KnownLayer`.
+            before: how many keys come first that are of prompts.
+            prompts: how many rows come first that hold these prompts, see `with_prompt_rows`. If there are none, the
+                prompts' keys and values are known, see `KnownLayer`.
         """
-        before = mask.shape[-1] - mask.shape[-2]
         if mask.shape[-2] <= BLOCK and not before:
             return mask
         tree = mask.as_subclass(cls)

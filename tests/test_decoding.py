@@ -392,7 +392,7 @@ def test_tree_mask_attends_to_known_prompts_as_to_copies(rows, expanded):
     known = [torch.randn(2, before, 8) for _ in range(2)]
     query, *own = (torch.randn(rows, heads, length, 8, requires_grad=True) for heads in (6, 2, 2))
     copies = [torch.cat([each.expand(rows, -1, -1, -1), new], dim=2) for each, new in zip(known, own, strict=True)]
-    tree = TreeMask.of(mask, torch.float32)
+    tree = TreeMask.of(mask, torch.float32, before)
     tree.known = known
     results = []
     for states, each in ((copies, mask), (own, tree)):

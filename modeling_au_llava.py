@@ -249,12 +249,13 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
             batch = with_prompt_rows(prompts, input_ids, attention_mask, position_ids)
             rows, input_ids, attention_mask, position_ids = batch
             layers = range(self.config.text_config.num_hidden_layers)
-            attention_mask = self._fit_tree_mask(attention_mask, rows)
+            attention_mask = self._fit_tree_mask(attention_mask, rows * input_ids.shape[1], rows)
             joined = isinstance(attention_mask, TreeMask)  # by its own attention
             cache = None if joined else Cache(layers=[PromptRowsLayer(rows) for _ in layers])
         else:
-            attention_mask = self._fit_tree_mask(attention_mask)
-            cache = shared_cache(self.prompt_states(prefixes))
+            attention_mask = self._fit_tree_mask(attention_mask, sum(map(len, prefixes)))
+            joined = isinstance(attention_mask, TreeMask)
+            cache = shared_cache(self.prompt_states(prefixes), attention_mask if joined else None)
         embeddings = self.get_input_embeddings()(input_ids)
         if mm_encoder_outputs is None:
             mm_encoder_outputs = {"image": self.get_image_features(pixel_values, return_dict=True)}
@@ -295,8 +296,8 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
         repeats = [count // len(image) for image, count in zip(features, counts, strict=True)]
         return torch.cat([image for image, times in zip(features, repeats, strict=True) for _ in range(times)])
 
-    def _fit_tree_mask(self, mask: torch.Tensor, prompts: int = 0) -> torch.Tensor | BlockMask:
-        """A boolean mask as the attention backend takes it; its first `prompts` rows hold no image."""
+    def _fit_tree_mask(self, mask: torch.Tensor, before: int = 0, prompts: int = 0) -> torch.Tensor | BlockMask:
+        """A boolean mask as the attention backend takes it; `before` and `prompts` as for `TreeMask.of`."""
         backend = self.language_model.config._attn_implementation
         if "flash" in backend:
             raise ValueError(
@@ -305,7 +306,7 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
                 "or 'free'."
             )
         if backend == "sdpa":
-            return TreeMask.of(mask, self.language_model.dtype, prompts) if mask.device.type == "cpu" else mask
+            return TreeMask.of(mask, self.language_model.dtype, before, prompts) if mask.device.type == "cpu" else mask
         if backend == "flex_attention":
             batch, _, queries, keys = mask.shape
             allowed = lambda b, h, q, k: mask[b, 0, q, k]

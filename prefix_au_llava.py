@@ -5,7 +5,7 @@ tokens the same keys and values for every image.
 
 - To read, `states_of` computes them and `PromptStore` keeps them between calls, as long as the language model
   computes the same. `SharedLayer` lets every row of a batch continue them, with a copy for each row only while
-  its layer computes.
+  its layer computes; on a CPU `KnownLayer` hands them to `TreeMask`, which needs no copies.
 - To learn, they are computed in the pass that continues them, as further rows of the batch (`with_prompt_rows`), so
   that gradients, checkpointing and sharded weights see one ordinary pass. `PromptRowsLayer` hands their keys and values
   to every row; on a CPU `TreeMask` attends to them without copies.
@@ -44,6 +44,22 @@ class SharedLayer(DynamicLayer):
         return keys, values
 
 
+class KnownLayer(SharedLayer):
+    """The same without a copy for each row: attention takes the prompts from the `TreeMask`.
+
+    Args:
+        mask: the `TreeMask` of the pass. A layer asks its cache just before it attends.
+    """
+
+    def __init__(self, states: States, mask):
+        super().__init__(states)
+        self.mask = mask
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        self.mask.known = [torch.cat(parts, dim=-2)[0] for parts in zip(*self.states, strict=True)]
+        return key_states, value_states
+
+
 class GrowingLayer(DynamicLayer):
     """Keys and values (1, heads, tokens, width) of a prompt that rows of any number continue, token by token."""
 
@@ -58,9 +74,14 @@ class GrowingLayer(DynamicLayer):
         return super().update(key_states, value_states, *args, **kwargs)
 
 
-def shared_cache(prompts: Sequence[States]) -> Cache:
-    """The cache in which every row of a batch finds all these prompts; which a token sees is for the mask to say."""
-    return Cache(layers=[SharedLayer(list(states)) for states in zip(*prompts, strict=True)])
+def shared_cache(prompts: Sequence[States], mask=None) -> Cache:
+    """The cache in which every row of a batch finds all these prompts; which a token sees is for the mask to say.
+
+    Args:
+        mask: the `TreeMask` that attends to them, or None for any other attention.
+    """
+    layers = map(list, zip(*prompts, strict=True))
+    return Cache(layers=[SharedLayer(each) if mask is None else KnownLayer(each, mask) for each in layers])
 
 
 def growing_cache(prompt: States) -> Cache:
@@ -195,10 +216,13 @@ class PromptStore:
         self.computation, self.states = None, {}
 
     def get(self, language_model, prompts: Sequence[Prompt], device: torch.device) -> list[States]:
-        """The states of each of `prompts`, without gradients; one pass for each that is new keeps the peak low."""
+        """The states of each of `prompts`, without gradients.
+
+        One pass for each that is new, the longest first, keeps the peak of memory low.
+        """
         if self.computation != computation(language_model, device):
             self.clear()
-        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.states]
+        missing = sorted(set(prompts) - self.states.keys(), key=lambda prompt: (-len(prompt), prompt))
         with torch.inference_mode(False), torch.no_grad():  # gradients may pass through what continues them later
             new = {prompt: states_of(language_model, prompt, device) for prompt in missing}
         states = {**self.states, **new}

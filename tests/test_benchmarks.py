@@ -79,6 +79,14 @@ def test_operations_hold_every_matrix_of_the_language_model():
     assert least < decoding_benchmark.slots_operations(model, processor) < 3 * least
 
 
+def test_operations_leave_out_prompts_that_are_computed_once():
+    model, processor = build_tiny("phrases", prompt_order="text_first")
+    tree = decoding_benchmark.compile_slots(processor, decoding_benchmark.ALL, 16)
+    first = decoding_benchmark.slots_operations(model, processor)
+    assert model.model.prompts.states.keys() == set(tree.prefixes)
+    assert decoding_benchmark.slots_operations(model, processor) == first
+
+
 def test_matrix_rate_is_positive():
     assert decoding_benchmark.matrix_rate(torch.float32, 64, repeats=2) > 0
 

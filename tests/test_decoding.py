@@ -380,6 +380,29 @@ def test_tree_mask_gives_what_the_whole_mask_gives():
         torch.testing.assert_close(whole, blocks, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("rows", [1, 3, 40])
+@pytest.mark.parametrize("expanded", [False, True])
+def test_tree_mask_attends_to_known_prompts_as_to_copies(rows, expanded):
+    """Two heads of keys for six of queries; every row's mask its own, or one for all; gradients too."""
+    torch.manual_seed(0)
+    length, before = 45, 70
+    mask = torch.rand(1 if expanded else rows, 1, length, before + length) < 0.1
+    mask[..., before:] |= torch.eye(length, dtype=torch.bool)
+    mask = mask.expand(rows, -1, -1, -1)
+    known = [torch.randn(2, before, 8) for _ in range(2)]
+    query, *own = (torch.randn(rows, heads, length, 8, requires_grad=True) for heads in (6, 2, 2))
+    copies = [torch.cat([each.expand(rows, -1, -1, -1), new], dim=2) for each, new in zip(known, own, strict=True)]
+    tree = TreeMask.of(mask, torch.float32, before)
+    tree.known = known
+    results = []
+    for states, each in ((copies, mask), (own, tree)):
+        keys, values = (state.repeat_interleave(3, dim=1) for state in states)
+        output = torch.nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=each, scale=0.3)
+        results.append((output, *torch.autograd.grad(output.square().sum(), [query, *own])))
+    for whole, blocks in zip(*results, strict=True):
+        torch.testing.assert_close(whole, blocks, atol=1e-5, rtol=1e-4)
+
+
 def test_logits_of_some_tokens_are_those_of_all(tiny, faces):
     model, processor = tiny
     tree = compile_slots(processor, (FORMATS["disfa"],), 16)

@@ -28,8 +28,8 @@ OPENFACE = tuple(f"AU{number}" for number in (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 1
 
 # Shape -> the AU of the same movement; {} is Left and Right, the person's own as in ARKit. Names:
 # https://developer.apple.com/documentation/arkit/arfaceanchor/blendshapelocation. AUs: ICT-FaceKit's published FACS
-# table, as for the face rig (au_rendering/rig.py). FACS codes the gaze of both eyes together (AU61 to AU64). It has no AU
-# for a mouth that moves sideways, nor for the upper lip's part of a shrug, which AU17 may or may not show.
+# table, as for the face rig (au_rendering/rig.py). FACS codes the gaze of both eyes together (AU61 to AU64). It has no
+# AU for a mouth that moves sideways, nor for the upper lip in a shrug, which AU17 may or may not show.
 _ARKIT = {
     **{"eyeBlink{}": "AU43", "eyeLookDown{}": "AU64", "eyeLookUp{}": "AU63"},
     **{"eyeLookInLeft": "AU62", "eyeLookInRight": "AU61", "eyeLookOutLeft": "AU61", "eyeLookOutRight": "AU62"},

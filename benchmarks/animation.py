@@ -116,11 +116,13 @@ def main(arguments: argparse.Namespace) -> None:
     read = read_crops(model, processor, photographs.crops(), [fmt])
     agreed = agreement(read, fmt, measured_blendshapes(arguments.fairface, files), photographs.subjects)
     scores = evaluated["formats"][fmt.name]
+    rendered = {label: {key: exact[key] for key in (*METRICS, "interval")} for label, exact in scores["per_au"].items()}
     results = {
         "provenance": origin(arguments.model, model)
         | {"data": content_hashes([arguments.data]), "trained_people": people, "scores": evaluated["provenance"]},
         "faces": {"images": len(files), "skipped": photographs.skipped},
-        "rendered": {key: scores[key] for key in ("n", "mean", "mean_interval", "per_au")},
+        "sources": sources_of(fmt),
+        "rendered": {key: scores[key] for key in ("n", "mean", "mean_interval")} | {"per_au": rendered},
         "photographs": agreed,
     }
     write_results(arguments.out, results)

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, load_tool
+from transformers import AutoModel, AutoProcessor
 
 from au_llava import recognize_au
 from au_llava.action_units import FORMATS
@@ -96,8 +97,21 @@ def test_the_shipped_adapters_see_what_the_three_formats_lack(shipped):
     assert read({"AD19": 1.0, "AU25": 0.6})["AD19"] > rest["AD19"] + 0.05
 
 
+def test_the_auto_classes_load_them_too(shipped, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    model = AutoModel.from_pretrained("checkpoints/arkit", trust_remote_code=True).eval()
+    processor = AutoProcessor.from_pretrained(".", trust_remote_code=True)
+    smile = "assets/faces/smile.png"
+    [read], [expected] = (
+        each.recognize(reader, smile, formats=[FORMAT]) for each, reader in ((model, processor), shipped)
+    )
+    assert read["arkit"].text == expected["arkit"].text
+    assert read["arkit"]["AU12L"].expected == pytest.approx(expected["arkit"]["AU12L"].expected, abs=1e-5)
+
+
 def test_the_command_fills_the_columns(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
+    monkeypatch.setitem(FORMATS, FORMAT.name, FORMAT)  # unknown again to the tests that follow
     table = tmp_path / "shapes.csv"
     words = ["assets/faces/smile.png", "assets/faces/surprise.png", "--no-detect", "--model", "checkpoints/arkit"]
     words += ["--formats", "recipes/formats/arkit.yaml", "--derive", "arkit", "--out", str(table)]

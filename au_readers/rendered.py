@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from datasets import List, Value
 
-from au_llava.action_units import MAIN_FORMATS, get_format
+from au_llava.action_units import FORMATS, MAIN_FORMATS, get_format
 from au_llava.au_datasets.folds import assign_parts
 from au_llava.au_datasets.records import PARTS, finish_folder, record_features, shard_path, start_folder, write_shard
 from au_llava.au_faces.jpeg import jpeg_bytes
-from au_llava.au_rendering.activations import label_values, sample_activations
+from au_llava.au_rendering.activations import label_values, on_request, sample_activations, with_gaze
 from au_llava.au_rendering.people import sample_subject, subject_name
 from au_llava.au_rendering.pictures import picture
 from au_llava.au_rendering.view import HELD_OUT, sample_view
@@ -51,10 +51,14 @@ def sample_records(
     """
     family = HELD_OUT[number % len(HELD_OUT)] if held_out else ""
     subject = sample_subject(seed, number, family)
+    labels = {label for name in formats for label in FORMATS[name].labels}
     records = []
     for index in range(images):
         rng = np.random.default_rng([seed, number, 1 + index])
         strengths, view = sample_activations(rng), sample_view(rng, family)
+        # The generator is separate, so that pictures for other formats stay as they were.
+        strengths, view = on_request(strengths, view, labels, np.random.default_rng([seed, number, 1 + index, 1]))
+        shown = with_gaze(strengths, view.gaze)
         pixels, landmarks = picture(subject, strengths, view, size, rng)
         content = jpeg_bytes(pixels)
         kind = "environment" if view.environment else "hard" if view.softness < 0.4 else "soft"
@@ -67,7 +71,7 @@ def sample_records(
                     "clip": "0",
                     "frame": index,
                     "format": name,
-                    "values": label_values(strengths, name),
+                    "values": label_values(shown, name),
                     "skin_tone": subject.skin_tone,
                     "age": subject.age,
                     "gender": subject.gender,

@@ -28,11 +28,13 @@ OPENFACE = tuple(f"AU{number}" for number in (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 1
 
 # Shape -> the AU of the same movement; {} is Left and Right, the person's own as in ARKit. Names:
 # https://developer.apple.com/documentation/arkit/arfaceanchor/blendshapelocation. AUs: ICT-FaceKit's published FACS
-# table, as for the face rig (au_rendering/rig.py).
+# table, as for the face rig (au_rendering/rig.py). FACS codes the gaze of both eyes together (AU61 to AU64). It has no
+# AU for a mouth that moves sideways, nor for the upper lip in a shrug, which AU17 may or may not show.
 _ARKIT = {
-    **{"eyeBlink{}": "AU43", "eyeLookDown{}": None, "eyeLookIn{}": None, "eyeLookOut{}": None, "eyeLookUp{}": None},
+    **{"eyeBlink{}": "AU43", "eyeLookDown{}": "AU64", "eyeLookUp{}": "AU63"},
+    **{"eyeLookInLeft": "AU62", "eyeLookInRight": "AU61", "eyeLookOutLeft": "AU61", "eyeLookOutRight": "AU62"},
     **{"eyeSquint{}": "AU7", "eyeWide{}": "AU5", "jawForward": "AD29", "jawLeft": "AD30L", "jawRight": "AD30R"},
-    **{"jawOpen": "AU26", "mouthClose": None, "mouthFunnel": "AU22", "mouthPucker": "AU18", "mouthLeft": None},
+    **{"jawOpen": "AU26", "mouthClose": "AU8", "mouthFunnel": "AU22", "mouthPucker": "AU18", "mouthLeft": None},
     **{"mouthRight": None, "mouthSmile{}": "AU12", "mouthFrown{}": "AU15", "mouthDimple{}": "AU14"},
     **{"mouthStretch{}": "AU20", "mouthRollLower": "AU28B", "mouthRollUpper": "AU28T", "mouthShrugLower": "AU17"},
     **{"mouthShrugUpper": None, "mouthPress{}": "AU24", "mouthLowerDown{}": "AU16", "mouthUpperUp{}": "AU10"},

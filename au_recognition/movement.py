@@ -36,7 +36,8 @@ def movement(face: dict, formats: Sequence[AUFormat], size: int) -> np.ndarray:
 def au_regions(size: int) -> dict[str, np.ndarray]:
     """How much each AU at full strength moves each place of an aligned frontal face: label -> (size, size) in [0, 1].
 
-    From the face rig: the movement of its mean head's skin, seen from the front, each AU scaled to its largest.
+    From the face rig: the movement of its mean head's skin, seen from the front, each AU scaled to its largest. AD19
+    moves no skin and has no region.
     """
     rig = load_rig()
     skin = rig.vertices_of("skin")
@@ -53,6 +54,8 @@ def au_regions(size: int) -> dict[str, np.ndarray]:
     regions = {}
     for label in {*SHAPES, *(name.rstrip("LRTB") for name in SHAPES)}:
         moved = np.linalg.norm(rig.offsets(expand_sides({label: 1.0}))[skin], axis=1)
+        if not moved.any():
+            continue
         picture = spread(moved) / np.maximum(coverage, 1e-3 * coverage.max())
         regions[label] = ((picture / picture.max() - LEAST_MOVEMENT) / (1 - LEAST_MOVEMENT)).clip(0)
     return regions

@@ -4,19 +4,24 @@ Strengths are sided, each 0 or in [0.20, 1.00] on a grid of 0.01. Unusual choice
 - AUs that hide or undo each other are never drawn together (`EXCLUDES`), so every label has a visible sign.
 - On this rig AU10, AU16 and AU26 part the lips, so AU25 is at least as strong as the strongest of them.
 - Combinations seen in life are proposed often, so that AUs co-occur as in life, but not always.
+- Funneled lips, lips that meet over an open jaw, the tongue and looks far aside are drawn only for formats that have
+  their labels, after everything else: other pictures stay as they were.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 
 from au_llava.action_units import FORMATS
-from au_llava.au_rendering.rig import SHAPES
+from au_llava.au_rendering.rig import ON_REQUEST, SHAPES
+from au_llava.au_rendering.view import View
 
 WEAKEST = 0.20  # weaker movements may not be visible in a small picture
-NAMES = tuple(dict.fromkeys(label[:-1] if label[-1] in "LR" else label for label in SHAPES))  # AD30 has its own rule
+# AD30 has its own rule.
+NAMES = tuple(dict.fromkeys(label.rstrip("LR") for label in SHAPES if label not in ON_REQUEST))
 # Probabilities of being proposed alone: higher for AUs that many others exclude, lower for those that none excludes.
 _RARE = {"AU10", "AU12", "AU14", "AU16", "AU18", "AU23", "AU24", "AU28T", "AU28B", "AU43", "AD34"}
 _FREQUENT = {"AU1": 0.6, "AU2": 0.6, "AU4": 0.6, "AD29": 0.7, "AD30": 0.7}
@@ -24,6 +29,7 @@ WEIGHTS = np.array([_FREQUENT.get(name, 2.5 if name in _RARE else 1.0) for name 
 WEIGHTS /= WEIGHTS.sum()
 SIDED = frozenset(label[:-1] for label in SHAPES if label[-1] in "LR" and label[:-1] != "AD30")
 PARTS_LIPS = ("AU10", "AU16", "AU26")
+GAZE = ("AU61", "AU62", "AU63", "AU64")  # to the left, to the right, up, down
 
 # Pairs that never co-occur, and why.
 _EXCLUSIONS = {
@@ -104,8 +110,8 @@ def sample_activations(rng: np.random.Generator) -> dict[str, float]:
     return strengths
 
 
-def _strength(rng: np.random.Generator) -> float:
-    return int(rng.integers(round(100 * WEAKEST), 101)) / 100
+def _strength(rng: np.random.Generator, weakest: float = WEAKEST) -> float:
+    return int(rng.integers(round(100 * weakest), 101)) / 100
 
 
 def _sides(strength: float, name: str, rng: np.random.Generator) -> tuple[float, float]:
@@ -118,6 +124,55 @@ def _sides(strength: float, name: str, rng: np.random.Generator) -> tuple[float,
     return (strength, other) if rng.random() < 0.5 else (other, strength)
 
 
+# What a movement on request leaves no room for; it replaces them.
+_REPLACES = {
+    "AU8": "AU10 AU16 AU17 AU18 AU23 AU24 AU25 AU28T AU28B AD34",
+    "AU22": "AU12 AU14 AU15 AU17 AU18 AU20 AU23 AU24 AU28T AU28B AD34",
+    "AD19": "AU17 AU18 AU23 AU24 AU28T AU28B AD34",
+}
+WEAKEST_TONGUE = 0.40  # below it the tongue stays behind the lips
+SHARE = 0.12  # of the pictures for each movement on request
+STRAIGHT = 0.4  # share of the pictures with eyes about straight ahead, of those for formats with labels of the gaze
+SHUT = 0.6  # strength of AU43 on both sides from which on the gaze cannot be seen
+
+
+def on_request(
+    strengths: Mapping[str, float], view: View, labels: Iterable[str], rng: np.random.Generator
+) -> tuple[dict[str, float], View]:
+    """Strengths and view of a picture, with what `labels` ask for beside them; unchanged if they ask for nothing.
+
+    At most one movement of `ON_REQUEST` is drawn. AU8 comes with an equal AU26, so that the lips meet; AU22 with an
+    AU25 of at least its own strength, AD19 with one that shows the tongue.
+    """
+    strengths, labels = dict(strengths), set(labels)
+    asked = [name for name in ON_REQUEST if any(name in _moved_by(label) for label in labels)]
+    number = int(rng.random() / SHARE)
+    if number < len(asked):
+        name = asked[number]
+        strength = _strength(rng, WEAKEST_TONGUE if name == "AD19" else WEAKEST)
+        replaced = _REPLACES[name].split()
+        strengths = {label: value for label, value in strengths.items() if label.rstrip("LR") not in replaced}
+        strengths[name] = strength
+        if name == "AU8":
+            strengths["AU26"] = strength
+        else:
+            parted = strength if name == "AU22" else int(rng.integers(30, 71)) / 100
+            strengths["AU25"] = max(strengths.get("AU25", 0.0), parted)
+    if labels.intersection(GAZE):
+        straight = rng.random() < STRAIGHT
+        gaze = rng.normal(0, 0.08, 2) if straight else rng.uniform(-1, 1, 2)
+        view = replace(view, gaze=tuple(gaze.round(2).tolist()))
+    return strengths, view
+
+
+def with_gaze(strengths: Mapping[str, float], gaze: tuple[float, float]) -> dict[str, float]:
+    """Strengths, and those of AU61 to AU64 for a `gaze` as in `View`; without them where the lids hide it."""
+    if min(strengths.get("AU43L", 0.0), strengths.get("AU43R", 0.0)) >= SHUT:
+        return dict(strengths)
+    left, up = gaze
+    return {**strengths, **{label: max(0.0, way) for label, way in zip(GAZE, (left, -left, up, -up), strict=True)}}
+
+
 @cache
 def _moved_by(label: str) -> tuple[str, ...]:
     """The rig's labels that a format's label speaks of: itself, the sides of a whole AU, or the whole of a side."""
@@ -128,8 +183,10 @@ def _moved_by(label: str) -> tuple[str, ...]:
 def strength_of(label: str, strengths: Mapping[str, float]) -> float:
     """Strength of a format's label: that of its side, or of the stronger side if the label has none.
 
-    NaN for a label that the rig cannot show: whether, say, the head turns is not among the strengths.
+    NaN for a label that the rig cannot show, such as the head's turns, and for the gaze unless the strengths have it.
     """
+    if label in GAZE:
+        return strengths.get(label, math.nan)
     return max((strengths.get(each, 0.0) for each in _moved_by(label)), default=math.nan)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from au_llava.au_rendering.appearance import BEARDS, Appearance, Brow, RestLines
 from au_llava.au_rendering.masks import smoothstep
-from au_llava.au_rendering.rig import SHAPES, expand_sides, load_rig
+from au_llava.au_rendering.rig import ON_REQUEST, SHAPES, expand_sides, load_rig
 
 # The ten-step Monk Skin Tone scale (https://skintone.google, sRGB of its swatches), lightest first.
 MONK_SCALE = ["f6ede4", "f3e7db", "f7ead0", "eadaba", "d7bd96", "a07e56", "825c43", "604134", "3a312a", "292420"]
@@ -124,12 +124,19 @@ def _draw_subject(seed: int, number: int, held_out: str, skin_tone: int | None) 
         cap=cap,
         clay=np.full(3, rng.uniform(0.25, 0.75)) * rng.uniform(0.85, 1.15, 3),
     )
-    gains = {label: float(np.clip(rng.normal(1, 0.1), 0.8, 1.25)) for label in SHAPES}
+    gains = {label: _draw_gain(rng) for label in SHAPES if label not in ON_REQUEST}
     to_eyes = np.linalg.norm(np.abs(rig.mean) * [1, 1, 0] - [0.5, 0, 0], axis=1)
     away = smoothstep(0.3, 0.6, to_eyes)[:, None]  # not near the lids, which must meet when they shut
     manner = (1 + away * smooth_field(rng, 0.12, 1).clip(-0.3, 0.3)).astype(np.float32)
     gains |= {label: 1 - rest[label] for label in ("AU43L", "AU43R")}
+    later_rng = np.random.default_rng([seed, number, 0, 1])  # separate, as `rest_rng`
+    gains |= {label: _draw_gain(later_rng) for label in ON_REQUEST}
+    gains["AU8"] = gains["AU26"]  # the lips still meet
     return Subject(subject_name(seed, number), age, gender, skin_tone, identity, look, gains, manner)
+
+
+def _draw_gain(rng: np.random.Generator) -> float:
+    return float(np.clip(rng.normal(1, 0.1), 0.8, 1.25))
 
 
 # How much faces at rest differ along each movement: standard deviation, as a share of the full movement. Chosen by eye

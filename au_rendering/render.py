@@ -113,9 +113,19 @@ def place_points(identity: np.ndarray, movement: np.ndarray, view: View, size: i
 
 
 def _vertex_light(
-    vertices: np.ndarray, normals: np.ndarray, faces: np.ndarray, oiliness: float, opening: float, view: View
+    vertices: np.ndarray,
+    normals: np.ndarray,
+    faces: np.ndarray,
+    oiliness: float,
+    opening: float,
+    tongue: float,
+    view: View,
 ):
-    """(V, 4) light that the rig's vertices return: diffuse RGB, to be multiplied by their color, and mirrored."""
+    """(V, 4) light that the rig's vertices return: diffuse RGB, to be multiplied by their color, and mirrored.
+
+    Args:
+        opening, tongue: how far the lips are parted and the tongue is out, 0 to 1.
+    """
     count = len(normals)
     sets = _vertex_sets()
     occlusion = 1.0 if view.shading == "matte" else paint_map().occlusion[:, None]
@@ -145,7 +155,7 @@ def _vertex_light(
     mirrored[sets["eyes"]] = 1.2 * view.key_strength * gloss[sets["eyes"]] ** 90  # wet, so far sharper
     # Light enters the mouth as far as the lips let it.
     light[sets["mouth"]] *= 0.35
-    light[sets["tongue"]] *= 0.2 + 0.3 * opening
+    light[sets["tongue"]] *= 0.2 + 0.3 * opening + 0.5 * tongue
     even = 0.55 * (float(np.mean(around)) if view.environment else view.ambient + view.fill)
     light[sets["teeth"]] = (0.2 * light[sets["teeth"]] + even) * (0.12 + 0.88 * opening)
     if view.shading == "matte":
@@ -198,7 +208,7 @@ def render(
     at_rest = project(identity[rig.landmarks] @ rotation, eyes, view, samples)[0]
     landmarks = np.stack([points[rig.landmarks], at_rest]) / samples
     pixels, triangles, weights = rasterize(points, nearness, faces, samples)
-    light = _vertex_light(vertices, normals, faces, look.oiliness, opening, view)
+    light = _vertex_light(vertices, normals, faces, look.oiliness, opening, strengths.get("AD19", 0.0), view)
     picture = background(size, look, center / SUPERSAMPLING, unit / SUPERSAMPLING, rng)
     picture = picture.repeat(SUPERSAMPLING, axis=0).repeat(SUPERSAMPLING, axis=1).reshape(-1, 3)
 

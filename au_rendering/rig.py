@@ -11,6 +11,7 @@ Unusual choices
 - AU23 has no shape in ARKit, and AU24's (mouthPress) looks like a smile; both use shapes made for this rig. AU23 makes
   the mouth narrower and rolls the lips in; AU24 flattens the red of the lips until little is left and keeps the mouth's
   width. With smaller gains they looked like other people's lips at rest (docs/log.md).
+- `ON_REQUEST` are movements that came later: pictures show them only for formats that have their labels.
 """
 
 from collections.abc import Mapping
@@ -59,7 +60,11 @@ SHAPES: dict[str, dict[str, float]] = {
     "AD30L": {"jawLeft": 2.2, "mouthLowerDownLeft": -0.8, "mouthLowerDownRight": -0.8},
     "AD30R": {"jawRight": 2.2, "mouthLowerDownLeft": -0.8, "mouthLowerDownRight": -0.8},
     "AD34": {"cheekPuff": 0.9},
+    "AU8": {"mouthClose": 0.75},  # as far as AU26 opens: with the same strength, the lips just meet
+    "AU22": {"mouthFunnel": 1.4},
+    "AD19": {"tongueOut": 1.9},
 }
+ON_REQUEST = ("AU8", "AU22", "AD19")
 for _label, _gains in _SIDED_SHAPES.items():
     for _letter, _side in (("L", "Left"), ("R", "Right")):
         SHAPES[_label + _letter] = {name.format(side=_side): gain for name, gain in _gains.items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from transformers import AutoModelForImageTextToText, AutoProcessor
-from transformers.utils import logging
+from transformers.utils import PROCESSOR_NAME, logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from au_llava.au_runs.files import HOME
@@ -24,7 +24,7 @@ def load_checkpoint(
     quiet: bool = True,
     checked: bool = False,
 ):
-    """Load a checkpoint: (model in evaluation mode, processor).
+    """Load a checkpoint: (model in evaluation mode, processor). Adapters without a processor get that of their base.
 
     Args:
         name: folder or Hub id.
@@ -44,8 +44,14 @@ def load_checkpoint(
         logging.disable_progress_bar()
     options = loading_options(quantize) | ({} if dtype is None else {"dtype": dtype})
     model = AutoModelForImageTextToText.from_pretrained(name, trust_remote_code=True, **options)
-    processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(processor_place(name), trust_remote_code=True)
     return model.to(PartialState().device if device is None else device).eval(), processor
+
+
+def processor_place(name: str | Path) -> str | Path:
+    """The folder or Hub id that holds the processor: of adapters in a folder without one, their base."""
+    named = base_of(str(name))
+    return named[0] if named and Path(name).is_dir() and not (Path(name) / PROCESSOR_NAME).is_file() else name
 
 
 def base_of(model: str) -> tuple[str, str | None] | None:

@@ -5,11 +5,11 @@
     python maintenance/write_scores.py held-out=runs/held-out.json robustness=runs/robustness/robustness.json
     python maintenance/write_scores.py comparison=runs/comparison/comparison.json
     python maintenance/write_scores.py photographs=runs/photographs.json agreement=runs/agreement.json
-    python maintenance/write_scores.py priors=runs/calibration/calibration.json
+    python maintenance/write_scores.py priors=runs/calibration/calibration.json animation=runs/animation.json
 
 slots.json, free.json and constrained.json are the results.json of eval_au.py for each decoder on the same images, the
-others come from benchmarks/held_out.py, robustness.py, comparison.py, photographs.py and agreement.py and from
-`eval_au.py calibrate`. NAME=FILE takes over a new one, without the scores per subject. photographs-before and
+others come from benchmarks/held_out.py, robustness.py, comparison.py, photographs.py, agreement.py and animation.py and
+from `eval_au.py calibrate`. NAME=FILE takes over a new one, without the scores per subject. photographs-before and
 agreement-before are those of the last checkpoint trained on rendered faces only (commit 4957c54). The tables stand
 between markers; a test checks that the documents hold what this script writes, so nobody types a number by hand.
 """
@@ -320,6 +320,26 @@ def photograph_groups_table() -> str:
     return "\n\n".join(tables + note)
 
 
+def animation_table() -> str:
+    """One row per AU of the format for animators, with the shapes that it gives."""
+    results = evaluation("animation")
+    rendered, photographs = results["rendered"], results["photographs"]
+    rows = []
+    for label, exact in rendered["per_au"].items():
+        shapes = [shape for shape, source in results["sources"].items() if source == label]
+        beside = [photographs[shape] for shape in shapes if shape in photographs]
+        cells = [number(exact[metric], exact["interval"][metric]) for metric in ("pcc", "icc")]
+        cells += ["; ".join(map(scored, beside)), "; ".join(f"{each['spread']:.2f}" for each in beside)]
+        rows.append([label, ", ".join(f"`{shape}`" for shape in shapes), *cells])
+    header = ["AU", "shapes", "PCC, rendered", "ICC(3,1), rendered", "correlation, photographs", "95th percentile"]
+    means = [number(rendered["mean"][metric], rendered["mean_interval"][metric]) for metric in ("pcc", "icc")]
+    note = (
+        f"{rendered['n']:,} rendered images, mean over AUs: PCC {means[0]}, ICC {means[1]}. "
+        f"{results['faces']['images']:,} photographs. In brackets 95 % bootstrap intervals over people."
+    )
+    return markdown_table(header, rows, "llrrrr") + "\n\n" + note
+
+
 TABLES = {
     "scores": mean_table,
     "per-au": per_au_table,
@@ -337,6 +357,7 @@ TABLES = {
     "photographs-found": found_table,
     "photograph-groups": photograph_groups_table,
     "priors": priors_table,
+    "animation": animation_table,
 }
 
 

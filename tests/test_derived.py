@@ -16,6 +16,7 @@ from au_llava.au_faces.landmarks import BLENDSHAPES
 from au_llava.au_recognition.derived import ARKIT, LONGEST_BLINK, OPENFACE, Derived, check_derivable, find_blinks
 from au_llava.au_recognition.summary import Summary
 from au_llava.au_recognition.tables import au_columns, open_table
+from au_llava.au_rendering.activations import GAZE
 from au_llava.au_rendering.pictures import render_face
 from au_llava.au_rendering.rig import SHAPES
 from au_llava.au_rendering.view import View
@@ -161,10 +162,10 @@ def test_arkit_has_52_shapes_named_as_mediapipes():
 
 
 def test_arkit_shapes_follow_the_aus_that_move_them_in_the_rig():
-    """All but AU24, whose shape is made for the rig, and AU22 and AD19, which it does not show."""
+    """All but AU24, whose shape is made for the rig; the eyes turn with the view's gaze."""
     for shape, labels in ARKIT.items():
         moved = [shown for label in labels for shown in (label, *sides_of(label)) if shown in SHAPES]
-        assert bool(moved) == bool(labels and labels[-1] not in ("AU22", "AD19")), shape
+        assert bool(moved) == bool(labels and labels[-1] not in GAZE), shape
         for label in moved:
             if label != "AU24" and not (len(labels) > 1 and label[-1] not in (labels[0][-1], labels[1][-1])):
                 assert SHAPES[label].get(shape, 0) > 0, (shape, label)
@@ -191,8 +192,23 @@ def test_the_format_for_animators_determines_what_the_renderer_can_show():
     face = video("-")[0]
     face["answers"] = {fmt.name: {"expected": [0.5] * len(fmt.labels)}}
     derived.add(face)
-    assert sum(value == 0.5 for value in face["derived"].values()) == 38
+    assert {shape for shape, value in face["derived"].items() if value != 0.5} == {
+        *("mouthLeft", "mouthRight", "mouthShrugUpper"),
+        *(f"eyeLook{way}{side}" for way in ("Up", "Down", "In", "Out") for side in ("Left", "Right")),
+    }
     assert {*fmt.labels} == {*SHAPES} - {"AU23", "AU25"}
+
+
+def test_both_eyes_follow_the_gaze():
+    """Looking to the left turns the left eye out and the right eye in."""
+    fmt = AUFormat("eyes", GAZE, "continuous")
+    derived, face = Derived([], [fmt], ["arkit"]), video("-")[0]
+    values = {"AU61": 0.75, "AU64": 0.5}
+    face["answers"] = {fmt.name: {"expected": [values.get(label, 0.0) for label in fmt.labels]}}
+    derived.add(face)
+    assert {shape: value for shape, value in face["derived"].items() if value} == {
+        **{"eyeLookOutLeft": 0.75, "eyeLookInRight": 0.75, "eyeLookDownLeft": 0.5, "eyeLookDownRight": 0.5},
+    }
 
 
 @pytest.mark.slow

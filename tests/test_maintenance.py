@@ -9,12 +9,16 @@ from datetime import date
 import pytest
 import torch
 import yaml
-from conftest import ROOT, load_tool
+from conftest import ROOT, load_tool, random_faces
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
+from torch.testing import assert_close
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from au_llava.action_units import FORMATS
+from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.manifests import read_training_manifest, training_manifest, write_training_manifest
+from au_llava.au_runs.provenance import weights_sha256
 
 
 def test_the_base_is_the_same_for_a_seed(tmp_path):
@@ -47,6 +51,51 @@ def test_an_installed_checkpoint_is_small_and_says_who_it_has_seen(tiny_checkpoi
     assert torch.bfloat16 in {weight.dtype for weight in weights.values()}
     assert json.loads((root / "config.json").read_text())["dtype"] == "float32"
     assert read_training_manifest(str(root)) == manifest
+
+
+def test_installed_adapters_load_beside_their_base_alone(tiny_checkpoint, tmp_path, monkeypatch):
+    """From the root, with its processor, as base and adapters together answer; nowhere else, on no other weights."""
+    tool, root, trained = load_tool("install_checkpoint"), tmp_path / "root", tmp_path / "trained"
+    shutil.copytree(tiny_checkpoint, root)
+    with pytest.raises(ValueError, match="trained holds no adapters"):
+        tool.install_adapters(trained, root / "adapters", root)
+    model = adapt(AutoModelForImageTextToText.from_pretrained(root, trust_remote_code=True), trained)
+    manifest = training_manifest(["rendered:R0-000001"], [], [], [*FORMATS], {})
+    for weights in ({}, {"base_weights": {"model.safetensors": "0" * 64}}):
+        write_training_manifest(trained, manifest | weights)
+        with pytest.raises(ValueError, match="was not trained on the weights in"):
+            tool.install_adapters(trained, root / "adapters", root)
+    write_training_manifest(trained, manifest | {"base_weights": weights_sha256(str(root))})
+    tool.install_adapters(trained, root / "adapters", root)
+    names = {path.name for path in (root / "adapters").iterdir()}
+    assert names == {*tool.ADAPTER_FILES, "training_manifest.json"}
+    stored = load_file(root / "adapters" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+
+    monkeypatch.chdir(root)
+    read, processor = load_checkpoint("adapters")
+    assert_close(distributions(read, processor), distributions(model, processor), atol=2e-3, rtol=0)  # rounded weights
+    untouched = AutoModelForImageTextToText.from_pretrained(root, trust_remote_code=True)
+    assert (distributions(untouched, processor) - distributions(model, processor)).abs().max() > 0.01
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="is not the base that the adapters in root/adapters were trained on"):
+        load_checkpoint("root/adapters")
+
+
+def adapt(base, folder):
+    """Random adapters on `base`, saved in `folder`; returns base and adapters together."""
+    torch.manual_seed(0)
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=r".*language_model.*\.(q_proj|down_proj)")).eval()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    return model
+
+
+def distributions(model, processor) -> torch.Tensor:
+    [result] = model.recognize(processor, random_faces(1), formats=["disfa"])
+    return torch.tensor([reading.distribution for reading in result["disfa"].values()])
 
 
 def stage_of(checkpoint, folder, seed: int, people: list[str], base=None):

@@ -26,6 +26,7 @@ from transformers import (
 from au_llava.au_datasets.mixing import TrainingData
 from au_llava.au_datasets.records import load_records
 from au_llava.au_publishing import merging
+from au_llava.au_runs.manifests import read_training_manifest
 from au_llava.au_training.command import main, make_parser
 from au_llava.au_training.start import freeze_parts, load_model, starting_point
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
@@ -212,6 +213,16 @@ def test_smollm2_135m_adapts_a_language_model_to_a_tower(parts, tiny_checkpoint,
     assert tower
     assert all(torch.equal(base[name], shipped[name]) for name in tower)
     assert AutoConfig.from_pretrained(out / "base", trust_remote_code=True).prompt_order == "text_first"
+
+
+def test_arkit_tiny_adapts_tower_words_and_language_model(parts, tiny_checkpoint, rendered_records, tmp_path):
+    """The words too: the names of AUs that the base never met would else be all alike to it."""
+    start = ("--model_name_or_path", tiny_checkpoint, "--unlabelled", rendered_records)
+    out = train("arkit_tiny", parts, rendered_records, tmp_path / "out", *start, "--unlabelled_per_labelled", 1)
+    assert adapters(out) == {"vision_tower", PROJECTION, "language_model"}
+    names = load_file(out / "adapter_model.safetensors")
+    assert any("embed_tokens.lora_embedding_A" in name for name in names)
+    assert {"model.safetensors"} == {*read_training_manifest(str(out))["base_weights"]}
 
 
 @pytest.mark.slow

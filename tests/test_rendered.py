@@ -1,5 +1,6 @@
 """Rendered faces: each AU moves the mesh the right way, shows in the picture and carries the right labels."""
 
+import math
 from functools import cache
 
 import numpy as np
@@ -7,12 +8,21 @@ import pytest
 
 from au_llava.action_units import FORMATS, AUFormat
 from au_llava.au_readers.rendered import sample_records
-from au_llava.au_rendering.activations import EXCLUDES, NAMES, label_values, sample_activations
+from au_llava.au_rendering.activations import (
+    EXCLUDES,
+    GAZE,
+    NAMES,
+    SHARE,
+    label_values,
+    on_request,
+    sample_activations,
+    with_gaze,
+)
 from au_llava.au_rendering.appearance import RestLines
 from au_llava.au_rendering.people import sample_subject
 from au_llava.au_rendering.pictures import picture, render_face
 from au_llava.au_rendering.render import head_rotation
-from au_llava.au_rendering.rig import SHAPES, expand_sides, load_rig
+from au_llava.au_rendering.rig import ON_REQUEST, SHAPES, expand_sides, load_rig
 from au_llava.au_rendering.view import HELD_OUT, View, sample_view
 from au_llava.au_rendering.wrinkles import wrinkles
 
@@ -36,6 +46,7 @@ PATCHES = {
     "chin": SKIN & (np.abs(X) < 0.15) & (Y < -1.5) & (Y > -1.8) & (Z > 0),
     "chin boss": SKIN & (np.abs(X) < 0.15) & (Y < -1.3) & (Y > -1.5) & (Z > 0),
     "root of the nose": SKIN & (np.abs(X) < 0.2) & (Y > 0.15) & (Y < 0.3) & (Z > 0),
+    "tongue": np.isin(np.arange(len(X)), RIG.vertices_of("tongue")),
     "left side cheek": SKIN & (X > 0.5) & (X < 0.9) & (Y < -0.9) & (Y > -1.3) & (Z > -0.6),
 }
 AXES = {"left": (0, 1), "right": (0, -1), "up": (1, 1), "down": (1, -1), "forward": (2, 1), "back": (2, -1)}
@@ -73,6 +84,10 @@ AXES = {"left": (0, 1), "right": (0, -1), "up": (1, 1), "down": (1, -1), "forwar
         ("AD30R", "chin", "right"),
         ("AD34", "left side cheek", "forward"),
         ("AU43L", "left upper lid", "down"),
+        ("AU22", "upper lip", "forward"),
+        ("AU22", "left lip corner", "right"),
+        ("AU8", "lower lip", "up"),
+        ("AD19", "tongue", "forward"),
     ],
 )
 def test_au_moves_the_mesh_the_right_way(label, patch, direction):
@@ -90,6 +105,22 @@ def test_pressed_lips_lose_their_red_and_tight_ones_their_width():
     assert 0.5 < np.ptp(tight[red, 1]) / np.ptp(RIG.mean[red, 1]) < 0.75
     assert np.ptp(tight[width, 0]) < 0.75 * np.ptp(RIG.mean[width, 0])
     assert np.ptp(pressed[width, 0]) > 0.95 * np.ptp(RIG.mean[width, 0])
+
+
+def test_lips_meet_over_an_open_jaw_and_part_in_a_funnel():
+    """FACS: AU8 brings the lips together over an open jaw; AU22 funnels them outward, so that the teeth show."""
+
+    def gap(**strengths):
+        return RIG.lip_gap(RIG.mean + RIG.offsets(strengths))
+
+    chin = PATCHES["chin"]
+    for strength in (0.3, 1.0):
+        both = {"AU8": strength, "AU26": strength}
+        assert gap(**both) == pytest.approx(gap(), abs=0.01)  # eye distances: half a millimetre
+        np.testing.assert_allclose(
+            RIG.offsets(both)[chin].mean(axis=0), RIG.offsets({"AU26": strength})[chin].mean(axis=0), atol=0.06
+        )
+    assert gap(AU22=1.0) > gap() + 0.1
 
 
 def test_furrows_tell_tight_from_pressed_lips():
@@ -141,7 +172,11 @@ def test_au_shows_at_intensity_three(label):
     """The most changed block of 8 x 8 pixels changes more than sensor noise changes any."""
     for subject in (3, 12):
         rest, noise = _rest_and_noise(subject)
-        change = np.abs(_gray({label: 0.6}, subject) - rest)
+        if label == "AD19":  # behind closed lips it shows nothing
+            rest, change = _gray({"AU25": 0.4}, subject), _gray({label: 0.6, "AU25": 0.4}, subject)
+            change = np.abs(change - rest)
+        else:
+            change = np.abs(_gray({label: 0.6}, subject) - rest)
         blocks, noise_blocks = (each.reshape(12, 8, 12, 8).mean(axis=(1, 3)) for each in (change, noise))
         assert blocks.max() > 1.5 * noise_blocks.max()
 
@@ -191,7 +226,7 @@ def test_intensity_rounds_half_up(strength, intensity):
 
 def test_labels_of_any_format(monkeypatch):
     """A whole AU from its sides, a side from the whole, unknown what the rig cannot show."""
-    monkeypatch.setitem(FORMATS, "mine", AUFormat("mine", ("AU28", "AU9L", "AU12", "AU64", "AU22"), "intensity"))
+    monkeypatch.setitem(FORMATS, "mine", AUFormat("mine", ("AU28", "AU9L", "AU12", "AU64", "AU38"), "intensity"))
     values = label_values({"AU28B": 0.4, "AU9": 0.2, "AU12R": 1.0}, "mine")
     assert values[:3] == [2, 1, 5]
     assert np.isnan(values[3:]).all()
@@ -218,6 +253,106 @@ def test_sampled_activations_are_possible_and_varied():
     assert sizes.count(0) > 100
     one_sided = sum(("AU12L" in strengths) != ("AU12R" in strengths) for strengths in draws)
     assert 0.1 < one_sided / seen["AU12"] < 0.4
+
+
+ANIMATION = (*ON_REQUEST, *GAZE)
+
+
+def test_nothing_changes_for_labels_that_ask_for_nothing():
+    usual = {label for fmt in FORMATS.values() for label in fmt.labels}
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        strengths, view = sample_activations(rng), sample_view(rng)
+        assert on_request(strengths, view, usual, np.random.default_rng(0)) == (strengths, view)
+
+
+def test_people_and_pictures_are_those_of_before():
+    """Numbers of commit 6e8d8a0, before there were movements on request."""
+    subject = sample_subject(4, 7)
+    assert subject.gains["AU12L"] == pytest.approx(1.0174165999745972, abs=1e-12)
+    assert subject.gains["AD34"] == pytest.approx(1.116249051793701, abs=1e-12)
+    assert float(subject.manner.sum()) == pytest.approx(4712.275390625, rel=1e-6)
+    drawn = {"AD34": 0.42, "AU1": 0.55, "AU2L": 0.98, "AU2R": 0.41, "AU23": 0.29, "AU4L": 0.51, "AU4R": 0.48}
+    assert sample_activations(np.random.default_rng(5)) == drawn
+
+
+def test_movements_on_request_leave_room_for_themselves():
+    rng = np.random.default_rng(2)
+    seen, looks = dict.fromkeys(ON_REQUEST, 0), []
+    for _ in range(3000):
+        before, view = sample_activations(rng), View()
+        strengths, view = on_request(before, view, ANIMATION, rng)
+        drawn = [name for name in ON_REQUEST if name in strengths]
+        looks.append(view.gaze)
+        if not drawn:
+            assert strengths == before
+            continue
+        [name] = drawn
+        seen[name] += 1
+        assert 0.2 <= strengths[name] <= 1
+        names = {label.rstrip("LR") for label in strengths}
+        assert not names & {"AU17", "AU18", "AU23", "AU24", "AU28T", "AU28B", "AD34"}
+        if name == "AU8":
+            assert strengths["AU26"] == strengths["AU8"]
+            assert not names & {"AU10", "AU16", "AU25"}
+        elif name == "AU22":
+            assert strengths["AU25"] >= strengths["AU22"]
+            assert not names & {"AU12", "AU14", "AU15", "AU20"}
+        else:
+            assert strengths["AU25"] >= max(0.3, before.get("AU25", 0))
+    assert all(abs(count / 3000 - SHARE) < 0.02 for count in seen.values())
+    looks = np.abs(looks)
+    assert looks.max() <= 1
+    assert 0.25 < (looks.max(axis=1) < 0.25).mean() < 0.55  # about straight ahead
+
+
+def test_only_what_is_asked_for_is_drawn():
+    rng = np.random.default_rng(3)
+    for _ in range(200):
+        strengths, view = on_request({}, View(), ["AU22B"], rng)
+        assert set(strengths) <= {"AU22", "AU25"}
+        assert view.gaze == (0, 0)
+        strengths, _ = on_request({}, View(), ["AU63"], rng)
+        assert strengths == {}
+
+
+def test_labels_of_the_gaze(monkeypatch):
+    """To the person's left and down; unknown where nobody says so, and behind shut lids."""
+    monkeypatch.setitem(FORMATS, "eyes", AUFormat("eyes", (*GAZE, "AU43"), "continuous"))
+    assert label_values(with_gaze({}, (0.5, -0.25)), "eyes") == [0.5, 0, 0, 0.25, 0]
+    wink, shut = {"AU43L": 1.0}, {"AU43L": 0.7, "AU43R": 0.6}
+    assert label_values(with_gaze(wink, (-1.0, 0.0)), "eyes") == [0, 1, 0, 0, 1]
+    for strengths in (with_gaze(shut, (0.5, 0.5)), shut):
+        values = label_values(strengths, "eyes")
+        assert all(map(math.isnan, values[:4]))
+        assert values[4] == 0.7
+
+
+@pytest.mark.parametrize(("gaze", "axis"), [((0.8, 0), 1), ((0, -0.8), 0)])
+def test_eyes_turn_as_the_labels_say(gaze, axis):
+    """The dark iris of the subject's left eye, looking to opposite sides; their left is the picture's right."""
+
+    def iris(view):
+        eye = _gray({"AU5": 1.0}, 3, size=192, view=view)[60:88, 110:150]
+        return np.argwhere(eye < np.percentile(eye, 12)).mean(axis=0)
+
+    opposite = tuple(-way for way in gaze)
+    moved = iris(View(gaze=gaze, shading="matte")) - iris(View(gaze=opposite, shading="matte"))
+    assert moved[axis] > 2  # pixels
+
+
+def test_records_in_a_format_for_animators(monkeypatch):
+    """They show and label what the format asks for; the same pictures in other formats do not."""
+    monkeypatch.setitem(FORMATS, "mine", AUFormat("mine", (*ANIMATION, "AU12L"), "continuous"))
+    usual = sample_records(3, 8, 6, 48, formats=["feafa"])
+    asked = sample_records(3, 8, 6, 48, formats=["feafa", "mine"])
+    values = np.array([row["values"] for row in asked[1::2]])
+    assert values.shape == (6, 8)
+    assert np.nanmax(values[:, 3:7]) > 0.25
+    assert all(one["image"] != two["image"] for one, two in zip(usual, asked[::2], strict=True))
+    smiles = FORMATS["feafa"].labels.index("AU12L")
+    assert [row["values"][smiles] for row in asked[::2]] == values[:, 7].tolist()
+    assert all(one["image"] == two["image"] for one, two in zip(asked[::2], asked[1::2], strict=True))
 
 
 def test_excludes_are_mutual():

@@ -1,14 +1,15 @@
-"""A face's box goes with its head: against hand-computed moves, and rendered heads that turn."""
+"""A face's box goes with its head: against hand-computed moves, and a rigid head that SciPy turns."""
 
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from au_llava.au_faces.box import DEPTH, SHAPE, carried, rotation_of
+from au_llava.au_faces.box import SHAPE, carried, rotation_of
 from au_llava.au_faces.crop import Face
 from au_llava.au_faces.points import head_pose
 
 BOX = (70.0, 60.0, 90.0, 120.0)
+BEHIND = 0.75  # how far the middle of a box lies behind the eyes, in distances between them
 
 
 def face(points, rotation=None, box=BOX):
@@ -21,7 +22,7 @@ def face(points, rotation=None, box=BOX):
 
 def seen(rotation, scale=50.0, place=(120.0, 110.0)):
     """The mean head and the middle of its box in the picture, from far away."""
-    flat = np.concatenate([np.array(SHAPE), [[0, -0.1, -DEPTH]]]) @ rotation.T
+    flat = np.concatenate([np.array(SHAPE), [[0, -0.1, -BEHIND]]]) @ rotation.T
     flat = np.array(place) + scale * flat[:, :2] * [1, -1]
     return flat[:3], flat[3]
 

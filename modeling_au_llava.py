@@ -49,7 +49,7 @@ from .prefix_au_llava import (
     with_prompt_rows,
 )
 from .quantization_au_llava import check_computable, check_savable, with_default_skips
-from .slot_tree_au_llava import TreeMask
+from .tree_attention_au_llava import TreeMask
 
 if find_spec("transformers.decision"):
     from .decision_au_llava import AuDecisionMixin

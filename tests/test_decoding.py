@@ -13,7 +13,8 @@ from transformers import TextIteratorStreamer
 from au_llava.action_units import ACTION_UNITS, FORMATS, SCALES, AUFormat, parse_answer
 from au_llava.decoding_au_llava import compile_template
 from au_llava.readings_au_llava import slot_answers
-from au_llava.slot_tree_au_llava import BLOCK, SlotTree, TreeMask, compile_slots
+from au_llava.slot_tree_au_llava import SlotTree, compile_slots
+from au_llava.tree_attention_au_llava import BLOCK, TreeMask
 
 ALL = ("bp4d", "disfa", "feafa")
 

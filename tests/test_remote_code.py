@@ -32,6 +32,7 @@ CODE = {
     "processing_au_llava.py",
     "readings_au_llava.py",
     "quantization_au_llava.py",
+    "tree_attention_au_llava.py",
 }
 MODEL_FILES = {"README.md", "config.json", "decision.json", "generation_config.json", "model.safetensors"}
 PROCESSOR_FILES = {
@@ -163,6 +164,7 @@ def test_exactly_these_files_travel(tiny, tmp_path):
         "quantization_au_llava.py",
         "readings_au_llava.py",
         "slot_tree_au_llava.py",
+        "tree_attention_au_llava.py",
     }
     assert files(tmp_path / "processor") == PROCESSOR_FILES | processor_code
     assert files(tmp_path / "config") == {

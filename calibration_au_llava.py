@@ -199,12 +199,9 @@ def calibrate(distributions: np.ndarray, fmt, calibration: Mapping | None) -> tu
         the calibrated distributions, and (AUs,) the probability from which each AU counts as present.
     """
     entries = entries_for(calibration, fmt)
-    thresholds = np.full(len(fmt.labels), DEFAULT_THRESHOLD)
-    if not entries:
-        return distributions, thresholds
-    for column, label in enumerate(fmt.labels):
-        thresholds[column] = entries.get(label, {}).get("threshold", DEFAULT_THRESHOLD)
-    return Calibration.of(calibration, fmt)(_logs(distributions)), thresholds
+    rows = [entries.get(label, {}) for label in fmt.labels]
+    thresholds = np.array([entry.get("threshold", DEFAULT_THRESHOLD) for entry in rows], dtype=np.float64)
+    return apply_entries(distributions, rows, present_values(fmt)) if entries else distributions, thresholds
 
 
 __all__ = [

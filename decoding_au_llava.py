@@ -6,7 +6,6 @@
 - free: plain `generate`, then `parse_answer`, as other LLM-based recognizers do; the baseline.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -18,7 +17,6 @@ from .action_units import (
     MAIN_FORMATS,
     SEPARATOR,
     AUFormat,
-    mirrored_label,
     parse_answer,
     value_prefix,
     write_answer,
@@ -81,10 +79,18 @@ def recognize(
     return results
 
 
+def modules_of(model) -> list[torch.nn.Module]:
+    """What `model.modules()` gives, nearest to the root first, in a third of the time: names are not put together."""
+    modules = [model]
+    for module in modules:
+        modules += [part for part in module._modules.values() if part is not None]
+    return modules
+
+
 @contextmanager
 def evaluation_mode(model) -> Iterator[None]:
     """The model in evaluation mode; afterwards each of its parts is in the mode it was in."""
-    training = [module for module in model.modules() if module.training]
+    training = [module for module in modules_of(model) if module.training]
     if training:
         model.eval()
     try:
@@ -135,53 +141,31 @@ def read_slots(
     tree = compile_slots(processor, formats, processor.num_image_tokens(*pixel_values.shape[-2:]))
     tree = tree.to(pixel_values.device)
     check_fit(model, processor, tree.depth, formats)
-    read = read_tree(model, tree, pixel_values, [fmt.labels for fmt in formats], mirror_images)
+    read = tree.by_format(read_tree(model, tree, pixel_values, mirror_images).cpu().double())
     # In float32 sums are off by 1e-7: too much for calibration, which divides by probabilities near 0.
-    return {fmt.name: logs.cpu().double().softmax(-1) for fmt, logs in zip(formats, read, strict=True)}
+    return {fmt.name: logs.softmax(-1) for fmt, logs in zip(formats, read, strict=True)}
 
 
 def read_tree(
     model,
     tree: SlotTree,
     pixel_values: torch.Tensor,
-    labels: Sequence[Sequence[str]],
     mirror_images: bool | None = None,
-) -> list[torch.Tensor]:
-    """Read one (images, AUs, values) tensor of log-probabilities per format of `tree` with one forward pass.
+) -> torch.Tensor:
+    """Read (images, V) log-probabilities of every value of `tree` with one forward pass.
 
     Args:
-        labels: the AUs of each format, as in `tree`.
         mirror_images: whether to take the mean with the mirror images (default: as in the configuration).
     """
     mirror_images = model.config.mirror_images if mirror_images is None else mirror_images
     views = with_mirror_images(pixel_values) if mirror_images else pixel_values
-    read = tree.by_format(tree.log_probabilities(model(**tree.model_inputs(views)).logits))
-    if mirror_images:
-        read = [mirror_mean(logs, of_format) for logs, of_format in zip(read, labels, strict=True)]
-    return read
+    read = tree.log_probabilities(model(**tree.model_inputs(views)).logits)
+    return tree.mirror_mean(read) if mirror_images else read
 
 
 def with_mirror_images(pixel_values: torch.Tensor) -> torch.Tensor:
     """(images, 3, height, width) to (2 * images, 3, height, width): the images, then their mirror images."""
     return torch.cat([pixel_values, pixel_values.flip(-1)])
-
-
-def mirror_mean(log_probabilities: torch.Tensor, labels: Sequence[str]) -> torch.Tensor:
-    """The mean distribution of images and their mirror images, in which left and right are swapped back.
-
-    Args:
-        log_probabilities: (2 * images, AUs, values), normalized, in the order of `with_mirror_images`.
-        labels: of the AUs. A sided AU whose other side is missing keeps the distribution of the image itself.
-
-    Returns:
-        (images, AUs, values) log-probabilities.
-    """
-    straight, mirrored = log_probabilities.unflatten(0, (2, -1)).unbind()
-    sources = [mirrored_label(label) for label in labels]
-    columns = [labels.index(source) if source in labels else column for column, source in enumerate(sources)]
-    known = torch.tensor([[source in labels] for source in sources], device=straight.device)
-    other = torch.where(known, mirrored[:, columns], straight)
-    return torch.stack([straight, other]).logsumexp(0) - math.log(2)
 
 
 def _decode_slots(model, processor, pixel_values, formats) -> list[list[AUAnswer]]:
@@ -348,7 +332,7 @@ __all__ = [
     "check_fit",
     "compile_template",
     "evaluation_mode",
-    "mirror_mean",
+    "modules_of",
     "pixels_of",
     "read_slots",
     "read_tree",

@@ -36,7 +36,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 
 from .card_au_llava import write_card
 from .configuration_au_llava import AuLlavaConfig, add_image_token, attention_of_parts
-from .decoding_au_llava import recognize
+from .decoding_au_llava import modules_of, recognize
 from .parts_au_llava import load_language_model, load_vision_tower, part_tokenizer, vision_settings
 from .pipeline_au_llava import AURecognitionPipeline
 from .prefix_au_llava import (
@@ -139,8 +139,7 @@ class AuLlavaPreTrainedModel(LlavaPreTrainedModel):
 
         Those parameters are on the device "meta" except while their module runs.
         """
-        for module in self.modules():
-            placed = vars(module).get("_hf_hook")
+        for placed in (module._hf_hook for module in modules_of(self) if "_hf_hook" in vars(module)):
             for hook in getattr(placed, "hooks", [placed]):  # a sequence of hooks, or one
                 place = getattr(hook, "execution_device", None)
                 if place is not None:

@@ -152,7 +152,7 @@ def _softmax(logs: np.ndarray) -> np.ndarray:
 
 
 def mirror_mean(shares: np.ndarray, labels: Sequence[str]) -> np.ndarray:
-    """As `mirror_mean` of the model (decoding_au_llava.py), for probabilities.
+    """As `SlotTree.mirror_mean` (slot_tree_au_llava.py), for probabilities.
 
     Args:
         shares: (2 * images, AUs, values): of the images, then of their mirror images.

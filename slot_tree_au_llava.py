@@ -27,7 +27,7 @@ from functools import lru_cache
 
 import torch
 
-from .action_units import AUFormat, value_texts
+from .action_units import AUFormat, mirrored_label, value_texts
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,8 @@ class SlotTree:
         value_shares: (V,) float, log of the share of its path's probability that a value gets: 0, or below where values
             share a path because their last digits are not read.
         value_targets: per value, the (decision, token id) pairs that lead to it: the training targets.
+        mirrored_values: (V,) long, for each value the index of what the mirror image says of it, in the values of the
+            image and then of the mirror image. A sided AU whose other side is missing is read off the image alone.
 
     Raises:
         ValueError: the tokenizer writes two values of a scale with the same tokens, or one value as the beginning of
@@ -98,6 +100,7 @@ class SlotTree:
                 )
         self._lay_out()
         self._index_decisions(nodes, choices)
+        self._index_mirrored_values()
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -182,6 +185,17 @@ class SlotTree:
         self.value_paths = torch.tensor([path + [padding] * (longest - len(path)) for path in paths])
         self.value_shares = torch.tensor(self._shares)
 
+    def _index_mirrored_values(self):
+        known = {(slot.format_index, slot.label): slot.values for slot in self.slots}
+        indices = torch.arange(2 * len(self._shares))  # of the image's values, then of the mirror image's
+        straight, mirrored = indices.chunk(2)
+        others = [known.get((slot.format_index, mirrored_label(slot.label))) for slot in self.slots]
+        parts = [
+            straight[slot.values] if other is None else mirrored[other]
+            for slot, other in zip(self.slots, others, strict=True)
+        ]
+        self.mirrored_values = torch.cat(parts)
+
     def to(self, device) -> "SlotTree":
         """The tree, or a copy of it, with its tensors on `device`."""
         if self.input_ids.device == torch.device(device):
@@ -222,6 +236,19 @@ class SlotTree:
         steps = chosen.masked_fill(self.choices < 0, -torch.inf).log_softmax(-1)  # (batch, D, C)
         steps = torch.nn.functional.pad(steps.flatten(1), (0, 1))  # a last column of zeros, for the padding of paths
         return steps[:, self.value_paths].sum(-1) + self.value_shares
+
+    def mirror_mean(self, log_probabilities: torch.Tensor) -> torch.Tensor:
+        """The mean distribution of images and their mirror images, in which left and right are swapped back.
+
+        Args:
+            log_probabilities: (2 * images, V), of the images, then of their mirror images.
+
+        Returns:
+            (images, V) log-probabilities.
+        """
+        straight, mirrored = log_probabilities.unflatten(0, (2, -1)).unbind()
+        other = torch.cat([straight, mirrored], dim=1).index_select(1, self.mirrored_values)
+        return torch.logaddexp(straight, other) - math.log(2)
 
     def by_format(self, values: torch.Tensor) -> list[torch.Tensor]:
         """Split something per value (batch, V) into one (batch, AUs, values of the scale) per format."""

@@ -45,6 +45,11 @@ def _attention(query, keys, values, own_keys, own_values, shared, own, mask, dro
     return (common.reshape(heads, -1, seen) @ values).view(*query.shape[:3], -1) + single @ own_values
 
 
+def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A boolean mask, True = may attend, as what is added to the scores."""
+    return torch.where(mask, 0.0, -torch.inf).to(dtype)
+
+
 class TreeMask(torch.Tensor):
     """A boolean mask, True = may attend, that `scaled_dot_product_attention` honors in blocks of queries."""
 
@@ -52,7 +57,7 @@ class TreeMask(torch.Tensor):
     def of(cls, mask: torch.Tensor, dtype: torch.dtype, before: int = 0, prompts: int = 0) -> torch.Tensor:
         """The `TreeMask` of `mask` (batch or 1, 1, N, keys) for queries of `dtype`.
 
-        A mask of one block, without prompts, stays as it is.
+        A mask of one block, without prompts, becomes additive: PyTorch would make it so anew in every layer.
 
         Args:
             before: how many keys come first that are of prompts.
@@ -60,7 +65,7 @@ class TreeMask(torch.Tensor):
                 prompts' keys and values are known, see `KnownLayer`.
         """
         if mask.shape[-2] <= BLOCK and not before:
-            return mask
+            return _additive(mask[:1] if mask.stride(0) == 0 else mask, dtype)
         tree = mask.as_subclass(cls)
         tree.before, tree.prompts, tree.known = before, prompts, None
         if prompts:
@@ -85,9 +90,7 @@ class TreeMask(torch.Tensor):
         for start in range(0, mask.shape[-2], size):
             rows = mask[:, :, start : start + size]
             keys = rows.any(dim=(0, 1, 2)).nonzero().squeeze(1)
-            hidden = ~rows[..., keys]
-            additive = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf)
-            blocks.append((slice(start, start + size), keys, additive))
+            blocks.append((slice(start, start + size), keys, _additive(rows[..., keys], dtype)))
         return blocks
 
     def attend(self, query, key, value, **kwargs) -> torch.Tensor:

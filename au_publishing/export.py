@@ -11,7 +11,7 @@ from transformers.cache_utils import Cache
 
 from au_llava.action_units import AUFormat
 from au_llava.calibration_au_llava import Calibration
-from au_llava.decoding_au_llava import mirror_mean, with_mirror_images
+from au_llava.decoding_au_llava import with_mirror_images
 from au_llava.prefix_au_llava import shared_cache
 from au_llava.slot_tree_au_llava import compile_slots
 
@@ -77,9 +77,8 @@ class SlotsGraph(nn.Module):
             use_cache=False,
         )
         logits = nn.functional.linear(outputs.last_hidden_state[:, self.tree.decision_nodes], self.head)
-        read = self.tree.by_format(self.tree.log_probabilities(logits))
-        if self.mirror:
-            read = [mirror_mean(each, fmt.labels) for fmt, each in zip(self.formats, read, strict=True)]
+        read = self.tree.log_probabilities(logits)
+        read = self.tree.by_format(self.tree.mirror_mean(read) if self.mirror else read)
         if self.calibrations is None:
             return {fmt.name: each.float() for fmt, each in zip(self.formats, read, strict=True)}
         return {

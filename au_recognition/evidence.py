@@ -119,7 +119,7 @@ def _asked(model, wanted: Sequence[str], fmt: AUFormat) -> tuple[str, ...]:
 
 def _read(model, tree: SlotTree, labels: Mapping[AUFormat, Sequence[str]], pixels: torch.Tensor) -> list[torch.Tensor]:
     """Log-probabilities of the wanted AUs: per format (images, AUs, values)."""
-    readings = read_tree(model, tree, pixels, [_asked(model, wanted, fmt) for fmt, wanted in labels.items()])
+    readings = tree.by_format(read_tree(model, tree, pixels))
     return [logs[:, : len(wanted)] for wanted, logs in zip(labels.values(), readings, strict=True)]
 
 

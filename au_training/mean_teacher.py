@@ -54,8 +54,7 @@ class UnlabelledFaces:
             model: in evaluation mode, with the averaged weights.
             plain: (pictures, 3, height, width), without variation.
         """
-        readings = read_tree(model, tree, plain, [fmt.labels for fmt in self.formats], mirror_images=True)
-        return torch.cat([reading.flatten(1) for reading in readings], dim=1)
+        return read_tree(model, tree, plain, mirror_images=True)
 
     def losses(
         self,

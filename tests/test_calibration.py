@@ -17,6 +17,7 @@ from au_llava.au_evaluation.command import main
 from au_llava.au_runs.manifests import training_manifest, write_training_manifest
 from au_llava.calibration_au_llava import apply_entries, calibrate, check_calibration
 from au_llava.configuration_au_llava import AuLlavaConfig
+from au_llava.readings_au_llava import slot_answers
 
 INTENSITY = AUFormat("i", ("AU1", "AU2", "AU4"), "intensity")
 
@@ -43,6 +44,15 @@ def test_applied_by_hand():
     np.testing.assert_allclose(changed[0, 2], read[0, 2])
     assert thresholds.tolist() == [0.3, 0.25, 0.5]
     assert read[0, 0, 0] == 0.5  # the input is left alone
+
+
+def test_thresholds_written_as_whole_numbers_can_be_replaced_by_any():
+    always = {"method": "none", "threshold": 0}
+    calibration = entry(INTENSITY, AU1=always, AU2=always, AU4=always)
+    read = {"i": np.array([[[0.7, 0.0, 0.3, 0.0, 0.0, 0.0]] * 3])}  # P(presence) = 0.3
+    for threshold, present in ((None, True), (0.2, True), (0.4, False)):
+        [[answer]] = slot_answers(read, (INTENSITY,), calibration, threshold)
+        assert [reading.present for reading in answer.values()] == [present] * 3
 
 
 def test_curves_are_those_of_numpy():

@@ -279,6 +279,36 @@ def test_training_mode_is_restored(faces):
     assert next(model.parameters()).requires_grad
 
 
+def test_a_part_in_training_mode_is_read_in_evaluation_mode_and_stays_as_it_was(faces):
+    """Dropout of a single layer, while the model as a whole is in evaluation mode, as when only adapters learn."""
+    model, processor = build_tiny()
+    expected = model.recognize(processor, faces[:1], formats=["disfa"])[0].to_dict()
+    layer = model.model.language_model.layers[0]
+    layer.mlp = torch.nn.Sequential(layer.mlp, torch.nn.Dropout(0.9))
+    model.eval()
+    layer.mlp[1].train()
+    assert model.recognize(processor, faces[:1], formats=["disfa"])[0].to_dict() == expected
+    assert [name for name, module in model.named_modules() if module.training] == [
+        "model.language_model.layers.0.mlp.1"
+    ]
+
+
+@pytest.mark.parametrize("change", ["bfloat16", "float64", "eager", "autocast"])
+def test_the_mask_follows_the_type_and_the_attention_of_the_model(faces, change):
+    """The model is read, changed and read again: nothing of the first reading remains that would not fit."""
+    model, processor = build_tiny(mirror_images=True)
+    before = model.recognize(processor, faces[:1], formats=["disfa"])[0]["disfa"]
+    if change == "eager":
+        model.set_attn_implementation(change)
+    elif change != "autocast":
+        model.to(getattr(torch, change))
+    with torch.autocast("cpu", torch.bfloat16, enabled=change == "autocast"):
+        after = model.recognize(processor, faces[:1], formats=["disfa"])[0]["disfa"]
+    tolerance = 0.02 if change in ("bfloat16", "autocast") else 1e-5
+    for label, reading in before.items():
+        assert after[label].distribution == pytest.approx(reading.distribution, abs=tolerance)
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     labels=st.lists(st.sampled_from(sorted(ACTION_UNITS)), min_size=1, max_size=8, unique=True),
@@ -314,6 +344,21 @@ def test_tree_by_hand():
     logits[0, 2, 1] = np.log(4)  # P(6) = 4/5 at the third
     probabilities = tree.log_probabilities(logits).exp()[0]
     np.testing.assert_allclose(probabilities, [0.5, 0.5, 0.75 * 0.2, 0.75 * 0.8, 0.25], rtol=1e-6)
+
+
+def test_mirror_mean_by_hand():
+    """AU12L, AU12R and AU4 of one format, and AU12R alone in another; two images, then their mirror images."""
+    both = {
+        label: [[label_token, 8], [label_token, 9]] for label, label_token in (("AU12L", 5), ("AU12R", 6), ("AU4", 7))
+    }
+    tree = SlotTree([[1, 2], [1, 3]], [both, {"AU12R": [[6, 8], [6, 9]]}])
+    of_one = torch.tensor([[0.1, 0.5, 0.7, 0.3], [0.2, 0.6, 0.8, 0.4], [0.3, 0.9, 0.1, 0.8], [0.4, 1.0, 0.0, 0.7]])
+    values = torch.stack([of_one, 1 - of_one], dim=2).flatten(1)  # (images, AUs * 2)
+    mean = tree.mirror_mean(values.log()).exp()
+    first = [0.1 + 0.9, 0.5 + 0.3, 0.7 + 0.1, 0.3 + 0.3]
+    second = [0.2 + 1.0, 0.6 + 0.4, 0.8 + 0.0, 0.4 + 0.4]
+    np.testing.assert_allclose(mean[:, ::2], np.array([first, second]) / 2, rtol=1e-6)
+    np.testing.assert_allclose(mean[:, 1::2], 1 - np.array([first, second]) / 2, rtol=1e-6)
 
 
 def test_last_digits_are_read_beside_the_lowest_value_only():
@@ -366,12 +411,14 @@ def test_most_probable_of_equal_neighbors_is_the_middle():
     assert [reading.value for reading in answer.values()] == [0.34, 0.0, 0.2]
 
 
-def test_tree_mask_gives_what_the_whole_mask_gives():
-    """Two different trees in a batch, several blocks, gradients too."""
+@pytest.mark.parametrize("expanded", [False, True])
+@pytest.mark.parametrize("length", [BLOCK, 3 * BLOCK + 5])
+def test_tree_mask_gives_what_the_whole_mask_gives(length, expanded):
+    """Two different trees in a batch or one for both, one block or several, gradients too."""
     torch.manual_seed(0)
-    length = 3 * BLOCK + 5
-    mask = torch.rand(2, 1, length, length) < 0.05
+    mask = torch.rand(1 if expanded else 2, 1, length, length) < 0.05
     mask |= torch.eye(length, dtype=torch.bool)
+    mask = mask.expand(2, -1, -1, -1)
     tensors = [torch.randn(2, 3, length, 8, requires_grad=True) for _ in range(3)]
     results = []
     for each in (mask, TreeMask.of(mask, torch.float32)):

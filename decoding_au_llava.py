@@ -80,7 +80,10 @@ def recognize(
 
 
 def modules_of(model) -> list[torch.nn.Module]:
-    """What `model.modules()` gives, nearest to the root first, in a third of the time: names are not put together."""
+    """What `model.modules()` gives, in a third of the time, since names are not put together; the root comes first.
+
+    A part that has two places in the model comes twice.
+    """
     modules = [model]
     for module in modules:
         modules += [part for part in module._modules.values() if part is not None]

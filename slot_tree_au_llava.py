@@ -186,14 +186,13 @@ class SlotTree:
         self.value_shares = torch.tensor(self._shares)
 
     def _index_mirrored_values(self):
+        """Make `mirrored_values`."""
         known = {(slot.format_index, slot.label): slot.values for slot in self.slots}
-        indices = torch.arange(2 * len(self._shares))  # of the image's values, then of the mirror image's
-        straight, mirrored = indices.chunk(2)
-        others = [known.get((slot.format_index, mirrored_label(slot.label))) for slot in self.slots]
-        parts = [
-            straight[slot.values] if other is None else mirrored[other]
-            for slot, other in zip(self.slots, others, strict=True)
-        ]
+        straight, mirrored = torch.arange(2 * len(self._shares)).chunk(2)
+        parts = []
+        for slot in self.slots:
+            other = known.get((slot.format_index, mirrored_label(slot.label)))
+            parts.append(straight[slot.values] if other is None else mirrored[other])
         self.mirrored_values = torch.cat(parts)
 
     def to(self, device) -> "SlotTree":

@@ -99,7 +99,7 @@ def open_fairface(
         measures |= teacher != "none" and blendshape_order(path) is None
         own = ("train" if part == "train" else "test") if divided else None
         files += [row["file"] for row in rows]
-        clips += _clips(path, rows, pictures, own, all_ages, codes, defects)
+        clips += _clips(path, rows, pictures, own, all_ages, defects)
     count_missing(codes, files, defects)
     if crop.faces and shards:  # the pictures that the table's rows are matched with are in no folder
         crop = replace(crop, pictures=tuple(files))
@@ -122,13 +122,7 @@ def open_fairface(
 
 
 def _clips(
-    path: Path,
-    rows: list[dict],
-    pictures: Path | None,
-    part: str | None,
-    all_ages: bool,
-    codes: Codes | None,
-    defects: Defects,
+    path: Path, rows: list[dict], pictures: Path | None, part: str | None, all_ages: bool, defects: Defects
 ) -> Iterator[Clip]:
     """A clip for each row of a table. `pictures`: the folder of the photographs, if the table does not hold them."""
     names = set() if pictures is None else set(file_names(pictures))
@@ -140,8 +134,6 @@ def _clips(
         if not all_ages and (age is None or age < ADULT):
             whose = "people whose age is not told" if age is None else f"people under {ADULT}"
             defects.add(f"photographs of {whose}, left out", row["file"])
-        elif codes is not None and row["file"] not in codes.files:
-            defects.add(UNCODED, row["file"])
         elif not present:
             defects.add("rows without a photograph, left out", row["file"])
         else:
@@ -223,6 +215,9 @@ def read_clip(
     crop: Crop, teacher: str, formats: Sequence[str], codes: Codes | None, clip: Clip, defects: Defects
 ) -> Iterator[dict]:
     """The records of one photograph."""
+    if codes is not None and clip.subject not in codes.files:
+        defects.add(UNCODED, clip.subject)
+        return
     path = clip.labels[0]
     row = rows_of(path)[clip.subject]
     if clip.images is None:
@@ -241,5 +236,5 @@ def read_clip(
             blendshapes, angles = measured.blendshapes, {"yaw": measured.yaw, "pitch": measured.pitch}
     metadata = {name: row.get(name) for name in ("age", "gender", "race")}
     metadata |= {name: math.nan if angle is None else angle for name, angle in angles.items()}
-    weak = weak_values(blendshapes, formats) if codes is None else codes.weak_values(row["file"], formats)
+    weak = weak_values(blendshapes, formats) if codes is None else codes.weak_values(clip.subject, formats)
     yield from face_records("fairface", clip, 1, face, weak, metadata)

@@ -69,9 +69,7 @@ def open_unlabelled(
             defects.add("files that are not in a person's folder, left out", place.name)
             continue
         subject = place.parts[0] if subjects == "folders" else place.as_posix()
-        if codes is not None and (is_video(path) or place.as_posix() not in codes.files):
-            defects.add(UNCODED, place.as_posix())
-        elif is_video(path):
+        if is_video(path):
             clips.append(Clip(subject, place.as_posix(), labels=(path,), images=path))
         else:
             pictures[subject].append(path)
@@ -107,7 +105,10 @@ def read_clip(
     clip: Clip,
     defects: Defects,
 ) -> Iterator[dict]:
-    """The records of a video, or of the pictures of one person, which are counted from 1."""
+    """The records of a video, or of the pictures of one person, which are counted from 1. Codes are of pictures."""
+    if codes is not None and clip.images is not None:
+        defects.add(UNCODED, clip.name)
+        return
     if clip.images is None:
         pictures = ((number, Picture(str(path))) for number, path in enumerate(clip.labels, start=1))
     else:
@@ -117,6 +118,9 @@ def read_clip(
     for number, picture in pictures:
         file = Path(picture.path).relative_to(root).as_posix()
         where = file + (f" frame {number}" if clip.images else "")
+        if codes is not None and file not in codes.files:
+            defects.add(UNCODED, where)
+            continue
         face = find_face(picture, crop, where, defects)
         if face is not None:
             if codes is not None:

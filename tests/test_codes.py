@@ -116,6 +116,19 @@ def test_own_pictures_with_codes(tmp_path):
     }
 
 
+def test_who_validates_does_not_depend_on_the_codes(tmp_path, no_detector):  # noqa: F811
+    """Else a photograph that is kept apart to choose by in one folder would be trained on in the other."""
+    shards = write_table(tmp_path / "fair" / "train-00000-of-00001.parquet", list(map(row, range(8)))).parent
+    coded = [f"train/{number}.jpg" for number in (1, 2, 5, 6)]
+    table = write(tmp_path / "codes.csv", "file,AU12\n" + "".join(f"{file},1\n" for file in coded))
+    parts = {}
+    for name, words in (("all", ()), ("coded", ("--codes", table))):
+        assert run("fairface", shards, tmp_path / name, "--validation", 0.5, *words) == 0
+        records = load_records(tmp_path / name, labelled=False)
+        parts[name] = dict(zip(records["subject"][:], records["part"][:], strict=True))
+    assert parts["coded"] == {file: parts["all"][file] for file in coded}
+
+
 def test_a_teacher_and_codes_exclude_each_other(tmp_path, table, capsys):
     words = ("--codes", table, "--teacher", "mediapipe")
     assert run("unlabelled", Path(tmp_path), tmp_path / "out", *words) == 1

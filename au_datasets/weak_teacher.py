@@ -134,4 +134,9 @@ def on_scale(shares: np.ndarray, format_name: str) -> np.ndarray:
     On an occurrence scale that is the probability that the AU is present, 1 from `CERTAIN` on.
     """
     shares = np.asarray(shares, np.float32)
-    return np.minimum(1, shares / CERTAIN) if get_format(format_name).scale == "occurrence" else shares
+    return presence(shares) if get_format(format_name).scale == "occurrence" else shares
+
+
+def presence(shares: np.ndarray) -> np.ndarray:
+    """The probabilities that AUs of such strengths, from 0 to 1, are present."""
+    return np.minimum(1, shares / CERTAIN)

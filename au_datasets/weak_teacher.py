@@ -109,9 +109,7 @@ class WeakTeacher:
         return cls(rules)
 
     def values(self, blendshapes: np.ndarray, format_name: str) -> np.ndarray:
-        """(N, AUs) float32: the AUs of a format as shares of its scale, 0 to 1, NaN where unknown.
-
-        On an occurrence scale the share is the probability that the AU is present, 1 from `CERTAIN` on.
+        """(N, AUs) float32: the AUs of a format as shares of its scale (`on_scale`), NaN where unknown.
 
         Args:
             blendshapes: (N, 52) in [0, 1], in the order of `BLENDSHAPES`.
@@ -120,11 +118,25 @@ class WeakTeacher:
         if blendshapes.ndim != 2 or blendshapes.shape[1] != len(BLENDSHAPES):
             raise ValueError(f"blendshapes must be (N, {len(BLENDSHAPES)}), not {blendshapes.shape}")
         fmt = get_format(format_name)
-        values = np.full((len(blendshapes), len(fmt.labels)), np.nan, np.float32)
+        shares = np.full((len(blendshapes), len(fmt.labels)), np.nan, np.float32)
         for column, label in enumerate(fmt.labels):
             side = ACTION_UNITS[label].side
             sided = side in ("left", "right")
             rule = self.rules.get(label[:-1] if sided else label)
             if rule is not None:
-                values[:, column] = rule.shares(blendshapes, side if sided else None)
-        return np.minimum(1, values / CERTAIN) if fmt.scale == "occurrence" else values
+                shares[:, column] = rule.shares(blendshapes, side if sided else None)
+        return on_scale(shares, fmt.name)
+
+
+def on_scale(shares: np.ndarray, format_name: str) -> np.ndarray:
+    """Strengths of AUs, from 0 to 1, as weak values of a format, NaN where unknown.
+
+    On an occurrence scale that is the probability that the AU is present, 1 from `CERTAIN` on.
+    """
+    shares = np.asarray(shares, np.float32)
+    return presence(shares) if get_format(format_name).scale == "occurrence" else shares
+
+
+def presence(shares: np.ndarray) -> np.ndarray:
+    """The probabilities that AUs of such strengths, from 0 to 1, are present."""
+    return np.minimum(1, shares / CERTAIN)

@@ -20,6 +20,7 @@ from sklearn.metrics import precision_recall_curve
 from au_llava.action_units import AUFormat, get_format, round_to_scale
 from au_llava.au_datasets.folds import kfold, people_of, person_key
 from au_llava.au_datasets.records import KEY, group_by_image, load_records
+from au_llava.au_datasets.weak_teacher import presence
 from au_llava.au_evaluation.abstention import abstention
 from au_llava.au_evaluation.predictions import predict
 from au_llava.au_evaluation.priors import ENOUGH, FEWEST_UNLABELED, fit_photographs
@@ -64,24 +65,27 @@ def calibrate_checkpoint(
     batch_size: int,
     progress: bool = False,
     unlabeled: Sequence[str] = (),
+    coded: Sequence[str] = (),
 ) -> Fitted:
     """Fit the calibration of a checkpoint on the validation subjects of `tables`.
 
     Args:
         engine: which reads with the checkpoint, see au_runs/engines.py.
         unlabeled: folders of records, whose labels are not looked at: the prior of photographs is estimated on their
-            `unlabeled_records`. Without them there is no such prior.
+            `unlabeled_records`.
+        coded: instead, folders of faces with codes by eye, whose part `part` gives the prior of photographs. Without
+            either there is no such prior.
 
     Raises:
         ValueError: too few subjects or unlabeled faces, or unlabeled faces that all read alike.
     """
     records = load_records(tables, part=part)
-    more = unlabeled_records(unlabeled) if unlabeled else None
+    faces = coded_records(coded, part) if coded else unlabeled_records(unlabeled) if unlabeled else None
     raw, engine.calibration = engine.calibration, None
     try:
         predictions = by_format(_read(engine, records, batch_size, progress))
         names = tuple(predictions)
-        unlabeled_rows = _read(engine, more, batch_size, progress, names) if unlabeled else []
+        more = [] if faces is None else _read(engine, one_record_each(faces), batch_size, progress, names)
     finally:
         engine.calibration = raw
     fits, references, priors = {}, {}, {}
@@ -91,9 +95,10 @@ def calibrate_checkpoint(
         people = [person_key(row["dataset"], row["subject"]) for row in rows]
         fits[name] = fit_format(distributions, references[name], people, fmt)
         _add_rejection(fits[name]["entry"], distributions, rows, fmt)
-        if unlabeled:
-            of_format = _distributions([row for row in unlabeled_rows if row["asked"] == name])
-            priors[name] = fit_photographs(fits[name]["entry"], distributions, of_format, fmt)
+        if more:
+            of_format = [row for row in more if row["asked"] == name]
+            seen = coded_presence(faces, of_format, fmt) if coded else None
+            priors[name] = fit_photographs(fits[name]["entry"], distributions, _distributions(of_format), fmt, seen)
     fitted_on = {
         "data": content_hashes(tables),
         "part": part,
@@ -101,9 +106,10 @@ def calibrate_checkpoint(
         "subjects": len(people_of(records)),
     }
     calibration = {"formats": {name: fit["entry"] for name, fit in fits.items()}, "fitted_on": fitted_on}
-    if unlabeled:
+    if faces is not None:
         calibration["prior"] = "photographs"
-        fitted_on["unlabelled"] = {"data": content_hashes(unlabeled), "part": UNLABELED_PART, "images": len(more)}
+        kind, used, of_part = ("coded", coded, part) if coded else ("unlabelled", unlabeled, UNLABELED_PART)
+        fitted_on[kind] = {"data": content_hashes(used), "part": of_part, "images": len(one_record_each(faces))}
     return Fitted(calibration, fits, references, priors)
 
 
@@ -243,6 +249,37 @@ def unlabeled_records(tables: Sequence[str]) -> datasets.Dataset:
     if len(rows) > ENOUGH:
         rows = [rows[index] for index in np.linspace(0, len(rows) - 1, ENOUGH).astype(int)]
     return records.select(rows)
+
+
+def coded_records(tables: Sequence[str], part: str) -> datasets.Dataset:
+    """All records of a part of faces with codes by eye.
+
+    Raises:
+        ValueError: fewer than `FEWEST_UNLABELED` images, or records without weak values; and as `load_records`.
+    """
+    records = load_records(tables, part=part, labelled=False)
+    where, images = ", ".join(map(str, tables)), len(group_by_image(records))
+    if "weak" not in records.column_names:
+        raise ValueError(f"{where} holds no codes: make it with prepare_data.py fairface --codes CSV.")
+    if images < FEWEST_UNLABELED:
+        raise ValueError(f"the {part} part of {where} has {images} images, too few: {FEWEST_UNLABELED} are needed.")
+    return records
+
+
+def one_record_each(records: datasets.Dataset) -> datasets.Dataset:
+    """The first record of each image."""
+    return records.select([next(iter(image.values())) for image in group_by_image(records)])
+
+
+def coded_presence(records: datasets.Dataset, rows: Sequence[Mapping], fmt: AUFormat) -> np.ndarray:
+    """How surely each AU of a format was seen in the images of `rows`, (images, AUs), NaN where unknown."""
+    columns = records.select_columns(["dataset", "subject", "clip", "frame", "weak"])[:]
+    of_format = [name == fmt.name for name in records["format"][:]]
+    keys = zip(*(columns[name] for name in ("dataset", "subject", "clip", "frame")), strict=True)
+    weak = {key: seen for key, seen, own in zip(keys, columns["weak"], of_format, strict=True) if own}
+    unknown = [math.nan] * len(fmt.labels)
+    seen = [weak.get(tuple(row[name] for name in ("dataset", "subject", "clip", "frame")), unknown) for row in rows]
+    return np.asarray(seen, float) if fmt.scale == "occurrence" else presence(np.asarray(seen, float))
 
 
 def _read(

@@ -11,6 +11,9 @@ less surely, only by nobody showing them. The prior would rise, or fall to 0. So
 - it never rises: the shift corrects for rendered people showing more than people do, not for errors of the readings;
 - the odds fall threefold at most (`LEAST_ODDS`, a judgment): what reads 0.75 among rendered people is still found.
 
+Where photographs were coded by eye, nothing has to be estimated: the shift is the one under which as many of them are
+read to show the AU as were coded with it, threefold odds more or less at most, since codes are few.
+
 An AU counts as present in a photograph from one half on ("more likely than not"), or from the threshold of rendered
 people if that is higher. Thresholds with the highest F1 lie below one half where AUs are rare (Lipton, Elkan and
 Naryanaswamy, 2014) and find more AUs at the price of finding some in neutral faces. So whatever is found in a
@@ -61,18 +64,45 @@ def estimate_prior(probabilities: np.ndarray, prior: float) -> float:
     return 1.0 if slope(1.0) >= 0 else float(brentq(slope, 0.0, 1.0))
 
 
-def fit_photographs(entry: dict, labeled: np.ndarray, unlabeled: np.ndarray, fmt: AUFormat) -> dict[str, dict]:
+def coded_shift(probabilities: np.ndarray, coded: np.ndarray) -> float:
+    """The shift of log-odds under which the mean of `probabilities` is that of `coded`, within threefold odds.
+
+    Args:
+        probabilities: (faces,) of presence, above 0 and below 1.
+        coded: (faces,) how surely the AU was seen, 0 to 1; NaN where unknown.
+
+    Returns:
+        0 for fewer than `FEWEST_UNLABELED` faces that are coded.
+    """
+    known = ~np.isnan(coded)
+    if known.sum() < FEWEST_UNLABELED:
+        return 0.0
+    odds, bound = logit(probabilities[known]), -math.log(LEAST_ODDS)
+
+    def excess(shift: float) -> float:
+        return float(expit(odds + shift).mean() - coded[known].mean())
+
+    if excess(-bound) >= 0:
+        return -bound
+    return bound if excess(bound) <= 0 else float(brentq(excess, -bound, bound))
+
+
+def fit_photographs(
+    entry: dict, labeled: np.ndarray, unlabeled: np.ndarray, fmt: AUFormat, coded: np.ndarray | None = None
+) -> dict[str, dict]:
     """Add to every AU of a format's entry what photographs need, see calibration_au_llava.py.
 
     Args:
         entry: the format's entry of `AuLlavaConfig.calibration`, as fitted to labeled people.
         labeled, unlabeled: (images, AUs, values) as the slots decoder reads them, uncalibrated. The prior of the
             labeled faces is the mean of their calibrated probabilities, so the same faces give no shift.
+        coded: (images, AUs) how surely each AU was seen in the unlabeled faces, 0 to 1, NaN where unknown; without it
+            their prior is estimated.
 
     Returns:
-        label -> {"labelled": the prior of the labeled faces, "estimated": the most likely one of the unlabeled
-        faces, NaN if all of them read alike, "used": the nearest to it within the bounds (without an estimate, that
-        of the labeled faces), "shift": of log-odds, "threshold"}.
+        label -> {"labelled": the prior of the labeled faces, "estimated": the most likely one of the unlabeled faces,
+        or the share that was coded, NaN if all of them read alike or none is coded, "used": the prior that the shift
+        stands for, "shift": of log-odds, within the bounds, 0 without an estimate, "threshold"}.
 
     Raises:
         ValueError: all unlabeled faces read alike in every AU.
@@ -83,21 +113,31 @@ def fit_photographs(entry: dict, labeled: np.ndarray, unlabeled: np.ndarray, fmt
     for column, label in enumerate(fmt.labels):
         of_labeled, of_unlabeled = (table[:, column] for table in probabilities)
         prior = float(of_labeled.mean())
-        estimated = estimate_prior(of_unlabeled, prior)
-        bounded = np.clip(logit(estimated) - logit(prior), math.log(LEAST_ODDS), 0)
-        shift = 0.0 if math.isnan(estimated) else round(float(bounded), 4)
+        if coded is None:
+            estimated = estimate_prior(of_unlabeled, prior)
+            bounded = np.clip(logit(estimated) - logit(prior), math.log(LEAST_ODDS), 0)
+            shift = 0.0 if math.isnan(estimated) else float(bounded)
+        else:
+            seen = coded[~np.isnan(coded[:, column]), column]
+            estimated = float(seen.mean()) if len(seen) else math.nan
+            shift = coded_shift(of_unlabeled, coded[:, column])
+        shift = round(shift, 4)
         photographs = {"shift": shift, "threshold": max(DEFAULT_THRESHOLD, entry["aus"][label]["threshold"])}
         entry["aus"][label]["photographs"] = photographs
         used = float(expit(logit(prior) + shift))
         priors[label] = {"labelled": prior, "estimated": estimated, "used": used, **photographs}
     if all(math.isnan(of_au["estimated"]) for of_au in priors.values()):
-        raise ValueError(f"all unlabeled faces read alike in {fmt.name}: are they pictures of different faces?")
+        raise ValueError(
+            f"all unlabeled faces read alike in {fmt.name}: are they pictures of different faces?"
+            if coded is None
+            else f"no AU of {fmt.name} is coded in these faces: prepare them with prepare_data.py fairface --codes CSV"
+        )
     return priors
 
 
 def priors_table(priors: Mapping[str, Mapping], title: str) -> Table:
     """Per format and AU what `fit_photographs` returned."""
-    caption = "how frequent AUs are; estimated: most likely among the unlabeled faces; used: nearest within bounds"
+    caption = "how frequent AUs are; estimated: most likely among the unlabeled faces, or coded; used: within bounds"
     table = console_table(title, ("format", "AU", "labeled", "estimated", "used", "shift"), "llrrrr", caption)
     for name, of_format in priors.items():
         for label in get_format(name).labels:

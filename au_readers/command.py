@@ -38,6 +38,7 @@ from au_llava.au_readers import (
     table,
     unlabelled,
 )
+from au_llava.au_readers.codes import Codes
 from au_llava.au_readers.crops import Crop
 from au_llava.au_readers.files import check_root
 from au_llava.au_readers.prepare import finish_source, parts_of, prepare_shard, start_source
@@ -83,6 +84,10 @@ def prepare_source(args: argparse.Namespace) -> dict:
     """Read the shards of a data set that are missing and write the manifest; returns the manifest."""
     if bool(args.protocol or args.folds) != bool(args.tested) or (args.protocol and args.folds):
         raise ValueError("--tested PART needs either --protocol NAME or --folds K, and they need --tested PART")
+    if getattr(args, "codes", None):
+        if args.teacher != "none":
+            raise ValueError("--teacher and --codes both give the weak values: choose one")
+        args.codes = Codes(args.codes)
     if args.images:
         check_root(args.images)
     source = args.open_source(args)
@@ -122,8 +127,10 @@ def stored_formats(args: argparse.Namespace) -> dict:
 
 def content_arguments(args: argparse.Namespace) -> dict:
     """The arguments that decide the content of the records, as the manifest stores them."""
-    others = ("out", "workers", "prepare", "open_source", "test_drawn", "dataset", "root", "formats")
+    others = ("out", "workers", "prepare", "open_source", "test_drawn", "dataset", "root", "formats", "codes")
     arguments = {name: value for name, value in vars(args).items() if name not in others}
+    if getattr(args, "codes", None):
+        arguments["codes"] = args.codes.sha256
     arguments |= stored_formats(args)
     return {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()}
 
@@ -288,6 +295,13 @@ def _add_unlabelled(datasets) -> None:
         parser.add_argument(
             "--teacher", choices=faces.TEACHERS, default="none", help="store its weak values (default: none)"
         )
+        parser.add_argument(
+            "--codes",
+            type=_path,
+            metavar="CSV",
+            help="store codes by eye as weak values, instead of a teacher's: columns file (as the records name it) and "
+            "AU4, AU12, … from 0 to 5, empty where unknown. Other pictures are left out",
+        )
         add_formats_option(parser, "a record of each image in these: ")
         parser.set_defaults(images=None)
         return parser
@@ -296,7 +310,9 @@ def _add_unlabelled(datasets) -> None:
         "fairface",
         "FairFace: faces of adults in the wild, without labels",
         fairface,
-        lambda args: fairface.open_fairface(args.root, make_crop(args), args.teacher, args.all_ages, args.formats),
+        lambda args: fairface.open_fairface(
+            args.root, make_crop(args), args.teacher, args.all_ages, args.formats, args.codes
+        ),
     )
     parser.set_defaults(validation=0.0423)  # 1,000 of the 23,647 adults whose heads are about frontal, to choose by
     parser.add_argument(
@@ -310,7 +326,7 @@ def _add_unlabelled(datasets) -> None:
         "your own pictures and videos of faces, without labels",
         unlabelled,
         lambda args: unlabelled.open_unlabelled(
-            args.root, make_crop(args), args.teacher, args.every, args.subjects, args.name, args.formats
+            args.root, make_crop(args), args.teacher, args.every, args.subjects, args.name, args.formats, args.codes
         ),
         root="any folder",
     )

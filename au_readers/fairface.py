@@ -35,6 +35,7 @@ from au_llava.au_datasets.records import NO_CLIP, Defects
 from au_llava.au_faces.landmarks import BLENDSHAPES
 from au_llava.au_faces.media import IMAGE_SUFFIXES
 from au_llava.au_faces.points import eyeballs
+from au_llava.au_readers.codes import UNCODED, Codes, count_missing
 from au_llava.au_readers.crops import Crop
 from au_llava.au_readers.faces import NOTE, UNLABELLED_METADATA, check_teacher, face_records, find_face, weak_values
 from au_llava.au_readers.files import check_root, file_names, find_files, find_folders, has_images, missing
@@ -65,6 +66,7 @@ def open_fairface(
     teacher: str = "none",
     all_ages: bool = False,
     formats: Sequence[str] = MAIN_FORMATS,
+    codes: Codes | None = None,
 ) -> Source:
     """The copy of FairFace in `root` or a folder in it.
 
@@ -73,6 +75,7 @@ def open_fairface(
         teacher: one of `faces.TEACHERS`.
         all_ages: include people under 20.
         formats: of the records, and of the teacher's estimates.
+        codes: only photographs that it codes are read, and its codes are their weak values.
 
     Raises:
         FileNotFoundError: something is missing; the message names it.
@@ -97,6 +100,7 @@ def open_fairface(
         own = ("train" if part == "train" else "test") if divided else None
         files += [row["file"] for row in rows]
         clips += _clips(path, rows, pictures, own, all_ages, defects)
+    count_missing(codes, files, defects)
     if crop.faces and shards:  # the pictures that the table's rows are matched with are in no folder
         crop = replace(crop, pictures=tuple(files))
     if detects:
@@ -107,7 +111,7 @@ def open_fairface(
         root=folder,
         layout="Parquet" if shards else "release",
         clips=distinct(clips, defects),
-        read=partial(read_clip, crop, teacher, formats),
+        read=partial(read_clip, crop, teacher, formats, codes),
         clips_per_shard=1000,
         metadata=METADATA,
         known=Known({"images": sum(map(_RELEASED.get, parts))} if all_ages and not shards else {}),
@@ -207,8 +211,13 @@ def _eyes(row: Mapping) -> tuple | None:
     return tuple(map(tuple, eyeballs(*(np.array(row[name], dtype=float) for name in _EYES)).tolist()))
 
 
-def read_clip(crop: Crop, teacher: str, formats: Sequence[str], clip: Clip, defects: Defects) -> Iterator[dict]:
+def read_clip(
+    crop: Crop, teacher: str, formats: Sequence[str], codes: Codes | None, clip: Clip, defects: Defects
+) -> Iterator[dict]:
     """The records of one photograph."""
+    if codes is not None and clip.subject not in codes.files:
+        defects.add(UNCODED, clip.subject)
+        return
     path = clip.labels[0]
     row = rows_of(path)[clip.subject]
     if clip.images is None:
@@ -227,4 +236,5 @@ def read_clip(crop: Crop, teacher: str, formats: Sequence[str], clip: Clip, defe
             blendshapes, angles = measured.blendshapes, {"yaw": measured.yaw, "pitch": measured.pitch}
     metadata = {name: row.get(name) for name in ("age", "gender", "race")}
     metadata |= {name: math.nan if angle is None else angle for name, angle in angles.items()}
-    yield from face_records("fairface", clip, 1, face, weak_values(blendshapes, formats), metadata)
+    weak = weak_values(blendshapes, formats) if codes is None else codes.weak_values(clip.subject, formats)
+    yield from face_records("fairface", clip, 1, face, weak, metadata)

@@ -23,6 +23,7 @@ from pathlib import Path
 from au_llava.action_units import MAIN_FORMATS
 from au_llava.au_datasets.records import NO_CLIP, Defects
 from au_llava.au_faces.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_video
+from au_llava.au_readers.codes import UNCODED, Codes, count_missing
 from au_llava.au_readers.crops import Crop
 from au_llava.au_readers.faces import NOTE, UNLABELLED_METADATA, check_teacher, face_records, find_face, weak_values
 from au_llava.au_readers.files import check_root, missing
@@ -41,6 +42,7 @@ def open_unlabelled(
     subjects: str = "files",
     name: str | None = None,
     formats: Sequence[str] = MAIN_FORMATS,
+    codes: Codes | None = None,
 ) -> Source:
     """The pictures and videos below `root`.
 
@@ -51,6 +53,7 @@ def open_unlabelled(
         subjects: one of `SUBJECTS`: one person is one file, or one folder in `root` with all that is below it.
         name: the records' `dataset`; by default the folder's `local_name`.
         formats: of the records, and of the teacher's estimates.
+        codes: only pictures that it codes, by their paths in `root`, are read; its codes are their weak values.
 
     Raises:
         FileNotFoundError: `root` is not a folder, or holds neither pictures nor videos.
@@ -70,6 +73,7 @@ def open_unlabelled(
             clips.append(Clip(subject, place.as_posix(), labels=(path,), images=path))
         else:
             pictures[subject].append(path)
+    count_missing(codes, [path.relative_to(root).as_posix() for paths in pictures.values() for path in paths], defects)
     videos = bool(clips)
     clips += [Clip(subject, NO_CLIP, labels=tuple(paths)) for subject, paths in pictures.items()]
     if not clips and not defects.found:
@@ -81,7 +85,7 @@ def open_unlabelled(
         root=root,
         layout=" and ".join(["pictures"] * bool(pictures) + ["videos"] * videos),
         clips=clips,
-        read=partial(read_clip, dataset, root, crop, teacher, every, formats),
+        read=partial(read_clip, dataset, root, crop, teacher, every, formats, codes),
         clips_per_shard=20 if videos else 500,
         metadata=UNLABELLED_METADATA,
         defects=defects,
@@ -97,10 +101,14 @@ def read_clip(
     teacher: str,
     every: int,
     formats: Sequence[str],
+    codes: Codes | None,
     clip: Clip,
     defects: Defects,
 ) -> Iterator[dict]:
-    """The records of a video, or of the pictures of one person, which are counted from 1."""
+    """The records of a video, or of the pictures of one person, which are counted from 1. Codes are of pictures."""
+    if codes is not None and clip.images is not None:
+        defects.add(UNCODED, clip.name)
+        return
     if clip.images is None:
         pictures = ((number, Picture(str(path))) for number, path in enumerate(clip.labels, start=1))
     else:
@@ -108,9 +116,16 @@ def read_clip(
         frames = video_frames(clip.images, taken, clip.name, defects)
         pictures = ((number, picture) for number, picture in frames if number in taken)
     for number, picture in pictures:
-        where = Path(picture.path).relative_to(root).as_posix() + (f" frame {number}" if clip.images else "")
+        file = Path(picture.path).relative_to(root).as_posix()
+        where = file + (f" frame {number}" if clip.images else "")
+        if codes is not None and file not in codes.files:
+            defects.add(UNCODED, where)
+            continue
         face = find_face(picture, crop, where, defects)
         if face is not None:
-            measured = None if teacher == "none" else face.measure()
-            weak = weak_values(measured and measured.blendshapes, formats)
+            if codes is not None:
+                weak = codes.weak_values(file, formats)
+            else:
+                measured = None if teacher == "none" else face.measure()
+                weak = weak_values(measured and measured.blendshapes, formats)
             yield from face_records(dataset, clip, number, face, weak)

@@ -9,13 +9,11 @@ from dataclasses import dataclass
 
 import datasets
 import torch
-from torch.nn.functional import kl_div, smooth_l1_loss
+from torch.nn.functional import binary_cross_entropy_with_logits, kl_div
 
 from au_llava.action_units import get_format
 from au_llava.decoding_au_llava import read_tree
 from au_llava.slot_tree_au_llava import SlotTree, compile_slots
-
-NEAR = 0.1  # share of the scale below which the weak teacher's loss is quadratic: its estimates are not more exact
 
 
 @dataclass
@@ -66,8 +64,7 @@ class UnlabelledFaces:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Summed losses (consistency, weak): scalars, to be divided by `loss_counts`.
 
-        Consistency is the Kullback-Leibler divergence of each AU's value distribution from the teacher's. The weak
-        loss is smooth L1 between expectation and estimate, as shares of the scale.
+        Consistency is the Kullback-Leibler divergence of each AU's value distribution from the teacher's.
 
         Args:
             student, teacher: (pictures, V) log-probabilities of the tree's values.
@@ -81,7 +78,16 @@ class UnlabelledFaces:
             [(probabilities * share).sum(-1) for probabilities, share in zip(distributions, shares, strict=True)], dim=1
         )
         known = _has_estimate(weak, readable)
-        return consistency, smooth_l1_loss(expected[known], weak[known], reduction="sum", beta=NEAR)
+        return consistency, weak_loss(expected[known], weak[known]).sum()
+
+
+def weak_loss(expected: torch.Tensor, estimates: torch.Tensor) -> torch.Tensor:
+    """The cross-entropy of expectations and estimates, both shares of the scale from 0 to 1, element by element.
+
+    Where estimates of like faces contradict each other it is least at their mean. An absolute error is least at their
+    median, and so would silence rare AUs.
+    """
+    return binary_cross_entropy_with_logits(expected.logit(eps=1e-6), estimates, reduction="none")
 
 
 def loss_counts(weak: torch.Tensor, readable: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,17 +8,18 @@
     python maintenance/write_scores.py priors=runs/calibration/calibration.json animation=runs/animation.json
 
 slots.json, free.json and constrained.json are the results.json of eval_au.py for each decoder on the same images, the
-others come from benchmarks/held_out.py, robustness.py, comparison.py, photographs.py, agreement.py and animation.py and
-from `eval_au.py calibrate`. NAME=FILE takes over a new one, without the scores per subject. photographs-before and
-agreement-before are those of the last checkpoint trained on rendered faces only (commit 4957c54). The tables stand
-between markers; a test checks that the documents hold what this script writes, so nobody types a number by hand.
+others come from benchmarks/held_out.py, robustness.py, comparison.py, photographs.py, agreement.py (also codes) and
+animation.py and from `eval_au.py calibrate`. NAME=FILE takes over a new one, without the scores per subject.
+photographs-before, agreement-before and codes-before are those of the last checkpoint trained on rendered faces only
+(commit 4957c54). The tables stand between markers; a test checks that the documents hold what this script writes, so
+nobody types a number by hand.
 """
 
 import json
 import re
 import sys
 from collections.abc import Sequence
-from functools import reduce
+from functools import partial, reduce
 from operator import getitem
 from pathlib import Path
 
@@ -275,9 +276,9 @@ def agreement_table() -> str:
     return f"{markdown_table(['mean over AUs', 'rendered faces only', 'shipped'], rows, 'lrr')}\n\n{note}"
 
 
-def agreement_per_au_table() -> str:
-    """One row per AU and format on which the teacher is believed, before and now."""
-    before, now = (evaluation(name)["agreement"] for name in ("agreement-before", "agreement"))
+def agreement_per_au_table(of: str = "agreement") -> str:
+    """One row per AU and format on which the teacher is believed, or that was coded by eye, before and now."""
+    before, now = (evaluation(name)["agreement"] for name in (f"{of}-before", of))
     heads = [f"{metric}, {which}" for metric in ("Spearman", "ROC AUC") for which in ("rendered only", "shipped")]
     rows = []
     for name, aus in now.items():
@@ -285,6 +286,15 @@ def agreement_per_au_table() -> str:
             cells = [scored(each[name][label][key]) for key in ("spearman", "roc_auc") for each in (before, now)]
             rows.append([name, label, str(scores["roc_auc"]["positives"]), *cells])
     return markdown_table(["format", "AU", "clear and strong", *heads], rows, "llr" + "r" * len(heads))
+
+
+def codes_line() -> str:
+    """How far the checkpoint agrees with codes by eye, before and now."""
+    before, now = evaluation("codes-before"), evaluation("codes")
+    words = {"roc_auc": "ROC AUC", "spearman": "Spearman's correlation", "pearson": "Pearson's correlation"}
+    rows = [[word, scored(before["summary"][key]), scored(now["summary"][key])] for key, word in words.items()]
+    note = f"{now['faces']['images']:,} photographs. In brackets 95 % bootstrap intervals over people."
+    return f"{markdown_table(['mean over AUs', 'rendered faces only', 'shipped'], rows, 'lrr')}\n\n{note}"
 
 
 def found_table() -> str:
@@ -354,6 +364,8 @@ TABLES = {
     "photographs-neutral": neutral_table,
     "agreement": agreement_table,
     "agreement-per-au": agreement_per_au_table,
+    "codes": codes_line,
+    "codes-per-au": partial(agreement_per_au_table, "codes"),
     "photographs-found": found_table,
     "photograph-groups": photograph_groups_table,
     "priors": priors_table,

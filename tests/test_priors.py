@@ -20,9 +20,10 @@ from au_llava.au_datasets.records import (
     write_shard,
 )
 from au_llava.au_evaluation import calibration as fit_calibration
+from au_llava.au_evaluation import priors
 from au_llava.au_evaluation.command import main
 from au_llava.au_evaluation.predictions import predict, use_prior, without_margin
-from au_llava.au_evaluation.priors import LEAST_ODDS, estimate_prior, fit_photographs
+from au_llava.au_evaluation.priors import LEAST_ODDS, coded_shift, estimate_prior, fit_photographs
 from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.engines import TorchEngine
 from au_llava.au_runs.manifests import check_unseen
@@ -126,6 +127,25 @@ def test_faces_that_read_alike_tell_nothing():
         fit_photographs(of_format, read, alike, INTENSITY)
 
 
+def test_codes_say_how_many_show_the_au():
+    """The shift that codes ask for, found by search; unknown codes do not count, and threefold odds are the limit."""
+    read, seen = readings(0.3, 4000), np.random.default_rng(1).random(4000) < 0.35
+    coded = np.where(np.arange(4000) % 5 == 0, np.nan, seen)
+    known = ~np.isnan(coded)
+    shifts = np.linspace(-1, 1, 20_001)
+    odds = np.log(read[known] / (1 - read[known]))
+    means = [(1 / (1 + np.exp(-odds[::8] - shift))).mean() for shift in shifts]
+    sparse = np.full(4000, np.nan)
+    sparse[np.flatnonzero(known)[::8]] = coded[known][::8]
+    best = shifts[np.abs(np.array(means) - coded[known][::8].mean()).argmin()]
+    assert coded_shift(read, sparse) == pytest.approx(best, abs=2e-4)
+    assert coded_shift(read, np.zeros(4000)) == pytest.approx(np.log(LEAST_ODDS))
+    assert coded_shift(read, np.ones(4000)) == pytest.approx(-np.log(LEAST_ODDS))
+    few = np.full(4000, np.nan)
+    few[:99] = 1
+    assert coded_shift(read, few) == 0
+
+
 def test_applied_by_hand():
     read = np.array([[[0.5, 0.1, 0.2, 0.1, 0.1, 0.0], [0, 0, 0, 0, 0, 1.0]]])  # P(presence) = P(2) + … = 0.4
     entry = {"method": "none", "threshold": 0.3, "photographs": {"shift": float(np.log(0.5)), "threshold": 0.6}}
@@ -216,11 +236,16 @@ def test_the_margin_of_a_stored_crop_is_cut_off():
     assert without_margin(whole, 0.0) is whole
 
 
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory, rendered_records):
-    """A folder of unlabelled records: the training images of `rendered_records` with a black margin around them."""
-    folder = tmp_path_factory.mktemp("records") / "photographs"
+def write_photographs(folder, rendered_records, weak=None):
+    """Unlabelled records: the training images of `rendered_records` with a black margin around them.
+
+    Args:
+        weak: (label of an AU) -> its weak value; None for records without a column of them.
+    """
     start_folder(folder, {})
+    metadata = {"margin": datasets.Value("float32")}
+    if weak:
+        metadata["weak"] = datasets.List(datasets.Value("float32"))
     rows = []
     for record in load_records(rendered_records, part="train"):
         whole = Image.new("RGB", (64, 64))
@@ -228,11 +253,18 @@ def photographs(tmp_path_factory, rendered_records):
         whole.save(content := io.BytesIO(), "PNG")
         values = [float("nan")] * len(record["values"])
         fixed = {"dataset": "photos", "subject": f"P{record['subject']}", "values": values, "margin": 0.5}
+        if weak:
+            fixed["weak"] = list(map(weak, FORMATS[record["format"]].labels))
         kept = {key: record[key] for key in ("clip", "frame", "format", "part")}
         rows.append({"image": {"bytes": content.getvalue(), "path": None}, **kept, **fixed})
-    write_shard(rows, record_features({"margin": datasets.Value("float32")}), shard_path(folder, "train", 0, 1))
+    write_shard(rows, record_features(metadata), shard_path(folder, "train", 0, 1))
     finish_folder(folder, {})
     return folder
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory, rendered_records):
+    return write_photographs(tmp_path_factory.mktemp("records") / "photographs", rendered_records)
 
 
 def run(checkpoint, *flags):
@@ -275,6 +307,42 @@ def test_command_stores_the_prior_and_scores_rendered_people_without_it(
         scores[name] = json.loads((tmp_path / name / "results.json").read_text())
     assert scores["rendered"]["formats"] == scores["plain"]["formats"] != scores["photographs"]["formats"]
     assert [each["provenance"]["prior"] for each in scores.values()] == [None, "rendered", "photographs"]
+
+
+def test_command_stores_the_prior_that_codes_tell(
+    tiny_checkpoint, rendered_records, photographs, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(fit_calibration, "FEWEST", 1)
+    for module in (fit_calibration, priors):
+        monkeypatch.setattr(module, "FEWEST_UNLABELED", 10)
+    levels = {"AU12": 1.0, "AU12L": 0.3, "AU4": 0.0}
+    coded = write_photographs(tmp_path / "coded", rendered_records, lambda label: levels.get(label, float("nan")))
+    checkpoint = tmp_path / "model"
+    shutil.copytree(tiny_checkpoint, checkpoint)
+    flags = ("--calibrate", rendered_records, "--part", "train", "--out", tmp_path / "out")
+    for more, message in (
+        (("--coded", coded, "--unlabelled", photographs), "--coded and --unlabelled both tell how frequent AUs are"),
+        (("--coded", photographs), "photographs holds no codes: make it with prepare_data.py fairface --codes CSV"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(checkpoint, *flags, *more)
+    run(checkpoint, *flags, "--coded", coded)
+    stored = AuLlavaConfig.from_pretrained(checkpoint).calibration
+    assert stored["prior"] == "photographs"
+    assert stored["fitted_on"]["coded"]["images"] == 10
+    report = json.loads((tmp_path / "out" / "calibration.json").read_text())["priors"]
+    limit = -np.log(LEAST_ODDS)
+    for name, of_format in stored["formats"].items():
+        for label, entry in of_format["aus"].items():
+            told = {"AU12": 1.0, "AU12L": 0.5, "AU4": 0.0}.get(label)  # 0.3 of the scale is as likely present as not
+            assert report[name][label]["estimated"] == pytest.approx(told, abs=1e-6)
+            shift = entry["photographs"]["shift"]
+            if told is None:
+                assert shift == 0
+            elif told != 0.5:
+                assert shift == pytest.approx(limit if told else -limit, abs=1e-4)
+    with pytest.raises(ValueError, match="in its calibration part"):
+        check_unseen(str(checkpoint), [f"photos:PR0-{each:06d}" for each in range(10)])
 
 
 def test_labels_of_unlabelled_faces_and_margins_are_not_looked_at(tiny_checkpoint, rendered_records, photographs):

@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from au_llava.au_datasets.folds import people_of
 from au_llava.au_datasets.records import load_records
-from au_llava.au_evaluation.calibration import calibrate_checkpoint, unlabeled_records
+from au_llava.au_evaluation.calibration import calibrate_checkpoint, coded_records, unlabeled_records
 from au_llava.au_evaluation.calibration_report import calibration_report, calibration_table, draw_reliability
 from au_llava.au_evaluation.commands.common import (
     add_options,
@@ -37,7 +37,7 @@ cross-validated) and reliability.png.
 With --mirror, `recognize` averages the readings of an image and its mirror image, and the calibration fits that.
 With --unlabelled it also estimates how frequent AUs are among the faces of the train part of these folders, without
 looking at labels. `recognize` then gives probabilities for such faces; rendered people are still scored as rendered
-people (see `run --prior`).
+people (see `run --prior`). With --coded instead, codes by eye of the --part of these folders tell how frequent AUs are.
 
 `--calibrate DIR` is an older spelling of `calibrate --data DIR`.
 """
@@ -53,7 +53,7 @@ def make_parser() -> CommandParser:
     source.add_argument("--calibrate", nargs="+", metavar="DIR", dest="data", help=argparse.SUPPRESS)
     add_options(
         parser,
-        *("--out", "--part", "--unlabelled", "--mirror", "--batch-size", "--engine", "--quantize"),
+        *("--out", "--part", "--unlabelled", "--coded", "--mirror", "--batch-size", "--engine", "--quantize"),
         part={"help": "value of the records' `part` column to fit on (default: validation)"},
         without_effect=WITHOUT_EFFECT,
     )
@@ -62,6 +62,8 @@ def make_parser() -> CommandParser:
 
 def main(arguments: argparse.Namespace) -> None:
     refuse_without_effect(arguments, WITHOUT_EFFECT, "--calibrate")
+    if arguments.coded and arguments.unlabelled:
+        raise ValueError("--coded and --unlabelled both tell how frequent AUs are: choose one.")
     files.check_writable(arguments.out / "calibration.json")
     name, part = one_model(arguments, "--calibrate takes one."), arguments.part or "validation"
     config_file = Path(name) / "config.json"
@@ -73,8 +75,13 @@ def main(arguments: argparse.Namespace) -> None:
     check_unseen(name, people, roles=("train", "unlabelled"))
     if arguments.unlabelled:
         people = sorted({*people, *people_of(unlabeled_records(arguments.unlabelled))})
+    if arguments.coded:
+        coded = people_of(coded_records(arguments.coded, part))
+        check_unseen(name, coded, roles=("train", "unlabelled"))
+        people = sorted({*people, *coded})
     engine = engine_for(arguments, name, records["format"][:], mirror_images=arguments.mirror)
-    fitted = calibrate_checkpoint(engine, arguments.data, part, arguments.batch_size, True, arguments.unlabelled)
+    photographs = {"unlabeled": arguments.unlabelled, "coded": arguments.coded}
+    fitted = calibrate_checkpoint(engine, arguments.data, part, arguments.batch_size, True, **photographs)
     if not processes().is_main_process:
         return
     report = calibration_report(fitted.fits, fitted.references)
@@ -88,5 +95,5 @@ def main(arguments: argparse.Namespace) -> None:
     files.write_json(config_file, json.loads(config_file.read_text()) | stored, indent=2, sort_keys=True)
     show(calibration_table(report, escape(f"{name}, {part} part of {' '.join(arguments.data)}")))
     if fitted.priors:
-        show(priors_table(fitted.priors, escape(f"train part of {' '.join(arguments.unlabelled)}")))
+        show(priors_table(fitted.priors, escape(" ".join(arguments.coded or arguments.unlabelled))))
     print(f"Stored in {config_file}; report: {arguments.out / 'calibration.json'}, {arguments.out / 'reliability.png'}")

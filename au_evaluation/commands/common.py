@@ -69,6 +69,12 @@ OPTIONS = {
         "metavar": "DIR",
         "help": "folders of faces without labels, to estimate on them how frequent AUs are",
     },
+    "--coded": {
+        "nargs": "+",
+        "default": [],
+        "metavar": "DIR",
+        "help": "folders of faces with codes by eye, which tell how frequent AUs are",
+    },
     "--mirror": {
         "action": argparse.BooleanOptionalAction,
         "help": "from now on read the mirror image too, or no longer (default: as the checkpoint says)",

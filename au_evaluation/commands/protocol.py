@@ -49,7 +49,7 @@ predictions.parquet, and the table beside published results as table.md, table.t
 It refuses to test on anyone the part's checkpoint was trained on.
 `--protocol NAME` is an older spelling of `protocol NAME`.
 """
-WITHOUT_EFFECT = ("--part", "--formats", "--groups", "--max-images", "--mirror", "--unlabelled")
+WITHOUT_EFFECT = ("--part", "--formats", "--groups", "--max-images", "--mirror", "--unlabelled", "--coded")
 
 
 def make_parser() -> CommandParser:

@@ -56,7 +56,12 @@ While it runs it keeps finished batches in `unfinished/`: repeat the command aft
 It refuses to test on anyone the checkpoint was trained on, as its training_manifest.json says.
 `python eval_au.py report` makes a page of the results.
 """
-WITHOUT_EFFECT = {"--name": "--protocol", "--mirror": "--calibrate", "--unlabelled": "--calibrate"}
+WITHOUT_EFFECT = {
+    "--name": "--protocol",
+    "--mirror": "--calibrate",
+    "--unlabelled": "--calibrate",
+    "--coded": "--calibrate",
+}
 
 
 def make_parser() -> CommandParser:

@@ -1,0 +1,98 @@
+"""A table of codes by eye: which action units somebody saw in pictures of faces, to be stored as weak values.
+
+A CSV with a row for each picture: `file`, as the reader names it, and columns such as AU4, AU12 or AU12L from 0
+(absent) to 5 (maximum), as FACS's letters. An empty cell is unknown: not coded, hidden, or in doubt. A column without a
+side holds for both. Codes of people who are no FACS coders, or of machines, are estimates, not labels: they are for
+training, and never to score against.
+"""
+
+import hashlib
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from au_llava.action_units import ACTION_UNITS, FORMATS, MAIN_FORMATS
+from au_llava.au_datasets.records import Defects
+from au_llava.au_datasets.weak_teacher import on_scale
+
+MAXIMUM = 5  # FACS's E
+UNCODED = "pictures without codes, left out"
+
+
+class Codes:
+    """Codes by eye of pictures.
+
+    Args:
+        path: the table, see the head of this file.
+
+    Attributes:
+        files: the pictures, file -> AU label -> share of the scale from 0 to 1, NaN where unknown.
+        sha256: of the table, for manifests.
+
+    Raises:
+        ValueError: it cannot be read as a table, lacks `file` or columns of AUs, names a picture twice, or a code is
+            not a number from 0 to 5.
+        OSError: there is no such file.
+    """
+
+    def __init__(self, path: Path):
+        content = path.read_bytes()
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        try:
+            table = pd.read_csv(io.BytesIO(content), dtype=str, encoding="utf-8-sig", skipinitialspace=True)
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read as a table: {str(error).strip().splitlines()[0]}") from error
+        labels = [name for name in table.columns if name in ACTION_UNITS]
+        others = sorted(set(table.columns) - {"file", *labels})
+        if "file" not in table.columns or not labels or others:
+            raise ValueError(
+                f"{path} needs the column file and columns of AUs, such as AU12 or AU12L, and no others; it has "
+                f"{', '.join(table.columns)}."
+            )
+        if table.empty:
+            raise ValueError(f"{path} holds no picture: give it a row for each.")
+        files = table["file"].fillna("")
+        twice = files[files.duplicated()].tolist()
+        if twice or not files.all():
+            what = (
+                f"line {files.tolist().index('') + 2} names none" if not files.all() else f"{twice[0]!r} has two rows"
+            )
+            raise ValueError(f"{path} must name every picture once; {what}.")
+        levels = table[labels].apply(pd.to_numeric, errors="coerce")
+        wrong = table[labels].notna() & ~levels.apply(lambda column: column.between(0, MAXIMUM))
+        if wrong.to_numpy().any():
+            row, column = next(zip(*wrong.to_numpy().nonzero(), strict=True))
+            raise ValueError(
+                f"{path}, line {row + 2}: {labels[column]} is {table[labels[column]][row]!r}; a code is a number "
+                f"from 0 to {MAXIMUM}, or empty if unknown."
+            )
+        shares = (levels / MAXIMUM).to_dict("records")
+        self.files: Mapping[str, Mapping[str, float]] = dict(zip(files, shares, strict=True))
+
+    def weak_values(self, file: str, formats: Sequence[str] = MAIN_FORMATS) -> dict[str, list[float]]:
+        """Format -> the picture's codes as shares of the scale from 0 to 1 (`on_scale`), NaN where unknown.
+
+        A whole lip's AU (AU28) says of its two parts only that both are absent. Raises KeyError without such a picture.
+        """
+        seen = self.files[file]
+        return {
+            name: on_scale([_share(seen, label) for label in FORMATS[name].labels], name).tolist() for name in formats
+        }
+
+
+def count_missing(codes: Codes | None, files: Iterable[str], defects: Defects) -> None:
+    """Count the codes of pictures that are not among `files`."""
+    absent = sorted(codes.files.keys() - set(files)) if codes is not None else []
+    if absent:
+        defects.add("codes of pictures that are not there, left out", absent[0], len(absent))
+
+
+def _share(seen: Mapping[str, float], label: str) -> float:
+    whole = seen.get(label[:-1], math.nan) if ACTION_UNITS[label].side else math.nan
+    if ACTION_UNITS[label].side in ("top", "bottom") and whole > 0:
+        whole = math.nan
+    share = seen.get(label, math.nan)
+    return whole if math.isnan(share) else share

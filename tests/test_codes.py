@@ -1,0 +1,147 @@
+"""Codes by eye: the table, what it says in each format, and the records that readers make of it."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dataset_trees import write
+from test_unlabelled_data import defects, encoded, manifest, no_detector, row, run, write_table  # noqa: F401
+
+from au_llava.action_units import FORMATS
+from au_llava.au_datasets.records import load_records
+from au_llava.au_readers.codes import Codes
+from au_llava.au_training.mean_teacher import weak_loss
+
+TABLE = """file,AU4,AU12,AU12L,AU25,AU28
+train/1.jpg,1.5,3,5,,0
+train/3.jpg,,0,,4.5,2
+train/7.jpg,5,,,,
+"""
+
+
+@pytest.fixture
+def table(tmp_path):
+    return write(tmp_path / "codes.csv", TABLE)
+
+
+def by_label(values, name):
+    """Label -> value, of those that are known."""
+    labelled = zip(FORMATS[name].labels, values, strict=True)
+    return {label: pytest.approx(value, abs=1e-6) for label, value in labelled if not math.isnan(value)}
+
+
+def test_codes_in_every_format(table):
+    """Shares of the scale; on an occurrence scale 3 of 5 is certain, half of it one half; sides where they are told."""
+    codes = Codes(table)
+    first = codes.weak_values("train/1.jpg", ("bp4d", "disfa", "feafa"))
+    assert by_label(first["bp4d"], "bp4d") == {"AU4": 0.5, "AU12": 1.0}
+    assert by_label(first["disfa"], "disfa") == {"AU4": 0.3, "AU12": 0.6}
+    sided = {"AU4L": 0.3, "AU4R": 0.3, "AU12L": 1.0, "AU12R": 0.6}
+    assert by_label(first["feafa"], "feafa") == {**sided, "AU28T": 0.0, "AU28B": 0.0}
+    second = codes.weak_values("train/3.jpg", ("disfa", "feafa"))
+    assert by_label(second["disfa"], "disfa") == {"AU12": 0.0, "AU25": 0.9}
+    assert by_label(second["feafa"], "feafa") == {"AU12L": 0.0, "AU12R": 0.0}  # which lip was sucked in is not told
+    assert by_label(codes.weak_values("train/7.jpg", ("bp4d",))["bp4d"], "bp4d") == {"AU4": 1.0}
+    with pytest.raises(KeyError):
+        codes.weak_values("train/2.jpg")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "cannot be read as a table"),
+        ("name,AU12\na.jpg,1\n", "needs the column file and columns of AUs, such as AU12 or AU12L, and no others"),
+        ("file,smile\na.jpg,1\n", "it has file, smile"),
+        ("file,AU12\n", "holds no picture"),
+        ("file,AU12\na.jpg,1\na.jpg,2\n", "must name every picture once; 'a.jpg' has two rows"),
+        ("file,AU12\na.jpg,1\n,2\n", "must name every picture once; line 3 names none"),
+        ("file,AU4,AU12\na.jpg,1,2\nb.jpg,1,6\n", "line 3: AU12 is '6'; a code is a number from 0 to 5, or empty"),
+        ("file,AU12\na.jpg,C\n", "line 2: AU12 is 'C'"),
+    ],
+)
+def test_a_bad_table_is_one_sentence(tmp_path, capsys, text, message):
+    path = write(tmp_path / "codes.csv", text)
+    with pytest.raises(ValueError, match=r"codes\.csv") as raised:
+        Codes(path)
+    assert message in str(raised.value)
+    assert run("unlabelled", tmp_path, tmp_path / "out", "--codes", path) == 1
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_photographs_of_fairface_with_codes(tmp_path, table, no_detector):  # noqa: F811
+    rows = [row(1), row(2), row(3), row(4, "10-19")]
+    shards = write_table(tmp_path / "fair" / "train-00000-of-00001.parquet", rows).parent
+    out = tmp_path / "out"
+    assert run("fairface", shards, out, "--validation", 0, "--codes", table) == 0
+    records = load_records(out, labelled=False)
+    assert sorted(set(records["subject"][:])) == ["train/1.jpg", "train/3.jpg"]
+    for record in records:
+        assert np.isnan(record["values"]).all()  # codes are no labels
+        expected = Codes(table).weak_values(record["subject"])[record["format"]]
+        np.testing.assert_array_equal(np.float32(record["weak"]), np.float32(expected))
+    assert defects(out) == {
+        "photographs of people under 20, left out": 1,
+        "pictures without codes, left out": 1,
+        "codes of pictures that are not there, left out": 1,
+    }
+    assert manifest(out)["arguments"]["codes"] == Codes(table).sha256
+
+
+def test_other_codes_are_other_data(tmp_path, table, no_detector, capsys):  # noqa: F811
+    shards = write_table(tmp_path / "fair" / "train-00000-of-00001.parquet", [row(1), row(3)]).parent
+    assert run("fairface", shards, tmp_path / "out", "--validation", 0, "--codes", table) == 0
+    table.write_text(TABLE.replace("1.5", "2.5"))
+    assert run("fairface", shards, tmp_path / "out", "--validation", 0, "--codes", table) == 1
+    assert "codes" in capsys.readouterr().err
+    assert run("fairface", shards, tmp_path / "other", "--validation", 0, "--codes", table) == 0
+    assert manifest(tmp_path / "out")["content_sha256"] != manifest(tmp_path / "other")["content_sha256"]
+
+
+def test_own_pictures_with_codes(tmp_path):
+    for name in ("ann/a.jpg", "b.jpg", "c.jpg", "clip.mp4"):
+        write(tmp_path / "in" / name, encoded())
+    table = write(tmp_path / "codes.csv", "file,AU12\nann/a.jpg,4\nb.jpg,\nclip.mp4,1\ngone.jpg,1\n")
+    out = tmp_path / "out"
+    assert run("unlabelled", tmp_path / "in", out, "--validation", 0, "--codes", table) == 0
+    disfa = load_records(out, formats=["disfa"], labelled=False)
+    seen = {
+        subject: by_label(weak, "disfa") for subject, weak in zip(disfa["subject"][:], disfa["weak"][:], strict=True)
+    }
+    assert seen == {"ann/a.jpg": {"AU12": 0.8}, "b.jpg": {}}
+    assert defects(out) == {
+        "pictures without codes, left out": 2,  # a video has no codes
+        "codes of pictures that are not there, left out": 2,
+    }
+
+
+def test_who_validates_does_not_depend_on_the_codes(tmp_path, no_detector):  # noqa: F811
+    """Else a photograph that is kept apart to choose by in one folder would be trained on in the other."""
+    shards = write_table(tmp_path / "fair" / "train-00000-of-00001.parquet", list(map(row, range(8)))).parent
+    coded = [f"train/{number}.jpg" for number in (1, 2, 5, 6)]
+    table = write(tmp_path / "codes.csv", "file,AU12\n" + "".join(f"{file},1\n" for file in coded))
+    parts = {}
+    for name, words in (("all", ()), ("coded", ("--codes", table))):
+        assert run("fairface", shards, tmp_path / name, "--validation", 0.5, *words) == 0
+        records = load_records(tmp_path / name, labelled=False)
+        parts[name] = dict(zip(records["subject"][:], records["part"][:], strict=True))
+    assert parts["coded"] == {file: parts["all"][file] for file in coded}
+
+
+def test_a_teacher_and_codes_exclude_each_other(tmp_path, table, capsys):
+    words = ("--codes", table, "--teacher", "mediapipe")
+    assert run("unlabelled", Path(tmp_path), tmp_path / "out", *words) == 1
+    assert "--teacher and --codes both give the weak values: choose one" in capsys.readouterr().err
+
+
+def test_contradicting_estimates_are_learned_as_their_mean():
+    """An absolute error would silence what one of four observers sees."""
+    logit = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.SGD([logit], lr=1.0)
+    for _ in range(300):
+        optimizer.zero_grad()
+        loss = sum(weak_loss(logit.sigmoid(), torch.tensor([seen])) for seen in (1.0, 0.0, 0.0, 0.0)) / 4
+        loss.backward()
+        optimizer.step()
+    assert logit.sigmoid().item() == pytest.approx(0.25, abs=1e-3)

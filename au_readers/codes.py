@@ -19,6 +19,7 @@ from au_llava.au_datasets.records import Defects
 from au_llava.au_datasets.weak_teacher import on_scale
 
 MAXIMUM = 5  # FACS's E
+RAREST = 0.005  # share of the coded pictures that must show an AU; with fewer, to be coded would be the sign of absence
 UNCODED = "pictures without codes, left out"
 
 
@@ -30,6 +31,9 @@ class Codes:
 
     Attributes:
         files: the pictures, file -> AU label -> share of the scale from 0 to 1, NaN where unknown.
+        labels: of the AUs that have a column.
+        rare: those of them that fewer than `RAREST` of the pictures show. They give no weak values: they would teach
+            that no picture like these shows them.
         sha256: of the table, for manifests.
 
     Raises:
@@ -69,6 +73,8 @@ class Codes:
                 f"{path}, line {row + 2}: {labels[column]} is {table[labels[column]][row]!r}; a code is a number "
                 f"from 0 to {MAXIMUM}, or empty if unknown."
             )
+        self.labels = tuple(labels)
+        self.rare = tuple(label for label in labels if (levels[label] > 0).sum() < RAREST * levels[label].count())
         shares = (levels / MAXIMUM).to_dict("records")
         self.files: Mapping[str, Mapping[str, float]] = dict(zip(files, shares, strict=True))
 
@@ -77,10 +83,17 @@ class Codes:
 
         A whole lip's AU (AU28) says of its two parts only that both are absent. Raises KeyError without such a picture.
         """
-        seen = self.files[file]
+        seen = {label: share for label, share in self.files[file].items() if label not in self.rare}
         return {
             name: on_scale([_share(seen, label) for label in FORMATS[name].labels], name).tolist() for name in formats
         }
+
+
+def notes_on(codes: Codes | None) -> tuple[str, ...]:
+    """What a user of the records must know about the codes."""
+    if codes is None or not codes.rare:
+        return ()
+    return (f"AUs that fewer than {RAREST:.1%} of the coded pictures show, left unknown: {', '.join(codes.rare)}",)
 
 
 def count_missing(codes: Codes | None, files: Iterable[str], defects: Defects) -> None:

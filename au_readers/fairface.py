@@ -35,7 +35,7 @@ from au_llava.au_datasets.records import NO_CLIP, Defects
 from au_llava.au_faces.landmarks import BLENDSHAPES
 from au_llava.au_faces.media import IMAGE_SUFFIXES
 from au_llava.au_faces.points import eyeballs
-from au_llava.au_readers.codes import UNCODED, Codes, count_missing
+from au_llava.au_readers.codes import UNCODED, Codes, count_missing, notes_on
 from au_llava.au_readers.crops import Crop
 from au_llava.au_readers.faces import NOTE, UNLABELLED_METADATA, check_teacher, face_records, find_face, weak_values
 from au_llava.au_readers.files import check_root, file_names, find_files, find_folders, has_images, missing
@@ -116,7 +116,7 @@ def open_fairface(
         metadata=METADATA,
         known=Known({"images": sum(map(_RELEASED.get, parts))} if all_ages and not shards else {}),
         defects=defects,
-        notes=(NOTE, CREDIT),
+        notes=(NOTE, CREDIT, *notes_on(codes)),
         crops=True,
     )
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from au_llava.action_units import MAIN_FORMATS
 from au_llava.au_datasets.records import NO_CLIP, Defects
 from au_llava.au_faces.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_video
-from au_llava.au_readers.codes import UNCODED, Codes, count_missing
+from au_llava.au_readers.codes import UNCODED, Codes, count_missing, notes_on
 from au_llava.au_readers.crops import Crop
 from au_llava.au_readers.faces import NOTE, UNLABELLED_METADATA, check_teacher, face_records, find_face, weak_values
 from au_llava.au_readers.files import check_root, missing
@@ -89,7 +89,7 @@ def open_unlabelled(
         clips_per_shard=20 if videos else 500,
         metadata=UNLABELLED_METADATA,
         defects=defects,
-        notes=(NOTE, *([f"left out below {root}: {told(left_out)}"] if left_out else [])),
+        notes=(NOTE, *notes_on(codes), *([f"left out below {root}: {told(left_out)}"] if left_out else [])),
         crops=True,
     )
 

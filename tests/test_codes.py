@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, load_tool
 from dataset_trees import write
 from test_unlabelled_data import defects, encoded, manifest, no_detector, row, run, write_table  # noqa: F401
 
@@ -14,6 +15,7 @@ from au_llava.au_datasets.records import load_records
 from au_llava.au_readers.codes import Codes
 from au_llava.au_training.mean_teacher import weak_loss
 
+compare_codes = load_tool("compare_codes")
 TABLE = """file,AU4,AU12,AU12L,AU25,AU28
 train/1.jpg,1.5,3,5,,0
 train/3.jpg,,0,,4.5,2
@@ -129,6 +131,22 @@ def test_who_validates_does_not_depend_on_the_codes(tmp_path, no_detector):  # n
     assert parts["coded"] == {file: parts["all"][file] for file in coded}
 
 
+def test_what_hardly_any_picture_shows_is_left_unknown(tmp_path, no_detector):  # noqa: F811
+    """Of 400 pictures 2 show AU6, half a percent, and 1 shows AU4: "absent" would be the sign of a coded picture."""
+    levels = [(number < 2, number == 0) for number in range(400)]
+    lines = [f"train/{number}.jpg,{3 * six:d},{3 * four:d}" for number, (six, four) in enumerate(levels)]
+    table = write(tmp_path / "codes.csv", "\n".join(["file,AU6,AU4", *lines]))
+    codes = Codes(table)
+    assert codes.rare == ("AU4",)
+    for number in (0, 1, 399):
+        seen = by_label(codes.weak_values(f"train/{number}.jpg", ("disfa",))["disfa"], "disfa")
+        assert seen == {"AU6": 0.6 if number < 2 else 0.0}
+    shards = write_table(tmp_path / "fair" / "train-00000-of-00001.parquet", [row(1)]).parent
+    assert run("fairface", shards, tmp_path / "out", "--validation", 0, "--codes", table) == 0
+    told = "AUs that fewer than 0.5% of the coded pictures show, left unknown: AU4"
+    assert told in manifest(tmp_path / "out")["warnings"]
+
+
 def test_a_teacher_and_codes_exclude_each_other(tmp_path, table, capsys):
     words = ("--codes", table, "--teacher", "mediapipe")
     assert run("unlabelled", Path(tmp_path), tmp_path / "out", *words) == 1
@@ -145,3 +163,46 @@ def test_contradicting_estimates_are_learned_as_their_mean():
         loss.backward()
         optimizer.step()
     assert logit.sigmoid().item() == pytest.approx(0.25, abs=1e-3)
+
+
+# ---- Two observers ----------------------------------------------------------------------------------------------
+def coded(folder, name, rows):
+    return write(folder / f"{name}.csv", "file,AU4,AU12\n" + "".join(f"{row}\n" for row in rows))
+
+
+def test_agreement_of_two_observers_by_hand(tmp_path, capsys):
+    """AU12, of 8 pictures that both know: the observers agree on presence in 7, where chance has 4."""
+    first = coded(
+        tmp_path, "first", [f"{n}.jpg,0,{code}" for n, code in enumerate("00005335")] + ["8.jpg,0,", "x.jpg,1,1"]
+    )
+    second = coded(tmp_path, "second", [f"{n}.jpg,0,{code}" for n, code in enumerate("00015353")] + ["8.jpg,0,5"])
+    assert compare_codes.run([str(first), str(second), "--markdown"]) == 0
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
+    by_au = {row[0]: row[1:] for row in rows}
+    assert by_au["AU4"] == ["9", "0", "0", "n.d.", "n.d."]
+    assert by_au["AU12"][:3] == ["8", "4", "5"]
+    chance = 4 / 8 * 5 / 8 + 4 / 8 * 3 / 8
+    assert by_au["AU12"][3].startswith(f"{(7 / 8 - chance) / (1 - chance):.3f} (")
+    one, other = np.array(list(map(int, "00005335"))), np.array(list(map(int, "00015353")))
+    weighted = 1 - ((one - other) ** 2).mean() / ((one[:, None] - other) ** 2).mean()
+    assert by_au["AU12"][4].startswith(f"{weighted:.3f} (")
+
+
+def test_observers_of_other_pictures_or_aus_cannot_be_compared(tmp_path, capsys):
+    first = coded(tmp_path, "first", ["a.jpg,0,1"])
+    for text, message in (("file,AU12\nb.jpg,1\n", "no picture in common"), ("file,AU6\na.jpg,1\n", "no AU in common")):
+        assert compare_codes.run([str(first), str(write(tmp_path / "second.csv", text))]) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_the_published_codes_can_be_read():
+    """Where a photograph was coded twice, its code is the mean of what is known."""
+    codes = Codes(ROOT / "recipes" / "fairface_codes.csv")
+    assert len(codes.files) == 9791
+    twice = [Codes(ROOT / "recipes" / f"fairface_codes_{name}.csv").files for name in ("first", "second")]
+    assert len(twice[0]) == 148
+    for file, seen in codes.files.items():
+        for label, share in seen.items():
+            known = [each[file][label] for each in twice if file in each and not math.isnan(each[file][label])]
+            if known:
+                assert share == pytest.approx(np.mean(known), abs=1e-5)

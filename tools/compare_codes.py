@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from scipy.stats import bootstrap
 from sklearn.metrics import cohen_kappa_score
 
 from au_llava.au_evaluation.tables import console_table, markdown_table, number
@@ -24,7 +23,7 @@ from au_llava.au_readers.codes import Codes
 from au_llava.au_runs.commands import CommandParser, run_command
 
 HEADER = ("AU", "pictures", "found by the first", "by the second", "kappa of presence", "kappa of the level")
-SEED = 0
+SEED, RESAMPLES = 0, 1000
 
 
 def kappa(first: np.ndarray, second: np.ndarray, weights: str | None = None) -> float:
@@ -34,6 +33,15 @@ def kappa(first: np.ndarray, second: np.ndarray, weights: str | None = None) -> 
     # Labels are the even steps between the codes, so that weights follow their distance: scikit-learn weighs ranks.
     steps = np.round(np.stack([first, second]) * 100).astype(int)
     return float(cohen_kappa_score(*steps, weights=weights, labels=np.arange(steps.max() + 1) if weights else None))
+
+
+def kappa_and_interval(first: np.ndarray, second: np.ndarray, weights: str | None = None) -> str:
+    value = kappa(first, second, weights)
+    if math.isnan(value):
+        return number(value)
+    drawn = np.random.default_rng(SEED).integers(0, len(first), (RESAMPLES, len(first)))
+    resampled = [kappa(first[rows], second[rows], weights) for rows in drawn]
+    return number(value, np.nanpercentile(resampled, [2.5, 97.5]).tolist())
 
 
 def compare(first: Codes, second: Codes) -> list[tuple[str, ...]]:
@@ -50,20 +58,9 @@ def compare(first: Codes, second: Codes) -> list[tuple[str, ...]]:
     for label in labels:
         pairs = np.array([(first.files[file][label], second.files[file][label]) for file in shared])
         one, other = pairs[~np.isnan(pairs).any(axis=1)].T
-        cells = []
-        for codes, weights in (((one > 0, other > 0), None), ((one, other), "quadratic")):
-            codes = tuple(each.astype(float) for each in codes)
-            value = kappa(*codes, weights)
-            limits = None
-            if not math.isnan(value):
-                drawn = bootstrap(
-                    codes,
-                    lambda *resampled, weights=weights: kappa(*resampled, weights),
-                    **{"paired": True, "vectorized": False, "method": "percentile", "rng": SEED, "n_resamples": 1000},
-                ).bootstrap_distribution
-                limits = np.nanpercentile(drawn, [2.5, 97.5]).tolist()
-            cells.append(number(value, limits))
-        rows.append((label, str(len(one)), str(int((one > 0).sum())), str(int((other > 0).sum())), *cells))
+        present = kappa_and_interval((one > 0).astype(float), (other > 0).astype(float))
+        found = (str(int((codes > 0).sum())) for codes in (one, other))
+        rows.append((label, str(len(one)), *found, present, kappa_and_interval(one, other, "quadratic")))
     return rows
 
 

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from au_llava.action_units import MAIN_FORMATS, get_format
+from au_llava.au_datasets.codes import Codes
 from au_llava.au_datasets.folds import PROTOCOLS
 from au_llava.au_faces.detect import DETECTORS
 from au_llava.au_readers import (
@@ -38,7 +39,6 @@ from au_llava.au_readers import (
     table,
     unlabelled,
 )
-from au_llava.au_readers.codes import Codes
 from au_llava.au_readers.crops import Crop
 from au_llava.au_readers.files import check_root
 from au_llava.au_readers.prepare import finish_source, parts_of, prepare_shard, start_source

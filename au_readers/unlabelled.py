@@ -21,9 +21,9 @@ from functools import partial
 from pathlib import Path
 
 from au_llava.action_units import MAIN_FORMATS
+from au_llava.au_datasets.codes import UNCODED, Codes, count_missing, notes_on
 from au_llava.au_datasets.records import NO_CLIP, Defects
 from au_llava.au_faces.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_video
-from au_llava.au_readers.codes import UNCODED, Codes, count_missing, notes_on
 from au_llava.au_readers.crops import Crop
 from au_llava.au_readers.faces import NOTE, UNLABELLED_METADATA, check_teacher, face_records, find_face, weak_values
 from au_llava.au_readers.files import check_root, missing

@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, load_tool
+from conftest import ROOT
 from dataset_trees import write
 from test_unlabelled_data import defects, encoded, manifest, no_detector, row, run, write_table  # noqa: F401
 
 from au_llava.action_units import FORMATS
+from au_llava.au_datasets.codes import Codes
 from au_llava.au_datasets.records import load_records
-from au_llava.au_readers.codes import Codes
+from au_llava.au_evaluation import observers
 from au_llava.au_training.mean_teacher import weak_loss
 
-compare_codes = load_tool("compare_codes")
 TABLE = """file,AU4,AU12,AU12L,AU25,AU28
 train/1.jpg,1.5,3,5,,0
 train/3.jpg,,0,,4.5,2
@@ -176,7 +176,7 @@ def test_agreement_of_two_observers_by_hand(tmp_path, capsys):
         tmp_path, "first", [f"{n}.jpg,0,{code}" for n, code in enumerate("00005335")] + ["8.jpg,0,", "x.jpg,1,1"]
     )
     second = coded(tmp_path, "second", [f"{n}.jpg,0,{code}" for n, code in enumerate("00015353")] + ["8.jpg,0,5"])
-    assert compare_codes.run([str(first), str(second), "--markdown"]) == 0
+    assert observers.run([str(first), str(second), "--markdown"]) == 0
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
     by_au = {row[0]: row[1:] for row in rows}
     assert by_au["AU4"] == ["9", "0", "0", "n.d.", "n.d."]
@@ -191,7 +191,7 @@ def test_agreement_of_two_observers_by_hand(tmp_path, capsys):
 def test_observers_of_other_pictures_or_aus_cannot_be_compared(tmp_path, capsys):
     first = coded(tmp_path, "first", ["a.jpg,0,1"])
     for text, message in (("file,AU12\nb.jpg,1\n", "no picture in common"), ("file,AU6\na.jpg,1\n", "no AU in common")):
-        assert compare_codes.run([str(first), str(write(tmp_path / "second.csv", text))]) == 1
+        assert observers.run([str(first), str(write(tmp_path / "second.csv", text))]) == 1
         assert message in capsys.readouterr().err
 
 

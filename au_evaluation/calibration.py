@@ -72,20 +72,21 @@ def calibrate_checkpoint(
     Args:
         engine: which reads with the checkpoint, see au_runs/engines.py.
         unlabeled: folders of records, whose labels are not looked at: the prior of photographs is estimated on their
-            `unlabeled_records`.
-        coded: instead, folders of faces with codes by eye, whose part `part` gives the prior of photographs. Without
-            either there is no such prior.
+            `unlabeled_records`. Without them there is no such prior.
+        coded: folders of faces with codes by eye, whose part `part` gives the prior of the AUs that are coded.
 
     Raises:
         ValueError: too few subjects or unlabeled faces, or unlabeled faces that all read alike.
     """
     records = load_records(tables, part=part)
-    faces = coded_records(coded, part) if coded else unlabeled_records(unlabeled) if unlabeled else None
+    more = unlabeled_records(unlabeled) if unlabeled else None
+    seen = coded_records(coded, part) if coded else None
     raw, engine.calibration = engine.calibration, None
     try:
         predictions = by_format(_read(engine, records, batch_size, progress))
         names = tuple(predictions)
-        more = [] if faces is None else _read(engine, one_record_each(faces), batch_size, progress, names)
+        unlabeled_rows = _read(engine, more, batch_size, progress, names) if unlabeled else []
+        coded_rows = _read(engine, one_record_each(seen), batch_size, progress, names) if coded else []
     finally:
         engine.calibration = raw
     fits, references, priors = {}, {}, {}
@@ -95,10 +96,13 @@ def calibrate_checkpoint(
         people = [person_key(row["dataset"], row["subject"]) for row in rows]
         fits[name] = fit_format(distributions, references[name], people, fmt)
         _add_rejection(fits[name]["entry"], distributions, rows, fmt)
-        if more:
-            of_format = [row for row in more if row["asked"] == name]
-            seen = coded_presence(faces, of_format, fmt) if coded else None
-            priors[name] = fit_photographs(fits[name]["entry"], distributions, _distributions(of_format), fmt, seen)
+        if unlabeled:
+            of_unlabeled, of_coded = (
+                [row for row in rows if row["asked"] == name] for rows in (unlabeled_rows, coded_rows)
+            )
+            codes = (_distributions(of_coded), coded_presence(seen, of_coded, fmt)) if coded else None
+            faces = _distributions(of_unlabeled)
+            priors[name] = fit_photographs(fits[name]["entry"], distributions, faces, fmt, codes)
     fitted_on = {
         "data": content_hashes(tables),
         "part": part,
@@ -106,10 +110,11 @@ def calibrate_checkpoint(
         "subjects": len(people_of(records)),
     }
     calibration = {"formats": {name: fit["entry"] for name, fit in fits.items()}, "fitted_on": fitted_on}
-    if faces is not None:
+    if unlabeled:
         calibration["prior"] = "photographs"
-        kind, used, of_part = ("coded", coded, part) if coded else ("unlabelled", unlabeled, UNLABELED_PART)
-        fitted_on[kind] = {"data": content_hashes(used), "part": of_part, "images": len(one_record_each(faces))}
+        fitted_on["unlabelled"] = {"data": content_hashes(unlabeled), "part": UNLABELED_PART, "images": len(more)}
+    if coded:
+        fitted_on["coded"] = {"data": content_hashes(coded), "part": part, "images": len(group_by_image(seen))}
     return Fitted(calibration, fits, references, priors)
 
 

@@ -64,23 +64,12 @@ def estimate_prior(probabilities: np.ndarray, prior: float) -> float:
     return 1.0 if slope(1.0) >= 0 else float(brentq(slope, 0.0, 1.0))
 
 
-def coded_shift(probabilities: np.ndarray, coded: np.ndarray) -> float:
-    """The shift of log-odds under which the mean of `probabilities` is that of `coded`, within threefold odds.
-
-    Args:
-        probabilities: (faces,) of presence, above 0 and below 1.
-        coded: (faces,) how surely the AU was seen, 0 to 1; NaN where unknown.
-
-    Returns:
-        0 for fewer than `FEWEST_UNLABELED` faces that are coded.
-    """
-    known = ~np.isnan(coded)
-    if known.sum() < FEWEST_UNLABELED:
-        return 0.0
-    odds, bound = logit(probabilities[known]), -math.log(LEAST_ODDS)
+def coded_shift(probabilities: np.ndarray, share: float) -> float:
+    """The shift of log-odds under which the mean of `probabilities`, (faces,), is `share`, within threefold odds."""
+    odds, bound = logit(probabilities), -math.log(LEAST_ODDS)
 
     def excess(shift: float) -> float:
-        return float(expit(odds + shift).mean() - coded[known].mean())
+        return float(expit(odds + shift).mean()) - share
 
     if excess(-bound) >= 0:
         return -bound
@@ -88,7 +77,11 @@ def coded_shift(probabilities: np.ndarray, coded: np.ndarray) -> float:
 
 
 def fit_photographs(
-    entry: dict, labeled: np.ndarray, unlabeled: np.ndarray, fmt: AUFormat, coded: np.ndarray | None = None
+    entry: dict,
+    labeled: np.ndarray,
+    unlabeled: np.ndarray,
+    fmt: AUFormat,
+    coded: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> dict[str, dict]:
     """Add to every AU of a format's entry what photographs need, see calibration_au_llava.py.
 
@@ -96,53 +89,56 @@ def fit_photographs(
         entry: the format's entry of `AuLlavaConfig.calibration`, as fitted to labeled people.
         labeled, unlabeled: (images, AUs, values) as the slots decoder reads them, uncalibrated. The prior of the
             labeled faces is the mean of their calibrated probabilities, so the same faces give no shift.
-        coded: (images, AUs) how surely each AU was seen in the unlabeled faces, 0 to 1, NaN where unknown; without it
-            their prior is estimated.
+        coded: the same of faces with codes by eye, and (images, AUs) how surely each AU was seen in them, 0 to 1, NaN
+            where unknown.
 
     Returns:
         label -> {"labelled": the prior of the labeled faces, "estimated": the most likely one of the unlabeled faces,
-        or the share that was coded, NaN if all of them read alike or none is coded, "used": the prior that the shift
-        stands for, "shift": of log-odds, within the bounds, 0 without an estimate, "threshold"}.
+        NaN if all of them read alike, or with "coded" True the share that was coded, "used": the nearest to it within
+        the bounds, for codes the prior that the shift stands for (without an estimate, that of the labeled faces),
+        "shift": of log-odds, "threshold"}.
 
     Raises:
         ValueError: all unlabeled faces read alike in every AU.
     """
-    calibrated = (calibrate(read, fmt, {"formats": {fmt.name: entry}})[0] for read in (labeled, unlabeled))
-    probabilities = [probability_of_presence(read, fmt).clip(1e-9, 1 - 1e-9) for read in calibrated]
+
+    def presence(read: np.ndarray) -> np.ndarray:
+        calibrated, _ = calibrate(read, fmt, {"formats": {fmt.name: entry}})
+        return probability_of_presence(calibrated, fmt).clip(1e-9, 1 - 1e-9)
+
+    of_labeled, of_unlabeled = presence(labeled), presence(unlabeled)
+    of_coded, seen = (None, None) if coded is None else (presence(coded[0]), coded[1])
     priors = {}
     for column, label in enumerate(fmt.labels):
-        of_labeled, of_unlabeled = (table[:, column] for table in probabilities)
-        prior = float(of_labeled.mean())
-        if coded is None:
-            estimated = estimate_prior(of_unlabeled, prior)
+        prior = float(of_labeled[:, column].mean())
+        known = np.zeros(0, bool) if coded is None else ~np.isnan(seen[:, column])
+        by_codes = bool(known.sum() >= FEWEST_UNLABELED)
+        if by_codes:
+            estimated = float(seen[known, column].mean())
+            shift = coded_shift(of_coded[known, column], estimated)
+        else:
+            estimated = estimate_prior(of_unlabeled[:, column], prior)
             bounded = np.clip(logit(estimated) - logit(prior), math.log(LEAST_ODDS), 0)
             shift = 0.0 if math.isnan(estimated) else float(bounded)
-        else:
-            seen = coded[~np.isnan(coded[:, column]), column]
-            estimated = float(seen.mean()) if len(seen) else math.nan
-            shift = coded_shift(of_unlabeled, coded[:, column])
         shift = round(shift, 4)
         photographs = {"shift": shift, "threshold": max(DEFAULT_THRESHOLD, entry["aus"][label]["threshold"])}
         entry["aus"][label]["photographs"] = photographs
         used = float(expit(logit(prior) + shift))
-        priors[label] = {"labelled": prior, "estimated": estimated, "used": used, **photographs}
+        priors[label] = {"labelled": prior, "estimated": estimated, "coded": by_codes, "used": used, **photographs}
     if all(math.isnan(of_au["estimated"]) for of_au in priors.values()):
-        raise ValueError(
-            f"all unlabeled faces read alike in {fmt.name}: are they pictures of different faces?"
-            if coded is None
-            else f"no AU of {fmt.name} is coded in these faces: prepare them with prepare_data.py fairface --codes CSV"
-        )
+        raise ValueError(f"all unlabeled faces read alike in {fmt.name}: are they pictures of different faces?")
     return priors
 
 
 def priors_table(priors: Mapping[str, Mapping], title: str) -> Table:
     """Per format and AU what `fit_photographs` returned."""
-    caption = "how frequent AUs are; estimated: most likely among the unlabeled faces, or coded; used: within bounds"
+    caption = "how frequent AUs are; estimated: most likely among the unlabeled faces, * coded; used: within bounds"
     table = console_table(title, ("format", "AU", "labeled", "estimated", "used", "shift"), "llrrrr", caption)
     for name, of_format in priors.items():
         for label in get_format(name).labels:
             of_au = of_format[label]
-            rates = (f"{100 * of_au[key]:.1f} %" for key in ("labelled", "estimated", "used"))  # nan % where unknown
+            rates = [f"{100 * of_au[key]:.1f} %" for key in ("labelled", "estimated", "used")]  # nan % where unknown
+            rates[1] += "*" * of_au["coded"]
             table.add_row(name, label, *rates, f"{of_au['shift']:+.2f}")
         table.add_section()
     return table

@@ -128,22 +128,14 @@ def test_faces_that_read_alike_tell_nothing():
 
 
 def test_codes_say_how_many_show_the_au():
-    """The shift that codes ask for, found by search; unknown codes do not count, and threefold odds are the limit."""
-    read, seen = readings(0.3, 4000), np.random.default_rng(1).random(4000) < 0.35
-    coded = np.where(np.arange(4000) % 5 == 0, np.nan, seen)
-    known = ~np.isnan(coded)
-    shifts = np.linspace(-1, 1, 20_001)
-    odds = np.log(read[known] / (1 - read[known]))
-    means = [(1 / (1 + np.exp(-odds[::8] - shift))).mean() for shift in shifts]
-    sparse = np.full(4000, np.nan)
-    sparse[np.flatnonzero(known)[::8]] = coded[known][::8]
-    best = shifts[np.abs(np.array(means) - coded[known][::8].mean()).argmin()]
-    assert coded_shift(read, sparse) == pytest.approx(best, abs=2e-4)
-    assert coded_shift(read, np.zeros(4000)) == pytest.approx(np.log(LEAST_ODDS))
-    assert coded_shift(read, np.ones(4000)) == pytest.approx(-np.log(LEAST_ODDS))
-    few = np.full(4000, np.nan)
-    few[:99] = 1
-    assert coded_shift(read, few) == 0
+    """The shift that codes ask for, found by search; threefold odds are the limit."""
+    read, shifts = readings(0.3, 400), np.linspace(-1, 1, 20_001)
+    odds = np.log(read / (1 - read))
+    for share in (0.25, 0.35):
+        means = np.array([(1 / (1 + np.exp(-odds - shift))).mean() for shift in shifts])
+        assert coded_shift(read, share) == pytest.approx(shifts[np.abs(means - share).argmin()], abs=2e-4)
+    assert coded_shift(read, 0.0) == pytest.approx(np.log(LEAST_ODDS))
+    assert coded_shift(read, 1.0) == pytest.approx(-np.log(LEAST_ODDS))
 
 
 def test_applied_by_hand():
@@ -321,25 +313,30 @@ def test_command_stores_the_prior_that_codes_tell(
     shutil.copytree(tiny_checkpoint, checkpoint)
     flags = ("--calibrate", rendered_records, "--part", "train", "--out", tmp_path / "out")
     for more, message in (
-        (("--coded", coded, "--unlabelled", photographs), "--coded and --unlabelled both tell how frequent AUs are"),
-        (("--coded", photographs), "photographs holds no codes: make it with prepare_data.py fairface --codes CSV"),
+        (("--coded", coded), "--coded needs --unlabelled too, for the AUs that are not coded"),
+        (
+            ("--coded", photographs, "--unlabelled", photographs),
+            "photographs holds no codes: make it with prepare_data.py fairface --codes CSV",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             run(checkpoint, *flags, *more)
-    run(checkpoint, *flags, "--coded", coded)
+    run(checkpoint, *flags, "--unlabelled", photographs, "--coded", coded)
     stored = AuLlavaConfig.from_pretrained(checkpoint).calibration
     assert stored["prior"] == "photographs"
-    assert stored["fitted_on"]["coded"]["images"] == 10
+    assert [stored["fitted_on"][kind]["images"] for kind in ("coded", "unlabelled")] == [10, 10]
     report = json.loads((tmp_path / "out" / "calibration.json").read_text())["priors"]
     limit = -np.log(LEAST_ODDS)
     for name, of_format in stored["formats"].items():
         for label, entry in of_format["aus"].items():
             told = {"AU12": 1.0, "AU12L": 0.5, "AU4": 0.0}.get(label)  # 0.3 of the scale is as likely present as not
-            assert report[name][label]["estimated"] == pytest.approx(told, abs=1e-6)
             shift = entry["photographs"]["shift"]
-            if told is None:
-                assert shift == 0
-            elif told != 0.5:
+            assert report[name][label]["coded"] == (told is not None)
+            if told is None:  # the photographs are the people calibrated on, so that nothing shifts
+                assert shift == pytest.approx(0, abs=1e-3)
+                continue
+            assert report[name][label]["estimated"] == pytest.approx(told, abs=1e-6)
+            if told != 0.5:
                 assert shift == pytest.approx(limit if told else -limit, abs=1e-4)
     with pytest.raises(ValueError, match="in its calibration part"):
         check_unseen(str(checkpoint), [f"photos:PR0-{each:06d}" for each in range(10)])

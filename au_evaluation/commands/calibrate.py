@@ -37,7 +37,7 @@ cross-validated) and reliability.png.
 With --mirror, `recognize` averages the readings of an image and its mirror image, and the calibration fits that.
 With --unlabelled it also estimates how frequent AUs are among the faces of the train part of these folders, without
 looking at labels. `recognize` then gives probabilities for such faces; rendered people are still scored as rendered
-people (see `run --prior`). With --coded instead, codes by eye of the --part of these folders tell how frequent AUs are.
+people (see `run --prior`). With --coded too, codes by eye of the --part of those folders tell it where they know the AU.
 
 `--calibrate DIR` is an older spelling of `calibrate --data DIR`.
 """
@@ -62,8 +62,8 @@ def make_parser() -> CommandParser:
 
 def main(arguments: argparse.Namespace) -> None:
     refuse_without_effect(arguments, WITHOUT_EFFECT, "--calibrate")
-    if arguments.coded and arguments.unlabelled:
-        raise ValueError("--coded and --unlabelled both tell how frequent AUs are: choose one.")
+    if arguments.coded and not arguments.unlabelled:
+        raise ValueError("--coded needs --unlabelled too, for the AUs that are not coded.")
     files.check_writable(arguments.out / "calibration.json")
     name, part = one_model(arguments, "--calibrate takes one."), arguments.part or "validation"
     config_file = Path(name) / "config.json"
@@ -95,5 +95,5 @@ def main(arguments: argparse.Namespace) -> None:
     files.write_json(config_file, json.loads(config_file.read_text()) | stored, indent=2, sort_keys=True)
     show(calibration_table(report, escape(f"{name}, {part} part of {' '.join(arguments.data)}")))
     if fitted.priors:
-        show(priors_table(fitted.priors, escape(" ".join(arguments.coded or arguments.unlabelled))))
+        show(priors_table(fitted.priors, escape(" ".join([*arguments.unlabelled, *arguments.coded]))))
     print(f"Stored in {config_file}; report: {arguments.out / 'calibration.json'}, {arguments.out / 'reliability.png'}")

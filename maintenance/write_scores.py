@@ -236,7 +236,7 @@ def neutral_table() -> str:
 
 
 SHOWN_PRIORS = {
-    "bp4d": ("AU1", "AU4", "AU6", "AU12", "AU17"),
+    "bp4d": ("AU1", "AU4", "AU6", "AU12", "AU14", "AU17"),
     "disfa": ("AU5", "AU25", "AU26"),
     "feafa": ("AU43L", "AU16"),
 }
@@ -246,13 +246,21 @@ def priors_table() -> str:
     """How frequent some AUs are among rendered people and in photographs, in percent; how many shifts are bounded."""
     priors = evaluation("priors")["priors"]
     rows = [
-        [f"{name} {label}", *(f"{100 * priors[name][label][key]:.1f}" for key in ("labelled", "estimated", "used"))]
+        [
+            f"{name} {label}",
+            *(f"{100 * priors[name][label][key]:.1f}" for key in ("labelled", "estimated", "used")),
+            "codes" if priors[name][label]["coded"] else "likelihood",
+        ]
         for name, labels in SHOWN_PRIORS.items()
         for label in labels
     ]
     shifts = [prior["shift"] for of_format in priors.values() for prior in of_format.values()]
-    note = f"{shifts.count(min(shifts))} of the {len(shifts)} shifts are at the lower bound, {shifts.count(0)} at 0."
-    return f"{markdown_table(['', 'rendered', 'estimated', 'used'], rows, 'lrrr')}\n\n{note}"
+    coded = sum(prior["coded"] for of_format in priors.values() for prior in of_format.values())
+    note = (
+        f"{coded} of the {len(shifts)} shifts are by codes; {shifts.count(min(shifts))} are at the lower bound, "
+        f"{shifts.count(0)} at 0."
+    )
+    return f"{markdown_table(['', 'rendered', 'estimated', 'used', 'by'], rows, 'lrrrl')}\n\n{note}"
 
 
 AGREEMENT = {

@@ -8,11 +8,10 @@
     python maintenance/write_scores.py priors=runs/calibration/calibration.json animation=runs/animation.json
 
 slots.json, free.json and constrained.json are the results.json of eval_au.py for each decoder on the same images, the
-others come from benchmarks/held_out.py, robustness.py, comparison.py, photographs.py, agreement.py (also codes) and
-animation.py and from `eval_au.py calibrate`. NAME=FILE takes over a new one, without the scores per subject.
-photographs-before, agreement-before and codes-before are those of the last checkpoint trained on rendered faces only
-(commit 4957c54). The tables stand between markers; a test checks that the documents hold what this script writes, so
-nobody types a number by hand.
+others come from benchmarks/held_out.py, robustness.py, comparison.py, photographs.py, agreement.py (also codes and
+codes-london) and animation.py and from `eval_au.py calibrate`. NAME=FILE takes over a new one, without the scores per
+subject. NAME-before is that of the last checkpoint trained on rendered faces only (commit 4957c54). The tables stand
+between markers; a test checks that the documents hold what this script writes, so nobody types a number by hand.
 """
 
 import json
@@ -204,20 +203,24 @@ def photographs_table() -> str:
 
 
 def photographs_summary() -> str:
-    """The London set in five rows, for the README."""
+    """The London set in a few rows, for the README."""
     before, now = evaluation("photographs-before"), evaluation("photographs")
     measures = [
-        (f"{label}: smile against neutral, ROC AUC", ("smile", "disfa", label, "expected"))
+        (f"{label}: told to smile against neutral, ROC AUC (disfa)", ("smile", "disfa", label, "expected"))
         for label in ("AU12", "AU6", "AU25")
     ]
-    measures.append(("AU12 read into neutral faces, share", ("neutral", "formats", "disfa", "AU12", "decided")))
+    measures.append(("AU12 read into neutral faces, share (disfa)", ("neutral", "formats", "disfa", "AU12", "decided")))
     measures.append(("any AU of any format read into neutral faces, mean share", ("neutral", "mean", "decided")))
     rows = []
     for words, path in measures:
         shape = now.get("mediapipe", {}).get(path[2]) if path[0] == "smile" else None
         cells = [scored(reduce(getitem, path, results)) for results in (before, now)]
         rows.append([words, *cells, scored(shape) if shape else ""])
-    return markdown_table(["disfa", "rendered faces only", "shipped", "MediaPipe's blendshape"], rows, "lrrr")
+    for place, (name, label) in enumerate((("bp4d", "AU12"), ("bp4d", "AU6"), ("disfa", "AU25"))):
+        of_au = (evaluation(each)["agreement"][name][label] for each in ("codes-london-before", "codes-london"))
+        cells = [scored(each["roc_auc"]) for each in of_au]
+        rows.insert(place, [f"{label}: seen by eye against not seen, ROC AUC ({name})", *cells, ""])
+    return markdown_table(["", "rendered faces only", "shipped", "MediaPipe's blendshape"], rows, "lrrr")
 
 
 def neutral_table() -> str:
@@ -296,7 +299,7 @@ def agreement_per_au_table(of: str = "agreement") -> str:
     return markdown_table(["format", "AU", "clear and strong", *heads], rows, "llr" + "r" * len(heads))
 
 
-def codes_line() -> str:
+def codes_table() -> str:
     """How far the checkpoint agrees with codes by eye, before and now."""
     before, now = evaluation("codes-before"), evaluation("codes")
     words = {"roc_auc": "ROC AUC", "spearman": "Spearman's correlation", "pearson": "Pearson's correlation"}
@@ -372,8 +375,9 @@ TABLES = {
     "photographs-neutral": neutral_table,
     "agreement": agreement_table,
     "agreement-per-au": agreement_per_au_table,
-    "codes": codes_line,
+    "codes": codes_table,
     "codes-per-au": partial(agreement_per_au_table, "codes"),
+    "codes-london": partial(agreement_per_au_table, "codes-london"),
     "photographs-found": found_table,
     "photograph-groups": photograph_groups_table,
     "priors": priors_table,

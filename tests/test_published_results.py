@@ -191,12 +191,17 @@ def test_summary_of_the_london_set(tool):
 
     tool.give("photographs-before", found(0.25))
     tool.give("photographs", found(0.5) | {"mediapipe": {"found": 5, "AU12": each(0.75, blendshape="mouthSmile")}})
+    for name, value in (("codes-london-before", 0.25), ("codes-london", 0.5)):
+        of_au = {"roc_auc": each(value)}
+        tool.give(name, {"agreement": {"bp4d": {"AU12": of_au, "AU6": of_au}, "disfa": {"AU25": of_au}}})
     rows = tool.photographs_summary().splitlines()[2:]
     before, now, mediapipe = "0.250 (0.125 to 0.375)", "0.500 (0.375 to 0.625)", "0.750 (0.625 to 0.875)"
-    assert rows[0] == f"| AU12: smile against neutral, ROC AUC | {before} | {now} | {mediapipe} |"
-    assert rows[1].endswith(f"| {before} | {now} |  |")
-    assert rows[3] == f"| AU12 read into neutral faces, share | {now} | {mediapipe} |  |"  # decided: 0.25 above
-    assert len(rows) == 5
+    assert rows[0] == f"| AU12: seen by eye against not seen, ROC AUC (bp4d) | {before} | {now} |  |"
+    assert rows[2] == f"| AU25: seen by eye against not seen, ROC AUC (disfa) | {before} | {now} |  |"
+    assert rows[3] == f"| AU12: told to smile against neutral, ROC AUC (disfa) | {before} | {now} | {mediapipe} |"
+    assert rows[4].endswith(f"| {before} | {now} |  |")
+    assert rows[6] == f"| AU12 read into neutral faces, share (disfa) | {now} | {mediapipe} |  |"  # decided: 0.25 above
+    assert len(rows) == 8
 
 
 def agreement(value: float) -> dict:
@@ -217,6 +222,17 @@ def agreement(value: float) -> dict:
             }
         },
     }
+
+
+def test_tables_of_agreement_with_codes(tool):
+    tool.give("codes-before", agreement(0.25))
+    tool.give("codes", agreement(0.5))
+    before, now = "0.250 (0.125 to 0.375)", "0.500 (0.375 to 0.625)"
+    lines = tool.codes_table().splitlines()
+    assert lines[2] == f"| ROC AUC | {before} | {now} |"
+    assert lines[-1].startswith("1,234 photographs.")
+    [row] = tool.agreement_per_au_table("codes").splitlines()[2:]
+    assert row == f"| disfa | AU12 | 11 | {before} | {now} | {before} | {now} |"
 
 
 def test_tables_of_agreement_and_groups(tool):

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from au_llava.action_units import ACTION_UNITS, FORMATS, MAIN_FORMATS
@@ -45,38 +46,12 @@ class Codes:
     def __init__(self, path: Path):
         content = path.read_bytes()
         self.sha256 = hashlib.sha256(content).hexdigest()
-        try:
-            table = pd.read_csv(io.BytesIO(content), dtype=str, encoding="utf-8-sig", skipinitialspace=True)
-        except ValueError as error:
-            raise ValueError(f"{path} cannot be read as a table: {str(error).strip().splitlines()[0]}") from error
-        labels = [name for name in table.columns if name in ACTION_UNITS]
-        others = sorted(set(table.columns) - {"file", *labels})
-        if "file" not in table.columns or not labels or others:
-            raise ValueError(
-                f"{path} needs the column file and columns of AUs, such as AU12 or AU12L, and no others; it has "
-                f"{', '.join(table.columns)}."
-            )
-        if table.empty:
-            raise ValueError(f"{path} holds no picture: give it a row for each.")
-        files = table["file"].fillna("")
-        twice = files[files.duplicated()].tolist()
-        if twice or not files.all():
-            what = (
-                f"line {files.tolist().index('') + 2} names none" if not files.all() else f"{twice[0]!r} has two rows"
-            )
-            raise ValueError(f"{path} must name every picture once; {what}.")
-        levels = table[labels].apply(pd.to_numeric, errors="coerce")
-        wrong = table[labels].notna() & ~levels.apply(lambda column: column.between(0, MAXIMUM))
-        if wrong.to_numpy().any():
-            row, column = next(zip(*wrong.to_numpy().nonzero(), strict=True))
-            raise ValueError(
-                f"{path}, line {row + 2}: {labels[column]} is {table[labels[column]][row]!r}; a code is a number "
-                f"from 0 to {MAXIMUM}, or empty if unknown."
-            )
-        self.labels = tuple(labels)
-        self.rare = tuple(label for label in labels if (levels[label] > 0).sum() < RAREST * levels[label].count())
+        levels = _levels(path, _read(path, content))
+        self.labels = tuple(levels.columns)
+        shown, known = (levels > 0).sum(), levels.count()
+        self.rare = tuple(label for label in self.labels if shown[label] < RAREST * known[label])
         shares = (levels / MAXIMUM).to_dict("records")
-        self.files: Mapping[str, Mapping[str, float]] = dict(zip(files, shares, strict=True))
+        self.files: Mapping[str, Mapping[str, float]] = dict(zip(levels.index, shares, strict=True))
 
     def weak_values(self, file: str, formats: Sequence[str] = MAIN_FORMATS) -> dict[str, list[float]]:
         """Format -> the picture's codes as shares of the scale from 0 to 1 (`on_scale`), NaN where unknown.
@@ -87,6 +62,41 @@ class Codes:
         return {
             name: on_scale([_share(seen, label) for label in FORMATS[name].labels], name).tolist() for name in formats
         }
+
+
+def _read(path: Path, content: bytes) -> pd.DataFrame:
+    """The cells as text, indexed by file; a column for each AU."""
+    try:
+        table = pd.read_csv(io.BytesIO(content), dtype=str, encoding="utf-8-sig", skipinitialspace=True)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as a table: {str(error).strip().splitlines()[0]}") from error
+    labels = [name for name in table.columns if name in ACTION_UNITS]
+    if not labels or {"file", *labels} != set(table.columns):
+        raise ValueError(
+            f"{path} needs the column file and columns of AUs, such as AU12 or AU12L, and no others; it has "
+            f"{', '.join(table.columns)}."
+        )
+    if table.empty:
+        raise ValueError(f"{path} holds no picture: give it a row for each.")
+    nameless, twice = table["file"].isna(), table["file"].duplicated()
+    if nameless.any():
+        raise ValueError(f"{path} must name every picture once; line {nameless.argmax() + 2} names none.")
+    if twice.any():
+        raise ValueError(f"{path} must name every picture once; {table['file'][twice.argmax()]!r} has two rows.")
+    return table.set_index("file")[labels]
+
+
+def _levels(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """The codes as numbers, NaN where unknown."""
+    levels = table.apply(pd.to_numeric, errors="coerce")
+    wrong = (table.notna() & ~levels.apply(lambda column: column.between(0, MAXIMUM))).to_numpy()
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        raise ValueError(
+            f"{path}, line {row + 2}: {table.columns[column]} is {table.iat[row, column]!r}; a code is a number from "
+            f"0 to {MAXIMUM}, or empty if unknown."
+        )
+    return levels
 
 
 def notes_on(codes: Codes | None) -> tuple[str, ...]:

@@ -40,10 +40,12 @@ class Codes:
     Raises:
         ValueError: it cannot be read as a table, lacks `file` or columns of AUs, names a picture twice, or a code is
             not a number from 0 to 5.
-        OSError: there is no such file.
+        FileNotFoundError: there is no such file. OSError: it cannot be opened.
     """
 
     def __init__(self, path: Path):
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no table of codes {path}: name a CSV.")
         content = path.read_bytes()
         self.sha256 = hashlib.sha256(content).hexdigest()
         levels = _levels(path, _read(path, content))

@@ -72,6 +72,12 @@ def test_a_bad_table_is_one_sentence(tmp_path, capsys, text, message):
     assert message in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_table_that_is_not_there_is_one_sentence(tmp_path, capsys):
+    path = tmp_path / "nowhere.csv"
+    assert run("unlabelled", tmp_path, tmp_path / "out", "--codes", path) == 1
+    assert capsys.readouterr().err == f"prepare_data.py: there is no table of codes {path}: name a CSV.\n"
+
+
 def test_photographs_of_fairface_with_codes(tmp_path, table, no_detector):  # noqa: F811
     rows = [row(1), row(2), row(3), row(4, "10-19")]
     shards = write_table(tmp_path / "fair" / "train-00000-of-00001.parquet", rows).parent

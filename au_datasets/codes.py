@@ -3,7 +3,7 @@
 A CSV with a row for each picture: `file`, as the reader names it, and columns such as AU4, AU12 or AU12L from 0
 (absent) to 5 (maximum), as FACS's letters. An empty cell is unknown: not coded, hidden, or in doubt. A column without a
 side holds for both. Codes of people who are no FACS coders, or of machines, are estimates, not labels: they are for
-training, and never to score against.
+training, and what is measured against them is agreement, not accuracy.
 """
 
 import hashlib

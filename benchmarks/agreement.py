@@ -4,9 +4,9 @@
     python benchmarks/agreement.py --data data/fairface --groups race gender age --out runs/agreement.json
 
 None of this is accuracy: there are no labels, and the teacher (`weak`, made by prepare_data.py from MediaPipe's
-blendshapes) is sometimes wrong and may be biased. It compares checkpoints. Records need the columns `margin` (share of
-the crop's side that is stored around the crop, on each side) and `weak` (per AU a share of the scale, NaN where the
-teacher is not trusted). The benchmark measures
+blendshapes or from codes by eye) is sometimes wrong and may be biased. It compares checkpoints. Records need the
+columns `margin` (share of the crop's side that is stored around the crop, on each side) and `weak` (per AU a share of
+the scale, NaN where the teacher is not trusted). The benchmark measures
 
 - agreement, per AU that the teacher is trusted on: Pearson's and Spearman's correlation of the expected value with the
   teacher's, and the ROC AUC of the expected value for "teacher at least 0.5" against "teacher at most 0.1", in shares

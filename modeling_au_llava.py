@@ -139,12 +139,15 @@ class AuLlavaPreTrainedModel(LlavaPreTrainedModel):
 
         Those parameters are on the device "meta" except while their module runs.
         """
+        device = super().device
+        if device.type != "meta":
+            return device
         for placed in (module._hf_hook for module in modules_of(self) if "_hf_hook" in vars(module)):
             for hook in getattr(placed, "hooks", [placed]):  # a sequence of hooks, or one
                 place = getattr(hook, "execution_device", None)
                 if place is not None:
                     return torch.device(place)
-        return super().device
+        return device
 
 
 class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):

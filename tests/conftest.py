@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-# timm needs torchvision, whose wheel on PyPI is compiled for one build of torch. Beside another, such as that for CPUs,
+# timm needs torchvision, whose wheel is compiled for one build of torch. Beside another, such as that for CPUs,
 # its operators do not load, and it cannot be imported unless these two are declared. No test calls them.
 if torchvision := importlib.util.find_spec("torchvision"):
     try:

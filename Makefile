@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+PYTEST_TIMM := PYTHONPATH=$(VENV)/timm $(BIN)/python -m pytest
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
@@ -18,12 +19,14 @@ demo: $(VENV)/.installed
 	$(BIN)/python prepare_data.py rendered --subjects 30 --images-per-subject 5 --seed 3 --validation 0 --test 1 --out data/demo
 	$(BIN)/python eval_au.py --data data/demo --out runs/demo
 
-test: $(VENV)/.installed
+test: $(VENV)/.installed $(VENV)/timm/.installed
 	$(PYTEST)
+	$(PYTEST_TIMM) -m "timm and not slow"
 
-# What each of them took is in slow-tests.txt.
-test-slow: $(VENV)/.installed
+# What each of them took is in slow-tests.txt. Those of timm all run again: pytest fails where it finds no slow one.
+test-slow: $(VENV)/.installed $(VENV)/timm/.installed
 	$(PYTEST) -m slow --durations=0 | tee slow-tests.txt
+	$(PYTEST_TIMM) -m timm --durations=0 | tee --append slow-tests.txt
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -38,4 +41,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+# Transformers uses torchvision wherever it finds it, so it lies in a folder that only the tests of timm see.
+$(VENV)/timm/.installed: $(VENV)/.installed
+	rm -rf $(@D)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --target $(@D) timm torchvision
 	touch $@

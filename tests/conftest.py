@@ -19,6 +19,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+# timm needs torchvision, whose wheel is compiled for one build of torch. Beside another, such as that for CPUs,
+# its operators do not load, and it cannot be imported unless these two are declared. No test calls them.
+if torchvision := importlib.util.find_spec("torchvision"):
+    try:
+        torch.ops.load_library(Path(torchvision.origin).with_name("_C.so"))
+    except OSError:
+        for name in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
 from datasets import List, Value
 from PIL import Image
 from transformers import (
@@ -47,6 +57,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 IMAGE_SIZE = 32
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("timm") and not importlib.util.find_spec("timm"):
+        pytest.skip("timm is not installed here: `make test` runs the tests of timm by themselves, with it")
 
 
 def pytest_sessionfinish():

@@ -46,9 +46,10 @@ def test_random_language_models_are_the_same_for_a_seed(tmp_path):
     assert (config.hidden_size, config.num_hidden_layers, config.vocab_size) == (128, 4, len(phrase_tokenizer()))
 
 
+@pytest.mark.timm
 def test_imagenet_weights_become_a_tower(tmp_path):
     """Weights in the order and shapes of the published file, under its names."""
-    timm = pytest.importorskip("timm")
+    import timm
     from transformers import AutoModel
 
     torch.manual_seed(0)

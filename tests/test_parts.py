@@ -299,12 +299,13 @@ def test_bad_language_models_end_training_with_a_sentence(bad, told, checkpoint,
 
 
 # ---- timm -----------------------------------------------------------------------------------------------------------
+@pytest.mark.timm
 @pytest.mark.parametrize(
     ("architecture", "stride", "width", "extra"),
     [("resnet10t", 32, 512, {}), ("vit_tiny_patch16_224", 16, 192, {"depth": 1, "img_size": 64})],
 )
 def test_towers_of_timm(architecture, stride, width, extra, tmp_path):
-    timm = pytest.importorskip("timm")
+    import timm
     from transformers import TimmWrapperConfig, TimmWrapperModel
 
     from au_llava.image_processing_au_llava import AuLlavaImageProcessor

@@ -307,7 +307,7 @@ def test_command_stores_the_prior_that_codes_tell(
     monkeypatch.setattr(fit_calibration, "FEWEST", 1)
     for module in (fit_calibration, priors):
         monkeypatch.setattr(module, "FEWEST_UNLABELED", 10)
-    levels = {"AU12": 1.0, "AU12L": 0.3, "AU4": 0.0}
+    levels = {"AU12": 1.0, "AU12L": 0.3, "AU4": 0.0, "AU6": 0.5, "AU15": 0.4}
     coded = write_photographs(tmp_path / "coded", rendered_records, lambda label: levels.get(label, float("nan")))
     checkpoint = tmp_path / "model"
     shutil.copytree(tiny_checkpoint, checkpoint)
@@ -329,14 +329,17 @@ def test_command_stores_the_prior_that_codes_tell(
     limit = -np.log(LEAST_ODDS)
     for name, of_format in stored["formats"].items():
         for label, entry in of_format["aus"].items():
-            told = {"AU12": 1.0, "AU12L": 0.5, "AU4": 0.0}.get(label)  # 0.3 of the scale is as likely present as not
+            # 0.6 of the scale is certain and 0.3 as likely present as not; on an occurrence scale half is enough
+            told = {"AU12": 1.0, "AU12L": 0.3 / 0.6, "AU4": 0.0, "AU6": 0.5 / 0.6, "AU15": 0.4 / 0.6}.get(label)
+            if name == "bp4d":
+                told = {"AU6": 1.0, "AU15": 0.0}.get(label, told)
             shift = entry["photographs"]["shift"]
             assert report[name][label]["coded"] == (told is not None)
             if told is None:  # the photographs are the people calibrated on, so that nothing shifts
                 assert shift == pytest.approx(0, abs=1e-3)
                 continue
             assert report[name][label]["estimated"] == pytest.approx(told, abs=1e-6)
-            if told != 0.5:
+            if told in (0, 1):
                 assert shift == pytest.approx(limit if told else -limit, abs=1e-4)
     with pytest.raises(ValueError, match="in its calibration part"):
         check_unseen(str(checkpoint), [f"photos:PR0-{each:06d}" for each in range(10)])

@@ -57,7 +57,7 @@ class ActionUnit:
     """
 
     label: str  # as in answers: "AU12", "AU43L", "AU28T", "AD30R"
-    facs: int  # FACS number, the same for sided and unsided labels
+    facs: int  # FACS number, the same for sided and unsided labels; above 100 one of our own
     side: str | None  # "left", "right", "top" (upper lip), "bottom" (lower lip), or None for the whole AU
     name: str
     muscles: str  # empty for action descriptors
@@ -67,6 +67,7 @@ class ActionUnit:
 
 # label | sides that can be scored | name | muscles | definition | region
 # Numbers, names and muscles: Ekman, Friesen and Hager, Facial Action Coding System (2002). The definitions are ours.
+# FACS has no number for AD101 and AD102: they are the blendshapes mouthLeft, mouthRight and mouthShrugUpper of ARKit.
 _CATALOGUE = """
 AU1  |LR| inner brow raiser       | frontalis, medial part | the inner brow ends are pulled up | brow
 AU2  |LR| outer brow raiser       | frontalis, lateral part | the outer brow ends are pulled up | brow
@@ -126,6 +127,8 @@ AU63 |  | eyes up                 | | the gaze is turned up | gaze
 AU64 |  | eyes down               | | the gaze is turned down | gaze
 AU65 |  | walleye                 | | the eyes point away from each other | gaze
 AU66 |  | crossed eyes            | | the eyes point toward the nose | gaze
+AD101|LR| mouth sideways          | | the lips are drawn to one side | lips
+AD102|  | upper lip shrug         | | the upper lip is pushed up by the lower lip | upper lip
 """  # noqa: E501
 _SIDES = {"L": "left", "R": "right", "T": "top", "B": "bottom"}
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from au_llava.au_faces.box import carried
-from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT, Face, cut_square
+from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT, Face, Point, cut_square
 from au_llava.au_faces.network import open_network
 from au_llava.au_faces.photo import Photo
 from au_llava.au_runs.files import HOME
@@ -215,17 +215,22 @@ def with_pose(photo: Photo, face: Face) -> Face:
     """
     if importlib.util.find_spec("onnxruntime") is None:
         return face
-    eyes = face.eyes
-    if eyes is None:
-        left, top, width, height = face.box
-        x, y = EYE_DISTANCE / 2 * width, top + EYE_HEIGHT * height
-        eyes = ((left + width / 2 - x, y), (left + width / 2 + x, y))
+    eyes = eyes_of(face)
     right, left = np.array(eyes) @ [1, 1j]
     template = TEMPLATE @ [1, 1j]
     guess = right + (template - template[0]) * (left - right) / (template[1] - template[0])
     image, factor = photo.showing(eyes, SIDE)
     [answer] = face_points()(image, [np.stack([guess.real, guess.imag], axis=1) / factor])
     return face if answer.confidence < TRUSTED else replace(face, pose=head_pose(answer.rotation))
+
+
+def eyes_of(face: Face) -> tuple[Point, Point]:
+    """The eyes to crop by; those that a crop has by its geometry, if the picture is a face crop."""
+    if face.eyes is not None:
+        return face.eyes
+    left, top, width, height = face.box
+    x, y = EYE_DISTANCE / 2 * width, top + EYE_HEIGHT * height
+    return (left + width / 2 - x, y), (left + width / 2 + x, y)
 
 
 def _better(face: Face, answer: PlacedFace, size: tuple[int, int], factor: int) -> Face:

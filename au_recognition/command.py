@@ -171,6 +171,7 @@ def make_plan(arguments: argparse.Namespace, files: Sequence[Path], finder: Call
         every=arguments.every,
         fps=arguments.fps,
         max_yaw=arguments.max_yaw,
+        gaze="arkit" in arguments.derive,
         distributions=arguments.out is not None and arguments.out.suffix.lower() == ".jsonl",
     )
 

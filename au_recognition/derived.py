@@ -1,7 +1,8 @@
 """Columns that follow from the formats' readings by a rule: blinks, the rest of OpenFace's AUs, ARKit's blendshapes.
 
-What does not follow stays empty. As in au_datasets/conversion.py, an unsided AU is its stronger side, presence follows
-from any scale, and an intensity never from a strength between 0 and 1, or the reverse.
+The gaze comes from the eyes (au_faces/gaze.py) unless a format has it. What does not follow stays empty. As in
+au_datasets/conversion.py, an unsided AU is its stronger side, presence follows from any scale, and an intensity never
+from a strength between 0 and 1, or the reverse.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 
 from au_llava.action_units import AUFormat
 from au_llava.au_datasets.conversion import sources
+from au_llava.au_faces.gaze import GAZE
 from au_llava.au_faces.media import is_video
 from au_llava.au_recognition.tables import au_columns, openface_label
 
@@ -28,21 +30,20 @@ OPENFACE = tuple(f"AU{number}" for number in (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 1
 
 # Shape -> the AU of the same movement; {} is Left and Right, the person's own as in ARKit. Names:
 # https://developer.apple.com/documentation/arkit/arfaceanchor/blendshapelocation. AUs: ICT-FaceKit's published FACS
-# table, as for the face rig (au_rendering/rig.py). FACS codes the gaze of both eyes together (AU61 to AU64). It has no
-# AU for a mouth that moves sideways, nor for the upper lip in a shrug, which AU17 may or may not show.
+# table, as for the face rig (au_rendering/rig.py). FACS codes the gaze of both eyes together (AU61 to AU64).
 _ARKIT = {
     **{"eyeBlink{}": "AU43", "eyeLookDown{}": "AU64", "eyeLookUp{}": "AU63"},
     **{"eyeLookInLeft": "AU62", "eyeLookInRight": "AU61", "eyeLookOutLeft": "AU61", "eyeLookOutRight": "AU62"},
     **{"eyeSquint{}": "AU7", "eyeWide{}": "AU5", "jawForward": "AD29", "jawLeft": "AD30L", "jawRight": "AD30R"},
-    **{"jawOpen": "AU26", "mouthClose": "AU8", "mouthFunnel": "AU22", "mouthPucker": "AU18", "mouthLeft": None},
-    **{"mouthRight": None, "mouthSmile{}": "AU12", "mouthFrown{}": "AU15", "mouthDimple{}": "AU14"},
+    **{"jawOpen": "AU26", "mouthClose": "AU8", "mouthFunnel": "AU22", "mouthPucker": "AU18", "mouthLeft": "AD101L"},
+    **{"mouthRight": "AD101R", "mouthSmile{}": "AU12", "mouthFrown{}": "AU15", "mouthDimple{}": "AU14"},
     **{"mouthStretch{}": "AU20", "mouthRollLower": "AU28B", "mouthRollUpper": "AU28T", "mouthShrugLower": "AU17"},
-    **{"mouthShrugUpper": None, "mouthPress{}": "AU24", "mouthLowerDown{}": "AU16", "mouthUpperUp{}": "AU10"},
+    **{"mouthShrugUpper": "AD102", "mouthPress{}": "AU24", "mouthLowerDown{}": "AU16", "mouthUpperUp{}": "AU10"},
     **{"browDown{}": "AU4", "browInnerUp": "AU1", "browOuterUp{}": "AU2", "cheekPuff": "AD34", "cheekSquint{}": "AU6"},
     **{"noseSneer{}": "AU9", "tongueOut": "AD19"},
 }
-ARKIT = {  # the 52 shapes -> the AUs that give them, the first that is read; none if no AU does
-    shape.format(side): () if label is None else (label + side[:1], label) if side else (label,)
+ARKIT = {  # the 52 shapes -> the AUs that give them, the first that is read
+    shape.format(side): (label + side[:1], label) if side else (label,)
     for shape, label in _ARKIT.items()
     for side in (("Left", "Right") if "{}" in shape else ("",))
 }
@@ -139,7 +140,9 @@ class Derived:
         return None
 
     def _strength(self, labels: Sequence[str]) -> Cell:
-        return self._value(labels, "continuous") or _unknown
+        """An AU's strength; that of a gaze without a format as the eyes show it."""
+        gaze = next((label for label in labels if label in GAZE), None)
+        return self._value(labels, "continuous") or (_unknown if gaze is None else lambda face: _seen(face, gaze))
 
     def _blink(self, face: Mapping) -> int | None:
         return self.frames.get((face["file"], face["face_id"], face["frame"]))
@@ -160,6 +163,11 @@ class Derived:
 
 def _unknown(face: Mapping) -> None:
     return None
+
+
+def _seen(face: Mapping, label: str) -> float | None:
+    """An AU of the gaze, if the eyes of this face show it."""
+    return face["gaze"] and face["gaze"][label]
 
 
 def find_blinks(times: Sequence[float], closed: Sequence[int | None]) -> tuple[list[int | None], int, float]:

@@ -19,6 +19,7 @@ import numpy as np
 from au_llava.action_units import AUFormat
 from au_llava.au_faces.crop import Face
 from au_llava.au_faces.follow import look_of
+from au_llava.au_faces.gaze import read_gaze
 from au_llava.au_faces.media import DamagedVideo, Frame, count_frames, is_video, video_frames
 from au_llava.au_faces.photo import Photo
 from au_llava.au_faces.points import with_pose
@@ -46,6 +47,7 @@ class Plan:
         size: side of a face crop in pixels.
         every, fps: of a video, take one frame of `every`, or `fps` frames per second.
         distributions: whether to store whole distributions.
+        gaze: whether to read where the eyes look.
         max_yaw: degrees; faces turned further to a side, or by an unknown angle, are left out.
     """
 
@@ -59,6 +61,7 @@ class Plan:
     fps: float | None = None
     distributions: bool = False
     max_yaw: float | None = None
+    gaze: bool = False
 
     def is_video(self, part: int) -> bool:
         return isinstance(self.parts[part], Path)
@@ -193,6 +196,7 @@ def _detected(plan: Plan, frame: Frame, find: Find) -> dict:
             if not _is_read(face, plan.max_yaw):
                 entry["turned"] += 1
                 continue
+            gaze = read_gaze(photo, face) if plan.gaze else None
             crop = photo.whole() if face.eyes is None else photo.crop(face.eyes, plan.size)
             entry["faces"].append(
                 {
@@ -201,6 +205,7 @@ def _detected(plan: Plan, frame: Frame, find: Find) -> dict:
                     "confidence": face.confidence and round(face.confidence, 4),
                     "face_id": face.face_id,
                     "pose": None if face.pose is None else np.round(face.pose, 4).tolist(),
+                    "gaze": gaze and {label: round(value, 4) for label, value in gaze.items()},
                     "look": base64.b64encode(look_of(crop).tobytes()).decode(),
                     "crop": crop,
                 }

@@ -7,10 +7,11 @@ import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
+from au_llava.au_faces import gaze
 from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT
 from au_llava.au_recognition.runner import BAND, Plan
 from au_llava.au_runs.formats import as_stored
-from au_llava.au_runs.provenance import code_commit, versions_of, weights_sha256
+from au_llava.au_runs.provenance import code_commit, sha256_of, versions_of, weights_sha256
 
 PACKAGES = ("au-llava", "torch", "transformers", "pillow", "numpy", "onnxruntime", "av")
 
@@ -44,6 +45,7 @@ def plan_identity(plan: Plan, checkpoint: Mapping, detector: Mapping) -> dict:
         "fps": plan.fps,
         "distributions": plan.distributions,
         "max_yaw": plan.max_yaw,
+        "gaze_sha256": sha256_of(gaze.MODEL) if plan.gaze else None,
     }
 
 

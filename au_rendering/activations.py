@@ -4,8 +4,8 @@ Strengths are sided, each 0 or in [0.20, 1.00] on a grid of 0.01. Unusual choice
 - AUs that hide or undo each other are never drawn together (`EXCLUDES`), so every label has a visible sign.
 - On this rig AU10, AU16 and AU26 part the lips, so AU25 is at least as strong as the strongest of them.
 - Combinations seen in life are proposed often, so that AUs co-occur as in life, but not always.
-- Funneled lips, lips that meet over an open jaw, the tongue and looks far aside are drawn only for formats that have
-  their labels, after everything else: other pictures stay as they were.
+- The movements of `ON_REQUEST` and looks far aside are drawn only for formats that have their labels, after everything
+  else: other pictures stay as they were.
 """
 
 import math
@@ -16,6 +16,7 @@ from functools import cache
 import numpy as np
 
 from au_llava.action_units import FORMATS
+from au_llava.au_faces.gaze import GAZE, aus_of_gaze
 from au_llava.au_rendering.rig import ON_REQUEST, SHAPES
 from au_llava.au_rendering.view import View
 
@@ -27,9 +28,8 @@ _RARE = {"AU10", "AU12", "AU14", "AU16", "AU18", "AU23", "AU24", "AU28T", "AU28B
 _FREQUENT = {"AU1": 0.6, "AU2": 0.6, "AU4": 0.6, "AD29": 0.7, "AD30": 0.7}
 WEIGHTS = np.array([_FREQUENT.get(name, 2.5 if name in _RARE else 1.0) for name in NAMES])
 WEIGHTS /= WEIGHTS.sum()
-SIDED = frozenset(label[:-1] for label in SHAPES if label[-1] in "LR" and label[:-1] != "AD30")
+SIDED = frozenset(name for name in NAMES if name + "L" in SHAPES and name != "AD30")
 PARTS_LIPS = ("AU10", "AU16", "AU26")
-GAZE = ("AU61", "AU62", "AU63", "AU64")  # to the left, to the right, up, down
 
 # Pairs that never co-occur, and why.
 _EXCLUSIONS = {
@@ -129,6 +129,8 @@ _REPLACES = {
     "AU8": "AU10 AU16 AU17 AU18 AU23 AU24 AU25 AU28T AU28B AD34",
     "AU22": "AU12 AU14 AU15 AU17 AU18 AU20 AU23 AU24 AU28T AU28B AD34",
     "AD19": "AU17 AU18 AU23 AU24 AU28T AU28B AD34",
+    "AD101": "AU18 AU28T AU28B AD30",
+    "AD102": "AU10 AU16 AU18 AU23 AU24 AU25 AU26 AU28T AU28B AD34",
 }
 WEAKEST_TONGUE = 0.40  # below it the tongue stays behind the lips
 SHARE = 0.12  # of the pictures for each movement on request
@@ -142,22 +144,28 @@ def on_request(
     """Strengths and view of a picture, with what `labels` ask for beside them; unchanged if they ask for nothing.
 
     At most one movement of `ON_REQUEST` is drawn. AU8 comes with an equal AU26, so that the lips meet; AU22 with an
-    AU25 of at least its own strength, AD19 with one that shows the tongue.
+    AU25 of at least its own strength, AD19 with one that shows the tongue; AD102 with an AU17 of at least its own
+    strength, since the upper lip alone would open the mouth.
     """
     strengths, labels = dict(strengths), set(labels)
-    asked = [name for name in ON_REQUEST if any(name in _moved_by(label) for label in labels)]
+    asked: dict[str, list[str]] = {}
+    for moved in ON_REQUEST:
+        if any(moved in _moved_by(label) for label in labels):
+            asked.setdefault(moved.rstrip("LR"), []).append(moved)
     number = int(rng.random() / SHARE)
     if number < len(asked):
-        name = asked[number]
+        name, sides = list(asked.items())[number]
         strength = _strength(rng, WEAKEST_TONGUE if name == "AD19" else WEAKEST)
         replaced = _REPLACES[name].split()
         strengths = {label: value for label, value in strengths.items() if label.rstrip("LR") not in replaced}
-        strengths[name] = strength
+        strengths[sides[0] if len(sides) == 1 else str(rng.choice(sides))] = strength
         if name == "AU8":
             strengths["AU26"] = strength
-        else:
+        elif name in ("AU22", "AD19"):
             parted = strength if name == "AU22" else int(rng.integers(30, 71)) / 100
             strengths["AU25"] = max(strengths.get("AU25", 0.0), parted)
+        elif name == "AD102":
+            strengths["AU17"] = max(strengths.get("AU17", 0.0), strength)
     if labels.intersection(GAZE):
         straight = rng.random() < STRAIGHT
         gaze = rng.normal(0, 0.08, 2) if straight else rng.uniform(-1, 1, 2)
@@ -169,8 +177,7 @@ def with_gaze(strengths: Mapping[str, float], gaze: tuple[float, float]) -> dict
     """Strengths, and those of AU61 to AU64 for a `gaze` as in `View`; without them where the lids hide it."""
     if min(strengths.get("AU43L", 0.0), strengths.get("AU43R", 0.0)) >= SHUT:
         return dict(strengths)
-    left, up = gaze
-    return {**strengths, **{label: max(0.0, way) for label, way in zip(GAZE, (left, -left, up, -up), strict=True)}}
+    return {**strengths, **aus_of_gaze(*gaze)}
 
 
 @cache

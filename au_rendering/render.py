@@ -102,7 +102,7 @@ def place_points(identity: np.ndarray, movement: np.ndarray, view: View, size: i
     """
     rig = load_rig()
     rotation = head_rotation(view.yaw, view.pitch)
-    vertices = (identity + movement).astype(np.float32) @ rotation
+    vertices = (identity + movement + _turn_eyes(view.gaze)).astype(np.float32) @ rotation
     eyes = np.stack([vertices[_vertex_sets()[name]].mean(axis=0) for name in ("eye_left", "eye_right")])
     corners = project(vertices[rig.face_points], eyes, view, size)[0]
     points = np.concatenate([corners[:4].reshape(2, 2, 2).mean(axis=1), corners[4:]])

@@ -63,8 +63,11 @@ SHAPES: dict[str, dict[str, float]] = {
     "AU8": {"mouthClose": 0.75},  # as far as AU26 opens: with the same strength, the lips just meet
     "AU22": {"mouthFunnel": 1.4},
     "AD19": {"tongueOut": 1.9},
+    "AD101L": {"mouthLeft": 1.2},
+    "AD101R": {"mouthRight": 1.2},
+    "AD102": {"mouthShrugUpper": 1.4},
 }
-ON_REQUEST = ("AU8", "AU22", "AD19")
+ON_REQUEST = ("AU8", "AU22", "AD19", "AD101L", "AD101R", "AD102")
 for _label, _gains in _SIDED_SHAPES.items():
     for _letter, _side in (("L", "Left"), ("R", "Right")):
         SHAPES[_label + _letter] = {name.format(side=_side): gain for name, gain in _gains.items()}

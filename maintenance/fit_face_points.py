@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from crop_networks import Block, cut, export, kept, train, turned, vary
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -34,8 +35,7 @@ from au_llava.au_rendering.pictures import picture
 from au_llava.au_rendering.render import place_points
 from au_llava.au_rendering.view import View, sample_view
 from au_llava.au_runs.commands import CommandParser, run_command
-from au_llava.au_runs.files import replacing
-from au_llava.au_runs.progress import progress_bar, track
+from au_llava.au_runs.progress import track
 
 HELD_OUT, HELD_OUT_HEADS = 1000, 500
 # MediaPipe's landmarks: corners of the right eye, of the left eye, tip of the nose, corners of the mouth.
@@ -112,43 +112,33 @@ def head(seed: int, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def gather(arguments: argparse.Namespace) -> tuple[Faces, Faces, list[str], int]:
     """Photographs, heads, the names of the photographs, and how many show no face; kept in the folder `--work`."""
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    kept = arguments.work / "photographs.npz"
-    if not kept.is_file():
+
+    def measured() -> dict[str, np.ndarray]:
         total = sum(pq.ParquetFile(path).metadata.num_rows for path in arguments.photographs)
-        found, missed = [], 0
-        for name, row in track(photographs(arguments.photographs), "Measuring photographs", total=total):
-            if row is None:
-                missed += 1
-            else:
-                found.append((name, *row))
-        _store(kept, found, missed=missed)
-    names, real, missed = _load(kept)
-    kept = arguments.work / "heads.npz"
-    if not kept.is_file():
-        drawn = track(range(arguments.heads), "Drawing heads")
-        _store(kept, [(str(number), *head(arguments.seed, number)) for number in drawn])
-    return real, _load(kept)[1], names, missed
+        rows = list(track(photographs(arguments.photographs), "Measuring photographs", total=total))
+        found = [(name, *row) for name, row in rows if row is not None]
+        return _columns(found) | {"missed": np.array(len(rows) - len(found))}
+
+    def drawn() -> dict[str, np.ndarray]:
+        numbers = track(range(arguments.heads), "Drawing heads")
+        return _columns([(str(number), *head(arguments.seed, number)) for number in numbers])
+
+    real = kept(arguments.work / "photographs.npz", measured)
+    heads = kept(arguments.work / "heads.npz", drawn)
+    return _faces(real), _faces(heads), real["names"].tolist(), int(real["missed"])
 
 
-def _store(path: Path, rows: Sequence[tuple], missed: int = 0) -> None:
+def _columns(rows: Sequence[tuple]) -> dict[str, np.ndarray]:
     names, images, points, directions = zip(*rows, strict=True)
-    with replacing(path) as unfinished, unfinished.open("wb") as handle:
-        np.savez(
-            handle,
-            names=np.array(names),
-            images=np.stack(images),
-            points=np.stack(points).astype(np.float32),
-            directions=np.stack(directions).astype(np.float32),
-            missed=missed,
-        )
+    numbers = {"points": np.stack(points), "directions": np.stack(directions)}
+    return {"names": np.array(names), "images": np.stack(images)} | {
+        name: array.astype(np.float32) for name, array in numbers.items()
+    }
 
 
-def _load(path: Path) -> tuple[list[str], Faces, int]:
-    with np.load(path, allow_pickle=False) as stored:
-        images = torch.from_numpy(stored["images"]).permute(0, 3, 1, 2).contiguous()
-        faces = Faces(images, torch.from_numpy(stored["points"]), torch.from_numpy(stored["directions"]))
-        return stored["names"].tolist(), faces, int(stored["missed"])
+def _faces(stored: dict[str, np.ndarray]) -> Faces:
+    images = torch.from_numpy(stored["images"]).permute(0, 3, 1, 2).contiguous()
+    return Faces(images, torch.from_numpy(stored["points"]), torch.from_numpy(stored["directions"]))
 
 
 def look(faces: Faces, scale: torch.Tensor, turn: torch.Tensor, shift: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -157,61 +147,11 @@ def look(faces: Faces, scale: torch.Tensor, turn: torch.Tensor, shift: torch.Ten
     Returns:
         crops (N, 3, SIDE, SIDE) in 0 to 255, and points and directions of the faces in them.
     """
-    steps = (torch.arange(SIDE) + 0.5) / SIDE - 0.5
-    y, x = torch.meshgrid(steps, steps, indexing="ij")
+    crops = cut(faces.images, STORED / WIDE, (SIDE, SIDE), SIDE, scale, turn, shift)
     cos, sin = torch.cos(turn), torch.sin(turn)
-    across, down = scale * cos, scale * sin
-    column = across[:, None, None] * x - down[:, None, None] * y + 0.5 + shift[:, :1, None]
-    row = down[:, None, None] * x + across[:, None, None] * y + 0.5 + shift[:, 1:, None]
-    border = (WIDE - 1) / 2
-    grid = (torch.stack([column, row], -1) + border) / WIDE * 2 - 1
-    crops = F.grid_sample(faces.images.float(), grid, padding_mode="border", align_corners=False)
     back = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1) / scale[:, None, None]
     points = (faces.points - 0.5 - shift[:, None]) @ back + 0.5
-    upright = torch.stack([torch.stack([cos, sin], 1), torch.stack([-sin, cos], 1)], 1)
-    directions = (faces.directions.view(-1, 2, 2) @ upright).reshape(-1, 4)
-    return crops, points, directions
-
-
-def vary(crops: torch.Tensor) -> torch.Tensor:
-    """Change saturation, brightness, contrast, color and gamma; lower the resolution of some; add noise and patches."""
-    count = len(crops)
-    gray = crops.mean(1, keepdim=True)
-    saturation = torch.rand(count, 1, 1, 1) * 1.3 * (torch.rand(count, 1, 1, 1) > 0.12)
-    crops = gray + saturation * (crops - gray)
-    crops = (crops - 128) * torch.exp(torch.randn(count, 1, 1, 1) * 0.25) + 128
-    crops = (crops + torch.randn(count, 1, 1, 1) * 22 + torch.randn(count, 3, 1, 1) * 8).clamp(0, 255)
-    crops = 255 * (crops / 255) ** torch.exp(torch.randn(count, 1, 1, 1) * 0.2)
-    coarse = count // 5
-    side = int(torch.randint(16, 48, ()))
-    small = F.interpolate(crops[:coarse], size=(side, side), mode="area")
-    crops = torch.cat([F.interpolate(small, size=(SIDE, SIDE), mode="bilinear"), crops[coarse:]])
-    crops = crops + torch.randn_like(crops) * torch.rand(count, 1, 1, 1) * 10 * (torch.rand(count, 1, 1, 1) < 0.5)
-    for number in torch.randint(count, (count // 4,)).tolist():
-        height, width = torch.randint(4, 22, (2,)).tolist()
-        top, left = (int(torch.randint(SIDE - side, ())) for side in (height, width))
-        crops[number, :, top : top + height, left : left + width] = torch.rand(3, 1, 1) * 255
-    return crops.clamp(0, 255)
-
-
-class Block(nn.Module):
-    """Two 3 x 3 convolutions with a shortcut (He et al., 2016)."""
-
-    def __init__(self, before: int, after: int, stride: int = 1):
-        super().__init__()
-        self.path = nn.Sequential(
-            nn.Conv2d(before, after, 3, stride, 1, bias=False),
-            nn.BatchNorm2d(after),
-            nn.ReLU(),
-            nn.Conv2d(after, after, 3, 1, 1, bias=False),
-            nn.BatchNorm2d(after),
-        )
-        self.shortcut = nn.Identity()
-        if stride > 1:
-            self.shortcut = nn.Sequential(nn.AvgPool2d(stride), nn.Conv2d(before, after, 1, bias=False))
-
-    def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        return F.relu(self.path(maps) + self.shortcut(maps))
+    return crops, points, turned(faces.directions.view(-1, 2, 2), turn).flatten(1)
 
 
 class PointsNetwork(nn.Module):
@@ -254,34 +194,16 @@ def _shares(real: Faces, heads: Faces, size: int) -> tuple[tuple[Faces, int], tu
     return (real, size - of_heads), (heads, of_heads)
 
 
-def train(real: Faces, heads: Faces, steps: int, size: int) -> PointsNetwork:
-    """The exponential moving average of the weights."""
-    network, template = PointsNetwork(), torch.tensor(TEMPLATE, dtype=torch.float32)
-    average = torch.optim.swa_utils.AveragedModel(
-        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998), use_buffers=True
+def loss_of(network: PointsNetwork, real: Faces, heads: Faces, size: int) -> torch.Tensor:
+    """The loss of a batch."""
+    crops, points, directions, is_face = draw_batch(real, heads, size)
+    answer = network(crops)
+    placed = answer[is_face, :10].view(-1, 5, 2) + torch.tensor(TEMPLATE, dtype=torch.float32)
+    return (
+        10 * F.smooth_l1_loss(placed, points[is_face], beta=0.01)
+        + 0.5 * F.smooth_l1_loss(answer[is_face, 10:14], directions[is_face], beta=0.05)
+        + 0.05 * F.binary_cross_entropy_with_logits(answer[:, 14], is_face.float())
     )
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.1)
-    with progress_bar("batches") as bar:
-        task = bar.add_task("training", total=steps)
-        for _ in range(steps):
-            crops, points, directions, is_face = draw_batch(real, heads, size)
-            answer = network(crops)
-            placed = answer[is_face, :10].view(-1, 5, 2) + template
-            loss = (
-                10 * F.smooth_l1_loss(placed, points[is_face], beta=0.01)
-                + 0.5 * F.smooth_l1_loss(answer[is_face, 10:14], directions[is_face], beta=0.05)
-                + 0.05 * F.binary_cross_entropy_with_logits(answer[:, 14], is_face.float())
-            )
-            if not torch.isfinite(loss):
-                raise ValueError("the loss is not a number: lower the learning rate.")
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            average.update_parameters(network)
-            bar.advance(task)
-    return average.module.eval()
 
 
 @torch.no_grad()
@@ -298,20 +220,6 @@ def errors(network: PointsNetwork, faces: Faces) -> dict[str, torch.Tensor]:
     sines = (answer[:, 10:12].clamp(-1, 1), directions[:, :2].clamp(-1, 1))
     angles = torch.rad2deg(torch.asin(sines[0]) - torch.asin(sines[1])).abs()
     return {"worse eye": off[:, :2].max(dim=1)[0], "yaw": angles[:, 0], "pitch": angles[:, 1]}
-
-
-def export(network: PointsNetwork, path: Path) -> None:
-    """Write the network as ONNX, for any number of crops."""
-    with replacing(path) as unfinished:
-        torch.onnx.export(
-            network,
-            (torch.zeros(1, 3, SIDE, SIDE),),
-            str(unfinished),
-            input_names=["crops"],
-            output_names=["answers"],
-            dynamic_axes={"crops": {0: "faces"}, "answers": {0: "faces"}},
-            dynamo=False,  # OpenCV reads what the older exporter writes
-        )
 
 
 def run(words: Sequence[str] | None = None) -> int:
@@ -331,10 +239,9 @@ def run(words: Sequence[str] | None = None) -> int:
         order = sorted(range(len(names)), key=lambda row: hashlib.sha256(names[row].encode()).hexdigest())
         if len(order) <= HELD_OUT or len(heads) <= HELD_OUT_HEADS:
             raise ValueError(f"more than {HELD_OUT} photographs and {HELD_OUT_HEADS} heads are needed to hold out.")
-        network = train(
-            real[order[HELD_OUT:]], heads[: len(heads) - HELD_OUT_HEADS], arguments.steps, arguments.batch_size
-        )
-        export(network, arguments.out)
+        seen = real[order[HELD_OUT:]], heads[: len(heads) - HELD_OUT_HEADS]
+        network = train(PointsNetwork(), lambda each: loss_of(each, *seen, arguments.batch_size), arguments.steps)
+        export(network, {"crops": torch.zeros(1, 3, SIDE, SIDE)}, arguments.out)
         table = Table("held out", "error", "median", "nine in ten below", title="One pass, from a guess like YuNet's")
         for name, faces in (("photographs", real[order[:HELD_OUT]]), ("heads", heads[-HELD_OUT_HEADS:])):
             for kind, values in errors(network, faces).items():

@@ -24,8 +24,13 @@ animation = load_tool("animation")
 FORMAT = read_format(ROOT / "recipes" / "formats" / "arkit.yaml")
 
 
+GAZE = {shape for shape in ARKIT if "Look" in shape}  # read from the eyes
+UNREAD = {"mouthLeft", "mouthRight", "mouthShrugUpper"}
+
+
 def test_every_shape_but_eleven_has_a_source():
     chosen = animation.sources_of(FORMAT)
+    assert {*ARKIT} - {*chosen} == GAZE | UNREAD
     assert len(chosen) == 41
     assert {*chosen.values()} == {*FORMAT.labels}
     assert (chosen["mouthSmileLeft"], chosen["noseSneerLeft"], chosen["mouthClose"]) == ("AU12L", "AU9", "AU8")
@@ -41,12 +46,7 @@ def test_a_reading_is_compared_with_the_shape_of_its_name():
     blendshapes[:, BLENDSHAPES.index("jawLeft")] = 1 - expected[:, FORMAT.labels.index("AD30L")]
     blendshapes[5] = np.nan  # no face found
     agreed = animation.agreement(Readings(columns, expected, expected, expected), FORMAT, blendshapes, list(range(60)))
-    assert agreed.keys() == {shape for shape in ARKIT if "Look" not in shape} - {
-        "mouthLeft",
-        "mouthRight",
-        "mouthShrugUpper",
-        "tongueOut",
-    }
+    assert agreed.keys() == {*ARKIT} - GAZE - UNREAD - {"tongueOut"}
     assert agreed["mouthSmileRight"]["value"] == pytest.approx(1)
     assert agreed["mouthSmileRight"]["n"] == 59
     assert agreed["mouthSmileRight"]["spread"] == pytest.approx(
@@ -122,6 +122,8 @@ def test_the_command_fills_the_columns(tmp_path, monkeypatch):
     words += ["--formats", "recipes/formats/arkit.yaml", "--derive", "arkit", "--out", str(table)]
     assert recognize_au.run(words) == 0
     smile, surprise = csv.DictReader(table.open())
-    assert {shape for shape in ARKIT if smile[shape]} == {*animation.sources_of(FORMAT)}
+    for row in (smile, surprise):
+        assert {shape for shape in ARKIT if not row[shape]} == UNREAD
+        assert all(0 <= float(row[shape]) <= 1 for shape in {*ARKIT} - UNREAD)
     assert float(smile["mouthSmileLeft"]) > 0.3 > float(surprise["mouthSmileLeft"])
     assert float(surprise["jawOpen"]) > 0.3 > float(smile["jawOpen"])

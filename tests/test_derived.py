@@ -92,7 +92,7 @@ def video(states: str, file: str = "a.mp4", face_id: int = 0, rate: float = 30) 
         {
             **{"file": file, "frame": number + 1, "time": round(number / rate, 4), "face_id": face_id},
             **{"answers": answers(**closed[state]), "eyes": None, "box": (0, 0, 9, 9)},
-            **{"confidence": 0.9, "pose": None, "contradictions": [], "problems": []},
+            **{"confidence": 0.9, "pose": None, "gaze": None, "contradictions": [], "problems": []},
         }
         for number, state in enumerate(states)
     ]
@@ -165,7 +165,7 @@ def test_arkit_shapes_follow_the_aus_that_move_them_in_the_rig():
     """All but AU24, whose shape is made for the rig; the eyes turn with the view's gaze."""
     for shape, labels in ARKIT.items():
         moved = [shown for label in labels for shown in (label, *sides_of(label)) if shown in SHAPES]
-        assert bool(moved) == bool(labels and labels[-1] not in GAZE), shape
+        assert bool(moved) == (labels[-1] not in GAZE), shape
         for label in moved:
             if label != "AU24" and not (len(labels) > 1 and label[-1] not in (labels[0][-1], labels[1][-1])):
                 assert SHAPES[label].get(shape, 0) > 0, (shape, label)
@@ -192,11 +192,26 @@ def test_the_format_for_animators_determines_what_the_renderer_can_show():
     face = video("-")[0]
     face["answers"] = {fmt.name: {"expected": [0.5] * len(fmt.labels)}}
     derived.add(face)
-    assert {shape for shape, value in face["derived"].items() if value != 0.5} == {
+    unknown = {shape for shape, value in face["derived"].items() if value != 0.5}
+    assert unknown == {
         *("mouthLeft", "mouthRight", "mouthShrugUpper"),
         *(f"eyeLook{way}{side}" for way in ("Up", "Down", "In", "Out") for side in ("Left", "Right")),
     }
-    assert {*fmt.labels} == {*SHAPES} - {"AU23", "AU25"}
+    assert {*fmt.labels} == {*SHAPES} - {"AU23", "AU25", "AD101L", "AD101R", "AD102"}
+
+
+@pytest.mark.parametrize("formats", [MAIN, [AUFormat("eyes", ("AU61", "AU62", "AU63"), "continuous")]])
+def test_the_gaze_comes_from_the_eyes_unless_a_format_has_it(formats):
+    derived, face = Derived([], formats, ["arkit"]), video("-")[0]
+    face["gaze"] = {"AU61": 0.75, "AU62": 0.0, "AU63": 0.0, "AU64": 0.5}
+    face["answers"]["eyes"] = {"expected": [0.0, 0.25, 0.0]}
+    derived.add(face)
+    read = {shape: value for shape, value in face["derived"].items() if "Look" in shape and value}
+    down = {"eyeLookDownLeft": 0.5, "eyeLookDownRight": 0.5}
+    if formats is MAIN:
+        assert read == {"eyeLookOutLeft": 0.75, "eyeLookInRight": 0.75, **down}
+    else:
+        assert read == {"eyeLookInLeft": 0.25, "eyeLookOutRight": 0.25, **down}
 
 
 def test_both_eyes_follow_the_gaze():

@@ -88,6 +88,10 @@ AXES = {"left": (0, 1), "right": (0, -1), "up": (1, 1), "down": (1, -1), "forwar
         ("AU22", "left lip corner", "right"),
         ("AU8", "lower lip", "up"),
         ("AD19", "tongue", "forward"),
+        ("AD101L", "upper lip", "left"),
+        ("AD101L", "lower lip", "left"),
+        ("AD101R", "left lip corner", "right"),
+        ("AD102", "upper lip", "up"),
     ],
 )
 def test_au_moves_the_mesh_the_right_way(label, patch, direction):
@@ -123,6 +127,15 @@ def test_lips_meet_over_an_open_jaw_and_part_in_a_funnel():
     assert gap(AU22=1.0) > gap() + 0.1
 
 
+def test_a_shrugged_upper_lip_rests_on_the_lower_one():
+    """The upper lip alone would open the mouth; with an equal AU17 the lips move up together."""
+    for strength in (0.3, 1.0):
+        both = {"AD102": strength, "AU17": strength}
+        opened = RIG.lip_gap(RIG.mean + RIG.offsets({"AD102": strength}))
+        assert opened > RIG.lip_gap(RIG.mean) + 0.05 * strength
+        assert RIG.lip_gap(RIG.mean + RIG.offsets(both)) < RIG.lip_gap(RIG.mean) + 0.01
+
+
 def test_furrows_tell_tight_from_pressed_lips():
     """AU23 draws lines that cross the rims of the lips, AU24 one furrow behind each bulge along them."""
     x = np.linspace(-0.3, 0.3, 121, dtype=np.float32)
@@ -144,11 +157,14 @@ def test_furrows_tell_tight_from_pressed_lips():
         assert corner > 0.4 > 0.1 > inside
 
 
+DIRECTIONS = ("AD30L", "AD30R", "AD101L", "AD101R")  # to a side, not of a side
+
+
 @pytest.mark.parametrize("label", sorted(label for label in SHAPES if label.endswith("L")))
 def test_sided_au_moves_its_own_side(label):
     movement = np.linalg.norm(RIG.offsets({label: 1.0}), axis=1)
-    if label == "AD30L":  # a direction, not a side
-        assert RIG.offsets({"AD30L": 1.0})[PATCHES["chin"], 0].mean() > 0
+    if label in DIRECTIONS:
+        assert RIG.offsets({label: 1.0})[PATCHES["chin" if label == "AD30L" else "lower lip"], 0].mean() > 0
         return
     left, right = movement[SKIN & (X > 0.1)].sum(), movement[SKIN & (X < -0.1)].sum()
     assert left > 10 * right
@@ -165,9 +181,7 @@ def _rest_and_noise(subject):
     return rest, np.abs(_gray({}, subject, view=View(noise=4.0)) - rest)
 
 
-@pytest.mark.parametrize(
-    "label", sorted({label if label.startswith("AD30") else label.rstrip("LR") for label in SHAPES})
-)
+@pytest.mark.parametrize("label", sorted({label if label in DIRECTIONS else label.rstrip("LR") for label in SHAPES}))
 def test_au_shows_at_intensity_three(label):
     """The most changed block of 8 x 8 pixels changes more than sensor noise changes any."""
     for subject in (3, 12):
@@ -291,7 +305,17 @@ def test_movements_on_request_leave_room_for_themselves():
         seen[name] += 1
         assert 0.2 <= strengths[name] <= 1
         names = {label.rstrip("LR") for label in strengths}
-        assert not names & {"AU17", "AU18", "AU23", "AU24", "AU28T", "AU28B", "AD34"}
+        assert not names & {"AU18", "AU28T", "AU28B"}
+        if name in ("AD101L", "AD101R"):
+            assert "AD30" not in names
+            assert {label for label in before if label.rstrip("LR") in names} <= strengths.keys()
+            continue
+        assert not names & {"AU23", "AU24", "AD34"}
+        if name == "AD102":
+            assert strengths["AU17"] == max(strengths["AD102"], before.get("AU17", 0))
+            assert not names & {"AU10", "AU16", "AU25", "AU26"}
+            continue
+        assert "AU17" not in names
         if name == "AU8":
             assert strengths["AU26"] == strengths["AU8"]
             assert not names & {"AU10", "AU16", "AU25"}
@@ -300,7 +324,9 @@ def test_movements_on_request_leave_room_for_themselves():
             assert not names & {"AU12", "AU14", "AU15", "AU20"}
         else:
             assert strengths["AU25"] >= max(0.3, before.get("AU25", 0))
-    assert all(abs(count / 3000 - SHARE) < 0.02 for count in seen.values())
+    sideways = [seen.pop("AD101L"), seen.pop("AD101R")]
+    assert all(abs(count / 3000 - SHARE) < 0.02 for count in (*seen.values(), sum(sideways)))
+    assert min(sideways) > 0.4 * sum(sideways)
     looks = np.abs(looks)
     assert looks.max() <= 1
     assert 0.25 < (looks.max(axis=1) < 0.25).mean() < 0.55  # about straight ahead
@@ -314,6 +340,8 @@ def test_only_what_is_asked_for_is_drawn():
         assert view.gaze == (0, 0)
         strengths, _ = on_request({}, View(), ["AU63"], rng)
         assert strengths == {}
+        strengths, _ = on_request({}, View(), ["AD101R"], rng)
+        assert set(strengths) <= {"AD101R"}
 
 
 def test_labels_of_the_gaze(monkeypatch):
@@ -347,11 +375,11 @@ def test_records_in_a_format_for_animators(monkeypatch):
     usual = sample_records(3, 8, 6, 48, formats=["feafa"])
     asked = sample_records(3, 8, 6, 48, formats=["feafa", "mine"])
     values = np.array([row["values"] for row in asked[1::2]])
-    assert values.shape == (6, 8)
-    assert np.nanmax(values[:, 3:7]) > 0.25
+    assert values.shape == (6, len(ANIMATION) + 1)
+    assert np.nanmax(values[:, len(ON_REQUEST) : -1]) > 0.25
     assert all(one["image"] != two["image"] for one, two in zip(usual, asked[::2], strict=True))
     smiles = FORMATS["feafa"].labels.index("AU12L")
-    assert [row["values"][smiles] for row in asked[::2]] == values[:, 7].tolist()
+    assert [row["values"][smiles] for row in asked[::2]] == values[:, -1].tolist()
     assert all(one["image"] == two["image"] for one, two in zip(asked[::2], asked[1::2], strict=True))
 
 

@@ -146,7 +146,7 @@ _GLOSSES = (
 _LINK = re.compile(
     rf"(?: ?, ?(?=(?:{_MEASURES}|present|active|visible) ?[:=]))?[)\]]?"
     rf"(?:[:=|;>(\[{{\n ]|-+>|-(?= )|a(?= [a-z])|(?:present|active|visible)(?= ?[:=])|"
-    rf"(?<![a-z])(?:{_COPULAS}|{_FILLERS}|{_ADVERBS}|{_MEASURES})\b)*+"
+    rf"(?<![a-z])(?:{_COPULAS}|{_FILLERS}|{_ADVERBS}|{_MEASURES})\b)*"
 )
 _FIRM = re.compile(r"[:=|>]")  # punctuation that can only introduce a value
 _STATED = re.compile(rf"[:=|>]|\b(?:{_COPULAS}|{_MEASURES})\b")
@@ -168,7 +168,7 @@ _CLAUSE = re.compile(rf"(?:(?!{_CLAUSE_END}|\bnor\b).)*", re.DOTALL)
 _EARLIER_CLAUSES = re.compile(rf"(?:.*(?:{_CLAUSE_END}|[?:]))?", re.DOTALL)
 _LIST_GAP = re.compile(rf"(?:{_GLOSS})?(?:[ ,/+&|\n(\[-]|\d{{1,2}}[.)]|and\b)*")
 _LIST = re.compile(  # "@" stands for an AU
-    rf"(?:[\s,;|/&.:()\[\]{{}}]|(?:^|(?<=\n))-|\+(?= ?@)|@(?! ?[:=])|\b(?:{_LIST_WORDS})\b)*+"
+    rf"(?:[\s,;|/&.:()\[\]{{}}]|(?:^|(?<=\n))-|\+(?= ?@)|@(?! ?[:=])|\b(?:{_LIST_WORDS})\b)*"
 )
 _RUN_GAP = re.compile(rf"(?:{_GLOSS})? ?(?P<join>[,/+&| ]|,? ?(?:and|or|nor)) ?")
 _HEADING = re.compile(r"(?P<phrase>[^.,;!?\n|:\]}]{1,80})[:=][ \n(\[{-]*(?:\d{1,2}[.)] ?)?$")
@@ -431,7 +431,7 @@ def _is_plain_list(folded: str) -> bool:
         return False
     rest = re.sub(_GLOSS, " ", _MENTION.sub("@", folded))
     rest = re.sub(r"(?:^|[\n ])\d{1,2}[.)] ?@", "@", rest)
-    return bool(_LIST.fullmatch(rest))
+    return _LIST.match(rest).end() == len(rest)
 
 
 def _settle(said: set[float | str]) -> tuple[float | None, str]:

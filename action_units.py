@@ -67,7 +67,7 @@ class ActionUnit:
 
 # label | sides that can be scored | name | muscles | definition | region
 # Numbers, names and muscles: Ekman, Friesen and Hager, Facial Action Coding System (2002). The definitions are ours.
-# FACS has no number for AD101 and AD102: they are the blendshapes mouthLeft, mouthRight and mouthShrugUpper of ARKit.
+# AD101 and AD102 are ours: ARKit's mouthLeft, mouthRight and mouthShrugUpper, which FACS does not number.
 _CATALOGUE = """
 AU1  |LR| inner brow raiser       | frontalis, medial part | the inner brow ends are pulled up | brow
 AU2  |LR| outer brow raiser       | frontalis, lateral part | the outer brow ends are pulled up | brow

@@ -32,7 +32,7 @@ from au_llava.au_runs.commands import CommandParser, run_command
 from au_llava.au_runs.progress import track
 
 HELD_OUT = 600
-HEAD_SIZE = 112  # pixels of a drawn head, of which little more than the eyes is in the picture
+HEAD_SIZE = 112  # pixels of a drawn head; its picture shows little but the eyes
 STORED = 64  # pixels of a stored strip between the eyes
 WIDE, HIGH = 144, 72  # its pixels
 STRAIGHT, BLINKING = 0.25, 0.3  # shares of heads that look about straight ahead, and whose lids are anywhere
@@ -150,7 +150,7 @@ def run(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, required=True, help="folder for what was drawn")
     parser.add_argument("--out", type=Path, required=True, help="the ONNX file to write")
     parser.add_argument("--heads", type=int, default=12000, help="heads to draw (default: 12000)")
-    parser.add_argument("--steps", type=int, default=2000, help="batches to train on (default: 2000)")
+    parser.add_argument("--steps", type=int, default=2600, help="batches to train on (default: 2600)")
     parser.add_argument("--batch-size", type=int, default=192, help="heads in a batch (default: 192)")
     parser.add_argument("--seed", type=int, default=122, help="of heads and training (default: 122)")
     arguments = parser.parse_args(words)

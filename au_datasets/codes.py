@@ -17,9 +17,9 @@ import pandas as pd
 
 from au_llava.action_units import ACTION_UNITS, FORMATS, MAIN_FORMATS
 from au_llava.au_datasets.records import Defects
-from au_llava.au_datasets.weak_teacher import on_scale
 
 MAXIMUM = 5  # FACS's E
+SLIGHT = 1.5 / MAXIMUM  # share of the scale of a slight movement (FACS's A to B), which occurrence counts as present
 RAREST = 0.005  # share of the coded pictures that must show an AU; with fewer, to be coded would be the sign of absence
 UNCODED = "pictures without codes, left out"
 
@@ -56,14 +56,16 @@ class Codes:
         self.files: Mapping[str, Mapping[str, float]] = dict(zip(levels.index, shares, strict=True))
 
     def weak_values(self, file: str, formats: Sequence[str] = MAIN_FORMATS) -> dict[str, list[float]]:
-        """Format -> the picture's codes as shares of the scale from 0 to 1 (`on_scale`), NaN where unknown.
+        """Format -> the picture's codes as shares of the scale from 0 to 1, NaN where unknown.
 
-        A whole lip's AU (AU28) says of its two parts only that both are absent. Raises KeyError without such a picture.
+        On an occurrence scale they say how surely the AU is present: fully from `SLIGHT` on, since BP4D's coders code
+        weak movements as present; less is the mean of observers who disagree. A whole lip's AU (AU28) says of its two parts only that both are absent. Raises KeyError without such a picture.
         """
         seen = {label: share for label, share in self.files[file].items() if label not in self.rare}
-        return {
-            name: on_scale([_share(seen, label) for label in FORMATS[name].labels], name).tolist() for name in formats
-        }
+        weak = {name: np.array([_share(seen, label) for label in FORMATS[name].labels]) for name in formats}
+        occurrence = [name for name in formats if FORMATS[name].scale == "occurrence"]
+        weak |= {name: np.minimum(1, weak[name] / SLIGHT) for name in occurrence}
+        return {name: shares.tolist() for name, shares in weak.items()}
 
 
 def _read(path: Path, content: bytes) -> pd.DataFrame:

@@ -40,7 +40,6 @@ from au_llava.calibration_au_llava import (
 FOLDS = 5
 FEWEST = 10  # positives and negatives that an AU needs on validation; with fewer, it is left as it is
 UNLABELED_PART = "train"  # estimating a prior is fitting: not on faces that anything is tested on
-AT_LEAST_SLIGHT = 0.5  # weak value of a slight movement on an occurrence scale (weak_teacher.presence)
 KNOTS = 15  # of an isotonic curve: bins of equal counts, so that it stays small and does not follow single images
 
 
@@ -278,10 +277,7 @@ def one_record_each(records: datasets.Dataset) -> datasets.Dataset:
 
 
 def coded_presence(records: datasets.Dataset, rows: Sequence[Mapping], fmt: AUFormat) -> np.ndarray:
-    """How surely each AU of a format was seen in the images of `rows`, (images, AUs), 0 to 1, NaN where unknown.
-
-    On an occurrence scale, what was seen at least slightly is present, as BP4D's coders code weak movements.
-    """
+    """How surely each AU of a format was seen in the images of `rows`, (images, AUs), 0 to 1, NaN where unknown."""
     columns = records.select_columns(["dataset", "subject", "clip", "frame", "weak"])[:]
     of_format = [name == fmt.name for name in records["format"][:]]
     keys = zip(*(columns[name] for name in ("dataset", "subject", "clip", "frame")), strict=True)
@@ -289,9 +285,7 @@ def coded_presence(records: datasets.Dataset, rows: Sequence[Mapping], fmt: AUFo
     unknown = [math.nan] * len(fmt.labels)
     seen = [weak.get(tuple(row[name] for name in ("dataset", "subject", "clip", "frame")), unknown) for row in rows]
     shares = np.asarray(seen, float)
-    if fmt.scale != "occurrence":
-        return presence(shares)
-    return np.where(np.isnan(shares), np.nan, shares >= AT_LEAST_SLIGHT)
+    return shares if fmt.scale == "occurrence" else presence(shares)
 
 
 def _read(

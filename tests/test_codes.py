@@ -16,10 +16,10 @@ from au_llava.au_datasets.records import load_records
 from au_llava.au_evaluation import observers
 from au_llava.au_training.mean_teacher import weak_loss
 
-TABLE = """file,AU4,AU12,AU12L,AU25,AU28
-train/1.jpg,1.5,3,5,,0
-train/3.jpg,,0,,4.5,2
-train/7.jpg,5,,,,
+TABLE = """file,AU1,AU4,AU12,AU12L,AU25,AU28
+train/1.jpg,0.75,1.5,3,5,,0
+train/3.jpg,,,0,,4.5,2
+train/7.jpg,,5,,,,
 """
 
 
@@ -35,11 +35,11 @@ def by_label(values, name):
 
 
 def test_codes_in_every_format(table):
-    """Shares of the scale; on an occurrence scale 3 of 5 is certain, half of it one half; sides where they are told."""
+    """Shares of the scale; on an occurrence scale slight (1.5) is present, half of it one half; sides where told."""
     codes = Codes(table)
     first = codes.weak_values("train/1.jpg", ("bp4d", "disfa", "feafa"))
-    assert by_label(first["bp4d"], "bp4d") == {"AU4": 0.5, "AU12": 1.0}
-    assert by_label(first["disfa"], "disfa") == {"AU4": 0.3, "AU12": 0.6}
+    assert by_label(first["bp4d"], "bp4d") == {"AU1": 0.5, "AU4": 1.0, "AU12": 1.0}
+    assert by_label(first["disfa"], "disfa") == {"AU1": 0.15, "AU4": 0.3, "AU12": 0.6}
     sided = {"AU4L": 0.3, "AU4R": 0.3, "AU12L": 1.0, "AU12R": 0.6}
     assert by_label(first["feafa"], "feafa") == {**sided, "AU28T": 0.0, "AU28B": 0.0}
     second = codes.weak_values("train/3.jpg", ("disfa", "feafa"))

@@ -329,10 +329,10 @@ def test_command_stores_the_prior_that_codes_tell(
     limit = -np.log(LEAST_ODDS)
     for name, of_format in stored["formats"].items():
         for label, entry in of_format["aus"].items():
-            # 0.6 of the scale is certain and 0.3 as likely present as not; on an occurrence scale half is enough
+            # 0.6 of the scale is certain and 0.3 as likely present as not; an occurrence scale has probabilities
             told = {"AU12": 1.0, "AU12L": 0.3 / 0.6, "AU4": 0.0, "AU6": 0.5 / 0.6, "AU15": 0.4 / 0.6}.get(label)
             if name == "bp4d":
-                told = {"AU6": 1.0, "AU15": 0.0}.get(label, told)
+                told = levels.get(label)
             shift = entry["photographs"]["shift"]
             assert report[name][label]["coded"] == (told is not None)
             if told is None:  # the photographs are the people calibrated on, so that nothing shifts

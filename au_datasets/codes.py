@@ -59,7 +59,8 @@ class Codes:
         """Format -> the picture's codes as shares of the scale from 0 to 1, NaN where unknown.
 
         On an occurrence scale they say how surely the AU is present: fully from `SLIGHT` on, since BP4D's coders code
-        weak movements as present; less is the mean of observers who disagree. A whole lip's AU (AU28) says of its two parts only that both are absent. Raises KeyError without such a picture.
+        weak movements as present; less is the mean of observers who disagree. A whole lip's AU (AU28) says of its two
+        parts only that both are absent. Raises KeyError without such a picture.
         """
         seen = {label: share for label, share in self.files[file].items() if label not in self.rare}
         weak = {name: np.array([_share(seen, label) for label in FORMATS[name].labels]) for name in formats}

@@ -113,19 +113,46 @@ def byte_pair_tokenizer(texts: Iterable[str], words: str, size: int) -> PreTrain
     return _with_special(tokenizer, padding_side="left")
 
 
+def phrases() -> list[str]:
+    """What prompts and answers are made of: sentences, labels and values, each once."""
+    parts = [prompt_parts(FORMATS[name]) for name in MAIN_FORMATS]
+    sentences = ["user\n", "assistant\n", SEPARATOR, parts[0][0], *(part[-1] for part in parts)]
+    labels = [*map(definition_line, ACTION_UNITS), *map(value_prefix, ACTION_UNITS)]
+    values = [value for values in SCALES.values() for value in values]
+    return list(dict.fromkeys(sentences + labels + values))
+
+
 def phrase_tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes, plus one token for each phrase that prompts and answers are made of."""
+    """Bytes, plus one token for each of `phrases`."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={byte: index for index, byte in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(SPECIAL))
-    parts = [prompt_parts(FORMATS[name]) for name in MAIN_FORMATS]
-    phrases = ["user\n", "assistant\n", SEPARATOR, parts[0][0], *(part[-1] for part in parts)]
-    phrases += [definition_line(label) for label in ACTION_UNITS] + [value_prefix(label) for label in ACTION_UNITS]
-    phrases += [value for values in SCALES.values() for value in values]
-    tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in dict.fromkeys(phrases)])
+    tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases()])
     return _with_special(tokenizer, padding_side="left")
+
+
+@torch.no_grad()
+def add_phrases(model: AuLlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """Give the phrases that `action_units` has gained since a `phrase_tokenizer` was made tokens of their own.
+
+    A new token starts as the mean of those that spelled it. Prompts without new phrases stay as they were.
+
+    Returns:
+        the new phrases; none for a tokenizer of another kind.
+    """
+    known, wanted = tokenizer.get_vocab(), phrases()
+    new = [phrase for phrase in wanted if phrase not in known]
+    if not new or wanted[0] not in known:
+        return []
+    spelled = [tokenizer.encode(phrase, add_special_tokens=False) for phrase in new]
+    tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in new])
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    for layer in {model.get_input_embeddings(), model.get_output_embeddings()}:
+        for phrase, pieces in zip(new, spelled, strict=True):
+            layer.weight[tokenizer.convert_tokens_to_ids(phrase)] = layer.weight[pieces].mean(0)
+    return new
 
 
 # ---- Models and processors ------------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@
     python maintenance/install_checkpoint.py runs/arkit-tiny --adapters checkpoints/arkit
 
 The weights are stored in bfloat16 to keep the repository small; `config.json` asks for float32, in which CPUs are fast,
-so loading converts them. The code is not copied: it is already here.
+so loading converts them. The code is not copied: it is already here. Labels that action_units.py has gained since the
+tokenizer was made get tokens of their own, which adapters can then be trained for.
 
 Adapters of the checkpoint at the root go into a folder of their own, which takes code and processor from there. They
 name their base ".", so they load where commands are run from the root, and only with the weights that they were trained
@@ -25,6 +26,7 @@ from au_llava.au_runs.commands import CommandParser, run_command
 from au_llava.au_runs.files import HOME, write_json
 from au_llava.au_runs.manifests import read_training_manifest, write_training_manifest
 from au_llava.au_runs.provenance import weights_sha256
+from au_llava.au_training.untrained import add_phrases
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 from au_llava.processing_au_llava import AuLlavaProcessor
 
@@ -53,9 +55,10 @@ def install(checkpoint: Path, root: Path) -> None:
         raise ValueError(f"{checkpoint} has no training_manifest.json: install what train_sft.py wrote.")
     with tempfile.TemporaryDirectory() as folder:
         model = AuLlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.bfloat16)
-        model.save_pretrained(folder)
         # This class, as for the model: older code than this may lie beside the weights.
         processor = AuLlavaProcessor.from_pretrained(checkpoint, trust_remote_code=True)
+        add_phrases(model, processor.tokenizer)
+        model.save_pretrained(folder)
         processor.tokenizer.init_kwargs["local_files_only"] = False  # how it was loaded here, not a trait of it
         processor.save_pretrained(folder)
         model.config.dtype = torch.float32

@@ -9,16 +9,17 @@ from datetime import date
 import pytest
 import torch
 import yaml
-from conftest import ROOT, load_tool, random_faces
+from conftest import ROOT, build_tiny, load_tool, random_faces
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from au_llava.action_units import FORMATS
+from au_llava.action_units import ACTION_UNITS, FORMATS, prompt
 from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.manifests import read_training_manifest, training_manifest, write_training_manifest
 from au_llava.au_runs.provenance import weights_sha256
+from au_llava.au_training import untrained
 
 
 def test_the_base_is_the_same_for_a_seed(tmp_path):
@@ -51,6 +52,33 @@ def test_an_installed_checkpoint_is_small_and_says_who_it_has_seen(tiny_checkpoi
     assert torch.bfloat16 in {weight.dtype for weight in weights.values()}
     assert json.loads((root / "config.json").read_text())["dtype"] == "float32"
     assert read_training_manifest(str(root)) == manifest
+
+
+def test_labels_that_came_later_get_tokens_when_a_checkpoint_is_installed(tmp_path, monkeypatch):
+    """They start as the mean of what spelled them; other prompts and their answers stay as they were."""
+    later = ("AD101", "AD101L", "AD101R", "AD102")
+    monkeypatch.setattr(untrained, "ACTION_UNITS", {k: v for k, v in ACTION_UNITS.items() if k not in later})
+    model, processor = build_tiny("phrases")
+    trained, root = tmp_path / "trained", tmp_path / "root"
+    for part in (model, processor):
+        part.save_pretrained(trained)
+    write_training_manifest(trained, training_manifest(["rendered:R0-000001"], [], [], [*FORMATS], {}))
+    monkeypatch.undo()
+    shutil.copytree(trained, root)  # with the code
+    load_tool("install_checkpoint").install(trained, root)
+    installed, beside = load_checkpoint(str(root))
+    assert len(beside.tokenizer) == len(processor.tokenizer) + 2 * len(later) == installed.config.text_config.vocab_size
+    assert beside.tokenizer.tokenize("AD101L: ") == ["AD101L: "]
+    spelled = processor.tokenizer("AD101L: ", add_special_tokens=False).input_ids
+    assert len(spelled) == len("AD101L: ")
+    new = beside.tokenizer.convert_tokens_to_ids("AD101L: ")
+    for name in ("get_input_embeddings", "get_output_embeddings"):
+        before, after = (getattr(each, name)().weight for each in (model, installed))
+        assert_close(after[new], before[spelled].mean(0), atol=2e-3, rtol=1e-2)  # bfloat16
+    text = prompt(FORMATS["feafa"])
+    assert beside.tokenizer(text).input_ids == processor.tokenizer(text).input_ids
+    rounded, _ = load_checkpoint(str(trained), dtype="bfloat16")
+    assert_close(distributions(installed, beside), distributions(rounded.float(), processor), atol=1e-5, rtol=0)
 
 
 def test_installed_adapters_load_beside_their_base_alone(tiny_checkpoint, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from au_llava.action_units import AUFormat
 from au_llava.au_faces.media import DamagedVideo, is_video, video_frames
 from au_llava.au_recognition.runner import Plan
-from au_llava.au_recognition.tables import finest, measure
+from au_llava.au_recognition.tables import strengths
 
 BAR_COLOR, PRESENT_COLOR, TINT = "#9aa7b8", "#0b63a5", "#d55e00"
 SHOWN_SIDE = 224  # pixels of a face in a picture
@@ -23,23 +23,25 @@ CLOCK = Fraction(1, 1000)  # seconds per tick of an annotated video
 
 
 def annotated(image: Image.Image, notes: Iterable[tuple]) -> Image.Image:
-    """A copy with boxes and notes beside them.
+    """A copy with boxes and notes beside them, where they hide the least of all boxes and of each other.
 
     Args:
         notes: (box, lines) per face, where the box is (left, top, width, height) in pixels and a line is (text, length
             of its bar in [0, 1], or None for no bar).
     """
-    image = image.copy()
+    image, notes = image.copy(), list(notes)
     draw = ImageDraw.Draw(image, "RGBA")
     unit = max(10, min(image.size) // 24)  # height of a line in pixels
     font = ImageFont.load_default(unit * 0.85)
-    for (left, top, width, height), lines in notes:
+    taken = [(left, top, left + width, top + height) for (left, top, width, height), _ in notes]
+    for box in taken:
         for color, stroke in (("white", 4), (PRESENT_COLOR, 2)):
-            draw.rectangle((left, top, left + width, top + height), outline=color, width=max(1, stroke * unit // 14))
+            draw.rectangle(box, outline=color, width=max(1, stroke * unit // 14))
+    for box, (_, lines) in zip(tuple(taken), notes, strict=True):
         panel, tall = (8 if any(share is not None for _, share in lines) else 3.5) * unit, unit * (len(lines) + 0.4)
-        x = left + width + 4 if left + width + 4 + panel <= image.size[0] else max(0, left - panel - 4)
-        y = min(max(0, top), max(0, image.size[1] - tall))
-        draw.rectangle((x, y, x + panel, y + tall), fill=(0, 0, 0, 170))
+        x, y = _place(box, panel, tall, image.size, taken)
+        taken.append((x, y, x + panel, y + tall))
+        draw.rectangle(taken[-1], fill=(0, 0, 0, 170))
         for line, (text, share) in enumerate(lines):
             place = y + unit * (line + 0.2)
             draw.text((x + 0.4 * unit, place), text, "white", font)
@@ -48,6 +50,24 @@ def annotated(image: Image.Image, notes: Iterable[tuple]) -> Image.Image:
                 draw.rectangle((*bar[:2], bar[0] + share * (bar[2] - bar[0]), bar[3]), fill=TINT)
                 draw.rectangle(bar, outline="white")
     return image
+
+
+def _place(box: tuple, width: float, height: float, size: tuple[int, int], taken: Sequence[tuple]) -> tuple:
+    """The upper left corner of a note beside a box, in a picture of this size, that overlaps least with `taken`.
+
+    Right of the box is preferred, then left, below and above.
+    """
+    left, top, right, bottom = box
+    corners = [(right + 4, top), (left - width - 4, top), (left, bottom + 4), (left, top - height - 4)]
+    inside = [(min(max(0, x), max(0, size[0] - width)), min(max(0, y), max(0, size[1] - height))) for x, y in corners]
+
+    def hidden(corner):
+        x, y = corner
+        wide = (min(x + width, other[2]) - max(x, other[0]) for other in taken)
+        tall = (min(y + height, other[3]) - max(y, other[1]) for other in taken)
+        return sum(max(0, across) * max(0, down) for across, down in zip(wide, tall, strict=True))
+
+    return min(inside, key=hidden)
 
 
 def save_video(path: Path, faces: Iterable[dict], plan: Plan) -> None:
@@ -94,12 +114,6 @@ def _video_stream(container, size: tuple[int, int]):
 
 
 def _lines(face: dict, formats: Sequence[AUFormat]) -> list[tuple[str, float | None]]:
-    """The note beside a face: its number, then (label, share of the scale) of the strongest AUs."""
-    fmt = finest(formats)
-    answer = face["answers"][fmt.name]
-    strengths = [
-        (label, 1.0 if value is None else value / fmt.value_numbers[-1])
-        for label, present, value in zip(fmt.labels, answer["present"], answer[measure(fmt)], strict=True)
-        if present
-    ]
-    return [(f"face {face['face_id']}", None), *sorted(strengths, key=lambda pair: -pair[1])[:VIDEO_AUS]]
+    """The note beside a face: its number, then (label, share of the scale) of the strongest AUs (`strengths`)."""
+    shares = strengths(face["answers"], formats).items()
+    return [(f"face {face['face_id']}", None), *sorted(shares, key=lambda pair: -pair[1])[:VIDEO_AUS]]

@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter
 
 from au_llava.action_units import AUFormat
 from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT
-from au_llava.au_recognition.tables import finest, measure
+from au_llava.au_recognition.tables import strengths
 from au_llava.au_rendering.rig import SHAPES, expand_sides, load_rig
 
 LEAST_MOVEMENT = 0.3  # share of an AU's largest movement; what moves less is outside its region
@@ -17,19 +17,17 @@ LEAST_MOVEMENT = 0.3  # share of an AU's largest movement; what moves less is ou
 def movement(face: dict, formats: Sequence[AUFormat], size: int) -> np.ndarray:
     """How much the AUs that are present move each place of the face: (size, size) in [0, 1].
 
-    The strongest AU of each place counts, at its strength in the finest of the formats.
+    The strongest AU of each place counts (`strengths`).
 
     Args:
         face: as `Readings` gives it.
     """
-    fmt = finest(formats)
-    answer, regions = face["answers"][fmt.name], au_regions(size)
-    strength = np.zeros((size, size))
-    for label, present, value in zip(fmt.labels, answer["present"], answer[measure(fmt)], strict=True):
-        if present and label in regions:
-            share = 1.0 if value is None else value / fmt.value_numbers[-1]
-            strength = np.maximum(strength, min(1.0, 0.25 + share) * regions[label])
-    return strength
+    regions = au_regions(size)
+    moved = np.zeros((size, size))
+    for label, share in strengths(face["answers"], formats).items():
+        if label in regions:
+            moved = np.maximum(moved, min(1.0, 0.25 + share) * regions[label])
+    return moved
 
 
 @cache

@@ -20,6 +20,8 @@ class Neutral:
     - a number: the person's value in that frame of the video; unknown for a person who is not in that frame.
     - the answers of a neutral picture: its values, for everyone.
 
+    `unknown` holds the files that show faces, but none with a neutral measure; their changes are unknown.
+
     The change is not clipped: below zero, an AU is weaker than at rest.
 
     Args:
@@ -30,11 +32,16 @@ class Neutral:
     def __init__(self, faces: Iterable[dict], formats: Sequence[AUFormat], neutral: str | int | Mapping):
         self.formats = formats
         self.everyone = self._measures(neutral) if isinstance(neutral, Mapping) else {}
-        measures = defaultdict(list)
+        measures, shown = defaultdict(list), {}
         if not self.everyone:
             for face in faces:
-                if face["face_id"] is not None and neutral in ("median", face["frame"]):
+                if face["face_id"] is None:
+                    continue
+                shown[face["file"]] = None
+                if neutral in ("median", face["frame"]):
                     measures[face["file"], face["face_id"]].append(self._measures(face["answers"]))
+        known = {file for file, _ in measures}
+        self.unknown = [file for file in shown if file not in known]
         self.by_person = {
             person: {fmt.name: np.median([frame[fmt.name] for frame in frames], axis=0) for fmt in formats}
             for person, frames in measures.items()

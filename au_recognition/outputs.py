@@ -39,7 +39,7 @@ def write_outputs(arguments: argparse.Namespace, engine, readings: Readings, neu
         left_out: what the folders hold besides pictures and videos.
 
     Raises:
-        ValueError: there is no face in any file.
+        ValueError: there is no face in any file, or none in the frame that --neutral names.
         OSError: an output cannot be written.
     """
     plan = readings.plan
@@ -51,6 +51,14 @@ def write_outputs(arguments: argparse.Namespace, engine, readings: Readings, neu
     if arguments.explain:
         explained = explain_faces(engine, plan, first_faces(readings, arguments.picture_faces))
     rest = None if neutral is None else Neutral(readings, plan.formats, neutral)
+    if rest is not None and rest.unknown:
+        names = ", ".join(map(escaped, rest.unknown[:3])) + (" …" if len(rest.unknown) > 3 else "")
+        said = f"--neutral {neutral}: no face was read in frame {neutral} of {names}"
+        if not rest.by_person:
+            raise ValueError(
+                f"{said}: name a frame that shows the face and is read (--fps and --every leave out some)."
+            )
+        print(f"{said}: changes there are unknown.", file=sys.stderr)
     derived = Derived(readings, plan.formats, arguments.derive)
     summary = write_table(arguments.out, readings, rest, explained, derived)
     if not summary.faces:

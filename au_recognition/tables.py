@@ -31,14 +31,27 @@ def openface_label(label: str) -> str:
     return re.sub(r"\d+", lambda digits: f"{int(digits[0]):02d}", label, count=1)
 
 
-def finest(formats: Sequence[AUFormat]) -> AUFormat:
-    """The format with the most values."""
-    return max(formats, key=lambda fmt: len(fmt.value_numbers))
-
-
 def measure(fmt: AUFormat) -> str:
     """The one number that stands for an AU in pictures and changes: probability of presence, or expected strength."""
     return "probability" if fmt.scale == "occurrence" else "expected"
+
+
+def strengths(answers: Mapping[str, Mapping], formats: Sequence[AUFormat]) -> dict[str, float]:
+    """The AUs that are present: label -> `measure` as a share of the scale, 1 where it is unknown.
+
+    An AU is taken from the format with the most values among those that have it, or one of its sides.
+
+    Args:
+        answers: format name -> answer, as `Readings` gives them.
+    """
+    shares, known = {}, set()
+    for fmt in sorted(formats, key=lambda fmt: -len(fmt.value_numbers)):
+        answer = answers[fmt.name]
+        for label, present, value in zip(fmt.labels, answer["present"], answer[measure(fmt)], strict=True):
+            if present and label.rstrip("LRTB") not in known:
+                shares[label] = 1.0 if value is None else value / fmt.value_numbers[-1]
+        known |= {label.rstrip("LRTB") for label in fmt.labels}
+    return shares
 
 
 def heading(fmt: AUFormat) -> str:

@@ -26,11 +26,12 @@ from au_llava.action_units import FORMATS, MAIN_FORMATS, AUFormat
 from au_llava.au_datasets.records import load_records
 from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT
 from au_llava.au_faces.media import DamagedVideo, count_frames, is_video, video_frames
+from au_llava.au_recognition.annotation import annotated
 from au_llava.au_recognition.inputs import find_files
-from au_llava.au_recognition.movement import au_regions
+from au_llava.au_recognition.movement import au_regions, movement
 from au_llava.au_recognition.neutral import Neutral
 from au_llava.au_recognition.options import make_parser
-from au_llava.au_recognition.tables import au_columns, openface_label
+from au_llava.au_recognition.tables import au_columns, openface_label, strengths
 from au_llava.au_rendering.pictures import render_face
 from au_llava.au_rendering.view import View
 from au_llava.au_runs import checkpoints
@@ -378,7 +379,55 @@ def test_neutral_picture(crowd_run):
     assert float(other["AU12_r_change"]) == pytest.approx(difference, abs=1e-3)
 
 
+def test_neutral_frame_that_was_not_read(tiny_checkpoint, film, tmp_path, capsys):
+    """Where no video has it, nothing is written, and what was read is kept; a file without it is named."""
+    words = [film, "--every", 4, "--formats", "disfa", "--out", tmp_path / "aus.csv"]  # frames 1, 5, 9 …
+    assert recognize(tiny_checkpoint, *words, "--neutral", 4) == 1
+    assert f"no face was read in frame 4 of {film}: name a frame" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["aus.csv.parts"]
+    assert recognize(tiny_checkpoint, *words, "--neutral", 5) == 0
+    assert "--neutral" not in capsys.readouterr().err
+    faces = [face(5, 0, 0.2, 1.0), face(1, 0, 0.2, 1.0) | {"file": "other.mp4"}, face(2, None, 0, 0)]
+    assert Neutral(faces, [FORMATS["disfa"], FORMATS["bp4d"]], 5).unknown == ["other.mp4"]
+
+
 # Pictures
+
+
+def answer(fmt, **present):
+    """An answer in which only these AUs are present, at these values."""
+    values = [present.get(label, 0.0) for label in fmt.labels]
+    return {"present": [value > 0 for value in values], "expected": values, "probability": values}
+
+
+def test_pictures_show_aus_of_every_format():
+    """Each AU comes from the finest format that has it or its sides: AU12 is absent there, AU15 is not in it."""
+    formats = [FORMATS[name] for name in MAIN_FORMATS]
+    bp4d, disfa, feafa = formats
+    answers = {
+        "bp4d": answer(bp4d, AU12=0.9, AU15=0.8, AU7=0.6),
+        "disfa": answer(disfa, AU15=4.0, AU12=3.0),
+        "feafa": answer(feafa, AU4L=0.5),
+    }
+    assert strengths(answers, formats) == {"AU4L": 0.5, "AU15": 0.8, "AU7": 0.6}
+    regions, moved = au_regions(50), movement({"answers": answers}, formats, 50)
+    for label in ("AU4L", "AU15", "AU7"):
+        assert moved[np.unravel_index(regions[label].argmax(), (50, 50))] >= 0.7
+    assert movement({"answers": answers}, [feafa], 50)[np.unravel_index(regions["AU15"].argmax(), (50, 50))] == 0
+
+
+def test_notes_hide_no_other_face_and_no_other_note():
+    """Two people side by side; the note of the first, with a bar, has room only below."""
+    plain = Image.new("RGB", (480, 360), (90, 110, 120))
+    boxes = [(45, 75, 145, 185), (300, 75, 140, 190)]
+    drawn = np.asarray(
+        annotated(plain, [(boxes[0], [("face 0", None), ("AU12L", 0.5)]), (boxes[1], [("face 1", None)])])
+    )
+    changed = (drawn != np.asarray(plain)).any(-1)
+    for left, top, width, height in boxes:
+        assert not changed[top + 5 : top + height - 5, left + 5 : left + width - 5].any()
+        changed[top - 3 : top + height + 4, left - 3 : left + width + 4] = False  # the box itself
+    assert changed.sum() == pytest.approx(8 * 15 * 2.4 * 15 + 3.5 * 15 * 1.4 * 15, rel=0.05)  # both notes, in full
 
 
 def test_pictures_of_a_video(film, film_run):

@@ -1,7 +1,7 @@
 """Calibration: makes the slots decoder's probabilities mean what they say, and sets from where an AU is "present".
 
 Owns the entries of `AuLlavaConfig.calibration` and how they are applied, to NumPy arrays as to tensors in a graph, and
-needs NumPy only. au_evaluation/calibration.py fits the entries on validation subjects (`eval_au.py --calibrate`). They
+needs NumPy only. au_evaluation/calibration.py fits the entries on validation subjects (`eval_au.py calibrate`). They
 are stored in config.json, so that every way to load a checkpoint applies them. An example:
 
     {"formats": {"disfa": {"scale": "intensity", "presence_threshold": 2.0, "aus": {
@@ -45,7 +45,7 @@ def check_calibration(calibration: Mapping | None) -> None:
     if calibration is None:
         return
     if not isinstance(calibration, Mapping) or "formats" not in calibration:
-        raise ValueError('calibration must be None or {"formats": {...}}: fit it with eval_au.py --calibrate.')
+        raise ValueError('calibration must be None or {"formats": {...}}: fit it with eval_au.py calibrate.')
     prior = calibration.get("prior")
     if prior not in (None, *PRIORS):
         raise ValueError(f"calibration: prior is {prior!r}; it must be one of {', '.join(PRIORS)}.")
@@ -90,7 +90,9 @@ def with_prior(calibration: Mapping | None, prior: str) -> Mapping | None:
         raise ValueError(f"prior is {prior!r}; it must be one of {', '.join(PRIORS)}.")
     if (calibration or {}).get("prior") is None:
         if prior == "photographs":
-            raise ValueError("this checkpoint has no prior of photographs: fit it with --calibrate and --unlabelled.")
+            raise ValueError(
+                "this checkpoint has no prior of photographs: fit it with eval_au.py calibrate --unlabelled."
+            )
         return calibration
     return {**calibration, "prior": prior}
 

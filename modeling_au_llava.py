@@ -358,7 +358,7 @@ class AuLlavaForConditionalGeneration(AuDecisionMixin, AuLlavaPreTrainedModel, L
     def _drop_calibration(self, reason: str):
         if self.config.calibration is not None:
             self.config.calibration = None
-            logger.warning("The calibration was dropped, since %s: fit a new one with eval_au.py --calibrate.", reason)
+            logger.warning("The calibration was dropped, since %s: fit a new one with eval_au.py calibrate.", reason)
 
     def forward(
         self,

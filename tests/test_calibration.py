@@ -258,11 +258,14 @@ def test_nobody_is_calibrated_on_who_was_trained_on(tiny_checkpoint, rendered_re
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--calibrate", "x", "--groups", "age"], "--groups has no effect with --calibrate"),
-        (["--calibrate", "x", "--decoding", "free"], "--decoding has no effect with --calibrate"),
-        (["--data", "x", "--name", "Mine"], "--name has no effect without --protocol"),
-        (["--data", "x", "--no-mirror"], "--mirror has no effect without --calibrate"),
-        (["--data", "x", "--protocol", "bp4d-3fold", "--part", "test"], "--part has no effect with --protocol"),
+        (["--calibrate", "x", "--groups", "age"], "--groups has no effect with eval_au.py calibrate"),
+        (["--calibrate", "x", "--decoding", "free"], "--decoding has no effect with eval_au.py calibrate"),
+        (["--data", "x", "--name", "Mine"], "--name has no effect without eval_au.py protocol"),
+        (["--data", "x", "--no-mirror"], "--mirror has no effect without eval_au.py calibrate"),
+        (
+            ["--data", "x", "--protocol", "bp4d-3fold", "--part", "test"],
+            "--part has no effect with eval_au.py protocol",
+        ),
     ],
 )
 def test_flags_without_effect_are_refused(tiny_checkpoint, tmp_path, flags, message):

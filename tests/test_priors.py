@@ -360,8 +360,8 @@ def test_labels_of_unlabelled_faces_and_margins_are_not_looked_at(tiny_checkpoin
     ("flags", "message"),
     [
         (["--calibrate", "{rendered}", "--part", "train"], "train part of .* has 10 images, too few"),
-        (["--calibrate", "{rendered}", "--prior", "rendered"], "--prior has no effect with --calibrate"),
-        (["--data", "{rendered}"], "--unlabelled has no effect without --calibrate"),
+        (["--calibrate", "{rendered}", "--prior", "rendered"], "--prior has no effect with eval_au.py calibrate"),
+        (["--data", "{rendered}"], "--unlabelled has no effect without eval_au.py calibrate"),
     ],
 )
 def test_bad_commands(tiny_checkpoint, rendered_records, photographs, tmp_path, flags, message):

@@ -62,14 +62,14 @@ def make_parser() -> CommandParser:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    refuse_without_effect(arguments, WITHOUT_EFFECT, "--calibrate")
+    refuse_without_effect(arguments, WITHOUT_EFFECT, "eval_au.py calibrate")
     if arguments.coded and not arguments.unlabelled:
         raise ValueError("--coded needs --unlabelled too, for the AUs that are not coded.")
     files.check_writable(arguments.out / "calibration.json")
-    name, part = one_model(arguments, "--calibrate takes one."), arguments.part or "validation"
+    name, part = one_model(arguments, "calibrate takes one."), arguments.part or "validation"
     config_file = Path(name) / "config.json"
     if not config_file.is_file():
-        raise ValueError(f"--calibrate stores its result in config.json: {name} is no folder that holds one.")
+        raise ValueError(f"calibrate stores its result in config.json: {name} is no folder that holds one.")
     records = load_records(arguments.data, part=part)
     people = people_of(records)
     # A model is surer of the people it learned from than of others.

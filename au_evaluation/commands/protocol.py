@@ -66,7 +66,7 @@ def make_parser() -> CommandParser:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    refuse_without_effect(arguments, WITHOUT_EFFECT, "--protocol")
+    refuse_without_effect(arguments, WITHOUT_EFFECT, "eval_au.py protocol")
     refuse_prior_without_calibration(arguments)
     check_writable(arguments.out / "results.json")
     protocol = get_protocol(arguments.protocol)

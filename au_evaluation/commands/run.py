@@ -57,10 +57,10 @@ It refuses to test on anyone the checkpoint was trained on, as its training_mani
 `python eval_au.py report` makes a page of the results.
 """
 WITHOUT_EFFECT = {
-    "--name": "--protocol",
-    "--mirror": "--calibrate",
-    "--unlabelled": "--calibrate",
-    "--coded": "--calibrate",
+    "--name": "eval_au.py protocol",
+    "--mirror": "eval_au.py calibrate",
+    "--unlabelled": "eval_au.py calibrate",
+    "--coded": "eval_au.py calibrate",
 }
 
 

@@ -7,7 +7,7 @@ try:
 except ModuleNotFoundError:  # not installed, which the command then says
     from au_runs.start import command
 
-run = command("prepare_data.py", "au_readers.command", "train")
+run = command("prepare_data.py", "au_readers.command", "faces")
 
 if __name__ == "__main__":
     sys.exit(run())

@@ -287,6 +287,17 @@ def test_constraints_satisfy_the_declared_ranges():
             assert requirement.specifier.contains(pinned[name]), requirement
 
 
+def test_install_page_has_every_extra_and_commands_name_theirs():
+    """A command without a package it needs names an extra, which the page must give to that command."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    rows = dict(re.findall(r"^\| `([a-z]+)` \| (.*) \|$", (ROOT / "docs/install.md").read_text(), re.MULTILINE))
+    assert rows.keys() == extras.keys()
+    starts = [re.search(r'command\("(.+?)", ".+?", "(.+?)"\)', path.read_text()) for path in ROOT.glob("*.py")]
+    named = {start[1]: start[2] for start in starts if start}
+    assert len(named) == 5
+    assert {program for program, extra in named.items() if f"`{program}`" not in rows[extra]} == set()
+
+
 def test_console_scripts_are_commands():
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     assert len(scripts) == 5

@@ -97,6 +97,8 @@ def runtime_files(package: Path) -> dict[str, bytes]:
         with tarfile.open(package) as archive:
             for name in RUNTIME_FILES:
                 files[name] = archive.extractfile(f"package/dist/{name}").read()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no file {package}: `npm pack onnxruntime-web@1.30.0` writes it.") from None
     except (tarfile.TarError, KeyError, EOFError) as error:
         raise ValueError(f"{package} is not {RUNTIME}, which `npm pack onnxruntime-web@1.30.0` writes.") from error
     for name, content in files.items():

@@ -110,7 +110,7 @@ def test_bad_packages_are_refused(package, tmp_path, capsys, monkeypatch):
     assert app_space.run(words(out, package)) == 1
     assert f"ort.wasm.bundle.min.mjs in {package} is not the one of" in capsys.readouterr().err
     assert app_space.run(words(out, tmp_path / "absent.tgz")) == 1
-    assert "absent.tgz" in capsys.readouterr().err
+    assert "absent.tgz: `npm pack onnxruntime-web@1.30.0` writes it." in capsys.readouterr().err
     assert not out.exists()
 
 

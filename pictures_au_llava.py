@@ -14,7 +14,7 @@ import warnings
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-try:  # photographs of iPhones, if the plugin is installed
+try:  # HEIC, if the plugin is installed
     from pillow_heif import register_heif_opener
 
     register_heif_opener()
@@ -25,6 +25,7 @@ GROUND = "white"  # the background of transparent pictures and videos
 TOPS = (1.0, 255.0, 65535.0)  # white in pictures of more than 8 bits: in floats, in floats or integers, in 16 bits
 OVERSHOOT = 0.05  # share of white by which floats may exceed their range, as after sharpening and resizing
 MIN_SIDE = 16  # pixels; no action unit is visible below
+HEIC = (".heic", ".heif")  # photographs of iPhones
 REDUCTIONS = (8, 4, 2)  # by which JPEG's blocks of 8 x 8 can be decoded smaller
 MAX_DOWNLOAD = 50 * 2**20  # bytes from a URL
 
@@ -145,8 +146,11 @@ def _open(file: str | io.BytesIO, name: str, side: float = math.inf) -> tuple[Im
         image.draft(None, tuple(max(1, length // factor) for length in whole))
         image.load()
     except Exception as error:  # Pillow's readers raise all kinds of errors on damaged files
-        unknown = isinstance(error, UnidentifiedImageError) and file is not name  # its message is a memory address
-        problem = "its format is unknown to Pillow" if unknown else error
+        problem, unknown = error, isinstance(error, UnidentifiedImageError)
+        if unknown and name.lower().endswith(HEIC) and not {*HEIC} & {*Image.registered_extensions()}:
+            problem = "HEIC needs a plugin (pip install pillow-heif); or convert it to JPEG"
+        elif unknown and file is not name:  # its message is a memory address
+            problem = "its format is unknown to Pillow"
         raise ValueError(f"{name} cannot be read as an image: {problem}") from error
     image.filename = name
     if pictures > 1:

@@ -498,7 +498,9 @@ def mixed(pictures, tmp_path):
     (folder / "cut.mp4").write_bytes((folder / "cut.mp4").read_bytes()[:200])
     (folder / "notes.txt").touch()
     said = {"truncated.jpg": "truncated", "broken.jpg": "cannot be read", "empty.png": "cannot be read"}
-    said |= {"phone.heic": "cannot be read", "dot.png": "1 x 1", "bomb.png": "exceeds limit", "cut.mp4": "as a video"}
+    plugin = ".heic" in Image.registered_extensions()
+    said["phone.heic"] = "cannot be read" if plugin else "pip install pillow-heif"
+    said |= {"dot.png": "1 x 1", "bomb.png": "exceeds limit", "cut.mp4": "as a video"}
     return folder, said
 
 

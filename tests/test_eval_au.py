@@ -260,7 +260,7 @@ def test_comparing_with_itself_and_with_another(evaluated, tiny_checkpoint, rend
     one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
     one, two = (each["formats"]["disfa"]["mean"]["mae"] for each in (one, two))
     assert other["mean"]["mae"]["difference"] == pytest.approx(one - two)
-    assert "mean of 6" in capsys.readouterr().out
+    assert "mean, 6 images" in capsys.readouterr().out
     evaluate(tiny_checkpoint, rendered_records, tmp_path / "three", "--formats", "bp4d")
     with pytest.raises(ValueError, match="none in common"):
         main(["compare", str(tmp_path / "one"), str(tmp_path / "three")])

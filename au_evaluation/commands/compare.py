@@ -100,7 +100,7 @@ def comparison_table(comparison: Mapping[str, Mapping], first: str, second: str)
     for name, result in comparison.items():
         for metric in COMPARED:
             if metric in result["mean"]:
-                add(name, f"mean of {result['n']}", metric, result["mean"][metric], result["mean"][metric]["p"])
+                add(name, f"mean, {result['n']} images", metric, result["mean"][metric], result["mean"][metric]["p"])
         for label, metrics in result["per_au"].items():
             for metric in COMPARED:
                 if metric in metrics and metrics[metric]["p_holm"] < 0.05:

@@ -130,6 +130,17 @@ def _groups(records: Iterable[Mapping]) -> Iterator[list[Mapping]]:
         yield group
 
 
+def _read_manifest(folder: Path) -> dict:
+    """The manifest of a folder. Raises ValueError for a file of this name that `start_folder` did not write."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except ValueError:
+        manifest = None
+    if not isinstance(manifest, dict) or not manifest.keys() >= {"schema_version", "complete", "arguments"}:
+        raise ValueError(f"{folder / MANIFEST} is not of prepare_data.py, or damaged: choose another folder")
+    return manifest
+
+
 def start_folder(folder: Path, arguments: Mapping) -> None:
     """Prepare `folder` for shards made with `arguments`, or check that it already holds such shards.
 
@@ -137,7 +148,7 @@ def start_folder(folder: Path, arguments: Mapping) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / MANIFEST).is_file():
-        before = json.loads((folder / MANIFEST).read_text())["arguments"]
+        before = _read_manifest(folder)["arguments"]
         differing = [name for name in sorted({*before, *arguments}) if before.get(name) != arguments.get(name)]
         if differing:
             told = ", ".join(f"{name} {before.get(name)!r} (now {arguments.get(name)!r})" for name in differing)
@@ -273,9 +284,9 @@ def _load_folder(folder: Path, labelled: bool) -> Dataset:
     shards = sorted(folder.glob("data-*.parquet"))
     if not shards or not (folder / MANIFEST).is_file():
         raise FileNotFoundError(f"no data-*.parquet with a {MANIFEST} in {folder}: make them with prepare_data.py")
-    manifest = json.loads((folder / MANIFEST).read_text())
-    if manifest.get("schema_version") != SCHEMA_VERSION:
-        arrived = manifest.get("schema_version")
+    manifest = _read_manifest(folder)
+    if manifest["schema_version"] != SCHEMA_VERSION:
+        arrived = manifest["schema_version"]
         raise ValueError(
             f"{folder} follows record schema {arrived}, this code reads {SCHEMA_VERSION}: prepare it again"
         )
@@ -288,7 +299,10 @@ def _load_folder(folder: Path, labelled: bool) -> Dataset:
             add_format(AUFormat.from_dict(entries))
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from None
-    records = Dataset.from_parquet([str(shard) for shard in shards])
+    try:
+        records = Dataset.from_parquet([str(shard) for shard in shards])
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{folder} holds a damaged file ({error}): prepare it again") from error
     for name, feature in record_features({}).items():
         arrived = records.features.get(name)
         if arrived != feature:

@@ -46,13 +46,9 @@ def crop_face(image: Image.Image, eyes: Sequence[Point], size: int, margin: floa
     Raises:
         ValueError: the eyes are less than a pixel apart or outside the picture.
     """
+    check_eyes(eyes, image.size)
     right, left = np.asarray(eyes, dtype=float)
     distance = float(np.hypot(*(left - right)))
-    if not (distance >= 1 and (np.array([right, left]) >= 0).all() and (np.array([right, left]) <= image.size).all()):
-        raise ValueError(
-            f"The eyes {right.tolist()} and {left.tolist()} cannot be those of a face in a picture of "
-            f"{image.size[0]} x {image.size[1]} pixels."
-        )
     along = (left - right) / distance  # one step to the right in the crop, as a direction in the picture
     down = np.array([-along[1], along[0]])
     scale = distance / (EYE_DISTANCE * size)  # pixels of the picture per pixel of the crop
@@ -60,6 +56,17 @@ def crop_face(image: Image.Image, eyes: Sequence[Point], size: int, margin: floa
     beyond = (side - size) / 2
     corner = (left + right) / 2 - scale * ((0.5 * size + beyond) * along + (EYE_HEIGHT * size + beyond) * down)
     return cut_square(image, corner, along, scale, side)
+
+
+def check_eyes(eyes: Sequence[Point], size: tuple[int, int]) -> None:
+    """Raise ValueError if the eyes are less than a pixel apart or outside a picture of this (width, height)."""
+    right, left = np.asarray(eyes, dtype=float)
+    distance = float(np.hypot(*(left - right)))
+    if not (distance >= 1 and (np.array([right, left]) >= 0).all() and (np.array([right, left]) <= size).all()):
+        raise ValueError(
+            f"The eyes {right.tolist()} and {left.tolist()} cannot be those of a face in a picture of "
+            f"{size[0]} x {size[1]} pixels."
+        )
 
 
 def cut_square(image: Image.Image, corner: Point, along: Point, scale: float, side: int) -> Image.Image:

@@ -174,7 +174,11 @@ def _video(path: Path, wanted: Callable, counted: bool) -> Iterator[Frame]:
                 first = shown if first is None else first
                 end = max(end, shown + (float(frame.duration * frame.time_base) if frame.duration else 1 / rate))
                 time = shown - first
-                yield Frame(path, number, time, _upright(frame, aspect) if wanted(number, time) else None)
+                try:
+                    image = _upright(frame, aspect) if wanted(number, time) else None
+                except (FFmpegError, ValueError, OSError) as error:
+                    raise DamagedVideo(f"frame {number} of {path} cannot be converted to RGB: {error}") from error
+                yield Frame(path, number, time, image)
         if declared is None and not container.format.flags & NO_TIMESTAMPS and container.duration is not None:
             declared = container.duration / 1e6  # of the longest track; `end` is where the last track ended
     if number == 0:
@@ -259,6 +263,7 @@ def _upright(frame, aspect) -> Image.Image:
         image = load_face_image(Image.fromarray(frame.to_ndarray(format="rgba", **colors)))
     else:
         pixels = frame.to_ndarray(format="rgba", **colors)  # with a fourth byte, FFmpeg and Pillow take half the time
+        pixels = np.ascontiguousarray(pixels)  # FFmpeg pads the rows of a width that is no multiple of 4
         image = Image.frombytes("RGB", (frame.width, frame.height), pixels, "raw", "RGBX")
     width = round(image.width * aspect)
     if width != image.width:

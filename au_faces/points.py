@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from au_llava.au_faces.box import carried
-from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT, Face, Point, cut_square
+from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT, Face, Point, check_eyes, cut_square
 from au_llava.au_faces.network import open_network
 from au_llava.au_faces.photo import Photo
 from au_llava.au_runs.files import HOME
@@ -212,10 +212,16 @@ def with_pose(photo: Photo, face: Face) -> Face:
     """A face that somebody gave, or a picture that is a face crop, with its pose; its eyes stay.
 
     There is no pose if the network does not trust its answer, or if ONNX Runtime is not installed.
+
+    Raises:
+        ValueError: the eyes are less than a pixel apart or outside the picture, or it cannot be read.
+        FileNotFoundError: no such picture.
     """
     if importlib.util.find_spec("onnxruntime") is None:
         return face
     eyes = eyes_of(face)
+    image, factor = photo.at_least()
+    check_eyes(eyes, (factor * image.width, factor * image.height))
     right, left = np.array(eyes) @ [1, 1j]
     template = TEMPLATE @ [1, 1j]
     guess = right + (template - template[0]) * (left - right) / (template[1] - template[0])

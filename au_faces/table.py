@@ -36,12 +36,13 @@ class FacesTable:
     A row without numbers in these columns says that the frame shows no face.
 
     Raises:
-        ValueError: the columns are missing, or a cell is not a number.
+        ValueError: not a CSV table in UTF-8, columns are missing or there twice, or a cell is not a number.
         OSError: the file cannot be read.
     """
 
     EYES = ("eye_right_x", "eye_right_y", "eye_left_x", "eye_left_y")
     BOX = ("FaceRectX", "FaceRectY", "FaceRectWidth", "FaceRectHeight")
+    OTHERS = ("file", "input", "frame", "face_id", "confidence", "success")
     LANDMARKS = tuple(f"{axis}_{number}" for number in range(36, 48) for axis in "xy")
 
     def __init__(self, path: Path):
@@ -49,26 +50,35 @@ class FacesTable:
         self.faces: dict[tuple[str, ...], dict[int, list[Face]]] = {}  # parts of the file's path -> frame -> faces
         self.names: dict[tuple[str, ...], str] = {}  # parts of a path -> as the table has it
         self.matched: dict[tuple[str, ...], tuple[str, ...] | str] = {}  # file -> its rows, or an error message
-        with path.open(encoding="utf-8-sig", newline="") as handle:
-            reader = csv.DictReader(handle, skipinitialspace=True)
-            columns = {name.strip() for name in reader.fieldnames or ()}
-            kinds = (self.EYES, self.LANDMARKS, self.BOX)
-            kind = next((names for names in kinds if columns.issuperset(names)), None)
-            if kind is None:
-                raise ValueError(
-                    f"{path} has neither {', '.join(self.EYES)}, nor the landmarks x_36 to y_47, nor "
-                    f"{', '.join(self.BOX)}."
-                )
-            for number, row in enumerate(reader, start=2):
-                try:
-                    self._add({name.strip(): value or "" for name, value in row.items() if name}, kind)
-                except ValueError as error:
-                    raise ValueError(f"{path}, line {number}: {error}.") from error
+        try:
+            with path.open(encoding="utf-8-sig", newline="") as handle:
+                columns = self._read(csv.DictReader(handle, skipinitialspace=True))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{path} cannot be read as a CSV table in UTF-8: {error}.") from error
         from_zero = {"frame", "input"} <= columns and "file" not in columns
         if from_zero or any(0 in frames for frames in self.faces.values()):
             self.faces = {
                 parts: {number + 1: faces for number, faces in frames.items()} for parts, frames in self.faces.items()
             }
+
+    def _read(self, reader: csv.DictReader) -> set[str]:
+        """Add all rows; returns the names of the columns."""
+        names = [name.strip() for name in reader.fieldnames or ()]
+        kind = next((kind for kind in (self.EYES, self.LANDMARKS, self.BOX) if set(kind) <= set(names)), None)
+        if kind is None:
+            raise ValueError(
+                f"{self.path} has neither {', '.join(self.EYES)}, nor the landmarks x_36 to y_47, nor "
+                f"{', '.join(self.BOX)}, separated by commas; it has {', '.join(names[:20]) or 'no columns'}."
+            )
+        twice = [name for name in (*self.OTHERS, *self.BOX, *kind) if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"{self.path} has the column {twice[0]} more than once.")
+        for number, row in enumerate(reader, start=2):
+            try:
+                self._add({name.strip(): value or "" for name, value in row.items() if name}, kind)
+            except ValueError as error:
+                raise ValueError(f"{self.path}, line {number}: {error}.") from error
+        return set(names)
 
     def _add(self, row: Mapping[str, str], kind: tuple[str, ...]) -> None:
         file = unescaped(row["file"]) if row.get("file") else row.get("input", "")
@@ -91,6 +101,8 @@ class FacesTable:
                 side = np.hypot(*(eyes[1] - eyes[0])) / EYE_DISTANCE
                 box = np.array([*(eyes.mean(axis=0) - side * np.array([0.5, EYE_HEIGHT])), side, side])
         face_id, confidence = (_number(row.get(name, "")) for name in ("face_id", "confidence"))
+        if face_id % 1 > 0:
+            raise ValueError(f"face_id {row['face_id']} is not a whole number")
         face_id = None if np.isnan(face_id) else int(face_id)
         confidence = None if np.isnan(confidence) else confidence
         faces.append(Face(tuple(map(tuple, eyes.tolist())), tuple(box.tolist()), confidence, face_id))
@@ -166,8 +178,11 @@ class FacesTable:
 
 
 def _number(cell: str) -> float:
-    """The number in a cell; NaN if the cell says that it is unknown. Raises ValueError for other text."""
-    return float("nan") if cell.strip().lower() in UNKNOWN else float(cell)
+    """The number in a cell; NaN if the cell says that it is unknown. Raises ValueError for other text and infinity."""
+    number = float("nan") if cell.strip().lower() in UNKNOWN else float(cell)
+    if np.isinf(number):
+        raise ValueError(f"{cell} is not a finite number")
+    return number
 
 
 def _parts(name: str) -> tuple[str, ...]:

@@ -43,7 +43,7 @@ from au_llava.au_readers.crops import Crop
 from au_llava.au_readers.files import check_root
 from au_llava.au_readers.prepare import finish_source, parts_of, prepare_shard, start_source
 from au_llava.au_readers.workers import in_processes
-from au_llava.au_runs.commands import CommandEnded, CommandParser, run_command
+from au_llava.au_runs.commands import CommandEnded, CommandParser, positive, run_command
 from au_llava.au_runs.formats import FormatNames, add_formats_option, as_stored, choices
 from au_llava.au_runs.progress import progress_bar
 
@@ -181,10 +181,10 @@ def _add_rendered(datasets) -> None:
         "more than the reverse. Each image gets a record in each format.",
         formatter_class=argparse.HelpFormatter,
     )
-    parser.add_argument("--subjects", type=_positive, required=True, help="number of made-up people")
-    parser.add_argument("--images-per-subject", type=_positive, required=True, help="pictures of each of them")
-    parser.add_argument("--seed", type=int, default=0, help="another seed draws other people (default: 0)")
-    parser.add_argument("--size", type=_positive, default=96, help="side of the square picture in pixels (default: 96)")
+    parser.add_argument("--subjects", type=positive, required=True, help="number of made-up people")
+    parser.add_argument("--images-per-subject", type=positive, required=True, help="pictures of each of them")
+    parser.add_argument("--seed", type=_seed, default=0, help="another seed draws other people (default: 0)")
+    parser.add_argument("--size", type=positive, default=96, help="side of the square picture in pixels (default: 96)")
     parser.add_argument(
         "--held-out-looks",
         action="store_true",
@@ -206,7 +206,7 @@ def _add_labelled(datasets) -> None:
         crops = parser.add_argument_group(
             "crops", "By default images stay where they are. --crop stores copies of the face, cropped as in training."
         )
-        crops.add_argument("--crop", type=_positive, metavar="SIZE", help="side of the copies in pixels")
+        crops.add_argument("--crop", type=positive, metavar="SIZE", help="side of the copies in pixels")
         _add_detection(crops)
         _add_parts(parser, name, test=0.1)
         return parser
@@ -282,7 +282,7 @@ def _add_unlabelled(datasets) -> None:
         parser = _add_source(datasets, name, title, module, open_source, root)
         crops = parser.add_argument_group("crops", "The largest face of each picture, cropped as in training.")
         crops.add_argument(
-            "--crop", type=_positive, default=96, metavar="SIZE", help="side of the crops in pixels (default: 96)"
+            "--crop", type=positive, default=96, metavar="SIZE", help="side of the crops in pixels (default: 96)"
         )
         crops.add_argument(
             "--margin",
@@ -330,7 +330,7 @@ def _add_unlabelled(datasets) -> None:
         ),
         root="any folder",
     )
-    parser.add_argument("--every", type=_positive, default=1, metavar="K", help="take every K-th frame of videos")
+    parser.add_argument("--every", type=positive, default=1, metavar="K", help="take every K-th frame of videos")
     parser.add_argument(
         "--subjects", choices=unlabelled.SUBJECTS, default="files", help="what shows one person (default: files)"
     )
@@ -349,8 +349,8 @@ def _add_moved(datasets) -> None:
         lambda args: moved.open_moved(args.root, args.per_face, args.seed),
         "folder of records of faces without labels",
     )
-    parser.add_argument("--per-face", type=_positive, default=2, help="moved pictures of each face (default: 2)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed draws other movements (default: 0)")
+    parser.add_argument("--per-face", type=positive, default=2, help="moved pictures of each face (default: 2)")
+    parser.add_argument("--seed", type=_seed, default=0, help="another seed draws other movements (default: 0)")
     nothing = dict.fromkeys(("images", "faces", "detector", "protocol", "folds", "tested", "test"))
     parser.set_defaults(**nothing, test_drawn=0.0, validation=0.0)
 
@@ -369,7 +369,7 @@ def _add_source(
 def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the records; an unfinished one is resumed")
     parser.add_argument(
-        "--workers", type=_positive, default=os.cpu_count(), help="number of processes (default: all cores)"
+        "--workers", type=positive, default=os.cpu_count(), help="number of processes (default: all cores)"
     )
 
 
@@ -389,7 +389,7 @@ def _add_parts(parser: argparse.ArgumentParser, name: str, test: float) -> None:
     parts = parser.add_argument_group("parts", "Who trains, validates and is tested. By default subjects are drawn.")
     if protocols:
         parts.add_argument("--protocol", choices=protocols, help="use published parts; --tested names the one to test")
-    parts.add_argument("--folds", type=_positive, metavar="K", help="draw K parts, K1, K2, …, instead")
+    parts.add_argument("--folds", type=positive, metavar="K", help="draw K parts, K1, K2, …, instead")
     parts.add_argument("--tested", metavar="PART", help="P1 (--protocol), K1 (--folds) or another; the rest trains")
     parts.add_argument(
         "--validation",
@@ -398,7 +398,7 @@ def _add_parts(parser: argparse.ArgumentParser, name: str, test: float) -> None:
         help="share of the subjects, of the training ones if --tested is given (default: %(default)s)",
     )
     parts.add_argument("--test", type=_share, help=f"share of the subjects, without --tested (default: {test})")
-    parts.add_argument("--seed", type=int, default=0, help="another seed draws other parts (default: 0)")
+    parts.add_argument("--seed", type=_seed, default=0, help="another seed draws other parts (default: 0)")
     parser.set_defaults(test_drawn=test, **({} if protocols else {"protocol": None}))
 
 
@@ -410,9 +410,9 @@ def _path(text: str) -> Path:
     return Path(text).expanduser().absolute()
 
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text!r}")
     return int(text)
 
 

@@ -133,7 +133,11 @@ def _read(path: Path, needed: Collection[str]) -> pd.DataFrame:
             table = pd.read_parquet(path)
         else:
             text = {"dtype": str, "keep_default_na": False, "na_values": [""]}  # a person may be called NA
-            table = pd.read_csv(path, encoding="utf-8-sig", skipinitialspace=True, **text)
+            text |= {"encoding": "utf-8-sig", "skipinitialspace": True}
+            table = pd.read_csv(path, **text)
+            names = pd.read_csv(path, **text, header=None, nrows=1).iloc[0].dropna()
+            if names.duplicated().any():  # pandas would number them: AU12, AU12.1
+                raise ValueError(f"it has the column {names[names.duplicated()].iloc[0]!r} more than once")
     except (ValueError, OSError) as error:
         raise ValueError(f"{path} cannot be read as a table: {str(error).strip().splitlines()[0]}") from error
     plain = [str(column).strip().strip("'\"").strip() for column in table.columns]
@@ -227,7 +231,7 @@ def _load_table(path: Path, name: str, folder: Path, image_column: str, subject_
     frames = np.arange(len(table))
     if "frame" in table:
         numbers = pd.to_numeric(table["frame"], errors="coerce").to_numpy(np.float64, na_value=np.nan)
-        if (odd := ~(numbers == np.floor(numbers))).any():
+        if (odd := ~((numbers == np.floor(numbers)) & (np.abs(numbers) < 2**53))).any():
             told = f"row {odd.argmax() + 1} says {table['frame'].iloc[odd.argmax()]!r}"
             raise ValueError(f"column 'frame' of {path} must hold whole numbers: {told}")
         frames = numbers.astype(np.int64)

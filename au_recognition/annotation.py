@@ -14,12 +14,21 @@ from au_llava.action_units import AUFormat
 from au_llava.au_faces.media import DamagedVideo, is_video, video_frames
 from au_llava.au_recognition.runner import Plan
 from au_llava.au_recognition.tables import strengths
+from au_llava.au_runs.files import replacing
 
 BAR_COLOR, PRESENT_COLOR, TINT = "#9aa7b8", "#0b63a5", "#d55e00"
 SHOWN_SIDE = 224  # pixels of a face in a picture
 OUTLINE = 0.5  # share of an evidence map's maximum; what is higher is outlined, and hidden to see what it matters
 VIDEO_AUS = 6  # AUs named beside a face of a video, at most
 CLOCK = Fraction(1, 1000)  # seconds per tick of an annotated video
+VIDEOS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}  # suffixes of annotated videos, their formats in FFmpeg
+DPI = 160  # of figures
+
+
+def save_figure(path: Path, figure) -> None:
+    """Write a figure of Matplotlib in the format of the path's suffix; it appears whole or not at all."""
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, dpi=DPI, format=path.suffix[1:].lower())
 
 
 def annotated(image: Image.Image, notes: Iterable[tuple]) -> Image.Image:
@@ -73,8 +82,10 @@ def _place(box: tuple, width: float, height: float, size: tuple[int, int], taken
 def save_video(path: Path, faces: Iterable[dict], plan: Plan) -> None:
     """Write a copy of the plan's video, with a box and the strongest AUs beside every face; only frames that were read.
 
+    It appears whole or not at all.
+
     Args:
-        faces: as `Readings` gives them.
+        faces: as `Readings` gives them, of a video with a frame that could be read.
 
     Raises:
         OSError: `path` cannot be written.
@@ -87,7 +98,7 @@ def save_video(path: Path, faces: Iterable[dict], plan: Plan) -> None:
             notes.setdefault(face["frame"], []).append((face["box"], _lines(face, plan.formats)))
     video = next(part for part in plan.parts if isinstance(part, Path))
     try:
-        with av.open(str(path), "w") as container:
+        with replacing(path) as file, av.open(str(file), "w", format=VIDEOS[path.suffix.lower()]) as container:
             stream = None
             try:
                 for frame in video_frames(video, plan.every, plan.fps):

@@ -70,6 +70,8 @@ def main(arguments: argparse.Namespace) -> int:
     """Recognize, and say after an error where finished work is kept."""
     try:
         return recognize(arguments)
+    except BrokenPipeError:  # nobody reads what is printed: run_command ends quietly
+        raise
     except (ValueError, OSError) as error:
         # A full disk can be emptied; most other errors would come again.
         goes_on = isinstance(error, OSError) and error.errno is not None
@@ -132,10 +134,10 @@ def recognize(arguments: argparse.Namespace) -> int:
             raise ValueError(
                 f"{len(unfinished)} parts are not in {folder}: all machines must share the folder of --out."
             )
-        status = write_outputs(arguments, engine, Readings(journal, plan), neutral, left_out)
+        outcome = write_outputs(arguments, engine, Readings(journal, plan), neutral, left_out)
         if arguments.out:
             shutil.rmtree(folder)
-        return status
+    return outcome.show()
 
 
 def face_finder(arguments: argparse.Namespace, files: Sequence[Path]) -> tuple[Callable[[], Find], dict]:

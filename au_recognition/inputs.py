@@ -22,7 +22,8 @@ def find_files(paths: Sequence[str | Path], left_out: Counter | None = None) -> 
         left_out: counts the skipped files, and what folders and patterns hold besides pictures and videos, by suffix.
 
     Raises:
-        FileNotFoundError: a path does not exist, or a folder or pattern holds neither pictures nor videos.
+        FileNotFoundError: a path does not exist, a folder or pattern holds neither pictures nor videos, or the list is
+            empty.
         OSError: a folder cannot be opened.
     """
     left_out = Counter() if left_out is None else left_out
@@ -32,6 +33,8 @@ def find_files(paths: Sequence[str | Path], left_out: Counter | None = None) -> 
             left_out[JUNK] += 1
         elif path == "-":
             lines = [line for line in _lines_of_input() if line.strip()]
+            if not lines:
+                raise FileNotFoundError("The list on standard input names no file.")
             listed = [line for line in lines if not any(map(is_junk, Path(line).parts))]
             left_out.update([JUNK] * (len(lines) - len(listed)))
             files += find_files(listed, left_out)
@@ -48,9 +51,10 @@ def find_files(paths: Sequence[str | Path], left_out: Counter | None = None) -> 
 
 
 def _lines_of_input() -> list[str]:
+    """The lines of standard input, without the byte order mark and the ends of lines that Windows writes."""
     if isinstance(sys.stdin, io.TextIOWrapper):  # file names, whatever the console's encoding
         sys.stdin.reconfigure(encoding=sys.getfilesystemencoding(), errors="surrogateescape")
-    return sys.stdin.read().split("\n")
+    return [line.removesuffix("\r") for line in sys.stdin.read().removeprefix("\ufeff").split("\n")]
 
 
 def _matches(pattern: str, left_out: Counter) -> Iterator[Path]:

@@ -1,12 +1,14 @@
 """The options of recognize_au.py, and the checks that refuse what cannot work before anything is computed."""
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from au_llava.action_units import get_format
 from au_llava.au_faces.detect import DETECTORS
 from au_llava.au_faces.media import is_video
+from au_llava.au_recognition.annotation import VIDEOS
 from au_llava.au_recognition.derived import SETS, check_derivable
 from au_llava.au_recognition.tables import SUFFIXES
 from au_llava.au_runs.commands import QUANTIZATIONS, CommandParser
@@ -18,7 +20,6 @@ from au_llava.calibration_au_llava import PRIORS
 from au_llava.readings_au_llava import DECODERS
 
 EVIDENCE = (".png", ".pdf", ".svg")
-VIDEOS = (".mp4", ".mkv", ".mov")
 
 
 def make_parser(description: str) -> CommandParser:
@@ -137,8 +138,10 @@ def check_options(arguments: argparse.Namespace, files: Sequence[Path]) -> None:
         ValueError, OSError: in a sentence.
     """
     counts = (arguments.batch_size, arguments.every, arguments.picture_faces)
-    if min(counts) < 1 or (arguments.fps is not None and arguments.fps <= 0):
+    if min(counts) < 1 or (arguments.fps is not None and not 0 < arguments.fps < math.inf):
         raise ValueError("--batch-size, --every, --fps and --picture-faces must be positive.")
+    if arguments.faces and (arguments.no_detect or arguments.detector == "none"):
+        raise ValueError("--faces says where the faces are, --no-detect that there is nothing to find: choose one.")
     if arguments.max_yaw is not None and not 0 < arguments.max_yaw <= 90:
         raise ValueError(f"--max-yaw {arguments.max_yaw:g}: give degrees between 0 and 90.")
     if arguments.out is None and processes().num_processes > 1:
@@ -172,19 +175,28 @@ def check_options(arguments: argparse.Namespace, files: Sequence[Path]) -> None:
 def _check_outputs(arguments: argparse.Namespace, files: Sequence[Path]) -> None:
     """Refuse outputs that cannot be written, or that would overwrite an input or another output."""
     figures = _figures() if arguments.picture or arguments.timeline else ()
-    suffixes = {"out": SUFFIXES, "picture": figures, "explain": EVIDENCE, "timeline": figures, "video": VIDEOS}
+    suffixes = {"out": SUFFIXES, "picture": figures, "explain": EVIDENCE, "timeline": figures, "video": tuple(VIDEOS)}
     inputs = [*files, *(Path(option) for option in (arguments.faces, arguments.neutral) if option)]
-    taken = {file.resolve(): "is read" for file in inputs}
+    taken = {_identity(file): "is read" for file in inputs}
     for option, allowed in suffixes.items():
         path = getattr(arguments, option)
         if path is None:
             continue
         if path.suffix.lower() not in allowed:
             raise ValueError(f"--{option} {path}: the name must end in {', '.join(allowed)}.")
-        if path.resolve() in taken:
-            raise ValueError(f"--{option} {path}: the same file {taken[path.resolve()]}; choose another name.")
-        taken[path.resolve()] = f"is written by --{option}"
+        if _identity(path) in taken:
+            raise ValueError(f"--{option} {path}: the same file {taken[_identity(path)]}; choose another name.")
+        taken[_identity(path)] = f"is written by --{option}"
         check_writable(path)
+
+
+def _identity(path: Path) -> tuple[int, int] | Path:
+    """What tells a file from others, whatever it is called: it may have hard links, or a name in any case."""
+    try:
+        status = path.stat()
+    except OSError:
+        return path.resolve()
+    return status.st_dev, status.st_ino
 
 
 def _figures() -> tuple[str, ...]:

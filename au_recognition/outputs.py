@@ -1,4 +1,4 @@
-"""What recognize_au.py writes and prints when everything has been read.
+"""What recognize_au.py writes and prints when everything has been read: first all files, then what it says of them.
 
 What draws figures is imported where it is asked for: Matplotlib, and PyTorch for explanations, take longer than reading
 a picture.
@@ -8,10 +8,12 @@ import argparse
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 from rich.console import Console
+from rich.table import Table
 
 from au_llava.au_faces.crop import crop_face
 from au_llava.au_recognition.annotation import save_video
@@ -30,8 +32,27 @@ from au_llava.pictures_au_llava import load_face_image
 Explained = tuple[dict, Image.Image, list]  # a face, the crop that was read, its `Explanation`s (reasons.py)
 
 
-def write_outputs(arguments: argparse.Namespace, engine, readings: Readings, neutral, left_out: Mapping) -> int:
-    """Write the table, its sidecar and the pictures, and print the summary; returns the exit status.
+@dataclass(frozen=True)
+class Outcome:
+    """What a run prints at its end. All files are written before, since who reads it may leave: `| head`."""
+
+    summary: Table
+    written: tuple[str, ...]  # lines for standard output
+    notes: tuple[str, ...]  # lines for standard error
+    status: int
+
+    def show(self) -> int:
+        """Print it; returns the exit status."""
+        Console().print(self.summary)
+        for line in self.written:
+            print(f"Written: {line}")
+        for note in self.notes:
+            print(note, file=sys.stderr)
+        return self.status
+
+
+def write_outputs(arguments: argparse.Namespace, engine, readings: Readings, neutral, left_out: Mapping) -> Outcome:
+    """Write the table, its sidecar and the pictures; returns what is to be said of them.
 
     Args:
         engine: that has read; with --explain, a `TorchEngine`.
@@ -53,31 +74,31 @@ def write_outputs(arguments: argparse.Namespace, engine, readings: Readings, neu
     rest = None if neutral is None else Neutral(readings, plan.formats, neutral)
     if rest is not None and rest.unknown:
         names = ", ".join(map(escaped, rest.unknown[:3])) + (" …" if len(rest.unknown) > 3 else "")
-        said = f"--neutral {neutral}: no face was read in frame {neutral} of {names}"
+        lost = f"--neutral {neutral}: no face was read in frame {neutral} of {names}"
         if not rest.by_person:
-            raise ValueError(
-                f"{said}: name a frame that shows the face and is read (--fps and --every leave out some)."
-            )
-        print(f"{said}: changes there are unknown.", file=sys.stderr)
+            raise ValueError(f"{lost}; frames count from 1, and --every and --fps leave some out.")
+        print(f"{lost}: changes there are unknown.", file=sys.stderr)
     derived = Derived(readings, plan.formats, arguments.derive)
     summary = write_table(arguments.out, readings, rest, explained, derived)
     if not summary.faces:
         raise ValueError(f"No face could be read in any of the {files} files.")
-    Console().print(summary.table())
+    written, notes = [], []
     if arguments.out:
         counts = {"files": files, "faces": summary.faces, "frames_without_face": summary.frames_without}
         counts["faces_turned_away"] = readings.turned()
         said = {escaped(file): escaped(problem) for file, problem in problems.items()}
         content = sidecar(readings.journal.identity, arguments.neutral, counts, said, left_out, engine)
         write_json(arguments.out.with_name(f"{arguments.out.name}.provenance.json"), content)
-        print(f"Written: {arguments.out} ({summary.faces + summary.frames_without} rows)")
-    for path in draw(arguments, readings, explained):
-        print(f"Written: {path}")
+        written.append(f"{arguments.out} ({summary.faces + summary.frames_without} rows)")
+    for option, paths in draw(arguments, readings, explained).items():
+        written += map(str, paths)
+        if not paths:
+            notes.append(f"--{option} {getattr(arguments, option)} is not written: nothing was read that it shows.")
     if turned := readings.turned():
-        print(f"{turned} faces turned further than --max-yaw were left out.", file=sys.stderr)
+        notes.append(f"{turned} faces turned further than --max-yaw were left out.")
     if problems:
-        print(f"{len(problems)} of {files} files could not be read in full or show no face.", file=sys.stderr)
-    return 1 if problems else 0
+        notes.append(f"{len(problems)} of {files} files could not be read in full or show no face.")
+    return Outcome(summary.table(), tuple(written), tuple(notes), 1 if problems else 0)
 
 
 def explain_faces(engine, plan: Plan, faces: Iterable[dict]) -> list[Explained]:
@@ -122,22 +143,33 @@ def add_reasons(face: Mapping, explanations: Iterable) -> None:
         reasons[labels.index(explanation.label)] = explanation.reason
 
 
-def draw(arguments: argparse.Namespace, readings: Readings, explained: list[Explained]) -> Iterable[Path]:
-    """Write the pictures, timelines and the video that were asked for; yields each path when it is written."""
+def draw(arguments: argparse.Namespace, readings: Readings, explained: list[Explained]) -> dict[str, list[Path]]:
+    """Write the pictures, timelines and the video that were asked for.
+
+    Returns:
+        option -> the files written; none where there is nothing to draw.
+    """
+    drawn: dict[str, list[Path]] = {}
     if arguments.picture:
         from au_llava.au_recognition.pictures import save_faces
 
-        save_faces(arguments.picture, readings, readings.plan.formats, arguments.picture_faces)
-        yield arguments.picture
-    if explained:
+        faces = first_faces(readings, arguments.picture_faces)
+        if faces:
+            save_faces(arguments.picture, faces, readings.plan.formats)
+        drawn["picture"] = [arguments.picture] * bool(faces)
+    if arguments.explain:
         from au_llava.au_recognition.pictures import save_evidence
 
-        save_evidence(arguments.explain, explained)
-        yield arguments.explain
+        if explained:
+            save_evidence(arguments.explain, explained)
+        drawn["explain"] = [arguments.explain] * bool(explained)
     if arguments.timeline:
         from au_llava.au_recognition.timelines import save_timelines
 
-        yield from save_timelines(arguments.timeline, readings, arguments.curves)
+        drawn["timeline"] = save_timelines(arguments.timeline, readings, arguments.curves)
     if arguments.video:
-        save_video(arguments.video, readings, readings.plan)
-        yield arguments.video
+        frames = any(readings.plan.is_video(entry["part"]) and entry["frames"] for entry in readings.entries())
+        if frames:
+            save_video(arguments.video, readings, readings.plan)
+        drawn["video"] = [arguments.video] * frames
+    return drawn

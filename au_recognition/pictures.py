@@ -12,24 +12,22 @@ from PIL import Image, ImageOps
 
 from au_llava.action_units import AUFormat
 from au_llava.au_faces.crop import crop_face
-from au_llava.au_recognition.annotation import BAR_COLOR, OUTLINE, PRESENT_COLOR, SHOWN_SIDE, TINT
+from au_llava.au_recognition.annotation import BAR_COLOR, OUTLINE, PRESENT_COLOR, SHOWN_SIDE, TINT, save_figure
 from au_llava.au_recognition.movement import movement
-from au_llava.au_recognition.readings import first_faces
 from au_llava.au_recognition.tables import measure
 from au_llava.au_runs.names import escaped
 from au_llava.pictures_au_llava import load_face_image
 
 COLUMNS, PANEL_SIDE, LINE = 4, 2.5, 58  # panels in a row of `save_evidence`, inches of one, characters under it
-DPI = 160
 
 
-def save_faces(path: Path, faces: Iterable[dict], formats: Sequence[AUFormat], most: int) -> None:
-    """Draw the first `most` faces of pictures, one per row: the picture, where the face moves, and bars per format.
+def save_faces(path: Path, faces: Sequence[dict], formats: Sequence[AUFormat]) -> None:
+    """Draw faces of pictures, one per row: the picture, where the face moves, and bars per format.
 
     Args:
         faces: as `Readings` gives them.
     """
-    draw_faces(first_faces(faces, most), formats).savefig(path, dpi=DPI)
+    save_figure(path, draw_faces(faces, formats))
 
 
 def draw_faces(faces: Sequence[dict], formats: Sequence[AUFormat]) -> Figure:
@@ -116,7 +114,7 @@ def save_evidence(path: Path, faces: Iterable[tuple[dict, Image.Image, Sequence]
         axis.spines[:].set_visible(False)
         if panel:
             _show_evidence(axis, *panel)
-    figure.savefig(path, dpi=DPI)
+    save_figure(path, figure)
 
 
 def _show_evidence(axis, title: str, crop: Image.Image, explanation) -> None:

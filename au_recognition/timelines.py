@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from au_llava.action_units import AUFormat
 from au_llava.au_faces.media import is_video
+from au_llava.au_recognition.annotation import save_figure
 from au_llava.au_recognition.readings import Readings
 from au_llava.au_recognition.tables import heading, measure
 from au_llava.au_runs.folders import short_names
@@ -15,7 +16,6 @@ from au_llava.au_runs.names import escaped
 
 CURVES = 4
 LINE_COLOR, BAND_COLOR = "#0b3c68", "#9cc3e6"
-DPI = 160
 
 
 class Track:
@@ -65,7 +65,7 @@ def save_timelines(path: Path, readings: Readings, curves: Sequence[str] | None)
         while name in written:  # a/b.mp4 beside a-b.mp4
             name = name.with_stem(f"{name.stem}-{shown.suffix[1:]}")
         title = f"{escaped(str(shown))}, face {number}"
-        draw_timeline(track, np.array(sorted(times[file])), formats, curves, title).savefig(name, dpi=DPI)
+        save_figure(name, draw_timeline(track, np.array(sorted(times[file])), formats, curves, title))
         written.append(name)
     return written
 

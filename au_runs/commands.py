@@ -15,7 +15,7 @@ UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT
 class CommandParser(argparse.ArgumentParser):
     """An argument parser whose options are spelled with hyphens; underscores are accepted: `--batch_size`.
 
-    The description is printed as it is written, and options cannot be abbreviated.
+    The description is printed as it is written, options cannot be abbreviated, and empty arguments are refused.
     """
 
     def __init__(self, description: str | None = None, **settings):
@@ -23,7 +23,17 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(description=description, **settings)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):
-        return super().parse_known_args(hyphenated(sys.argv[1:] if args is None else args), namespace)
+        words = hyphenated(sys.argv[1:] if args is None else args)
+        if any(not word or (word.startswith("--") and word.endswith("=")) for word in words):
+            self.error("an empty argument arrived, which would mean the current folder: is a variable not set?")
+        return super().parse_known_args(words, namespace)
+
+
+def positive(text: str) -> int:
+    """The type of an option that takes a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
 
 
 def hyphenated(words: Sequence[str]) -> list[str]:
@@ -53,11 +63,17 @@ def run_command(program: str, main: Callable[[], int | None]) -> int:
     """Run `main` and return its exit status (None is 0).
 
     A ValueError, an OSError, a CommandEnded and Ctrl+C (130) become one sentence on standard error, which begins with
-    the name of the `program`. Other errors are bugs and keep their traceback.
+    the name of the `program`. It ends quietly (1) if nobody reads what it prints any more, as with `| head`. Other
+    errors are bugs and keep their traceback.
     """
     print_anything()
     try:
-        return main() or 0
+        status = main() or 0
+        print(end="", flush=True)  # sys.stdout is None where standard output is closed
+        return status
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush when Python ends
+        return 1
     except CommandEnded as end:
         sentence, status = str(end), end.status
     except (ValueError, OSError) as error:
@@ -77,10 +93,10 @@ def print_anything() -> None:
 
 
 def sentence_of(error: BaseException) -> str:
-    """`str(error)`; or how to move the cache of Hugging Face's libraries, if the error is that it cannot be written.
+    """What went wrong, for users: `str(error)`, or of an error of the system "FILE: Permission denied."
 
-    A checkpoint's code is copied into that cache before it runs, so a read-only home stops every command that loads a
-    checkpoint.
+    If the error is that the cache of Hugging Face's libraries cannot be written, it says how to move that. A
+    checkpoint's code is copied into that cache before it runs, so a read-only home stops every command that loads one.
     """
     cause = error
     while cause is not None:
@@ -90,6 +106,8 @@ def sentence_of(error: BaseException) -> str:
                 "and code there: set HF_HOME to a writable folder, such as HF_HOME=./huggingface."
             )
         cause = cause.__cause__ or cause.__context__
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}." if error.filename is not None else f"{error.strerror}."
     return str(error)
 
 

@@ -106,6 +106,7 @@ def open_engine(wish: Wish) -> TorchEngine | OnnxEngine:
         ValueError: ONNX Runtime was asked for and cannot do it, or the checkpoint cannot be loaded.
         OSError: there is no such checkpoint.
     """
+    check_name(wish.model)
     engine = _engine(wish)
     if wish.mirror_images is not None:
         engine.mirror_images = wish.mirror_images
@@ -146,13 +147,33 @@ def _obstacle(wish: Wish) -> str | None:
     return None
 
 
+def check_name(name: str) -> None:
+    """Raise ValueError if a checkpoint's name is neither a folder nor may be a Hub id."""
+    if Path(name).is_dir():
+        return
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise ValueError(f"There is no folder {name}: name the folder of a checkpoint, or a Hub id.") from None
+
+
 def checkpoint_folder(name: str) -> Path:
-    """The folder of a checkpoint; one on the Hub is fetched, without its code."""
+    """The folder of a checkpoint; one on the Hub is fetched, without its code. Raises OSError if there is none."""
     if Path(name).is_dir():
         return Path(name)
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    return Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "*.safetensors", "*.onnx"]))
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "*.safetensors", "*.onnx"]))
+    except LocalEntryNotFoundError as error:
+        raise OSError(
+            f"There is no folder {name}, and the Hub, where {name} may be, is out of reach: name another folder, or "
+            "connect."
+        ) from error
 
 
 def _made_graph(checkpoint: Path, formats: Sequence[AUFormat]) -> Path:

@@ -35,6 +35,9 @@ def command(program: str, module: str, extra: str | None = None) -> Callable[[Se
         """Run the command line `words` (default: the program's own) and return the exit status."""
         try:
             return importlib.import_module(f"au_llava.{module}").run(words)
+        except KeyboardInterrupt:  # while it was imported
+            print(f"{program}: stopped.", file=sys.stderr)
+            return 130
         except ModuleNotFoundError as error:
             sentence = missing(error, extra)
             if sentence is None:

@@ -35,12 +35,11 @@ def test_one_sentence_names_hf_home(tmp_path, monkeypatch):
 
 def test_other_errors_say_what_they_said(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
-    for error in (
-        ValueError("3 is too few."),
-        FileNotFoundError(errno.ENOENT, "No such file", str(tmp_path / "home" / "missing")),
-        PermissionError(errno.EACCES, "no way", str(tmp_path / "table.csv")),
-    ):
-        assert sentence_of(error) == str(error)
+    missing, table = str(tmp_path / "home" / "missing"), str(tmp_path / "table.csv")
+    assert sentence_of(ValueError("3 is too few.")) == "3 is too few."
+    assert sentence_of(OSError("there is no checkpoint")) == "there is no checkpoint"
+    assert sentence_of(FileNotFoundError(errno.ENOENT, "No such file", missing)) == f"{missing}: No such file."
+    assert sentence_of(PermissionError(errno.EACCES, "no way", table)) == f"{table}: no way."
 
 
 def test_a_command_ends_with_the_sentence(no_home, tiny_checkpoint, tmp_path, capsys):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas
 import pytest
 from conftest import ROOT
 from datasets import Dataset, Image
@@ -296,6 +297,7 @@ def test_wrong_commands_end_with_a_sentence(tmp_path, capsys):
         ("--data x --out y --modle z", 2, "--modle"),
         ("--data x --calibrate y --out z", 2, "not allowed with argument"),
         ("--data nowhere --out", 1, "eval_au.py: no data-*.parquet with a manifest.json in nowhere"),
+        ("--data x --batch-size 0 --out y", 2, "--batch-size: expected a whole number of at least 1, got '0'"),
         ("compare nowhere nowhere", 1, "eval_au.py: There is no nowhere/predictions.parquet"),
     ):
         words = [*words.split(), *([str(tmp_path / "out")] if words.endswith("--out") else [])]
@@ -306,6 +308,20 @@ def test_wrong_commands_end_with_a_sentence(tmp_path, capsys):
         else:
             assert eval_au.run(words) == 1, words
         assert sentence in capsys.readouterr().err, words
+
+
+def test_files_that_eval_au_did_not_write_are_named(tmp_path, capsys):
+    (tmp_path / "results.json").write_text("{}")
+    (tmp_path / "predictions.parquet").write_text("no table")
+    for command, sentence in (
+        (["report", tmp_path], f"eval_au.py: {tmp_path} does not hold what eval_au.py writes"),
+        (["compare", tmp_path, tmp_path], "predictions.parquet is damaged"),
+    ):
+        assert eval_au.run(list(map(str, command))) == 1
+        assert sentence in capsys.readouterr().err
+    pandas.DataFrame({"format": ["bp4d"]}).to_parquet(tmp_path / "predictions.parquet")
+    assert eval_au.run(["compare", str(tmp_path), str(tmp_path)]) == 1
+    assert "predictions.parquet is not of eval_au.py: it lacks clip, dataset" in capsys.readouterr().err
 
 
 def test_help_teaches_with_an_example(capsys):

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from datasets import Dataset
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from au_llava.au_evaluation.command import main
 from au_llava.au_evaluation.commands import common
 from au_llava.au_publishing import onnx_file
 from au_llava.au_runs.checkpoints import load_checkpoint
-from au_llava.au_runs.engines import Wish, open_engine
+from au_llava.au_runs.engines import Wish, checkpoint_folder, open_engine
 
 FORMATS = ("bp4d", "disfa", "feafa")
 HEAVY = ("torch", "transformers", "accelerate")
@@ -141,3 +142,18 @@ def test_calibration_reads_the_same_with_mirror_images_and_without(checkpoint, r
     words = words_of(tmp_path / "onnx", rendered_records, tmp_path / "out", "--part", "train", "--no-mirror")
     main(["calibrate", *words, "--engine", "onnx"])
     assert json.loads((tmp_path / "onnx" / "config.json").read_text())["mirror_images"] is False
+
+
+def test_checkpoints_that_are_not_there_are_named(monkeypatch):
+    for name in ("/nowhere/model", "runs/a/b"):
+        with pytest.raises(
+            ValueError, match=f"There is no folder {name}: name the folder of a checkpoint, or a Hub id"
+        ):
+            open_engine(Wish(name, ()))
+
+    def unreachable(*_, **__):
+        raise LocalEntryNotFoundError("no such snapshot")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
+    with pytest.raises(OSError, match="There is no folder modle, and the Hub"):
+        checkpoint_folder("modle")

@@ -8,15 +8,17 @@ from PIL import Image
 from skimage import data
 
 from au_llava.au_faces import detect
-from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT, crop_face
+from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT, Face, crop_face
 from au_llava.au_faces.detect import YuNet
 from au_llava.au_faces.follow import follow, look_of
 from au_llava.au_faces.photo import Photo
+from au_llava.au_faces.points import with_pose
 from au_llava.au_faces.table import FacesTable, NoRow
 from au_llava.au_rendering import render
 from au_llava.au_rendering.pictures import render_face
 
 SIDE = 128
+EYES, NAN = ",".join(FacesTable.EYES), float("nan")
 
 
 def scene(angle=0.0, zoom=1.0, seed=0):
@@ -91,10 +93,16 @@ def test_shrinking_averages():
     assert crop.max() < 145
 
 
-@pytest.mark.parametrize("eyes", [[(50, 50), (50.2, 50)], [(-4, 50), (60, 50)], [(40, 50), (float("nan"), 50)]])
+@pytest.mark.parametrize(
+    "eyes",
+    [[(50, 50), (50.2, 50)], [(0, 0), (0, 0)], [(-4, 50), (60, 50)], [(2e8, 4e8), (8e8, 4e8)], [(40, 50), (NAN, 50)]],
+)
 def test_eyes_that_cannot_be(eyes):
-    with pytest.raises(ValueError, match="cannot be those of a face in a picture of 100 x 100"):
-        crop_face(Image.new("RGB", (100, 100)), eyes, 32)
+    image, message = Image.new("RGB", (100, 100)), "cannot be those of a face in a picture of 100 x 100"
+    with pytest.raises(ValueError, match=message):
+        crop_face(image, eyes, 32)
+    with pytest.raises(ValueError, match=message):
+        with_pose(Photo(image), Face(eyes, (0, 0, 100, 100), None))
 
 
 def test_found_eyes_are_those_of_the_renderer():
@@ -348,11 +356,24 @@ def test_cells_that_other_programs_write(tmp_path):
             "frame,eye_right_x,eye_right_y,eye_left_x,eye_left_y\n1.5,1,2,3,4\n",
             "line 2: frame 1.5 is not a whole number",
         ),
+        (f"frame,{EYES}\ninf,1,2,3,4\n", "line 2: inf is not a finite number"),
+        (f"face_id,{EYES}\n1.5,1,2,3,4\n", "line 2: face_id 1.5 is not a whole number"),
+        (f"{EYES}\n1,2,-inf,4\n", "line 2: -inf is not a finite number"),
+        (f"eye_right_x,{EYES}\n9,1,2,3,4\n", "has the column eye_right_x more than once"),
+        (f"{EYES}\n1,2,3,4\n".replace(",", ";"), "separated by commas; it has eye_right_x;eye_right_y"),
+        (f'{EYES}\n"1,2,3,4\n' + "1,2,3,4\n" * 20_000, "cannot be read as a CSV table in UTF-8: field larger"),
     ],
 )
 def test_bad_tables_are_named(tmp_path, text, message):
     (tmp_path / "faces.csv").write_text(text)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
+        FacesTable(tmp_path / "faces.csv")
+    assert "faces.csv" in str(caught.value)
+
+
+def test_tables_of_another_encoding_are_named(tmp_path):
+    (tmp_path / "faces.csv").write_text(f"{EYES}\n1,2,3,4\n", encoding="utf-16")
+    with pytest.raises(ValueError, match=r"faces\.csv cannot be read as a CSV table in UTF-8"):
         FacesTable(tmp_path / "faces.csv")
 
 

@@ -356,6 +356,24 @@ def test_high_dynamic_range_becomes_srgb(tmp_path, transfer, code, expected):
         np.testing.assert_allclose(frame.image.getpixel((WIDTH // 2, HEIGHT // 2)), expected, atol=4)
 
 
+@pytest.mark.parametrize("width", [97, 98, 99, 854])  # FFmpeg pads the rows of these
+def test_any_width_of_videos(tmp_path, width):
+    path = write_video(tmp_path / "film.mkv", [quarters((width, HEIGHT))] * 2, "ffv1", "yuv444p")
+    images = [frame.image for frame in video_frames(path)]
+    assert len(images) == 2
+    for image in images:
+        assert_alike(image, quarters((width, HEIGHT)), within=3)
+
+
+def test_a_frame_that_cannot_be_shown_is_damage(tmp_path):
+    """Transparent frames are opened as pictures, which must be large enough."""
+    path = write_video(tmp_path / "film.mov", [quarters((12, 12))], "qtrle", "argb")
+    numbers, problem = read(path)
+    assert numbers == []
+    assert "frame 1 of" in problem
+    assert "12 x 12 pixels" in problem
+
+
 def test_transparent_videos_are_laid_over_white(tmp_path):
     def clear(frame, stream):
         picture = quarters().convert("RGBA")

@@ -187,6 +187,15 @@ def test_table_keeps_names_as_text_and_clips_as_recordings(tmp_path):
         ("image,subject,frame,AU1\na.jpg,1,1.5,0\n", "column 'frame' of .* must hold whole numbers: row 1 says '1.5'"),
         ("image,subject,frame,AU1\na.jpg,1,,0\n", "column 'frame' of .* must hold whole numbers"),
         ("image,subject,AU1,AU01\na.jpg,1,0,1\n", "two columns for AU1: AU1 and AU01"),
+        (
+            "image,subject,AU1,AU1\na.jpg,1,0,1\n",
+            "t.csv cannot be read as a table: it has the column 'AU1' more than once",
+        ),
+        ("image,subject,frame,AU1\na.jpg,1,inf,0\n", "column 'frame' of .* must hold whole numbers: row 1 says 'inf'"),
+        (
+            "image,subject,frame,AU1\na.jpg,1,1e30,0\n",
+            "column 'frame' of .* must hold whole numbers: row 1 says '1e30'",
+        ),
         ("image,subject,AU1\na.jpg,1,0,7\nb.jpg,1,0\n,,,,,\n", "t.csv cannot be read as a table: Error tokenizing"),
         (b"image,subject,AU1\n\xe9.jpg,1,0\n", "t.csv cannot be read as a table: 'utf-8' codec"),
         ("", "t.csv cannot be read as a table: No columns"),

@@ -14,6 +14,8 @@ import time
 from collections import Counter
 from fractions import Fraction
 from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -26,11 +28,12 @@ from au_llava.action_units import FORMATS, MAIN_FORMATS, AUFormat
 from au_llava.au_datasets.records import load_records
 from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT
 from au_llava.au_faces.media import DamagedVideo, count_frames, is_video, video_frames
-from au_llava.au_recognition.annotation import annotated
+from au_llava.au_recognition.annotation import annotated, save_figure, save_video
 from au_llava.au_recognition.inputs import find_files
 from au_llava.au_recognition.movement import au_regions, movement
 from au_llava.au_recognition.neutral import Neutral
 from au_llava.au_recognition.options import make_parser
+from au_llava.au_recognition.outputs import Outcome
 from au_llava.au_recognition.tables import au_columns, openface_label, strengths
 from au_llava.au_rendering.pictures import render_face
 from au_llava.au_rendering.view import View
@@ -328,6 +331,11 @@ def test_paths_patterns_and_lists(pictures, film, tmp_path, monkeypatch):
     assert find_files([pictures / "**" / "face1.png"]) == [files[1]]
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"{files[1]}\n\n{film}\n"))
     assert find_files(["-"]) == [files[1], film]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"\ufeff{files[1]}\r\n{film}\r\n"))  # from Windows
+    assert find_files(["-"]) == [files[1], film]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    with pytest.raises(FileNotFoundError, match="The list on standard input names no file"):
+        find_files(["-"])
     (tmp_path / "notes.txt").touch()
     for path, message in [(tmp_path, "no video in the folder"), (tmp_path / "*.jpg", "matches"), ("x.png", "no file")]:
         with pytest.raises(FileNotFoundError, match=message):
@@ -587,6 +595,50 @@ def test_pictures_without_a_face(tiny_checkpoint, crowd, tmp_path, capsys):
     assert "No face could be read in any of the 1 files" in capsys.readouterr().err
 
 
+def test_what_shows_nothing_is_not_drawn(tiny_checkpoint, crowd, film, tmp_path, capsys):
+    Image.new("RGB", (300, 200), "gray").save(tmp_path / "wall.png")
+    assert recognize(tiny_checkpoint, film, tmp_path / "wall.png", "--every", 20, "--picture", tmp_path / "a.png") == 1
+    assert f"--picture {tmp_path / 'a.png'} is not written" in capsys.readouterr().err
+    (tmp_path / "cut.mp4").write_bytes(film.read_bytes()[:200])
+    words = ["--video", tmp_path / "v.mp4", "--timeline", tmp_path / "t.png", "--out", tmp_path / "aus.csv"]
+    assert recognize(tiny_checkpoint, crowd, tmp_path / "cut.mp4", *words) == 1
+    errors = capsys.readouterr().err
+    assert f"--video {tmp_path / 'v.mp4'} is not written" in errors
+    assert f"--timeline {tmp_path / 't.png'} is not written" in errors
+    assert {path.name for path in tmp_path.iterdir()} == {"wall.png", "cut.mp4", "aus.csv", "aus.csv.provenance.json"}
+
+
+def test_all_files_are_written_before_anything_is_printed(tiny_checkpoint, crowd, tmp_path, monkeypatch):
+    """Whoever reads the output may leave at its first line."""
+
+    def leave(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(Outcome, "show", leave)
+    monkeypatch.setattr("os.dup2", lambda *_: None)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(open(os.devnull, "wb")))  # noqa: SIM115
+    assert recognize(tiny_checkpoint, crowd, "--out", tmp_path / "aus.csv", "--picture", tmp_path / "a.png") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"aus.csv", "aus.csv.provenance.json", "a.png"}
+
+
+def test_figures_and_videos_appear_whole_or_not_at_all(film, tmp_path, monkeypatch):
+    """An earlier one stays where writing another fails."""
+    for name in ("a.png", "a.mp4"):
+        (tmp_path / name).write_text("an earlier one")
+
+    class Broken:
+        def savefig(self, path, **_):
+            Path(path).write_text("half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        save_figure(tmp_path / "a.png", Broken())
+    monkeypatch.setattr("au_llava.au_recognition.annotation.annotated", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save_video(tmp_path / "a.mp4", [], SimpleNamespace(parts=[film], every=1, fps=None, formats=()))
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["an earlier one"] * 2
+
+
 def test_gif_still_and_moving(expressions, tmp_path):
     still, moving = tmp_path / "still.gif", tmp_path / "moving.gif"
     expressions[0][0].save(still)
@@ -693,11 +745,13 @@ def test_outputs_are_refused_before_the_work(tiny_checkpoint, film, pictures, tm
     film = shutil.copy(film, tmp_path)
     monkeypatch.setattr(checkpoints, "load_checkpoint", lambda *_, **__: pytest.fail("the work has begun"))
     (tmp_path / "folder.csv").mkdir()
+    os.link(film, tmp_path / "other_name.mp4")
     for words, message in (
         (["--out", tmp_path / "folder.csv"], "is a folder: name a file"),
         (["--timeline", tmp_path / "x.doc"], "the name must end in"),
         (["--video", tmp_path / "x.gif"], "the name must end in .mp4, .mkv, .mov"),
         (["--video", film], "the same file is read"),
+        (["--video", tmp_path / "other_name.mp4"], "the same file is read"),
         (["--timeline", tmp_path / "x.png", "--picture", tmp_path / "x.png"], "is written by --picture"),
         (["--out", tmp_path / "film.mp4" / "aus.csv"], "film.mp4"),
     ):
@@ -783,6 +837,10 @@ def test_bad_input_is_named(tiny_checkpoint, pictures, film, capsys):
         ([pictures, "--curves", "AU99"], "none of the formats has this AU"),
         ([pictures, "--batch-size", "0"], "must be positive"),
         ([pictures, "--picture-faces", "0"], "must be positive"),
+        ([film, "--fps", "inf"], "must be positive"),
+        ([film, "--fps", "nan"], "must be positive"),
+        ([film, "--faces", "faces.csv", "--no-detect"], "choose one"),
+        ([film, "--faces", "faces.csv", "--detector", "none"], "choose one"),
         ([pictures, "--explain", "why.txt"], "--explain why.txt: the name must end in .png, .pdf, .svg"),
         ([pictures, "--explain", "why.png", "--decoding", "free"], "--explain needs the slots decoder"),
         ([pictures, "--no-mirror", "--decoding", "free"], "--no-mirror is for the slots decoder"),

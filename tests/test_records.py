@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -100,6 +101,23 @@ def test_defects_of_shards_reach_the_manifest(tmp_path):
     assert manifest["warnings"] == ["first", "odd rows: 16 (0.0, 0.1, 0.2, 0.3, 1.0 …)"]
     assert manifest["known"] == [2]
     assert manifest["images_per_clip"] == {"a": {"1": 2}}
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"name": "a web page"}', '{"schema_version": 1}'])
+def test_a_manifest_of_another_program_is_refused(folder, tmp_path, content):
+    foreign = shutil.copytree(folder, tmp_path / "foreign")
+    (foreign / MANIFEST).write_text(content)
+    for use in (load_records, lambda path: start_folder(path, {})):
+        with pytest.raises(ValueError, match=r"manifest\.json is not of prepare_data\.py, or damaged"):
+            use(foreign)
+
+
+def test_a_damaged_shard_is_named(folder, tmp_path):
+    damaged = shutil.copytree(folder, tmp_path / "damaged")
+    shard = next(damaged.glob("data-*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(ValueError, match="damaged holds a damaged file"):
+        load_records(damaged)
 
 
 def test_a_folder_without_records_is_not_finished(tmp_path):

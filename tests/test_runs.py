@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -69,7 +70,8 @@ def raising(error: BaseException):
         (lambda: None, 0, ""),
         (lambda: 3, 3, ""),
         (raising(ValueError("3 is too few.")), 1, "command.py: 3 is too few.\n"),
-        (raising(FileNotFoundError(2, "No such file", "x")), 1, "command.py: [Errno 2] No such file: 'x'\n"),
+        (raising(FileNotFoundError(2, "No such file", "x")), 1, "command.py: x: No such file.\n"),
+        (raising(OSError(28, "No space left on device")), 1, "command.py: No space left on device.\n"),
         (raising(CommandEnded("stopped early.", 143)), 143, "command.py: stopped early.\n"),
         (raising(KeyboardInterrupt()), 130, "command.py: stopped.\n"),
     ],
@@ -77,6 +79,27 @@ def raising(error: BaseException):
 def test_a_command_ends_with_a_status_and_a_sentence(main, status, sentence, capsys):
     assert run_command("command.py", main) == status
     assert capsys.readouterr().err == sentence
+
+
+def test_whoever_reads_the_output_may_leave(tmp_path):
+    """`command | head`: quiet, with a status, whether the pipe breaks while something is printed or at the end."""
+    for flush in (False, True):
+        body = f"run_command('x', lambda: print('a' * 10, flush={flush}))"
+        script = f"import sys; from au_llava.au_runs.commands import run_command; sys.exit({body})"
+        read, write = os.pipe()
+        os.close(read)
+        done = subprocess.run([sys.executable, "-c", script], stdout=write, stderr=subprocess.PIPE)
+        os.close(write)
+        assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize("words", [["--batch-size", ""], ["--batch-size="], [""]])
+def test_empty_arguments_are_refused(words, capsys):
+    """`--out "$RESULTS"`, if RESULTS is not set, would write into the current folder."""
+    with pytest.raises(SystemExit) as end:
+        parser().parse_args(words)
+    assert end.value.code == 2
+    assert "is a variable not set?" in capsys.readouterr().err
 
 
 def test_bugs_keep_their_traceback():
@@ -103,6 +126,15 @@ def test_a_started_command_runs_its_body(monkeypatch):
     body.run = lambda words: len(words)
     monkeypatch.setitem(sys.modules, "au_llava.body", body)
     assert command("command.py", "body")(["a", "b"]) == 2
+
+
+def test_a_command_can_be_stopped_while_it_is_imported(monkeypatch, capsys):
+    def stop(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("importlib.import_module", stop)
+    assert command("command.py", "body")([]) == 130
+    assert capsys.readouterr().err == "command.py: stopped.\n"
 
 
 def test_a_missing_package_is_one_sentence(monkeypatch, capsys):

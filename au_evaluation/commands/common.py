@@ -14,7 +14,7 @@ from au_llava.au_datasets.records import load_records
 from au_llava.au_evaluation.predictions import use_prior
 from au_llava.au_evaluation.scoring import jsonable
 from au_llava.au_runs import files
-from au_llava.au_runs.commands import QUANTIZATIONS, CommandParser
+from au_llava.au_runs.commands import QUANTIZATIONS, CommandParser, positive
 from au_llava.au_runs.engines import ENGINES, Wish, open_engine
 from au_llava.au_runs.formats import FormatNames, choices
 from au_llava.au_runs.manifests import read_training_manifest
@@ -40,7 +40,7 @@ OPTIONS = {
         "help": "what reads: PyTorch or ONNX Runtime (default: onnx where it is installed, slots.onnx fits and no GPU "
         "is there, else torch)",
     },
-    "--batch-size": {"type": int, "default": 32, "help": "images per forward pass (default: 32)"},
+    "--batch-size": {"type": positive, "default": 32, "help": "images per forward pass (default: 32)"},
     "--quantize": {
         "choices": QUANTIZATIONS,
         "help": "load the language model with this many bits per weight (needs bitsandbytes)",

@@ -4,14 +4,15 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-import datasets
 import numpy as np
+import pyarrow.parquet
 from rich.markup import escape
 from rich.table import Table
 
 from au_llava.action_units import AUFormat, get_format
 from au_llava.au_evaluation.commands.common import show, write_json
 from au_llava.au_evaluation.intervals import paired_difference
+from au_llava.au_evaluation.report_data import COLUMNS
 from au_llava.au_evaluation.rows import by_format, key_of
 from au_llava.au_evaluation.scoring import score_arguments
 from au_llava.au_evaluation.tables import console_table, interval, number
@@ -60,7 +61,13 @@ def _read_evaluation(folder: Path) -> dict[str, dict[tuple, dict]]:
     path = folder / "predictions.parquet"
     if not path.is_file():
         raise FileNotFoundError(f"There is no {path}: make it with eval_au.py --out {folder}.")
-    rows = datasets.Dataset.from_parquet(str(path)).to_list()
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if lacking := COLUMNS - set(table.column_names):
+        raise ValueError(f"{path} is not of eval_au.py: it lacks {', '.join(sorted(lacking))}.")
+    rows = table.to_pylist()
     return {name: {key_of(row): row for row in of_format} for name, of_format in by_format(rows).items()}
 
 

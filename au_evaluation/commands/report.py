@@ -1,13 +1,13 @@
 """`eval_au.py report`: make a page of an evaluation."""
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from au_llava.au_datasets.records import load_records
 from au_llava.au_evaluation.report import write_report
+from au_llava.au_evaluation.report_data import load_evaluation
 from au_llava.au_evaluation.rows import KEYS, key_of
 from au_llava.au_runs.commands import CommandParser
 from au_llava.au_runs.provenance import content_hashes
@@ -29,8 +29,8 @@ def make_parser() -> CommandParser:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    results = arguments.folder / "results.json"
-    origin = json.loads(results.read_text())["provenance"] if results.is_file() else {}
+    results, _ = load_evaluation(arguments.folder)
+    origin = results.get("provenance", {})
     image_of = None
     if arguments.data or origin.get("data"):
         try:

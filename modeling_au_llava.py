@@ -17,6 +17,7 @@ from importlib.util import find_spec
 import torch
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import (
     AutoModel,
     PreTrainedConfig,
@@ -167,6 +168,18 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
         self.prompts = PromptStore()
         self.post_init()
 
+    def train(self, mode: bool = True):
+        """As in PyTorch, but a batch-norm layer of the tower whose weights are frozen keeps its statistics, too.
+
+        Adapters are saved without them, and a frozen part should give what it gave before.
+        """
+        super().train(mode)
+        for layer in modules_of(self.vision_tower):
+            weights = list(layer.parameters(recurse=False)) if isinstance(layer, _BatchNorm) else []
+            if weights and not any(weight.requires_grad for weight in weights):
+                layer.eval()
+        return self
+
     @merge_with_config_defaults
     @can_return_tuple
     def get_image_features(
@@ -180,7 +193,7 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
         """Encode images into language-model embeddings.
 
         Args:
-            pixel_values: (images, 3, height, width), normalized as by the processor.
+            pixel_values: (images, 3, height, width), normalized as by the processor, in any floating-point type.
             vision_feature_layer: overrides the configuration's.
             vision_feature_select_strategy, image_sizes: LLaVA's, not used; towers of timm would not take them.
 
@@ -198,6 +211,7 @@ class AuLlavaModel(AuLlavaPreTrainedModel, LlavaModel):
         layers = [vision_feature_layer] if isinstance(vision_feature_layer, int) else vision_feature_layer
         if layers is not None and not kwargs.get("output_hidden_states"):
             kwargs["output_hidden_states"] = layers  # keeps only these; a list, as a plain 0 would mean none
+        pixel_values = pixel_values.to(self.vision_tower.dtype)  # as LLaVA's towers do; a convolutional one does not
         outputs = self.vision_tower(pixel_values, return_dict=True, **kwargs)
         features = [outputs.last_hidden_state] if layers is None else [outputs.hidden_states[i] for i in layers]
         stride = self.config.vision_stride

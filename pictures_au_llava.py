@@ -1,9 +1,10 @@
-"""Opening pictures: from a path, a PIL image, an array or a tensor to upright 8-bit sRGB.
+"""Opening pictures: from a path, base64, a PIL image, an array or a tensor to upright 8-bit sRGB.
 
 Needs Pillow and NumPy only; tensors are recognized without importing PyTorch. image_processing_au_llava.py goes on from
 here to the pixels that the network takes.
 """
 
+import base64
 import io
 import math
 import os
@@ -37,9 +38,9 @@ def load_face_image(image, allow_urls: bool = False) -> Image.Image:
     sRGB) and 16 or 32 bits of gray. If a file holds several pictures, the first is read, with a warning.
 
     Args:
-        image: a path; a PIL image of any mode; a NumPy array or tensor of (height, width), (height, width, 1, 3 or 4)
-            or (3, height, width), with integers 0 to 255 (uint16: 0 to 65535) or floats 0 to 1; or, with `allow_urls`,
-            an http(s) URL.
+        image: a path; the content of a file in base64 or as a data URL, as chat messages hold it; a PIL image of any
+            mode; a NumPy array or tensor of (height, width), (height, width, 1, 3 or 4) or (3, height, width), with
+            integers 0 to 255 (uint16: 0 to 65535) or floats 0 to 1; or, with `allow_urls`, an http(s) URL.
         allow_urls: whether URLs are fetched (default: no, nothing is loaded from the network unasked).
 
     Raises:
@@ -49,7 +50,9 @@ def load_face_image(image, allow_urls: bool = False) -> Image.Image:
     name = getattr(image, "filename", "") or "The image"  # PIL images remember their file
     if isinstance(image, (str, os.PathLike)):
         name = os.fsdecode(image)
-        image = open_image(_file(name, allow_urls), name)
+        content = _written_out(name)
+        name = name if content is None else "The image"
+        image = open_image(_file(name, allow_urls) if content is None else content, name)
         return _upright(image, name, image.size, in_place=True)
     if isinstance(image, np.ndarray) or _is_tensor(image):
         image = _from_array(image)
@@ -94,6 +97,27 @@ def _upright(image: Image.Image, name: str, whole: tuple[int, int], in_place: bo
         return _to_rgb(image)
     except Exception as error:  # a damaged file that was opened lazily, a broken EXIF block, an exotic mode
         raise ValueError(f"{name} cannot be read as an image: {error}") from error
+
+
+def _written_out(text: str) -> io.BytesIO | None:
+    """The content of a picture file that is given in base64 or as a data URL; None for a path or another URL."""
+    is_data = text[:5].lower() == "data:"
+    if not is_data and os.path.isfile(text):
+        return None
+    try:
+        content = io.BytesIO(base64.b64decode("".join(text.partition(",")[2 * is_data].split()), validate=True))
+    except ValueError as error:
+        if is_data:
+            raise ValueError(f"The image is a data URL without base64: {text[:40]!r} arrived.") from error
+        return None
+    if not is_data:
+        try:  # a missing file's path may look like base64
+            Image.open(content)
+        except UnidentifiedImageError:
+            return None
+        except Exception:  # a damaged picture or a huge one: `open_image` says what is wrong
+            pass
+    return content
 
 
 def _file(name: str, allow_urls: bool) -> str | io.BytesIO:

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -94,8 +93,6 @@ def start_model(arguments: AUArguments, training_args: AUTrainingConfig, model_a
     # Training drops the calibration with its first step, which a resumed run that is complete never takes.
     model.config.calibration = None
     freeze_parts(model, arguments.freeze)
-    if model_args.use_peft:
-        keep_statistics(model)
     if arguments.channels_last:
         model.model.vision_tower.to(memory_format=torch.channels_last)
     # Like the model's, the class of this code: an older checkpoint's code must not be saved with the new weights.
@@ -119,14 +116,6 @@ def load_model(model_args: ModelConfig, training_args: SFTConfig):
     present = {type(module).__name__ for module in model.modules()}
     model._no_split_modules = sorted(present & set(model._no_split_modules))
     return model
-
-
-def keep_statistics(model: AuLlavaForConditionalGeneration) -> None:
-    """Fix the batch-norm statistics: adapters are saved without them."""
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            module.eval()
-            module.train = partial(lambda kept, mode=True: kept, module)
 
 
 def freeze_parts(model: AuLlavaForConditionalGeneration, parts: list[str]) -> None:

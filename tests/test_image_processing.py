@@ -1,5 +1,6 @@
 """Images as users have them: each gives the right pixels (checked by hand) or fails in one clear sentence."""
 
+import base64
 import functools
 import http.server
 import io
@@ -235,6 +236,22 @@ def test_urls_are_fetched_only_when_asked_for(quarters, served, monkeypatch):
     monkeypatch.setattr(pictures_au_llava, "MAX_DOWNLOAD", 20)
     with pytest.raises(ValueError, match=r"face.png cannot be read as an image: more than 0 MiB"):
         processor(f"{served}/face.png")
+
+
+def test_files_in_base64(quarters):
+    file = io.BytesIO()
+    quarters.save(file, "PNG")
+    for written in (base64.b64encode(file.getvalue()), base64.encodebytes(file.getvalue())):  # the second has lines
+        for text in (written.decode(), f"data:image/png;base64,{written.decode()}"):
+            assert np.array_equal(load_face_image(text), quarters)
+    half = base64.b64encode(file.getvalue()[: len(file.getvalue()) // 2]).decode()
+    for text in (half, f"data:image/png;base64,{half}", "data:image/png;base64,AAAA"):
+        with pytest.raises(ValueError, match=r"^The image cannot be read as an image: .{3,80}$"):
+            load_face_image(text)
+    with pytest.raises(ValueError, match="data URL without base64: 'data:image/png,%89PNG' arrived"):
+        load_face_image("data:image/png,%89PNG")
+    with pytest.raises(FileNotFoundError, match="There is no image file 'faces/0001'"):  # which could be base64
+        load_face_image("faces/0001")
 
 
 def test_pixels_by_hand():

@@ -390,6 +390,36 @@ def test_lora_trains_the_language_model_only(tmp_path):
     assert merged.recognize(processor, random_faces(1), formats=["bp4d"])
 
 
+def test_adapters_trained_beside_batch_norm_are_saved_whole(tmp_path):
+    """Its statistics are not in an adapter's file, so they must not follow the training's images."""
+    model, processor = build_tiny(vision_config=TOWERS["resnet"][0])
+    model.save_pretrained(tmp_path / "base")
+    inputs = inputs_for(processor)
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=r".*language_model.*q_proj")).train()
+    adapted(**inputs)
+    adapted.eval().save_pretrained(tmp_path / "adapter")
+    base = AuLlavaForConditionalGeneration.from_pretrained(tmp_path / "base")
+    loaded = PeftModel.from_pretrained(base, tmp_path / "adapter")
+    assert_close(logits(loaded, inputs), logits(adapted, inputs), atol=0)
+
+
+def test_batch_norm_follows_the_images_unless_it_is_frozen():
+    model, processor = build_tiny(vision_config=TOWERS["resnet"][0])
+    stem, *others = (m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    stem.requires_grad_(False)
+    model.train()(**inputs_for(processor))
+    assert [stem.num_batches_tracked, *(layer.num_batches_tracked for layer in others)] == [0] + [1] * len(others)
+
+
+@pytest.mark.parametrize("tower", ["resnet", "siglip"])
+def test_pixels_may_have_another_precision(tower):
+    model, processor = build_tiny(vision_config=TOWERS[tower][0])
+    inputs = inputs_for(processor)
+    model.bfloat16()
+    given = logits(model, inputs)
+    assert torch.equal(given, logits(model, {**inputs, "pixel_values": inputs["pixel_values"].bfloat16()}))
+
+
 @pytest.mark.parametrize("bits", [8, 4])
 def test_bitsandbytes(bits, tmp_path):
     """The language model is quantized; vision tower, projector and head keep their precision."""

@@ -1,5 +1,6 @@
 """The processor: chat templates, image tokens, prompts, saving, and the contract that vLLM relies on."""
 
+import base64
 import sys
 
 import numpy as np
@@ -73,11 +74,20 @@ def test_generation_marks_the_answer_and_its_end(processor, strings):
     assert not (mask & (ids == processor.image_token_id)).any()
 
 
-def test_messages_with_paths_and_pil_images(processor, tmp_path):
+def test_messages_with_paths_pil_images_and_base64(processor, tmp_path):
     image = Image.fromarray((random_faces(1)[0] * 255).astype(np.uint8))
     image.save(tmp_path / "face.png")
+    path, written = str(tmp_path / "face.png"), base64.b64encode((tmp_path / "face.png").read_bytes()).decode()
+    url = f"data:image/png;base64,{written}"
     encoded = []
-    for part in ({"image": image}, {"path": str(tmp_path / "face.png")}, {"url": str(tmp_path / "face.png")}):
+    for part in (
+        {"image": image},
+        {"path": path},
+        {"url": path},
+        {"base64": written},
+        {"url": url},
+        {"type": "image_url", "image_url": {"url": url}},
+    ):
         messages = processor.messages("bp4d")
         messages[0]["content"][0] |= part
         encoded.append(

@@ -146,7 +146,9 @@ def _animation(path: Path, wanted: Callable, counted: bool) -> Iterator[Frame]:
 # ---- Videos ---------------------------------------------------------------------------------------------------
 def _video(path: Path, wanted: Callable, counted: bool) -> Iterator[Frame]:
     from av.error import FFmpegError
+    from av.video.reformatter import VideoReformatter
 
+    reformatter = VideoReformatter()  # one for all frames: high dynamic range takes it seconds of preparation
     number, damaged, first, end = 0, 0, None, 0.0
     with _opened(path) as (container, stream):
         stream.thread_type = "AUTO"
@@ -175,7 +177,7 @@ def _video(path: Path, wanted: Callable, counted: bool) -> Iterator[Frame]:
                 end = max(end, shown + (float(frame.duration * frame.time_base) if frame.duration else 1 / rate))
                 time = shown - first
                 try:
-                    image = _upright(frame, aspect) if wanted(number, time) else None
+                    image = _upright(frame, aspect, reformatter) if wanted(number, time) else None
                 except (FFmpegError, ValueError, OSError) as error:
                     raise DamagedVideo(f"frame {number} of {path} cannot be converted to RGB: {error}") from error
                 yield Frame(path, number, time, image)
@@ -247,7 +249,7 @@ def _end(packet) -> float:
     return float((packet.pts + (packet.duration or 0)) * packet.time_base)
 
 
-def _upright(frame, aspect) -> Image.Image:
+def _upright(frame, aspect, reformatter) -> Image.Image:
     """A decoded frame as it should be shown.
 
     Args:
@@ -259,10 +261,10 @@ def _upright(frame, aspect) -> Image.Image:
     colors = {}  # FFmpeg converts matrix and range by itself, but high dynamic range only on request
     if frame.color_trc in (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67):
         colors = {"dst_color_trc": ColorTrc.IEC61966_2_1, "dst_color_primaries": ColorPrimaries.BT709}
+    pixels = reformatter.reformat(frame, format="rgba", **colors).to_ndarray()
     if any(component.is_alpha for component in frame.format.components):
-        image = load_face_image(Image.fromarray(frame.to_ndarray(format="rgba", **colors)))
-    else:
-        pixels = frame.to_ndarray(format="rgba", **colors)  # with a fourth byte, FFmpeg and Pillow take half the time
+        image = load_face_image(Image.fromarray(pixels))
+    else:  # with a fourth byte, FFmpeg and Pillow take half the time
         pixels = np.ascontiguousarray(pixels)  # FFmpeg pads the rows of a width that is no multiple of 4
         image = Image.frombytes("RGB", (frame.width, frame.height), pixels, "raw", "RGBX")
     width = round(image.width * aspect)

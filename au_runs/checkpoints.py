@@ -5,13 +5,13 @@ import os
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import PROCESSOR_NAME, logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from au_llava.au_runs.files import HOME
 from au_llava.au_runs.manifests import read_training_manifest
+from au_llava.au_runs.processes import accelerate_state
 from au_llava.au_runs.provenance import weights_sha256
 from au_llava.quantization_au_llava import loading_options
 
@@ -45,7 +45,7 @@ def load_checkpoint(
     options = loading_options(quantize) | ({} if dtype is None else {"dtype": dtype})
     model = AutoModelForImageTextToText.from_pretrained(name, trust_remote_code=True, **options)
     processor = AutoProcessor.from_pretrained(processor_place(name), trust_remote_code=True)
-    return model.to(PartialState().device if device is None else device).eval(), processor
+    return model.to(accelerate_state().device if device is None else device).eval(), processor
 
 
 def processor_place(name: str | Path) -> str | Path:

@@ -23,9 +23,15 @@ def processes():
     """accelerate's `PartialState` if a launcher started several processes, otherwise a `OneProcess`."""
     if all(os.environ.get(name, "1") == "1" for name in LAUNCHERS):
         return OneProcess()
+    return accelerate_state()
+
+
+def accelerate_state():
+    """accelerate's `PartialState`. Where there are only CPUs, it takes each process for the only one if not told so."""
+    import torch
     from accelerate import PartialState
 
-    return PartialState()
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def gathered(items: list) -> list:

@@ -9,6 +9,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core a worker, whatever it starts
 
 import copy
+import gc
 import importlib.util
 import io
 import math
@@ -62,6 +63,11 @@ IMAGE_SIZE = 32
 def pytest_runtest_setup(item):
     if item.get_closest_marker("timm") and not importlib.util.find_spec("timm"):
         pytest.skip("timm is not installed here: `make test` runs the tests of timm by themselves, with it")
+
+
+def pytest_collection_finish():
+    """Leave all that was imported out of the garbage collections, of which every training asks for one."""
+    gc.freeze()
 
 
 def pytest_sessionfinish():

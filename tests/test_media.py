@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 from av.stream import Disposition
-from av.video.reformatter import ColorRange, Colorspace
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from PIL import Image, ImageCms
 
 from au_llava.au_faces.media import DamagedVideo, count_frames, every_frame, is_video, video_frames
@@ -333,26 +333,27 @@ def test_matrix_range_and_depth_of_videos(tmp_path, pix_fmt, colors, reach):
 
 
 @pytest.mark.parametrize(
-    ("transfer", "code", "expected"),
+    ("transfer", "levels"),
     [
         # SMPTE ST 2084: 0.581 is 203 cd/m2, which BT.2408 calls white; 0.508 is 100 cd/m2: (100 / 203) ** (1 / 2.2)
-        (16, 0.581, 255),
-        (16, 0.508, 185),
-        (18, 0.75, 255),  # BT.2100's HLG: BT.2408 puts white at 75 %
-        (1, 0.75, 191),  # standard range is left as it is
+        (16, {0.581: 255, 0.508: 185}),
+        (18, {0.75: 255}),  # BT.2100's HLG: BT.2408 puts white at 75 %
+        (1, {0.75: 191}),  # standard range is left as it is
     ],
 )
-def test_high_dynamic_range_becomes_srgb(tmp_path, transfer, code, expected):
+def test_high_dynamic_range_becomes_srgb(tmp_path, transfer, levels):
+    codes = iter(levels)
+
     def tag(_, stream):
-        frame = av.VideoFrame(WIDTH, HEIGHT, "yuv420p10le")
+        code, frame = next(codes), av.VideoFrame(WIDTH, HEIGHT, "yuv420p10le")
         for plane, level in zip(frame.planes, (round(64 + 876 * code), 512, 512), strict=True):
             plane.update(np.full(plane.buffer_size // 2, level, np.uint16).tobytes())
         for owner in (frame, stream.codec_context):
             owner.color_trc, owner.color_primaries, owner.colorspace, owner.color_range = transfer, 9, 9, 1
         return frame
 
-    path = write_video(tmp_path / "film.mkv", [quarters()] * 3, "libx264", "yuv420p10le", tag=tag)
-    for frame in video_frames(path):
+    path = write_video(tmp_path / "film.mkv", [quarters()] * len(levels), "libx264", "yuv420p10le", tag=tag)
+    for frame, expected in zip(video_frames(path), levels.values(), strict=True):
         np.testing.assert_allclose(frame.image.getpixel((WIDTH // 2, HEIGHT // 2)), expected, atol=4)
 
 
@@ -372,6 +373,19 @@ def test_a_frame_that_cannot_be_shown_is_damage(tmp_path):
     assert numbers == []
     assert "frame 1 of" in problem
     assert "12 x 12 pixels" in problem
+
+
+def test_colors_are_prepared_once_a_video(tmp_path, monkeypatch):
+    """FFmpeg computes a table of colors for seconds (high dynamic range); each frame then takes a millisecond."""
+    made = []
+
+    def reformatter():
+        made.append(VideoReformatter())
+        return made[-1]
+
+    monkeypatch.setattr("av.video.reformatter.VideoReformatter", reformatter)
+    assert len(list(video_frames(write_video(tmp_path / "film.mkv", [quarters()] * 3)))) == 3
+    assert len(made) == 1
 
 
 def test_transparent_videos_are_laid_over_white(tmp_path):

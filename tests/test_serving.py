@@ -6,11 +6,10 @@ load: configuration, processor and base model by the Auto classes, with the `--h
 """
 
 import inspect
+import io
 import json
 import math
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -20,6 +19,8 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from au_llava.action_units import get_format, prompt
 
 DOCUMENT = (ROOT / "docs" / "serving.md").read_text()
 OVERRIDES = json.loads(re.search(r"--hf-overrides '(.+?)'", DOCUMENT)[1])
@@ -229,10 +230,22 @@ def snippet(word: str) -> str:
     return next(block for block in re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL) if word in block)
 
 
-def test_batch_script_runs(tmp_path):
-    code = snippet("csv.writer").replace('"aus.csv"', repr(str(tmp_path / "aus.csv")))
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-2000:]
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a snippet at the repository root, with names of its own; returns these names and what it printed."""
+
+    def run_there(code: str) -> tuple[dict, str]:
+        monkeypatch.chdir(ROOT)
+        names = {"__name__": "__main__"}
+        capsys.readouterr()
+        exec(compile(code, "docs/serving.md", "exec"), names)
+        return names, capsys.readouterr().out
+
+    return run_there
+
+
+def test_batch_script_runs(run, tmp_path):
+    run(snippet("csv.writer").replace('"aus.csv"', repr(str(tmp_path / "aus.csv"))))
     lines = (tmp_path / "aus.csv").read_text().splitlines()
     faces = list((ROOT / "assets" / "faces").glob("*.png"))
     assert len(lines) == 1 + len(faces) * (12 + 12 + 24)
@@ -240,55 +253,42 @@ def test_batch_script_runs(tmp_path):
     assert all(0 <= float(line.split(",")[4]) <= 1 for line in lines[1:])
 
 
-def test_quantised_loading_runs(tmp_path):
-    any_size = "import bitsandbytes.nn.modules as layers\nlayers.has_avx512bf16 = lambda: False\n"  # as on other CPUs
-    code = (
-        any_size + snippet("load_in_4bit") + "\nprint(sum(type(m).__name__ == 'Linear4bit' for m in model.modules()))"
-    )
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-2000:]
-    layers = AutoConfig.from_pretrained(ROOT, trust_remote_code=True).text_config.num_hidden_layers
-    assert run.stdout.splitlines()[-1] == str(7 * layers)
+@pytest.mark.usefixtures("any_size_in_4_bits")
+def test_quantised_loading_runs(run):
+    names, _ = run(snippet("load_in_4bit"))
+    model = names["model"]
+    quantized = [module for module in model.modules() if type(module).__name__ == "Linear4bit"]
+    assert len(quantized) == 7 * model.config.text_config.num_hidden_layers
 
 
-def test_answers_of_a_server_are_parsed():
+@pytest.fixture
+def run_with_server(run, monkeypatch):
+    """Runs a client's snippet whose server gives `reply`; returns what it sent, the address and what it printed."""
+
+    def run_there(code: str, reply: dict) -> tuple[dict, str, str]:
+        requests = []
+        answered = lambda request: requests.append(request) or io.StringIO(json.dumps(reply))
+        monkeypatch.setattr("urllib.request.urlopen", answered)
+        _, printed = run(code)
+        [request] = requests
+        return json.loads(request.data), request.full_url, printed
+
+    return run_there
+
+
+def test_answers_of_a_server_are_parsed(run_with_server):
     """The client's snippet: its prompt is the one that was trained, its reading that of free decoding."""
-    code = snippet("chat/completions")
-    replies = {"choices": [{"message": {"content": "AU1: 2, AU2: 0"}}]}
-    stub = f"""
-import io, json, urllib.request
-def answered(request):
-    sent = json.loads(request.data)
-    parts = sent["messages"][0]["content"]
-    assert [part["type"] for part in parts] == ["image_url", "text"], parts
-    assert parts[0]["image_url"]["url"].startswith("data:image/png;base64,")
-    from au_llava.action_units import get_format, prompt
-    assert parts[1]["text"] == prompt(get_format("disfa"))
+    reply = {"choices": [{"message": {"content": "AU1: 2, AU2: 0"}}]}
+    sent, _, printed = run_with_server(snippet("chat/completions"), reply)
+    image, text = sent["messages"][0]["content"]
+    assert (image["type"], text["type"]) == ("image_url", "text")
+    assert image["image_url"]["url"].startswith("data:image/png;base64,")
+    assert text["text"] == prompt(get_format("disfa"))
     assert sent["temperature"] == 0
-    return io.StringIO({json.dumps(replies)!r})
-urllib.request.urlopen = answered
-"""
-    run = subprocess.run([sys.executable, "-c", stub + code], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert "'AU1': 2" in run.stdout
+    assert "'AU1': 2" in printed
 
 
-def run_with_server(code: str, reply: dict, check: str) -> str:
-    """What a client's snippet prints if the server replies so; `check` is code that looks at `sent` and `address`."""
-    stub = f"""
-import io, json, urllib.request
-def answered(request):
-    sent, address = json.loads(request.data), request.full_url
-    {check}
-    return io.StringIO({json.dumps(reply)!r})
-urllib.request.urlopen = answered
-"""
-    run = subprocess.run([sys.executable, "-c", stub + code], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-2000:]
-    return run.stdout
-
-
-def test_probabilities_of_one_token_requests_are_read():
+def test_probabilities_of_one_token_requests_are_read(run_with_server):
     """The clients' snippets for vLLM and SGLang; tests/test_decision.py compares such logits with the slots decoder."""
     shares = [0.1, 0.2, 0.05, 0.05, 0.05, 0.05]  # of the six values; other tokens have the rest
     logs = [math.log(share) for share in shares]
@@ -297,27 +297,25 @@ def test_probabilities_of_one_token_requests_are_read():
     )
     tokens = [{"token": f"token_id:{i}", "logprob": log} for i, log in zip(ids, logs, strict=True)]
     first = {"token": "token_id:7", "logprob": -1.0, "top_logprobs": [*tokens[::-1], tokens[0]]}
-    said = run_with_server(
-        snippet("logprob_token_ids"),
-        {"choices": [{"logprobs": {"content": [first]}}]},
-        f"assert sent['logprob_token_ids'] == {ids} and sent['messages'][-1]['content'] == 'AU12: '",
-    )
-    assert said == "AU12 [0.2, 0.4, 0.1, 0.1, 0.1, 0.1]\n"
+    reply = {"choices": [{"logprobs": {"content": [first]}}]}
+    sent, _, printed = run_with_server(snippet("logprob_token_ids"), reply)
+    assert sent["logprob_token_ids"] == ids
+    assert sent["messages"][-1]["content"] == "AU12: "
+    assert printed == "AU12 [0.2, 0.4, 0.1, 0.1, 0.1, 0.1]\n"
     entries = [[log, i, None] for log, i in zip(logs, ids, strict=True)][::-1]
-    said = run_with_server(
-        snippet("token_ids_logprob"),
-        {"meta_info": {"output_token_ids_logprobs": [entries]}},
-        f"assert sent['token_ids_logprob'] == {ids} and sent['text'].endswith('AU12: ') and '<image>' in sent['text']",
-    )
-    assert said == "AU12 [0.2, 0.4, 0.1, 0.1, 0.1, 0.1]\n"
+    reply = {"meta_info": {"output_token_ids_logprobs": [entries]}}
+    sent, _, printed = run_with_server(snippet("token_ids_logprob"), reply)
+    assert sent["token_ids_logprob"] == ids
+    assert sent["text"].endswith("AU12: ")
+    assert "<image>" in sent["text"]
+    assert printed == "AU12 [0.2, 0.4, 0.1, 0.1, 0.1, 0.1]\n"
 
 
-def test_decision_snippets_run():
-    run = subprocess.run(
-        [sys.executable, "-c", snippet('pipeline("decision"')], cwd=ROOT, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert run.stdout.startswith("0.99")
+def test_decision_snippets_run(run, run_with_server):
+    _, printed = run(snippet('pipeline("decision"'))
+    assert printed.startswith("0.99")
     answers = {"smile": {"type": "noul", "noul": 0.9}}
-    check = "assert address.endswith('/v1/systemone') and sent.keys() == {'model', 'state', 'assets', 'questions'}"
-    assert run_with_server(snippet("v1/systemone"), {"answers": answers}, check) == f"{answers}\n"
+    sent, address, printed = run_with_server(snippet("v1/systemone"), {"answers": answers})
+    assert address.endswith("/v1/systemone")
+    assert sent.keys() == {"model", "state", "assets", "questions"}
+    assert printed == f"{answers}\n"

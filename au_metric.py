@@ -111,6 +111,8 @@ class AUMetric(evaluate.Metric):
 
     def add_batch(self, *, predictions=None, references=None, **others):
         """Add a batch of predictions and references; `compute` scores all that were added."""
+        if predictions is None or references is None:
+            raise ValueError(f"{'predictions' if predictions is None else 'references'} are missing; both are needed")
         if len(predictions) != len(references):  # later, the error would leave a half-written batch behind
             raise ValueError(f"there are {len(predictions)} predictions but {len(references)} references")
         if len({isinstance(prediction, str) for prediction in predictions}) > 1:  # `evaluate` looks at the first only

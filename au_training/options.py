@@ -184,6 +184,9 @@ class AUTrainingConfig(SFTConfig):
             raise ValueError("use_liger_kernel has no kernels for AU-LLaVA: leave it out.")
         if self.train_sampling_strategy == "batch_rebalance":  # it orders rows unlike a resumed or weighted run
             raise ValueError("train_sampling_strategy: batch_rebalance is not supported: use group_by_length.")
+        steps = self.gradient_accumulation_steps
+        if steps < 1:  # the Trainer would divide by it
+            raise ValueError(f"gradient_accumulation_steps is {steps}; it must be 1 or more.")
         self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
         super().__post_init__()
 

@@ -9,6 +9,7 @@ import torch
 from transformers import set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils.peft_utils import find_adapter_config_file
 from trl import ModelConfig, SFTConfig, get_quantization_config
 
 from au_llava.au_runs.files import replacing
@@ -41,10 +42,16 @@ def starting_point(arguments: AUArguments, training_args: AUTrainingConfig, mode
         a Hub id or an absolute path: adapters store it and are loaded from anywhere.
 
     Raises:
-        ValueError: OUTPUT_DIR/base was built from other parts.
+        ValueError: OUTPUT_DIR/base was built from other parts, or the checkpoint holds adapters: what is trained in
+            their base would not be saved, and new adapters would replace them.
     """
-    if model_args.model_name_or_path:
-        return from_anywhere(model_args.model_name_or_path)
+    if named := model_args.model_name_or_path:
+        if find_adapter_config_file(named, revision=model_args.model_revision):
+            raise ValueError(
+                f"{named} holds adapters, not a whole model: merge them (tools/merge_adapter.py {named} --out FOLDER) "
+                "and start from that folder."
+            )
+        return from_anywhere(named)
     parts = arguments.vision, arguments.text
     base = Path(training_args.output_dir) / "base"
     options = {

@@ -219,6 +219,7 @@ def test_scores_can_be_saved(metric, tmp_path, monkeypatch):
         ({"references": [[1, 2, 3]], "format": FORMAT}, r"references have shape \(1, 3\), but format 'mine' needs"),
         ({"references": [[9, 2]], "format": FORMAT}, "not from 0 to 5, such as 9"),
         ({"references": [[1, 2], [1, 2]], "format": FORMAT}, "1 predictions but 2 references"),
+        ({"references": None, "format": FORMAT}, "references are missing"),
         ({"references": ["AU6: 1"], "format": FORMAT}, "don't match the expected format"),
         ({"predictions": [[1, 2, 3]], "references": [[1, 2]], "format": FORMAT}, r"predictions have shape \(1, 3\)"),
         (

@@ -9,6 +9,7 @@ import torch
 import yaml
 from conftest import ROOT, build_tiny
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import SFTConfig, SFTTrainer
@@ -159,6 +160,15 @@ def test_lora_trains_adapters_of_the_language_model_only(tiny_checkpoint, render
     assert any(tensor.any() for name, tensor in adapters.items() if "lora_B" in name)
 
 
+def test_adapters_are_no_starting_point(tiny_checkpoint, rendered_records, tmp_path):
+    """Only they would be saved, unchanged, whatever was learned in their base."""
+    model = AutoModelForImageTextToText.from_pretrained(tiny_checkpoint, trust_remote_code=True)
+    get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
+    AutoProcessor.from_pretrained(tiny_checkpoint, trust_remote_code=True).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match=r"adapter holds adapters, not a whole model: merge them"):
+        train(tmp_path / "adapter", rendered_records, tmp_path / "out", "--max_steps", 1)
+
+
 def test_recipe_is_overridden_by_flags(tiny_checkpoint, rendered_records, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
@@ -219,6 +229,7 @@ def test_bad_weights_are_refused(rendered_records, weight):
         (["--train_part", "holiday"], "no record of part 'holiday'"),
         (["--causal_share", "2"], "between 0 and 1"),
         (["--oversample_below", "2"], "oversample_below is 2.0"),
+        (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps is 0; it must be 1 or more"),
         (["--data", "{path: x, wieght: 1}"], "needs path; optional are"),
         (["--learning_rat", "1"], "--learning_rat"),
     ],

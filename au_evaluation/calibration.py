@@ -19,7 +19,7 @@ from sklearn.metrics import precision_recall_curve
 
 from au_llava.action_units import AUFormat, get_format, round_to_scale
 from au_llava.au_datasets.folds import kfold, people_of, person_key
-from au_llava.au_datasets.records import KEY, group_by_image, load_records
+from au_llava.au_datasets.records import KEY, group_by_image, keys_of, load_records
 from au_llava.au_datasets.weak_teacher import presence
 from au_llava.au_evaluation.abstention import abstention
 from au_llava.au_evaluation.predictions import predict
@@ -278,13 +278,10 @@ def one_record_each(records: datasets.Dataset) -> datasets.Dataset:
 
 def coded_presence(records: datasets.Dataset, rows: Sequence[Mapping], fmt: AUFormat) -> np.ndarray:
     """How surely each AU of a format was seen in the images of `rows`, (images, AUs), 0 to 1, NaN where unknown."""
-    columns = records.select_columns(["dataset", "subject", "clip", "frame", "weak"])[:]
-    of_format = [name == fmt.name for name in records["format"][:]]
-    keys = zip(*(columns[name] for name in ("dataset", "subject", "clip", "frame")), strict=True)
-    weak = {key: seen for key, seen, own in zip(keys, columns["weak"], of_format, strict=True) if own}
+    columns = zip(keys_of(records), records["format"][:], records["weak"][:], strict=True)
+    weak = {key: seen for key, name, seen in columns if name == fmt.name}
     unknown = [math.nan] * len(fmt.labels)
-    seen = [weak.get(tuple(row[name] for name in ("dataset", "subject", "clip", "frame")), unknown) for row in rows]
-    shares = np.asarray(seen, float)
+    shares = np.array([weak.get(tuple(row[name] for name in KEY), unknown) for row in rows], float)
     return shares if fmt.scale == "occurrence" else presence(shares)
 
 

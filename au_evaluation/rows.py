@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from au_llava.action_units import AUFormat
+from au_llava.au_datasets.records import KEY
 
-KEYS = ("dataset", "subject", "clip", "frame", "format")  # of a record
+KEYS = (*KEY, "format")  # of a record
 READ = ("values", "expected", "median", "probability", "present")  # a number per AU, NaN where unread
 
 

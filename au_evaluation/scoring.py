@@ -16,8 +16,9 @@ from rich.table import Table
 
 from au_llava.action_units import AUFormat, get_format
 from au_llava.au_datasets.folds import person_key
+from au_llava.au_datasets.records import KEY
 from au_llava.au_evaluation.intervals import intervals
-from au_llava.au_evaluation.rows import KEYS, by_format, scored_key, stacked
+from au_llava.au_evaluation.rows import by_format, scored_key, stacked
 from au_llava.au_evaluation.tables import console_table, metric_names, number
 from au_llava.metrics_au import score
 
@@ -78,7 +79,7 @@ def contradiction_counts(predictions: Sequence[dict]) -> dict:
     """
     formats, contradictions = defaultdict(int), defaultdict(list)
     for row in predictions:
-        image = tuple(row[key] for key in KEYS if key != "format")
+        image = tuple(row[key] for key in KEY)
         formats[image] += 1
         contradictions[image] += row["contradictions"]
     together = [image for image, count in formats.items() if count > 1]

@@ -22,14 +22,8 @@ from au_llava.au_readers.crops import Crop
 from au_llava.au_readers.source import Clip, Picture
 
 TEACHERS = ("none", "mediapipe")
-
-
 UNLABELLED_METADATA = {"margin": Value("float32"), "weak": List(Value("float32"))}
-
-
 NOTE = "these faces carry no labels: train on them as --unlabelled, and never score against their weak values"
-
-
 MEASURED_SIZE, MEASURED_MARGIN = 256, 0.25  # of the crop that the landmarker sees: its mesh network takes 256 x 256
 
 

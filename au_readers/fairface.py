@@ -53,10 +53,7 @@ CREDIT = (
     "FairFace is CC BY 4.0: credit Karkkainen & Joo 2021; the Flickr photographers are not named in it (issue 5 of its "
     "repository)"
 )
-_RELEASED = {
-    "train": 86744,
-    "val": 10954,
-}  # photographs, as Hugging Face counts in HuggingFaceM4/FairFace
+_RELEASED = {"train": 86744, "val": 10954}  # photographs, as Hugging Face counts in HuggingFaceM4/FairFace
 _EYES = ("eye_right", "eye_left")
 
 

@@ -94,8 +94,7 @@ def prepare_shard(job: tuple) -> int:
                     names = {name: escaped(record[name]) for name in ("subject", "clip")}
                     yield {**record, **names, "image": image, "part": part}
 
-    features = record_features(source.metadata)
-    write_shard(records(), features, path, defects)
+    write_shard(records(), record_features(source.metadata), path, defects)
     return len(clips)
 
 

@@ -13,7 +13,15 @@ from datasets import List, Value
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS, get_format
 from au_llava.au_datasets.folds import assign_parts
-from au_llava.au_datasets.records import PARTS, finish_folder, record_features, shard_path, start_folder, write_shard
+from au_llava.au_datasets.records import (
+    NO_CLIP,
+    PARTS,
+    finish_folder,
+    record_features,
+    shard_path,
+    start_folder,
+    write_shard,
+)
 from au_llava.au_faces.jpeg import jpeg_bytes
 from au_llava.au_rendering.activations import label_values, on_request, sample_activations, with_gaze
 from au_llava.au_rendering.people import sample_subject, subject_name
@@ -31,7 +39,7 @@ RENDERED_METADATA = {  # columns beside the fixed ones of a record
     "roll": Value("float64"),
     "light": Value("string"),  # "hard", "soft", "environment"; "split" is held out
     "light_strength": Value("float64"),
-    "shading": Value("string"),  # one of SHADINGS
+    "shading": Value("string"),  # as in `View`
     "distance": Value("float64"),  # of the camera, in eye distances
     "resolution": Value("float64"),  # share of the picture's pixels along a side
     "blur": Value("float64"),  # pixels of a picture of side 96
@@ -68,7 +76,7 @@ def sample_records(
                     "image": {"bytes": content, "path": None},
                     "dataset": "rendered",
                     "subject": subject.name,
-                    "clip": "0",
+                    "clip": NO_CLIP,
                     "frame": index,
                     "format": name,
                     "values": label_values(shown, name),

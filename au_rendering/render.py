@@ -5,7 +5,7 @@ Unusual choices
   (`paint.py`).
 - The picture is sampled twice in each direction and averaged in linear light.
 - The crop is aligned by the eyes, as in AU pipelines; tilt, shift and scale of the view are added afterward.
-- There are several styles (`SHADINGS`, and light from one lamp or from all around), so that a model trained on the
+- There are several styles (`View.shading`, and light from one lamp or from all around), so that a model trained on the
   pictures cannot rely on the look of one renderer.
 """
 

@@ -196,13 +196,13 @@ def _spread_out(points: np.ndarray, count: int) -> list[int]:
 
 
 @cache
-def load_rig(path: Path = RIG_PATH) -> FaceRig:
+def load_rig() -> FaceRig:
     """Load the rig, once per process. Raises FileNotFoundError if the asset is missing."""
-    if not path.is_file():
+    if not RIG_PATH.is_file():
         raise FileNotFoundError(
-            f"no face rig at {path}: restore it from the repository or run maintenance/build_face_rig.py"
+            f"no face rig at {RIG_PATH}: restore it from the repository or run maintenance/build_face_rig.py"
         )
-    with np.load(path, allow_pickle=False) as stored:
+    with np.load(RIG_PATH, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
     for name, array in arrays.items():
         if array.dtype.kind == "U":

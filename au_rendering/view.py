@@ -5,9 +5,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 HELD_OUT = ("toon shading", "split light", "wide angle", "unusual shape")  # looks kept for tests
-# How the surface reflects light: translucent skin with gloss and dark cavities; plain Lambert; like skin but nearly
-# without colors, as a scan; and flat bands of brightness, as a drawing.
-SHADINGS = ("skin", "matte", "clay", "toon")
 CLAY = 0.85  # share of the colors that clay shading removes
 
 
@@ -35,7 +32,9 @@ class View:
     ambient_tint: tuple[float, float, float] = (0.95, 1.0, 1.08)
     environment: tuple[tuple[float, float, tuple[float, float, float]], ...] = ()
     """Broad lamps all around, as (azimuth, elevation, color) in degrees; they replace fill and ambient light."""
-    shading: str = "skin"  # one of SHADINGS
+    shading: str = "skin"
+    """How the surface reflects light: "skin" is translucent with gloss and dark cavities; "matte" is plain Lambert;
+    "clay" is like skin but nearly without colors, as a scan; and "toon" has flat bands of brightness, as a drawing."""
     exposure: float = 1.0
     occluder: tuple[float, float, float, float, float] | None = None
     """An opaque ellipse over the face: center right and down, half axes (all in crop widths), turn in degrees."""

@@ -41,13 +41,17 @@ def hollow_png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
-@pytest.fixture(scope="module")
-def module():
-    """handler.py as the inference toolkit imports it: by its path, under a name of the toolkit's."""
-    spec = importlib.util.spec_from_file_location("custom_handler", ROOT / "handler.py")
+def imported(folder: Path):
+    """The folder's handler.py as the inference toolkit imports it: by its path, under a name of the toolkit's."""
+    spec = importlib.util.spec_from_file_location("custom_handler", folder / "handler.py")
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
     return loaded
+
+
+@pytest.fixture(scope="module")
+def module():
+    return imported(ROOT)
 
 
 @pytest.fixture(scope="module")
@@ -310,14 +314,15 @@ def test_pytorch_reads_what_the_graph_lacks(repository):
 
 
 @pytest.mark.parametrize("missing", [GRAPH, DESCRIPTION, "onnxruntime", "code"])
-def test_pytorch_reads_where_onnx_runtime_cannot(repository, tmp_path, missing):
+def test_pytorch_reads_where_onnx_runtime_cannot(repository, tmp_path, monkeypatch, missing):
     folder = shutil.copytree(repository, tmp_path / "repository")
     if missing in (GRAPH, DESCRIPTION):
         (folder / missing).write_bytes((folder / missing).read_bytes()[:-100])  # damaged
     if missing == "code":
         (folder / "onnx_au_llava.py").unlink()
-    requests = [{"inputs": base64_of(file_of(FACES[0])), "parameters": {"formats": "bp4d"}}]
-    [found], loaded = at_endpoint(folder, requests, blocked=("onnxruntime",) if missing == "onnxruntime" else ())
-    assert loaded == ["torch", "transformers"]
-    [expected], _ = at_endpoint(repository, requests)
-    assert_alike(found, expected)
+    whole = imported(repository).EndpointHandler(str(repository))
+    if missing == "onnxruntime":
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    damaged = imported(folder).EndpointHandler(str(folder))
+    assert (whole.onnx is None, damaged.onnx is None) == (False, True)
+    assert_alike(ask(damaged, FACES[0]), ask(whole, FACES[0]))

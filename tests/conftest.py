@@ -66,7 +66,7 @@ def pytest_runtest_setup(item):
 
 
 def pytest_collection_finish():
-    """Leave all that was imported out of the garbage collections, of which every training asks for one."""
+    """Keep what was imported out of garbage collection: every training collects once, which takes long."""
     gc.freeze()
 
 

@@ -4,7 +4,11 @@ import os
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="au-llava-tests-")  # caches of this run only
+# Every process has caches of its own, in a folder that the first one removes.
+if "AU_LLAVA_TESTS" not in os.environ:
+    caches = tempfile.TemporaryDirectory(prefix="au-llava-tests-", ignore_cleanup_errors=True)
+    os.environ["AU_LLAVA_TESTS"] = caches.name
+os.environ["HF_HOME"] = tempfile.mkdtemp(dir=os.environ["AU_LLAVA_TESTS"])
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core a worker, whatever it starts
 
@@ -13,7 +17,6 @@ import gc
 import importlib.util
 import io
 import math
-import shutil
 import signal
 from pathlib import Path
 
@@ -68,10 +71,6 @@ def pytest_runtest_setup(item):
 def pytest_collection_finish():
     """Keep what was imported out of garbage collection: every training collects once, which takes long."""
     gc.freeze()
-
-
-def pytest_sessionfinish():
-    shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
 
 
 @pytest.fixture

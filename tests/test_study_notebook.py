@@ -63,7 +63,7 @@ def test_running_it_gives_the_numbers_that_it_shows(study):
         for text, before in zip(shown(cell), shown(stored), strict=True):
             assert re.sub(rf"{NUMBER}|\s+", "", text) == re.sub(rf"{NUMBER}|\s+", "", before)
             numbers, expected = ([*map(float, re.findall(NUMBER, each))] for each in (text, before))
-            assert numbers == pytest.approx(expected, rel=0.03, abs=0.02), cell.source
+            assert numbers == pytest.approx(expected, rel=0.06, abs=0.02), cell.source
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
 """benchmarks/training.py trains the same records in every variant and counts rightly."""
 
+from importlib.metadata import version
+
 import pytest
-import torch
 import training
 from conftest import build_tiny
 from datasets import Dataset
@@ -79,5 +80,5 @@ def test_every_variant_is_measured(tiny_checkpoint, rendered_records, capsys, mo
     words = ["--model", tiny_checkpoint, "--data", rendered_records, "--images", 2, "--steps", 1, "--turns", 1]
     assert training.run(list(map(str, words))) == 0
     shown = capsys.readouterr().out
-    expected = ("plain TRL", "in one sequence", "cached features", "group_by_length", "ms per image", torch.__version__)
-    assert all(words in shown for words in expected), shown
+    expected = ("plain TRL", "in one sequence", "cached features", "group_by_length", "ms per image")
+    assert all(words in shown for words in (*expected, f"torch {version('torch')}")), shown

@@ -5,6 +5,8 @@ SHELL := bash
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Python compiles what it imports; compiling every file at once would take half of the installation.
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 PYTEST_TIMM := PYTHONPATH=$(VENV)/timm $(BIN)/python -m pytest
 export HF_HUB_OFFLINE = 1
@@ -39,12 +41,12 @@ format: $(VENV)/.installed
 # torch goes first, so that nothing else pulls in another build of it.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(INSTALL) torch
+	$(INSTALL) --editable ".[dev]"
 	touch $@
 
 # Transformers uses torchvision wherever it finds it, so it lies in a folder that only the tests of timm see.
 $(VENV)/timm/.installed: $(VENV)/.installed
 	rm -rf $(@D)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --target $(@D) timm torchvision
+	$(INSTALL) --no-deps --target $(@D) timm torchvision
 	touch $@

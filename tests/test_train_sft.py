@@ -238,6 +238,7 @@ def test_bad_weights_are_refused(rendered_records, weight):
         (["--causal_share", "2"], "between 0 and 1"),
         (["--oversample_below", "2"], "oversample_below is 2.0"),
         (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps is 0; it must be 1 or more"),
+        (["--validation_images", "0"], "validation_images is 0; it must be 1 or more"),
         (["--data", "{path: x, wieght: 1}"], "needs path; optional are"),
         (["--learning_rat", "1"], "--learning_rat"),
     ],

@@ -30,7 +30,8 @@ from types import ModuleType
 
 import numpy as np
 
-METHODS = ("none", "temperature", "isotonic")
+PARAMETERS = {"none": (), "temperature": ("temperature",), "isotonic": ("probability", "calibrated")}  # by method
+METHODS = tuple(PARAMETERS)
 PRIORS = ("photographs", "rendered")
 DEFAULT_THRESHOLD = 0.5
 LEAST_MASS = 1e-9  # of presence and of absence, before a curve divides by them
@@ -50,6 +51,7 @@ def check_calibration(calibration: Mapping | None) -> None:
     if prior not in (None, *PRIORS):
         raise ValueError(f"calibration: prior is {prior!r}; it must be one of {', '.join(PRIORS)}.")
     for name, of_format in calibration["formats"].items():
+        _check_keys(of_format, ("scale", "presence_threshold", "aus"), f"calibration of {name}")
         for label, entry in of_format["aus"].items():
             where = f"calibration of {name} {label}"
             _check_entry(entry, where)
@@ -57,18 +59,26 @@ def check_calibration(calibration: Mapping | None) -> None:
                 _check_photographs(entry.get("photographs"), where)
 
 
+def _check_keys(entry: Mapping, needed: Sequence[str], where: str) -> None:
+    lacking = [key for key in needed if not isinstance(entry, Mapping) or key not in entry]
+    if lacking:
+        raise ValueError(f"{where} lacks {', '.join(lacking)}: fit it with eval_au.py calibrate.")
+
+
 def _check_entry(entry: Mapping, where: str) -> None:
-    method = entry.get("method")
+    _check_keys(entry, ("method", "threshold"), where)
+    method = entry["method"]
     if method not in METHODS:
         raise ValueError(f"{where}: method is {method!r}; it must be one of {', '.join(METHODS)}.")
+    _check_keys(entry, PARAMETERS[method], where)
     if not 0 <= entry["threshold"] <= 1:
         raise ValueError(f"{where}: threshold is {entry['threshold']}; it is a probability, 0 to 1.")
     if method == "temperature" and not entry["temperature"] > 0:
         raise ValueError(f"{where}: temperature is {entry['temperature']}; it must be above 0.")
     if method == "isotonic":
-        curve = np.array([entry["probability"], entry["calibrated"]])
-        if (np.diff(curve) < 0).any() or curve.min() < 0 or curve.max() > 1:
-            raise ValueError(f"{where}: an isotonic curve must rise within 0 to 1.")
+        curve = [np.array([0, *entry[key], 1], dtype=np.float64) for key in PARAMETERS[method]]
+        if len(curve[0]) != len(curve[1]) or not entry["probability"] or not (np.diff(curve) >= 0).all():
+            raise ValueError(f"{where}: an isotonic curve must rise within 0 to 1, by as many numbers on both axes.")
 
 
 def _check_photographs(entry: Mapping | None, where: str) -> None:

@@ -49,13 +49,14 @@ def recognize(
         formats: one format or a sequence: names of built-in formats, `AUFormat`s or their dicts.
         decoding: "slots", "constrained" or "free" (see the head of this file).
         batch_size: images per forward pass. It does not change the answers.
-        generate_kwargs: only for free decoding, passed to `generate` (`do_sample`, `max_new_tokens`, ...).
+        generate_kwargs: only for free decoding, passed to `generate` (`do_sample`, `max_new_tokens`, ...), which must
+            still give one text for each image.
 
     Returns:
         one `AUResult` per image: format name -> `AUAnswer`, itself a dict of label -> `AUReading`.
 
     Raises:
-        ValueError: an unknown decoder or format, no image, or an image that cannot be read.
+        ValueError: an unknown decoder or format, arguments that do not fit, no image, or an image that cannot be read.
         FileNotFoundError: no such image file.
     """
     if decoding not in DECODERS:
@@ -317,6 +318,11 @@ def _decode_free(model, processor, pixel_values, formats, **generate_kwargs) -> 
             pixel_values=pixel_values,
             **{"do_sample": False, "max_new_tokens": limit, **known, **generate_kwargs},
         )
+        if not isinstance(output, torch.Tensor) or len(output) != len(pixel_values):
+            raise ValueError(
+                "generate did not return one text for each image: leave out num_return_sequences and "
+                "return_dict_in_generate, or call generate itself."
+            )
         texts = processor.tokenizer.batch_decode(output[:, input_ids.shape[1] :], skip_special_tokens=True)
         columns.append([_parsed_answer(fmt, text.strip()) for text in texts])
     return [list(answers) for answers in zip(*columns, strict=True)]

@@ -102,12 +102,12 @@ class OnnxEngine:
     ) -> list[list[dict]]:
         """As the pipeline answers a list of images (pipeline_au_llava.py), for formats of the graph."""
         check_choice(top_k, threshold, mirror_images)
-        answers = self._answers(images, chosen_formats(formats or MAIN_FORMATS), batch_size, threshold, mirror_images)
+        answers = self._answers(images, _asked(formats), batch_size, threshold, mirror_images)
         return [ranked(of_image, top_k) for of_image in answers]
 
     def holds(self, formats: str | AUFormat | Sequence[str | AUFormat] | None = None) -> bool:
         """Whether `rank` can give these formats. Raises ValueError as `chosen_formats`."""
-        return all(fmt in self.formats for fmt in chosen_formats(formats or MAIN_FORMATS))
+        return all(fmt in self.formats for fmt in _asked(formats))
 
     def _answers(
         self, images: Sequence, formats: tuple[AUFormat, ...], batch_size: int, threshold=None, mirror_images=None
@@ -143,6 +143,11 @@ class OnnxEngine:
         pixels = (np.asarray(image, dtype=np.float64) * settings["rescale_factor"]).astype(np.float32)
         mean, std = (np.array(settings[key], dtype=np.float32) for key in ("image_mean", "image_std"))
         return ((pixels - mean) / std).transpose(2, 0, 1)
+
+
+def _asked(formats: str | AUFormat | Sequence[str | AUFormat] | None) -> tuple[AUFormat, ...]:
+    """The `chosen_formats`, by default those of the pipeline."""
+    return chosen_formats(MAIN_FORMATS if formats is None else formats)
 
 
 def _softmax(logs: np.ndarray) -> np.ndarray:

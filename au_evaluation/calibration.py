@@ -81,14 +81,14 @@ def calibrate_checkpoint(
     records = load_records(tables, part=part)
     more = unlabeled_records(unlabeled) if unlabeled else None
     seen = coded_records(coded, part) if coded else None
-    raw, engine.calibration = engine.calibration, None
+    before, engine.calibration = engine.calibration, None
     try:
         predictions = by_format(_read(engine, records, batch_size, progress))
         names = tuple(predictions)
         unlabeled_rows = _read(engine, more, batch_size, progress, names) if unlabeled else []
         coded_rows = _read(engine, one_record_each(seen), batch_size, progress, names) if coded else []
     finally:
-        engine.calibration = raw
+        engine.calibration = before
     fits, references, priors = {}, {}, {}
     for name, rows in predictions.items():
         fmt, distributions = get_format(name), _distributions(rows)

@@ -47,10 +47,13 @@ def tested_records(records, protocol: Protocol) -> dict[str, list[int]]:
 
 
 def missing_names(records, protocol: Protocol) -> dict[str, list[str]]:
-    """Tested part -> its people without a record; a score without them is not the protocol's."""
-    present = set(records[protocol.unit][:])
-    parts = protocol_parts(protocol.name, present)
-    missing = {part: sorted(set(parts[part]) - present) for part in protocol.tested}
+    """Tested part -> its published people without a tested record; a score without them is not the protocol's."""
+    if protocol.parts is None:  # dealt from the names that there are
+        return {}
+    names, rows = records[protocol.unit][:], tested_records(records, protocol)
+    missing = {
+        part: sorted(set(protocol.parts[part]).difference(names[row] for row in rows[part])) for part in protocol.tested
+    }
     return {part: names for part, names in missing.items() if names}
 
 

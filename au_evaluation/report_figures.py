@@ -137,7 +137,7 @@ def reliability(formats: Sequence[FormatEvaluation]) -> Picture:
         below.set(xlabel="probability of presence", yscale="log")
         below.minorticks_off()
     axes[0, 0].set_ylabel("share present")
-    axes[1, 0].set_ylabel("evaluation")
+    axes[1, 0].set_ylabel("readings")
     axes[1, 0].yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     return Picture("reliability", figure, "Share of present labels against the probability given, per format")
 

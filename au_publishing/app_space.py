@@ -20,26 +20,21 @@ from pathlib import Path
 
 from huggingface_hub import SpaceCardData
 
-from au_llava.au_publishing.spaces import PYTHON, extra_requirements, project_settings, render
+from au_llava.au_publishing.spaces import PYTHON, extra_requirements, project_settings, render, tested_version
 from au_llava.au_runs.commands import CommandParser, run_command
 from au_llava.au_runs.files import HOME
 
-CHECKPOINT = ("*.json", "*.safetensors", "*.jinja")  # read by `from_pretrained`, beside the code
+CHECKPOINT = ("*.json", "*.safetensors", "*.jinja", "slots.onnx")  # beside the code
 BESIDE = ("app.py", "LICENSE", "NOTICE")  # beside the folder au_llava
 NOT_COPIED = ("__pycache__", ".*")  # in the folders of code
 
 
-def card(constraints: str) -> str:
-    """README.md of the Space, which runs the tested version of Gradio.
-
-    Args:
-        constraints: content of constraints.txt.
-    """
-    pins = dict(line.split("==") for line in constraints.splitlines() if "==" in line)
+def card() -> str:
+    """README.md of the Space."""
     metadata = SpaceCardData(
         title="AU-LLaVA",
         sdk="gradio",
-        sdk_version=pins["gradio"],
+        sdk_version=tested_version("gradio"),
         python_version=PYTHON,
         app_file="app.py",
         license="apache-2.0",
@@ -62,7 +57,7 @@ def release(out: Path) -> None:
     out.mkdir(parents=True)
     for name in BESIDE:
         shutil.copy(HOME / name, out / name)
-    (out / "README.md").write_text(card((HOME / "constraints.txt").read_text()))
+    (out / "README.md").write_text(card())
     lines = {*project["dependencies"], *extra_requirements(project, "app")}
     (out / "requirements.txt").write_text("\n".join(sorted(lines)) + "\n")
     code = out / "au_llava"

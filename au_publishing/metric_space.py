@@ -22,14 +22,13 @@ from packaging.requirements import Requirement
 
 from au_llava.action_units import FORMATS, write_answer
 from au_llava.au_metric import CITATION, DESCRIPTION, USAGE
-from au_llava.au_publishing.spaces import PYTHON, project_settings, render
+from au_llava.au_publishing.spaces import PYTHON, project_settings, render, tested_version
 from au_llava.au_publishing.upload import upload
 from au_llava.au_runs.commands import CommandParser, run_command
 from au_llava.au_runs.files import HOME
 
 SCRIPT = "au_metric.py"
 TITLE = "AU metric"
-GRADIO = "6.31.0"  # tested with the widget
 
 
 def imports(file: str, home: Path = HOME) -> tuple[list[str], set[str]]:
@@ -74,7 +73,7 @@ def card(load_from: str) -> str:
     metadata = SpaceCardData(
         title=TITLE,
         sdk="gradio",
-        sdk_version=GRADIO,
+        sdk_version=tested_version("gradio"),
         python_version=PYTHON,
         app_file="app.py",
         license="apache-2.0",

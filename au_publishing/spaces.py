@@ -25,6 +25,12 @@ def project_settings(home: Path = HOME) -> dict:
     return tomllib.loads((home / "pyproject.toml").read_text())
 
 
+def tested_version(package: str) -> str:
+    """The version of a package that the tests use, from constraints.txt."""
+    pins = (HOME / "constraints.txt").read_text().splitlines()
+    return dict(pin.split("==") for pin in pins if "==" in pin)[package]
+
+
 def extra_requirements(project: dict, extra: str) -> Iterator[str]:
     """The requirements of an extra of the project, including those of the extras that it names."""
     for line in project["optional-dependencies"][extra]:

@@ -22,7 +22,7 @@ from scipy.ndimage import gaussian_filter
 from au_llava.action_units import AUFormat, mirrored_label
 from au_llava.au_recognition.annotation import OUTLINE
 from au_llava.calibration_au_llava import calibrate, present_values, probability_of_presence
-from au_llava.decoding_au_llava import read_tree
+from au_llava.decoding_au_llava import pixels_of, read_tree
 from au_llava.slot_tree_au_llava import SlotTree, slot_tree
 
 COPIES = 4  # of the face, each with its own noise
@@ -105,7 +105,7 @@ def _prepared(model, processor, image, labels) -> tuple[torch.Tensor, SlotTree, 
                 raise ValueError(f"format {fmt.name} has no {label!r}: choose from {', '.join(fmt.labels)}.")
     if not labels:
         raise ValueError("There is no AU to explain: name at least one.")
-    pixels = processor.image_processor([image], return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
+    pixels = pixels_of(model, processor, [image])
     image_tokens = processor.num_image_tokens(*pixels.shape[-2:])
     tree = slot_tree(processor, {fmt: _asked(model, wanted, fmt) for fmt, wanted in labels.items()}, image_tokens)
     return pixels, tree.to(model.device), labels

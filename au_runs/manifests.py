@@ -118,8 +118,11 @@ def write_training_manifest(folder: str | Path, manifest: Mapping) -> None:
     write_json(Path(folder) / TRAINING_MANIFEST, stored_manifest(manifest))
 
 
-def read_training_manifest(model: str) -> dict | None:
+def read_training_manifest(model: str, revision: str | None = None) -> dict | None:
     """The manifest of a checkpoint (folder or Hub id), with every name; None if the checkpoint has none.
+
+    Args:
+        revision: of a Hub id (default: its main one).
 
     Raises:
         ValueError: a manifest of another schema.
@@ -127,7 +130,7 @@ def read_training_manifest(model: str) -> dict | None:
     path = Path(model) / TRAINING_MANIFEST
     if not Path(model).is_dir():
         try:
-            path = Path(hf_hub_download(model, TRAINING_MANIFEST))
+            path = Path(hf_hub_download(model, TRAINING_MANIFEST, revision=revision))
         except (EntryNotFoundError, LocalEntryNotFoundError, HFValidationError):
             return None
     if not path.is_file():

@@ -85,7 +85,8 @@ def make_recipe(arguments, training_args, model_args, data: LearningData) -> dic
 
 def make_manifest(recipe: dict, training_args, model_args, data: LearningData) -> dict:
     """The training manifest, with the content of the base if adapters are trained on it."""
-    manifest = data.manifest(recipe, read_training_manifest(model_args.model_name_or_path))
+    seen = read_training_manifest(model_args.model_name_or_path, model_args.model_revision)
+    manifest = data.manifest(recipe, seen)
     if model_args.use_peft and training_args.process_index == 0:
         manifest["base_weights"] = base_weights(model_args)
     return manifest

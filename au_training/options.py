@@ -128,6 +128,8 @@ class AUArguments:
         for name in ("oversample_below", "loss_weight_power"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1.")
+        if self.validation_images < 1:
+            raise ValueError(f"validation_images is {self.validation_images}; it must be 1 or more.")
         if self.cache_features:
             if "vision_tower" not in self.freeze:
                 raise ValueError("cache_features needs a frozen vision tower: freeze: [vision_tower].")

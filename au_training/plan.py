@@ -34,7 +34,7 @@ from au_llava.au_runs.files import HOME
 from au_llava.au_training.memory import MEMORY, layers_of, operations, processes_of, sizes
 from au_llava.au_training.options import AUArguments, AUTrainingConfig
 from au_llava.au_training.start import LORA_TARGETS, check_start, freeze_parts
-from au_llava.au_training.untrained import PUBLISHED, processor_for, word_tokenizer
+from au_llava.au_training.untrained import PUBLISHED, processor_for, published_shape, word_tokenizer
 from au_llava.configuration_au_llava import AuLlavaConfig
 from au_llava.image_processing_au_llava import AuLlavaImageProcessor
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
@@ -77,7 +77,7 @@ def shape_of(source: str) -> PreTrainedConfig:
     if folder is not None and ((folder / "config.json").is_file() or any(folder.glob("*.gguf"))):
         return part_config(str(folder))
     if source in PUBLISHED:
-        return PUBLISHED[source][0]
+        return published_shape(source)
     raise ValueError(
         f"The shape of {source} is not known: it is not on this machine (`hf download {source} config.json`)."
     )

@@ -103,7 +103,8 @@ def start_model(arguments: AUArguments, training_args: AUTrainingConfig, model_a
     if arguments.channels_last:
         model.model.vision_tower.to(memory_format=torch.channels_last)
     # Like the model's, the class of this code: an older checkpoint's code must not be saved with the new weights.
-    return model, AuLlavaProcessor.from_pretrained(model_args.model_name_or_path, trust_remote_code=True)
+    name, revision = model_args.model_name_or_path, model_args.model_revision
+    return model, AuLlavaProcessor.from_pretrained(name, revision=revision, trust_remote_code=True)
 
 
 def load_model(model_args: ModelConfig, training_args: SFTConfig):

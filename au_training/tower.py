@@ -26,7 +26,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from au_llava.action_units import get_format
 from au_llava.au_datasets.folds import people_of
 from au_llava.au_datasets.mixing import TrainingData, check_people, training_rows, validating
-from au_llava.au_runs.commands import CommandParser, run_command
+from au_llava.au_runs.commands import CommandParser, positive, run_command
 from au_llava.au_runs.formats import add_formats_option
 from au_llava.au_runs.manifests import read_training_manifest, training_manifest, write_training_manifest
 from au_llava.au_training.augmentation import mirrored_values, varied_image
@@ -215,11 +215,11 @@ def make_parser() -> CommandParser:
         "--place-weight", type=float, default=0.2, help="weight of the landmarks' loss; 0: none (default: 0.2)"
     )
     parser.add_argument(
-        "--image-size", type=int, help="side of the images, such as 64 for a fast first run (default: the model's)"
+        "--image-size", type=positive, help="side of the images, such as 64 for a fast first run (default: the model's)"
     )
     parser.add_argument("--workers", type=int, default=1, help="processes that prepare batches (default: 1)")
     parser.add_argument("--epochs", type=float, default=3, help="passes over the images (default: 3)")
-    parser.add_argument("--batch-size", type=int, default=64, help="images per step (default: 64)")
+    parser.add_argument("--batch-size", type=positive, default=64, help="images per step (default: 64)")
     parser.add_argument("--learning-rate", type=float, default=3e-3, help="peak learning rate (default: 3e-3)")
     parser.add_argument("--seed", type=int, default=0, help="seed (default: 0)")
     return parser

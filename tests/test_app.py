@@ -35,6 +35,7 @@ from au_llava.au_recognition.reasons import Explanation
 from au_llava.au_recognition.runner import reading_of
 from au_llava.au_rendering.activations import NAMES
 from au_llava.au_rendering.pictures import render_face
+from au_llava.onnx_au_llava import graph_fits
 
 EXAMPLES = ROOT / "assets" / "faces"
 # What a row of a table of the page holds: whether it is marked as present, its AU, its numbers.
@@ -428,6 +429,8 @@ def test_released_folder_holds_a_card_and_the_requirements_of_the_page(tmp_path,
     assert (card.data.sdk, card.data.to_dict()["app_file"]) == ("gradio", "app.py")
     assert f"gradio=={card.data.to_dict()['sdk_version']}\n" in (ROOT / "constraints.txt").read_text()
     assert "learned AUs from rendered faces" in card.content
+    code = tmp_path / "space" / "au_llava"
+    assert graph_fits(code, code, READ_FORMATS)  # for ONNX Runtime, which the requirements name
     lines = (tmp_path / "space" / "requirements.txt").read_text().splitlines()
     assert "gradio>=6.31,<7" in lines
     assert "torch>=2.6" in lines

@@ -19,6 +19,7 @@ from au_llava.calibration_au_llava import apply_entries, calibrate, check_calibr
 from au_llava.configuration_au_llava import AuLlavaConfig
 from au_llava.readings_au_llava import slot_answers
 
+NAN = float("nan")
 INTENSITY = AUFormat("i", ("AU1", "AU2", "AU4"), "intensity")
 
 
@@ -83,6 +84,14 @@ def test_a_format_of_the_same_name_and_another_meaning_is_left_alone():
         ({"method": "none", "threshold": 1.5}, "threshold is 1.5"),
         ({"method": "temperature", "temperature": 0.0, "threshold": 0.5}, "must be above 0"),
         ({"method": "isotonic", "probability": [0, 1], "calibrated": [0.9, 0.1], "threshold": 0.5}, "must rise"),
+        ({"method": "isotonic", "probability": [0, 1], "calibrated": [0.5, 1.1], "threshold": 0.5}, "must rise"),
+        ({"method": "isotonic", "probability": [0, 1], "calibrated": [0.5, NAN], "threshold": 0.5}, "must rise"),
+        ({"method": "isotonic", "probability": [0, 1], "calibrated": [0.5], "threshold": 0.5}, "must rise"),
+        ({"method": "isotonic", "probability": [], "calibrated": [], "threshold": 0.5}, "must rise"),
+        ({"method": "isotonic", "probability": [0, 1], "threshold": 0.5}, "of i AU1 lacks calibrated: fit it"),
+        ({"method": "temperature", "threshold": 0.5}, "of i AU1 lacks temperature: fit it"),
+        ({"method": "none"}, "of i AU1 lacks threshold: fit it"),
+        (None, "of i AU1 lacks method, threshold: fit it"),
     ],
 )
 def test_wrong_entries_are_refused(values, message):
@@ -90,6 +99,8 @@ def test_wrong_entries_are_refused(values, message):
         check_calibration(entry(INTENSITY, AU1=values))
     with pytest.raises(ValueError, match=r"fit it with eval_au\.py"):
         check_calibration({"AU1": values})
+    with pytest.raises(ValueError, match="calibration of i lacks scale, presence_threshold: fit it"):
+        check_calibration({"formats": {"i": {"aus": {"AU1": values}}}})
 
 
 def simulate(temperature, images=4000, seed=0):

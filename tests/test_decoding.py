@@ -263,6 +263,8 @@ def test_images_may_be_stacked(tiny, faces):
         ({"batch_size": 0}, "at least 1"),
         ({"images": []}, "no image"),
         ({"num_beams": 3}, "only apply to decoding='free'"),
+        ({"decoding": "free", "max_new_tokens": 1, "return_dict_in_generate": True}, "one text for each image"),
+        ({"decoding": "free", "num_beams": 2, "num_return_sequences": 2}, "one text for each image"),
     ],
 )
 def test_bad_arguments_fail_in_one_sentence(tiny, faces, arguments, message):

@@ -296,6 +296,7 @@ def test_wrong_commands_end_with_a_sentence(tmp_path, capsys):
         ("--data x --calibrate y --out z", 2, "not allowed with argument"),
         ("--data nowhere --out", 1, "eval_au.py: no data-*.parquet with a manifest.json in nowhere"),
         ("--data x --batch-size 0 --out y", 2, "--batch-size: expected a whole number of at least 1, got '0'"),
+        ("--data x --max-images -1 --out y", 2, "--max-images: expected a whole number of at least 1, got '-1'"),
         ("compare nowhere nowhere", 1, "eval_au.py: There is no nowhere/predictions.parquet"),
     ):
         words = [*words.split(), *([str(tmp_path / "out")] if words.endswith("--out") else [])]

@@ -290,6 +290,8 @@ def test_onnx_runtime_reads_without_pytorch(repository, module):
         {"inputs": images[0], "parameters": {"formats": "bp4d", "mirror_images": 1}},
         {"inputs": images[0], "parameters": {"formats": "bp4d", "top_k": 0}},
         {"inputs": images[0], "parameters": {"formats": "bp5d"}},
+        {"inputs": images[0], "parameters": {"formats": []}},
+        {"inputs": images[0], "parameters": {"formats": ""}},
     ]
     found, loaded = at_endpoint(repository, requests, blocked=("torch", "transformers"))
     assert loaded == []

@@ -27,7 +27,7 @@ from transformers import (
 from au_llava.action_units import FORMATS
 from au_llava.au_training import memory, plan
 from au_llava.au_training.start import LORA_TARGETS
-from au_llava.au_training.untrained import PUBLISHED
+from au_llava.au_training.untrained import PUBLISHED, published_shape
 from au_llava.configuration_au_llava import AuLlavaConfig
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 from au_llava.prefix_au_llava import PromptRowsLayer
@@ -60,7 +60,7 @@ def plans():
 def test_published_shapes_have_the_published_sizes():
     tiny_text, tiny_vision = LlamaConfig(**TEXT), SiglipVisionConfig(**VISION)
     for source, count in COUNTS.items():
-        shape = PUBLISHED[source][0]
+        shape = published_shape(source)
         vision = "vision" in shape.model_type or shape.model_type == "dinov2"
         config = {"vision_config": shape if vision else tiny_vision, "text_config": tiny_text if vision else shape}
         with torch.device("meta"):
@@ -68,6 +68,11 @@ def test_published_shapes_have_the_published_sizes():
         parts = [model.model.vision_tower] if vision else [model.model.language_model, model.lm_head]
         weights = {weight for part in parts for weight in part.parameters()}
         assert sum(weight.numel() for weight in weights) == count, source
+
+
+def test_plans_leave_the_published_shapes_as_they_are(plans):
+    assert [source for source, (shape, _) in PUBLISHED.items() if shape.dtype is not None] == []
+    assert PUBLISHED["google/siglip2-base-patch16-224"][0].vision_use_head  # which no model of ours has
 
 
 def test_every_published_shape_is_used_by_a_recipe():

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,7 +22,7 @@ from au_llava.au_datasets.records import (
     write_shard,
 )
 from au_llava.au_evaluation.command import main
-from au_llava.au_evaluation.protocols import as_latex, as_markdown, protocol_scores, published_rows
+from au_llava.au_evaluation.protocols import as_latex, as_markdown, missing_names, protocol_scores, published_rows
 from au_llava.au_evaluation.transfer import best_asked, shared_labels, transfer_scores
 from au_llava.au_runs.manifests import training_manifest, write_training_manifest
 
@@ -116,6 +117,16 @@ def test_wrong_data_is_named(rendered_records, tiny_checkpoint, tmp_path):
     words = ["--protocol", "bp4d-3fold", "--model", *models, "--data", str(rendered_records), "--out", str(tmp_path)]
     with pytest.raises(ValueError, match="bp4d-3fold needs records of bp4d in format 'bp4d'"):
         main(words)
+
+
+def test_records_of_other_data_sets_may_lie_beside_the_tested_ones():
+    """BP4D's F001 is missing, whoever is called F001 elsewhere; strangers belong to no part and are not asked for."""
+    protocol = get_protocol("bp4d-3fold")
+    people = [name for part in protocol.parts.values() for name in part if name != "F001"]
+    rows = [{"dataset": "bp4d", "format": "bp4d", "subject": name} for name in people]
+    rows += [{"dataset": "bp4d", "format": "bp4d-intensity", "subject": "F001"}]
+    rows += [{"dataset": "rendered", "format": "bp4d", "subject": name} for name in ("F001", "R0-000001")]
+    assert missing_names(datasets.Dataset.from_list(rows), protocol) == {"P1": ["F001"]}
 
 
 def prediction(fmt, subject, present, references):

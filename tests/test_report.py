@@ -148,6 +148,7 @@ def test_figures_are_text_and_follow_the_theme(page):
         assert "#1b1f24" not in drawing
         assert "var(--ink)" in drawing
         assert any(label in " ".join(filter(None, texts)) for label in ("AU1", "bp4d"))
+        assert ("share present" in texts) == ("readings" in texts)  # the reliability diagram and the counts below it
     assert "<title>AU12: " in page  # of a bar, for the pointer
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 import yaml
 from conftest import ROOT, build_tiny
 from datasets import Dataset
+from huggingface_hub.constants import HF_HUB_CACHE
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -19,13 +21,19 @@ from au_llava.action_units import FORMATS, write_answer
 from au_llava.au_datasets.folds import people_of
 from au_llava.au_datasets.mixing import TrainingData, training_rows
 from au_llava.au_datasets.records import load_records
-from au_llava.au_runs.manifests import read_training_manifest, seen_people
+from au_llava.au_runs.manifests import (
+    read_training_manifest,
+    seen_people,
+    training_manifest,
+    write_training_manifest,
+)
 from au_llava.au_training.collator import AUCollator
 from au_llava.au_training.command import main, make_parser
 from au_llava.au_training.options import AUTrainingConfig
 from au_llava.au_training.start import load_model
 from au_llava.au_training.trainer import AUTrainer
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
+from au_llava.processing_au_llava import AuLlavaProcessor
 
 QUIET = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none", "--disable_tqdm", "true"]
 
@@ -230,6 +238,7 @@ def test_bad_weights_are_refused(rendered_records, weight):
         (["--causal_share", "2"], "between 0 and 1"),
         (["--oversample_below", "2"], "oversample_below is 2.0"),
         (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps is 0; it must be 1 or more"),
+        (["--validation_images", "0"], "validation_images is 0; it must be 1 or more"),
         (["--data", "{path: x, wieght: 1}"], "needs path; optional are"),
         (["--learning_rat", "1"], "--learning_rat"),
     ],
@@ -352,3 +361,22 @@ def test_plain_trl_trains_the_model_unpatched(tmp_path, rendered_records):
         "language_model",
         "lm_head",
     }
+
+
+def test_a_revision_is_read_whole(tiny_checkpoint, rendered_records, tmp_path):
+    """Processor and the people seen are those of the revision that the weights come from, not the main one's."""
+    cached = Path(HF_HUB_CACHE, "models--someone--start")
+    for revision, commit, seen, mean in (("main", "a" * 40, "bp4d:F001", 0.1), ("v2", "b" * 40, "bp4d:F002", 0.2)):
+        folder = cached / "snapshots" / commit
+        shutil.copytree(tiny_checkpoint, folder)
+        processor = AuLlavaProcessor.from_pretrained(folder, trust_remote_code=True)
+        processor.image_processor.image_mean = [mean] * 3
+        processor.save_pretrained(folder)
+        write_training_manifest(folder, training_manifest([seen], [], [], ["disfa"], {}))
+        (cached / "refs").mkdir(exist_ok=True)
+        (cached / "refs" / revision).write_text(commit)
+    train("someone/start", rendered_records, tmp_path / "out", "--model_revision", "v2", "--max_steps", 1)
+    processor = AuLlavaProcessor.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert list(processor.image_processor.image_mean) == [0.2] * 3
+    assert seen_people(read_training_manifest(str(tmp_path / "out")))["train"] >= {"bp4d:F002"}
+    assert "bp4d:F001" not in seen_people(read_training_manifest(str(tmp_path / "out")))["train"]

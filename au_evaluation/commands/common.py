@@ -62,7 +62,7 @@ OPTIONS = {
         "help": "how frequent AUs are: as on such faces (default: rendered for rendered faces, else photographs)",
     },
     "--uncalibrated": {"action": "store_true", "help": "ignore the checkpoint's calibration"},
-    "--max-images": {"type": int, "help": "score at most this many images"},
+    "--max-images": {"type": positive, "help": "score at most this many images"},
     "--unlabelled": {
         "nargs": "+",
         "default": [],

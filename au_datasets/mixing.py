@@ -25,7 +25,15 @@ import yaml
 from au_llava.action_units import get_format
 from au_llava.au_datasets.conversion import convert_values, convertible
 from au_llava.au_datasets.folds import check_disjoint, get_protocol, protocol_split
-from au_llava.au_datasets.records import KEY, NUMBERED, content_of, group_by_image, keys_of, load_records
+from au_llava.au_datasets.records import (
+    KEY,
+    NUMBERED,
+    check_names,
+    content_of,
+    group_by_image,
+    keys_of,
+    load_records,
+)
 from au_llava.au_runs.formats import known_format
 
 VALIDATION_SEED = 0  # a protocol's parts, including validation, do not change between runs
@@ -140,6 +148,24 @@ def validating(tables: Iterable, part: str, formats: Iterable[str] | None = None
                 continue
         kept.append(table)
     return kept or tables
+
+
+def part_records(entries: Iterable[str], part: str) -> tuple[datasets.Dataset, list[str]]:
+    """The records of a part of several data sets, one after another, and the folders of all of these data sets.
+
+    Args:
+        entries: folders, or mappings in YAML whose path, formats, protocol, tested and validation say which records;
+            their other keys only concern training.
+
+    Raises:
+        ValueError: a mapping cannot be read, nothing is left, or folders use one name for different pictures.
+    """
+    tables = [TrainingData.read(entry) if entry.startswith("{") else TrainingData(entry) for entry in entries]
+    kept = validating(tables, part)
+    loaded = [table.load(part) for table in kept]
+    check_names([table.path for table in kept], loaded)
+    records = loaded[0] if len(loaded) == 1 else datasets.concatenate_datasets(loaded)
+    return records, [table.path for table in tables]
 
 
 def check_people(train, validation, tables: Iterable[TrainingData], side: str = "train") -> None:

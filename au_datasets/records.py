@@ -264,7 +264,7 @@ def load_records(
     """
     folders = [Path(path)] if isinstance(path, str | Path) else [Path(folder) for folder in path]
     tables = [_load_folder(folder, labelled) for folder in folders]
-    _check_names(folders, tables)
+    check_names(folders, tables)
     records = tables[0] if len(tables) == 1 else concatenate_datasets(tables)
     kept = np.ones(len(records), bool)
     if part is not None:
@@ -333,7 +333,7 @@ def keys_of(records: Dataset) -> list[tuple]:
     return list(zip(*(columns[name] for name in KEY), strict=True))
 
 
-def _check_names(folders: Sequence[Path], tables: Sequence[Dataset]) -> None:
+def check_names(folders: Sequence[str | Path], tables: Sequence[Dataset]) -> None:
     """Raise ValueError if two folders use one name for different pictures."""
     if len(tables) == 1:
         return

@@ -8,7 +8,7 @@ otherwise the AU is left as it is. priors.py fits the prior of photographs on un
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import datasets
@@ -60,17 +60,19 @@ class Fitted(NamedTuple):
 
 def calibrate_checkpoint(
     engine,
-    tables: Sequence[str],
+    records: datasets.Dataset,
+    folders: Sequence[str],
     part: str,
     batch_size: int,
     progress: bool = False,
     unlabeled: Sequence[str] = (),
     coded: Sequence[str] = (),
 ) -> Fitted:
-    """Fit the calibration of a checkpoint on the validation subjects of `tables`.
+    """Fit the calibration of a checkpoint on the validation subjects.
 
     Args:
         engine: which reads with the checkpoint, see au_runs/engines.py.
+        records: of the validation subjects. folders: which hold them. part: what they are called there.
         unlabeled: folders of records, whose labels are not looked at: the prior of photographs is estimated on their
             `unlabeled_records`. Without them there is no such prior.
         coded: folders of faces with codes by eye, whose part `part` gives the prior of the AUs that are coded.
@@ -78,7 +80,9 @@ def calibrate_checkpoint(
     Raises:
         ValueError: too few subjects or unlabeled faces, or unlabeled faces that all read alike.
     """
-    records = load_records(tables, part=part)
+    of_format = np.array(records["format"][:])
+    for name in np.unique(of_format):  # before anything is read, which takes long
+        _require_people(people_of(records.select(np.flatnonzero(of_format == name))))
     more = unlabeled_records(unlabeled) if unlabeled else None
     seen = coded_records(coded, part) if coded else None
     before, engine.calibration = engine.calibration, None
@@ -104,7 +108,7 @@ def calibrate_checkpoint(
             faces = _distributions(of_unlabeled)
             priors[name] = fit_photographs(fits[name]["entry"], distributions, faces, fmt, codes)
     fitted_on = {
-        "data": content_hashes(tables),
+        "data": content_hashes(folders),
         "part": part,
         "images": len(group_by_image(records)),
         "subjects": len(people_of(records)),
@@ -116,6 +120,15 @@ def calibrate_checkpoint(
     if coded:
         fitted_on["coded"] = {"data": content_hashes(coded), "part": part, "images": len(group_by_image(seen))}
     return Fitted(calibration, fits, references, priors)
+
+
+def _require_people(people: Collection[str]) -> None:
+    """Raise ValueError if there are fewer people than folds."""
+    if len(people) < FOLDS:
+        raise ValueError(
+            f"{len(people)} validation subjects are too few to calibrate on; {FOLDS} are needed: let a larger share "
+            "of the people validate."
+        )
 
 
 def fit_format(distributions: np.ndarray, references: np.ndarray, subjects: Sequence[str], fmt: AUFormat) -> dict:
@@ -135,8 +148,7 @@ def fit_format(distributions: np.ndarray, references: np.ndarray, subjects: Sequ
         ValueError: fewer subjects than folds.
     """
     subjects = np.asarray(subjects)
-    if len(set(subjects)) < FOLDS:
-        raise ValueError(f"{len(set(subjects))} validation subjects are too few to calibrate on; {FOLDS} are needed.")
+    _require_people(set(subjects))
     folds = [np.isin(subjects, part) for part in kfold(set(subjects), FOLDS, seed=0).values()]
     before = np.where(np.isnan(references), np.nan, probability_of_presence(distributions, fmt))
     after = before.copy()

@@ -48,8 +48,8 @@ def intervals(
     """Percentile bootstrap intervals of the metrics of `metrics_au.score`, drawing subjects.
 
     The ECE has none: it takes chance for miscalibration, and resampling adds chance, so its intervals would lie above
-    the estimate; the Brier score has one. With fewer than about 20 subjects such intervals are too narrow; with one
-    they are a point.
+    the estimate; the Brier score has one. With fewer than about 20 subjects such intervals are too narrow. An AU that
+    is scored on one subject has none (NaN), since nothing says how much subjects differ; nor has a mean of such AUs.
 
     Resampling is exact except for ROC AUC and average precision, whose intervals are approximate: if an AU has more
     than RANK_BINS distinct probabilities, they are put into at most as many bins and count as ties within a bin. The
@@ -71,9 +71,12 @@ def intervals(
     people, who = name_subjects(subjects, columns)
     drawn = resample(columns, who, draw_subjects(len(people), resamples, level, seed), fmt)
     drawn.pop("ece", None)  # see above
-    per_au = {metric: bounds(values, level) for metric, values in drawn.items()}
+    several = _several_subjects(columns, who)
+    per_au = {metric: bounds(_only(values, several), level) for metric, values in drawn.items()}
     return {
-        "mean": {metric: bounds(mean_of_defined(values), level) for metric, values in drawn.items()},
+        "mean": {
+            metric: bounds(_only(mean_of_defined(values), several.any()), level) for metric, values in drawn.items()
+        },
         "per_au": {
             label: {metric: limits[row] for metric, limits in per_au.items()} for row, label in enumerate(fmt.labels)
         },
@@ -91,7 +94,7 @@ def mean_with_interval(
 
     Returns:
         the columns' means and their [low, high]; the mean of these means and its [low, high]. Unknown cells are left
-        out; NaN if all are unknown.
+        out; NaN if all are unknown, and intervals also if those known are of one subject.
 
     Raises:
         ValueError: as `intervals` for resamples and level.
@@ -99,6 +102,7 @@ def mean_with_interval(
     people, who = np.unique(np.asarray(subjects), return_inverse=True)
     draws = draw_subjects(len(people), resamples, level, seed)
     known = ~np.isnan(values)
+    several = np.array([len(np.unique(who[of_column])) > 1 for of_column in known.T], bool)
     total, count = (
         sum_by_subject(table.T, who, len(people)) for table in (np.where(known, values, 0), known.astype(float))
     )  # (columns, people)
@@ -106,9 +110,9 @@ def mean_with_interval(
         means, drawn = total.sum(axis=1) / count.sum(axis=1), (total @ draws) / (count @ draws)
     return (
         means.tolist(),
-        bounds(drawn, level),
+        bounds(_only(drawn, several), level),
         float(mean_of_defined(means)),
-        bounds(mean_of_defined(drawn), level),
+        bounds(_only(mean_of_defined(drawn), several.any()), level),
     )
 
 
@@ -128,7 +132,8 @@ def paired_difference(
 
     The p value is two-sided: twice the share of resamples in which the difference has the other sign or is 0, as
     (count + 1) / (resamples + 1) (Davison and Hinkley 1997). It is at least 2 / (resamples + 1), so take more resamples
-    if Holm's correction over many AUs needs smaller ones. It is NaN if fewer than two subjects are scored.
+    if Holm's correction over many AUs needs smaller ones. It and the interval are NaN if fewer than two subjects are
+    scored.
 
     Args:
         a, b: a system, as the arguments of `metrics_au.score` that describe it: {"predictions": …} and optionally
@@ -150,21 +155,22 @@ def paired_difference(
     people, who = name_subjects(subjects, both[0])
     draws = draw_subjects(len(people), resamples, level, seed)
     resampled = [resample(columns, who, draws, fmt) for columns in both]
-    several = np.all([[len(np.unique(who[column.read])) > 1 for column in columns] for columns in both], axis=0)
+    several = np.all([_several_subjects(columns, who) for columns in both], axis=0)
 
     mean, per_au = {}, {label: {} for label in fmt.labels}
     for metric in (metric for metric in resampled[0] if metric in resampled[1] and metric != "ece"):
         difference = np.array([points[0][label][metric] - points[1][label][metric] for label in fmt.labels])
         drawn = np.round(resampled[0][metric] - resampled[1][metric], 12)  # (AUs, resamples), without rounding errors
         p = np.where(several, _p_values(drawn), np.nan)
-        rows = zip(difference.tolist(), bounds(drawn, level), p.tolist(), holm(p).tolist(), strict=True)
+        limits = bounds(_only(drawn, several), level)
+        rows = zip(difference.tolist(), limits, p.tolist(), holm(p).tolist(), strict=True)
         for label, row in zip(fmt.labels, rows, strict=True):
             per_au[label][metric] = dict(zip(("difference", "interval", "p", "p_holm"), row, strict=True))
-        drawn = mean_of_defined(drawn)
+        drawn = _only(mean_of_defined(drawn), several.any())
         mean[metric] = {
             "difference": float(mean_of_defined(difference)),
             "interval": bounds(drawn, level),
-            "p": float(_p_values(drawn)) if several.any() else float("nan"),
+            "p": float(_p_values(drawn)),
         }
     return {"mean": mean, "per_au": per_au}
 
@@ -242,6 +248,16 @@ def bounds(values: np.ndarray, level: float) -> list:
         warnings.simplefilter("ignore", RuntimeWarning)
         ends = np.nanpercentile(values, [50 * (1 - level), 50 * (1 + level)], axis=-1)
     return np.moveaxis(ends, 0, -1).tolist()
+
+
+def _several_subjects(columns: list[Column], who: np.ndarray) -> np.ndarray:
+    """(AUs,) whether several subjects are scored: resamples of one subject are all alike."""
+    return np.array([len(np.unique(who[column.read])) > 1 for column in columns])
+
+
+def _only(drawn: np.ndarray, several: np.ndarray | bool) -> np.ndarray:
+    """Resampled numbers (…, resamples), NaN where not `several` (…)."""
+    return np.where(np.expand_dims(several, -1), drawn, np.nan)
 
 
 def _p_values(differences: np.ndarray) -> np.ndarray:

@@ -61,7 +61,7 @@ def load_evaluation(folder: Path) -> tuple[dict, list[FormatEvaluation]]:
         if COLUMNS - set(table.column_names):
             raise ValueError(f"predictions.parquet lacks {', '.join(sorted(COLUMNS - set(table.column_names)))}")
         if not isinstance(results, dict) or not isinstance(results.get("formats"), dict) or not results["formats"]:
-            raise ValueError("results.json scores no format")
+            raise ValueError("results.json scores no format (a protocol's table is in table.md)")
         rows = by_format(table.to_pylist())
         return results, [_evaluation(name, of, rows.get(name, [])) for name, of in results["formats"].items()]
     except (ValueError, KeyError, TypeError) as error:

@@ -167,11 +167,13 @@ def occurrence_columns(header: list[str]) -> dict[int, int]:
     """AU number -> column, from the header of an AU_OCC file, whose first column is the frame. Empty if it has no AUs.
 
     BP4D: 0,1,…,99. BP4D+: AU numbers (1,1,2,4,5,… in cosanlab/py-feat's reader), or 34 columns that are only counted
-    or have other names, which are in the order `BP4D_PLUS_ORDER`.
+    or have other names, which are in the order `BP4D_PLUS_ORDER`. A line of codes is no header.
     """
     cells = [re.fullmatch(r"(?:AU)?\s*0*(\d+)", cell, re.IGNORECASE) for cell in header[1:]]
     numbers = [int(cell[1]) for cell in cells if cell]
     rising = len(numbers) == len(cells) > 0 and all(a < b for a, b in pairwise(numbers))
+    if numbers and not rising and {*numbers} <= {0, 1, *UNKNOWN}:  # taken for a header, it would be lost unnoticed
+        return {}
     if len(cells) == len(BP4D_PLUS_ORDER) and (not rising or numbers[-1] - numbers[0] == len(cells) - 1):
         numbers = BP4D_PLUS_ORDER
     elif not rising:

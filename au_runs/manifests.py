@@ -160,30 +160,36 @@ def seen_people(manifest: Mapping | None) -> dict[str, set[str]]:
     return seen
 
 
-def check_unseen(model: str, tested: Iterable[str], roles: Iterable[str] = ROLES) -> str:
-    """Refuse to test (or calibrate) a checkpoint on anyone it was trained on.
+LEARNED_FROM = ("train", "unlabelled")  # the roles in which weights learn people
+
+
+def check_unseen(
+    model: str, people: Iterable[str], roles: Iterable[str] = ROLES, advice: str = "test it on others"
+) -> str:
+    """Refuse to test, or to calibrate, a checkpoint on anyone it was trained on.
 
     Args:
         model: folder or Hub id.
-        tested: `person_key`s.
+        people: `person_key`s.
         roles: the `ROLES` in which the checkpoint must not have seen them.
+        advice: how to mend it, for the message.
 
     Returns:
         "checked", or "unknown" if nothing says who the checkpoint was trained on.
 
     Raises:
-        ValueError: the checkpoint was trained, chosen or calibrated on some of the tested people.
+        ValueError: the checkpoint was trained, chosen or calibrated on some of these people.
     """
     manifest = read_training_manifest(model)
     if manifest is None:
         return "unknown"
-    tested, seen = set(tested), seen_people(manifest)
+    people, seen = set(people), seen_people(manifest)
     for role in roles:
-        shared = sorted(seen[role] & tested)
+        shared = sorted(seen[role] & people)
         if shared:
             shown = ", ".join(shared[:5]) + (" …" if len(shared) > 5 else "")
             raise ValueError(
-                f"{model} has seen {len(shared)} of the {len(tested)} tested people in its {role} part: {shown}. "
-                "Its scores on them would say nothing about new people: test it on others."
+                f"{model} has seen {len(shared)} of these {len(people)} people in its {role} part: {shown}. "
+                f"What it reads from them says nothing about new people: {advice}."
             )
     return "checked" if seen["train"] else "unknown"

@@ -211,8 +211,12 @@ def test_trained_people_are_not_tested(tiny_checkpoint, rendered_records, tmp_pa
     others = sorted(set(people_of(records)) - set(test))
     base = training_manifest(test[:1], [], [str(rendered_records)], ["bp4d"], {})
     write_training_manifest(checkpoint, training_manifest(others, [], [], ["bp4d"], {}, base=base))
-    with pytest.raises(ValueError, match=f"has seen 1 of the {len(test)} tested people in its train part: {test[0]}"):
+    with pytest.raises(ValueError, match=f"has seen 1 of these {len(test)} people in its train part: {test[0]}"):
         evaluate(checkpoint, rendered_records, tmp_path / "out")
+    people = people_of(load_records(rendered_records, part="validation"))
+    write_training_manifest(checkpoint, training_manifest(people[:1], [], [], ["bp4d"], {}))
+    with pytest.raises(ValueError, match=f"has seen 1 of these {len(people)} people in its train part: {people[0]}"):
+        evaluate(checkpoint, rendered_records, tmp_path / "out", "--part", "validation")
     write_training_manifest(checkpoint, training_manifest(others, [], [], ["bp4d"], {}))
     results, _ = evaluate(checkpoint, rendered_records, tmp_path / "out", "--formats", "bp4d")
     assert results["provenance"]["trained_people"] == "checked"

@@ -9,7 +9,7 @@ from conftest import load_tool
 from test_metrics_au import INTENSITY, NAN, OCCURRENCE, SCALES, simulate
 
 from au_llava.action_units import AUFormat
-from au_llava.au_evaluation.intervals import holm, intervals, paired_difference
+from au_llava.au_evaluation.intervals import holm, intervals, mean_with_interval, paired_difference
 from au_llava.metrics_au import presence, score
 
 ONES = [[1, 1]]
@@ -66,13 +66,6 @@ def test_binned_ranks_are_close_to_a_full_bootstrap(rate):
         loop = np.percentile([each[metric] for each in scores], [2.5, 97.5])
         np.testing.assert_allclose(ours[metric], loop, rtol=0, atol=tolerance, err_msg=metric)
         assert np.abs(ours[metric] - loop).max() < 0.1 * np.ptp(loop)
-
-
-def test_interval_of_one_subject_is_a_point_and_of_nothing_is_nan():
-    predictions = references = np.array([[1.0, 0.0], [0.0, NAN]])
-    ours = intervals(predictions, references, ["a", "a"], OCCURRENCE, resamples=10)
-    assert ours["per_au"]["AU1"]["f1"] == [1, 1]
-    assert np.isnan(ours["per_au"]["AU2"]["f1"]).all()
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -169,6 +162,32 @@ def test_nothing_to_score_is_nan(empty, fmt):
     for values in (*difference["mean"].values(), *difference["per_au"]["AU1"].values()):
         assert np.isnan([value for value in values.values() if value != values["interval"]]).all()
         assert np.isnan(values["interval"]).all()
+
+
+@pytest.mark.parametrize("fmt", [OCCURRENCE, INTENSITY])
+def test_one_subject_has_no_interval(fmt):
+    """AU1 is annotated for one of two subjects, AU2 for both; without the second nothing has an interval."""
+    rng = np.random.default_rng(0)
+    subjects = np.repeat(["a", "b"], 20)
+    fmt = AUFormat(fmt.name, ("AU1", "AU2"), fmt.scale)
+    highest = fmt.value_numbers[-1]
+    references, system = rng.choice([0, highest], (40, 2)), {"predictions": rng.choice([0, highest], (40, 2))}
+    other = {"predictions": highest - system["predictions"]}
+    references[subjects == "b", 0] = NAN
+    bounds = intervals(references=references, subjects=subjects, fmt=fmt, resamples=50, **system)
+    assert np.isnan(bounds["per_au"]["AU1"]["accuracy"]).all()
+    for low, high in (bounds["per_au"]["AU2"]["accuracy"], bounds["mean"]["accuracy"]):
+        assert low < high
+    difference = paired_difference(system, other, references, subjects, fmt, resamples=50)
+    assert np.isnan(difference["per_au"]["AU1"]["accuracy"]["interval"]).all()
+    assert not np.isnan(difference["mean"]["accuracy"]["interval"]).any()
+    _, limits, _, mean_limits = mean_with_interval(references, subjects, resamples=50)
+    assert np.isnan(limits[0]).all()
+    assert not np.isnan([limits[1], mean_limits]).any()
+
+    alone = {"predictions": system["predictions"][:20]}
+    bounds = intervals(references=references[:20], subjects=subjects[:20], fmt=fmt, resamples=50, **alone)
+    assert np.isnan([bounds["per_au"]["AU2"]["accuracy"], bounds["mean"]["accuracy"]]).all()
 
 
 def compare(a, b):

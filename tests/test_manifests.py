@@ -92,7 +92,7 @@ def test_another_schema_is_refused(tmp_path):
 
 def test_tested_people_are_refused_from_a_range(tmp_path):
     write_training_manifest(tmp_path, manifest([f"rendered:R0-{number:06}" for number in range(100)]))
-    with pytest.raises(ValueError, match="1 of the 2 tested people in its train part: rendered:R0-000050"):
+    with pytest.raises(ValueError, match="1 of these 2 people in its train part: rendered:R0-000050"):
         check_unseen(str(tmp_path), ["rendered:R0-000050", "rendered:R7-000050"])
     assert check_unseen(str(tmp_path), ["rendered:R0-000100", "rendered:R0-0000"]) == "checked"
 

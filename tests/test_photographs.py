@@ -413,7 +413,7 @@ def test_a_checkpoint_is_not_compared_on_faces_it_learned_from(tiny_checkpoint, 
     data, model = write_photographs(tmp_path / "data", images=2), tmp_path / "model"
     model.mkdir()
     write_training_manifest(model, training_manifest(["fairface:1.jpg"], [], [], [], {}))
-    with pytest.raises(ValueError, match="has seen 1 of the 2 tested people"):
+    with pytest.raises(ValueError, match="has seen 1 of these 2 people"):
         start(agreement, "--data", data, "--model", model, "--out", tmp_path / "x.json")
 
 

@@ -12,7 +12,7 @@ from sklearn.metrics import f1_score
 
 from au_llava.action_units import FORMATS, AUFormat
 from au_llava.au_datasets.conversion import sources
-from au_llava.au_datasets.folds import PROTOCOLS, get_protocol, protocol_parts
+from au_llava.au_datasets.folds import PROTOCOLS, get_protocol, protocol_parts, protocol_split
 from au_llava.au_datasets.records import (
     finish_folder,
     load_records,
@@ -24,7 +24,7 @@ from au_llava.au_datasets.records import (
 from au_llava.au_evaluation.command import main
 from au_llava.au_evaluation.protocols import as_latex, as_markdown, missing_names, protocol_scores, published_rows
 from au_llava.au_evaluation.transfer import best_asked, shared_labels, transfer_scores
-from au_llava.au_runs.manifests import training_manifest, write_training_manifest
+from au_llava.au_runs.manifests import read_training_manifest, training_manifest, write_training_manifest
 
 NAN = float("nan")
 
@@ -106,10 +106,32 @@ def test_parts_are_tested_by_their_own_checkpoint(fake_records, tiny_checkpoint,
     assert results["missing"] == {"P1": ["F001"]}
     assert {each["trained_people"] for each in results["provenance"].values()} == {"checked"}
     swapped = {**checkpoints, "P1": checkpoints["P2"]}
-    with pytest.raises(ValueError, match=r"has seen 13 of the 13 tested people in its train part: bp4d:F002"):
+    with pytest.raises(ValueError, match=r"has seen 13 of these 13 people in its train part: bp4d:F002"):
         run(**swapped)
     with pytest.raises(ValueError, match="--model P1=CHECKPOINT P2=CHECKPOINT P3=CHECKPOINT"):
         run(P1=checkpoints["P1"])
+
+
+def test_calibrating_on_the_people_whom_a_protocol_validates_on(fake_records, tiny_checkpoint, tmp_path):
+    """Not those whom the folder's own parts name, of whom some were trained on and some are tested."""
+    folder = fake_records("disfa-3fold")
+    checkpoint = tmp_path / "model"
+    shutil.copytree(tiny_checkpoint, checkpoint)
+    split = protocol_split("disfa-3fold", "P2", 0, 0.3)
+    assert len(split["validation"]) == 5
+    manifest = training_manifest([f"disfa:{name}" for name in split["train"]], [], [], ["disfa"], {})
+    write_training_manifest(checkpoint, manifest)
+    protocol = "protocol: disfa-3fold, tested: P2"
+    flags = ("--out", tmp_path / "out", "--data")
+    run_calibrate = lambda entry: main([str(word) for word in ("calibrate", "--model", checkpoint, *flags, entry)])
+    with pytest.raises(ValueError, match=r"^2 validation subjects are too few .* let a larger share"):
+        run_calibrate(f"{{path: {folder}, {protocol}}}")
+    run_calibrate(f"{{path: {folder}, {protocol}, validation: 0.3}}")
+    assert read_training_manifest(str(checkpoint))["people"]["calibration"] == [
+        f"disfa:{name}" for name in split["validation"]
+    ]
+    fitted_on = json.loads((checkpoint / "config.json").read_text())["calibration"]["fitted_on"]
+    assert (list(fitted_on["data"]), fitted_on["subjects"]) == ([str(folder)], 5)
 
 
 def test_wrong_data_is_named(rendered_records, tiny_checkpoint, tmp_path):

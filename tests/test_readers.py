@@ -67,7 +67,8 @@ def test_bp4d_plus_headers():
         assert occurrence_columns(header) == position
     assert occurrence_columns(BP4D_HEADER.split(","))[24] == 24
     assert occurrence_columns(["0", "1", "4", "12"]) == {1: 1, 4: 2, 12: 3}
-    for header in (["0", "4", "1"], ["frame", "happy"], ["0"], []):
+    codes = ["5", *("9" if au == 23 else "0" for au in BP4D_PLUS_ORDER)]  # the first line of a file without a header
+    for header in (["0", "4", "1"], ["frame", "happy"], ["0"], [], codes):
         assert occurrence_columns(header) == {}
 
 

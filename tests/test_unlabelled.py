@@ -432,7 +432,7 @@ def test_checkpoints_record_unlabelled_people(tiny_checkpoint, rendered_records,
     assert manifest["recipe"]["average_decay"] == 0.995
     assert manifest["recipe"]["unlabelled"] == [str(unlabelled_records)]
     assert str(unlabelled_records) in (tmp_path / "one" / "README.md").read_text()
-    with pytest.raises(ValueError, match="has seen 1 of the 2 tested people in its unlabelled part: faces:P03"):
+    with pytest.raises(ValueError, match="has seen 1 of these 2 people in its unlabelled part: faces:P03"):
         check_unseen(str(tmp_path / "one"), ["faces:P03", "faces:P99"])
     train(tmp_path / "one", rendered_records, tmp_path / "two", "--max_steps", 1)
     assert seen_people(read_training_manifest(str(tmp_path / "two")))["unlabelled"] == set(people)

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from au_llava.au_datasets.folds import people_of
-from au_llava.au_datasets.records import load_records
+from au_llava.au_datasets.mixing import part_records
 from au_llava.au_evaluation.calibration import calibrate_checkpoint, coded_records, unlabeled_records
 from au_llava.au_evaluation.calibration_report import calibration_report, calibration_table, draw_reliability
 from au_llava.au_evaluation.commands.common import (
@@ -21,7 +21,13 @@ from au_llava.au_evaluation.commands.common import (
 from au_llava.au_evaluation.priors import priors_table
 from au_llava.au_runs import files
 from au_llava.au_runs.commands import CommandParser
-from au_llava.au_runs.manifests import check_unseen, read_training_manifest, training_manifest, write_training_manifest
+from au_llava.au_runs.manifests import (
+    LEARNED_FROM,
+    check_unseen,
+    read_training_manifest,
+    training_manifest,
+    write_training_manifest,
+)
 from au_llava.au_runs.processes import processes
 
 DESCRIPTION = """\
@@ -29,6 +35,7 @@ Fit temperatures, isotonic curves and decision thresholds on validation people, 
 
     python eval_au.py calibrate --model runs/mine --data data/rendered --out runs/calibration
     python eval_au.py calibrate --model runs/mine --data data/rendered --unlabelled data/photos --out runs/calibration
+    python eval_au.py calibrate --model runs/p1 --data '{path: data/b, protocol: bp4d-3fold, tested: P1}' --out runs/c
 
 --model must be a folder: the calibration goes into its config.json, and `recognize` applies it from then on.
 Writes to --out: calibration.json (per AU: method, threshold, ECE, log loss and Brier score before and after,
@@ -42,6 +49,10 @@ know.
 
 `--calibrate DIR` is an older spelling of `calibrate --data DIR`.
 """
+ADVICE = (
+    "calibrate on others; those that a training by a protocol validated on are --data '{path: DIR, protocol: NAME, "
+    "tested: PART}'"
+)
 WITHOUT_EFFECT = ("--protocol", "--formats", "--groups", "--prior", "--uncalibrated", "--max-images", "--name")
 WITHOUT_EFFECT += ("--decoding",)
 
@@ -50,7 +61,13 @@ def make_parser() -> CommandParser:
     parser = CommandParser(DESCRIPTION, prog="eval_au.py calibrate")
     add_options(parser, "--model", model={"help": "checkpoint folder (default: this repository)"})
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--data", nargs="+", metavar="DIR", help="folders made by prepare_data.py, to fit on")
+    source.add_argument(
+        "--data",
+        nargs="+",
+        metavar="DIR",
+        help="folders made by prepare_data.py, to fit on; or a mapping as train_sft.py --data takes it, whose protocol "
+        "says who validates",
+    )
     source.add_argument("--calibrate", nargs="+", metavar="DIR", dest="data", help=argparse.SUPPRESS)
     add_options(
         parser,
@@ -70,19 +87,19 @@ def main(arguments: argparse.Namespace) -> None:
     config_file = Path(name) / "config.json"
     if not config_file.is_file():
         raise ValueError(f"calibrate stores its result in config.json: {name} is no folder that holds one.")
-    records = load_records(arguments.data, part=part)
+    records, folders = part_records(arguments.data, part)
     people = people_of(records)
     # A model is surer of the people it learned from than of others.
-    check_unseen(name, people, roles=("train", "unlabelled"))
+    check_unseen(name, people, LEARNED_FROM, ADVICE)
     if arguments.unlabelled:
         people = sorted({*people, *people_of(unlabeled_records(arguments.unlabelled))})
     if arguments.coded:
         coded = people_of(coded_records(arguments.coded, part))
-        check_unseen(name, coded, roles=("train", "unlabelled"))
+        check_unseen(name, coded, LEARNED_FROM, "take codes of others")
         people = sorted({*people, *coded})
     engine = engine_for(arguments, name, records["format"][:], mirror_images=arguments.mirror)
     photographs = {"unlabeled": arguments.unlabelled, "coded": arguments.coded}
-    fitted = calibrate_checkpoint(engine, arguments.data, part, arguments.batch_size, True, **photographs)
+    fitted = calibrate_checkpoint(engine, records, folders, part, arguments.batch_size, True, **photographs)
     if not processes().is_main_process:
         return
     report = calibration_report(fitted.fits, fitted.references)

@@ -31,7 +31,7 @@ from au_llava.au_evaluation.rows import by_format
 from au_llava.au_evaluation.scoring import contradiction_counts, score_predictions, scores_table
 from au_llava.au_runs.commands import CommandParser
 from au_llava.au_runs.files import check_writable
-from au_llava.au_runs.manifests import check_unseen
+from au_llava.au_runs.manifests import LEARNED_FROM, ROLES, check_unseen
 from au_llava.au_runs.processes import processes
 from au_llava.calibration_au_llava import entries_for
 
@@ -53,9 +53,11 @@ Writes to --out:
   labels.
 While it runs it keeps finished batches in `unfinished/`: repeat the command after a kill, and it goes on from there.
 
-It refuses to test on anyone the checkpoint was trained on, as its training_manifest.json says.
+It refuses to test on anyone the checkpoint was trained on, as its training_manifest.json says, and with --part
+validation on anyone it learned from.
 `python eval_au.py report` makes a page of the results.
 """
+NOT_SEEN = {"test": ROLES, "validation": LEARNED_FROM}  # part -> the roles in which nobody of it may have been seen
 WITHOUT_EFFECT = {
     "--name": "eval_au.py protocol",
     "--mirror": "eval_au.py calibrate",
@@ -82,7 +84,7 @@ def main(arguments: argparse.Namespace) -> None:
     part = arguments.part or "test"
     name = one_model(arguments, "to score several, call `matrix` or `protocol`.")
     records = _records(arguments, part)
-    people = check_unseen(name, people_of(records)) if part == "test" else "not checked: not the test part"
+    people = check_unseen(name, people_of(records), NOT_SEEN[part]) if part in NOT_SEEN else f"not checked: {part} part"
     engine = engine_for(arguments, name, records["format"][:], decoding=arguments.decoding)
     choose_calibration(engine, records, arguments)
     unfinished, timing = arguments.out / "unfinished", {}

@@ -25,7 +25,7 @@ import logging
 from collections.abc import Sequence
 
 import datasets
-from trl import ModelConfig, TrlParser, get_peft_config
+from trl import ModelConfig, get_peft_config
 
 from au_llava.au_datasets.balance import loss_weights
 from au_llava.au_publishing.release import check_training_target, publish_training
@@ -35,7 +35,7 @@ from au_llava.au_training.collator import AUCollator
 from au_llava.au_training.data import LearningData, read_data
 from au_llava.au_training.features import use_cached_features
 from au_llava.au_training.mean_teacher import UnlabelledFaces
-from au_llava.au_training.options import AUArguments, AUTrainingConfig, recipe_of
+from au_llava.au_training.options import AUArguments, AUTrainingConfig, RecipeParser, recipe_of
 from au_llava.au_training.recovery import checkpoint_to_resume, ending_with_advice
 from au_llava.au_training.start import (
     LORA_TARGETS,
@@ -54,9 +54,9 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
     """Prints the description as it is written, and the default of every option."""
 
 
-def make_parser() -> TrlParser:
+def make_parser() -> RecipeParser:
     groups = (AUArguments, AUTrainingConfig, ModelConfig)
-    return TrlParser(groups, description=__doc__, allow_abbrev=False, formatter_class=HelpFormatter)
+    return RecipeParser(groups, description=__doc__, allow_abbrev=False, formatter_class=HelpFormatter)
 
 
 def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: ModelConfig) -> None:

@@ -102,12 +102,14 @@ class OnnxEngine:
     ) -> list[list[dict]]:
         """As the pipeline answers a list of images (pipeline_au_llava.py), for formats of the graph."""
         check_choice(top_k, threshold, mirror_images)
-        answers = self._answers(images, chosen_formats(formats or MAIN_FORMATS), batch_size, threshold, mirror_images)
+        answers = self._answers(
+            images, chosen_formats(MAIN_FORMATS if formats is None else formats), batch_size, threshold, mirror_images
+        )
         return [ranked(of_image, top_k) for of_image in answers]
 
     def holds(self, formats: str | AUFormat | Sequence[str | AUFormat] | None = None) -> bool:
         """Whether `rank` can give these formats. Raises ValueError as `chosen_formats`."""
-        return all(fmt in self.formats for fmt in chosen_formats(formats or MAIN_FORMATS))
+        return all(fmt in self.formats for fmt in chosen_formats(MAIN_FORMATS if formats is None else formats))
 
     def _answers(
         self, images: Sequence, formats: tuple[AUFormat, ...], batch_size: int, threshold=None, mirror_images=None

@@ -24,6 +24,7 @@ from au_llava.au_runs.manifests import read_training_manifest, seen_people
 from au_llava.au_training.collator import AUCollator
 from au_llava.au_training.command import main, make_parser
 from au_llava.au_training.options import AUTrainingConfig
+from au_llava.au_training.recovery import only_training
 from au_llava.au_training.start import load_model
 from au_llava.au_training.trainer import AUTrainer
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
@@ -307,6 +308,17 @@ def test_unknown_recipe_key_is_refused(tmp_path):
     recipe.write_text("data: [x]\nuse_cpu: true\nbf16: false\nlearning_rte: 0.5\n")
     with pytest.raises(ValueError, match="learning_rte"):
         make_parser().parse_args_and_config(["--config", str(recipe)])
+
+
+def test_two_trainings_do_not_share_a_folder(tiny_checkpoint, rendered_records, tmp_path):
+    """One would put the other's half-written files in place."""
+    with (
+        only_training(tmp_path),
+        pytest.raises(ValueError, match=r"Another training is writing to .*: choose another output_dir"),
+    ):
+        train(tiny_checkpoint, rendered_records, tmp_path, "--max_steps", 1)
+    assert not any(tmp_path.iterdir())
+    train(tiny_checkpoint, rendered_records, tmp_path, "--max_steps", 1)
 
 
 def test_command_line_ends_with_one_sentence(tmp_path, capsys):

@@ -46,6 +46,8 @@ class FacesTable:
     LANDMARKS = tuple(f"{axis}_{number}" for number in range(36, 48) for axis in "xy")
 
     def __init__(self, path: Path):
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no table of faces {path}: name a CSV file.")
         self.path = path
         self.faces: dict[tuple[str, ...], dict[int, list[Face]]] = {}  # parts of the file's path -> frame -> faces
         self.names: dict[tuple[str, ...], str] = {}  # parts of a path -> as the table has it

@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from au_llava.au_runs.checkpoints import check_base
 from au_llava.au_runs.commands import CommandParser, run_command
+from au_llava.au_runs.engines import check_there
 from au_llava.au_runs.files import replacing
 from au_llava.au_runs.manifests import TRAINING_MANIFEST
 from au_llava.configuration_au_llava import AuLlavaConfig
@@ -45,13 +46,14 @@ def read_adapter(folder: Path) -> LoraConfig:
 def load_base(base: str, dtype: str) -> AuLlavaForConditionalGeneration:
     """The base in full precision. Raises ValueError if it is missing or stored quantized."""
     try:
-        if hasattr(AuLlavaConfig.from_pretrained(base), "quantization_config"):
-            raise ValueError(f"The base {base} is stored quantized: name the one it was made from with --base.")
-        return AuLlavaForConditionalGeneration.from_pretrained(base, dtype=dtype)
-    except OSError as error:
+        check_there(base)
+        if not hasattr(AuLlavaConfig.from_pretrained(base), "quantization_config"):
+            return AuLlavaForConditionalGeneration.from_pretrained(base, dtype=dtype)
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"The base {base} cannot be loaded: say where it is with --base ({str(error).splitlines()[0]})."
         ) from None
+    raise ValueError(f"The base {base} is stored quantized: name the one it was made from with --base.")
 
 
 def merge(adapter: Path, base: str | None = None, dtype: str = "auto") -> AuLlavaForConditionalGeneration:

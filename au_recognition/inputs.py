@@ -22,8 +22,8 @@ def find_files(paths: Sequence[str | Path], left_out: Counter | None = None) -> 
         left_out: counts the skipped files, and what folders and patterns hold besides pictures and videos, by suffix.
 
     Raises:
-        FileNotFoundError: a path does not exist, a folder or pattern holds neither pictures nor videos, or the list is
-            empty.
+        FileNotFoundError: a path does not exist or is a pipe, a device or a socket, a folder or pattern holds neither
+            pictures nor videos, or the list is empty.
         OSError: a folder cannot be opened.
     """
     left_out = Counter() if left_out is None else left_out
@@ -41,8 +41,10 @@ def find_files(paths: Sequence[str | Path], left_out: Counter | None = None) -> 
         elif Path(path).is_dir():
             below = files_below(Path(path), left_out=left_out)
             files += _media(below, left_out, f"There is no picture and no video in the folder {path}")
-        elif Path(path).exists():
+        elif Path(path).is_file():
             files.append(Path(path))
+        elif Path(path).exists():  # opening a pipe would wait for a writer
+            raise FileNotFoundError(f"{path} is a pipe, a device or a socket: name a file or a folder.")
         elif glob.has_magic(path):
             files += _media(_matches(path, left_out), left_out, f"No picture and no video matches {path}")
         else:

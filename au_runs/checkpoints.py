@@ -9,6 +9,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import PROCESSOR_NAME, logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from au_llava.au_runs.engines import check_there
 from au_llava.au_runs.files import HOME
 from au_llava.au_runs.manifests import read_training_manifest
 from au_llava.au_runs.processes import accelerate_state
@@ -77,9 +78,11 @@ def check_base(model: str, base: str | None = None) -> dict[str, str]:
     Raises:
         ValueError: the base is missing or another one, or its name is relative to where the training was started; or
             `model` is the checkpoint beside the code, which only a clone has.
+        ValueError, OSError: there is no `model`.
     """
     if model == str(HOME) and not (HOME / "config.json").is_file():
         raise ValueError("The installed package brings no checkpoint: name one with --model, a folder or a Hub id.")
+    check_there(model)
     named = base_of(model)
     if named is None:
         return {}

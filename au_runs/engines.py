@@ -148,7 +148,7 @@ def _obstacle(wish: Wish) -> str | None:
 
 
 def check_name(name: str) -> None:
-    """Raise ValueError if a checkpoint's name is neither a folder nor may be a Hub id."""
+    """Raise ValueError if a model's name is neither a folder nor may be a Hub id."""
     if Path(name).is_dir():
         return
     from huggingface_hub.errors import HFValidationError
@@ -160,19 +160,39 @@ def check_name(name: str) -> None:
         raise ValueError(f"There is no folder {name}: name the folder of a checkpoint, or a Hub id.") from None
 
 
+def check_there(name: str, revision: str | None = None) -> None:
+    """Raise an error that names the model if there is no such folder, and the Hub does not have it or is out of reach.
+
+    Raises:
+        ValueError: as `check_name`. OSError: otherwise.
+    """
+    check_name(name)
+    if not Path(name).is_dir():
+        _fetched(name, ["*config.json"], revision)
+
+
 def checkpoint_folder(name: str) -> Path:
     """The folder of a checkpoint; one on the Hub is fetched, without its code. Raises OSError if there is none."""
-    if Path(name).is_dir():
-        return Path(name)
+    return Path(name) if Path(name).is_dir() else _fetched(name, ["*.json", "*.jinja", "*.safetensors", "*.onnx"])
+
+
+def _fetched(name: str, patterns: list[str], revision: str | None = None) -> Path:
+    """The folder of the files of a Hub id that match `patterns`. Raises OSError if there are none."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "*.safetensors", "*.onnx"]))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except LocalEntryNotFoundError as error:
         raise OSError(
             f"There is no folder {name}, and the Hub, where {name} may be, is out of reach: name another folder, or "
             "connect."
+        ) from error
+    except GatedRepoError:  # it says what to do
+        raise
+    except RepositoryNotFoundError as error:
+        raise OSError(
+            f"There is no folder {name}, and the Hub has no {name} that you may read: check the name, or log in."
         ) from error
 
 

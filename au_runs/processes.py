@@ -21,9 +21,12 @@ class OneProcess:
 
 def processes():
     """accelerate's `PartialState` if a launcher started several processes, otherwise a `OneProcess`."""
-    if all(os.environ.get(name, "1") == "1" for name in LAUNCHERS):
-        return OneProcess()
-    return accelerate_state()
+    return accelerate_state() if launched_several() else OneProcess()
+
+
+def launched_several() -> bool:
+    """Whether a launcher started several processes."""
+    return any(os.environ.get(name, "1") != "1" for name in LAUNCHERS)
 
 
 def accelerate_state():

@@ -51,6 +51,8 @@ def command(program: str, module: str, extra: str | None = None) -> Callable[[Se
 def missing(error: ModuleNotFoundError, extra: str | None = None) -> str | None:
     """How to install what `error` misses; None where no installation would help."""
     name = error.name or ""
+    if " " in name:  # the sentence of a library that misses another
+        return " ".join(name.split())
     package = name.partition(".")[0]
     if not package or package in sys.stdlib_module_names or name.startswith("au_llava."):
         return None

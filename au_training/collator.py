@@ -67,7 +67,7 @@ class AUCollator:
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} is {share}; it must lie between 0 and 1.")
         self.processor = processor
-        if ordinal_width < 0:
+        if not 0 <= ordinal_width < math.inf:
             raise ValueError(f"ordinal_width is {ordinal_width}; it must be 0 (off) or more.")
         if causal_loss not in CAUSAL_LOSSES:
             raise ValueError(f"causal_loss is {causal_loss!r}; it must be one of {', '.join(CAUSAL_LOSSES)}.")

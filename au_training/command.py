@@ -23,9 +23,11 @@ it stopped. Each evaluation scores the AUs on the validation part and logs eval_
 import argparse
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
 
 import datasets
-from trl import ModelConfig, TrlParser, get_peft_config
+from trl import ModelConfig, get_peft_config
 
 from au_llava.au_datasets.balance import loss_weights
 from au_llava.au_publishing.release import check_training_target, publish_training
@@ -35,8 +37,8 @@ from au_llava.au_training.collator import AUCollator
 from au_llava.au_training.data import LearningData, read_data
 from au_llava.au_training.features import use_cached_features
 from au_llava.au_training.mean_teacher import UnlabelledFaces
-from au_llava.au_training.options import AUArguments, AUTrainingConfig, recipe_of
-from au_llava.au_training.recovery import checkpoint_to_resume, ending_with_advice
+from au_llava.au_training.options import AUArguments, AUTrainingConfig, RecipeParser, recipe_of
+from au_llava.au_training.recovery import checkpoint_to_resume, ending_with_advice, only_training
 from au_llava.au_training.start import (
     LORA_TARGETS,
     base_weights,
@@ -54,9 +56,9 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
     """Prints the description as it is written, and the default of every option."""
 
 
-def make_parser() -> TrlParser:
+def make_parser() -> RecipeParser:
     groups = (AUArguments, AUTrainingConfig, ModelConfig)
-    return TrlParser(groups, description=__doc__, allow_abbrev=False, formatter_class=HelpFormatter)
+    return RecipeParser(groups, description=__doc__, allow_abbrev=False, formatter_class=HelpFormatter)
 
 
 def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: ModelConfig) -> None:
@@ -64,6 +66,14 @@ def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: Mo
     arguments.check_batch(training_args.per_device_train_batch_size)
     repo_id = check_training_target(training_args, model_args.use_peft)
     training_args.push_to_hub = False  # the Trainer would upload its whole folder
+    with only_training(Path(training_args.output_dir)) if training_args.process_index == 0 else nullcontext():
+        train(arguments, training_args, model_args, repo_id)
+
+
+def train(
+    arguments: AUArguments, training_args: AUTrainingConfig, model_args: ModelConfig, repo_id: str | None
+) -> None:
+    """Train, save, and publish as `repo_id` if there is one."""
     data = read_data(arguments, training_args)
     recipe = make_recipe(arguments, training_args, model_args, data)
     model_args.model_name_or_path = starting_point(arguments, training_args, model_args)
@@ -141,8 +151,8 @@ def make_collator(arguments: AUArguments, seed: int, processor, labels) -> AUCol
 def run(words: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
 
-    def train() -> None:
+    def advised() -> None:
         with ending_with_advice():
             main(*make_parser().parse_args_and_config(words, fail_with_unknown_args=True))
 
-    return run_command("train_sft.py", train)
+    return run_command("train_sft.py", advised)

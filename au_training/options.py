@@ -1,15 +1,33 @@
-"""The options that train_sft.py adds to TRL's, and the choice of options that a checkpoint records as its recipe."""
+"""The options that train_sft.py adds to TRL's, how recipes give them, and which of them a checkpoint records."""
 
+import argparse
 import math
+import os
+import sys
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from typing import get_type_hints
 
-from trl import SFTConfig
+import torch
+import yaml
+from huggingface_hub.dataclasses import type_validator
+from trl import SFTConfig, TrlParser
 
 from au_llava.au_runs.formats import known_format
+from au_llava.au_runs.processes import launched_several
 
 PARTS = ("vision_tower", "multi_modal_projector", "language_model")
 AVERAGE_DECAY = 0.995
 UNLABELLED_OPTIONS = ("unlabelled_per_labelled", "consistency_weight", "weak_weight")
+WITH_MAPPINGS = ("data", "unlabelled")  # lists whose entries may be mappings
+
+
+def refuse_without_effect(options, names: Sequence[str], needed: str) -> None:
+    """Raise ValueError if one of `names` in a dataclass of options, which has no effect without `needed`, is given."""
+    defaults = {option.name: option.default for option in fields(options)}
+    for name in names:
+        if getattr(options, name) != defaults[name]:
+            raise ValueError(f"{name} has no effect without {needed}: add that, or leave {name} out.")
 
 
 @dataclass
@@ -143,10 +161,7 @@ class AUArguments:
 
     def _check_unlabelled(self):
         if not self.unlabelled:
-            defaults = {option.name: option.default for option in fields(self)}
-            changed = [name for name in UNLABELLED_OPTIONS if getattr(self, name) != defaults[name]]
-            if changed:
-                raise ValueError(f"{changed[0]} has no effect without unlabelled: name such data, or leave it out.")
+            refuse_without_effect(self, UNLABELLED_OPTIONS, "unlabelled data")
             return
         for name in UNLABELLED_OPTIONS:
             if not 0 <= getattr(self, name) < math.inf:
@@ -165,6 +180,10 @@ class AUArguments:
                 f"unlabelled_per_labelled {self.unlabelled_per_labelled} of a batch of {size} rounds to no image: "
                 "raise unlabelled_per_labelled or per_device_train_batch_size."
             )
+
+
+COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+COUNTS += ("eval_accumulation_steps",)
 
 
 @dataclass
@@ -186,11 +205,72 @@ class AUTrainingConfig(SFTConfig):
             raise ValueError("use_liger_kernel has no kernels for AU-LLaVA: leave it out.")
         if self.train_sampling_strategy == "batch_rebalance":  # it orders rows unlike a resumed or weighted run
             raise ValueError("train_sampling_strategy: batch_rebalance is not supported: use group_by_length.")
-        steps = self.gradient_accumulation_steps
-        if steps < 1:  # the Trainer would divide by it
-            raise ValueError(f"gradient_accumulation_steps is {steps}; it must be 1 or more.")
+        for name in COUNTS:  # the Trainer would divide by some of them
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise ValueError(f"{name} is {count}; it must be 1 or more.")
+        if self.max_steps < 1 and self.max_steps != -1:  # it would save an untrained model, or train by epochs
+            raise ValueError(f"max_steps is {self.max_steps}; it must be 1 or more, or -1 to train by epochs.")
+        if self.max_steps == -1 and not 0 < self.num_train_epochs < math.inf:
+            raise ValueError(f"num_train_epochs is {self.num_train_epochs}; it must be above 0.")
+        if launched_several() and not torch.accelerator.is_available():
+            # As `accelerate launch --cpu` does. Otherwise each process takes itself for the only one.
+            os.environ.setdefault("ACCELERATE_USE_CPU", "true")
         self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
         super().__post_init__()
+
+
+class RecipeParser(TrlParser):
+    """TrlParser that reads a recipe's values as it reads flags: TRL takes all but text as it is, whatever its type."""
+
+    def parse_args_and_config(self, args: Sequence[str] | None = None, **options) -> tuple:
+        """As TrlParser's. A recipe that is no YAML, or has a value of another type, ends the program in a sentence."""
+        args = list(sys.argv[1:] if args is None else args)
+        if args[-1:] == ["--config"]:
+            self.error("argument --config: expected a recipe (a YAML file)")
+        try:
+            return super().parse_args_and_config(args, **options)
+        except yaml.YAMLError as error:
+            self.error(f"argument --config: the recipe is not YAML ({' '.join(str(error).split())})")
+
+    def set_defaults_with_config(self, **recipe) -> list[str]:
+        hints = {name: hint for group in self.dataclass_types for name, hint in get_type_hints(group).items()}
+        for action in self._actions:
+            if action.dest in recipe and action.dest in hints:
+                recipe[action.dest] = self._as_flag(action, hints[action.dest], recipe[action.dest])
+        return super().set_defaults_with_config(**recipe)
+
+    def _as_flag(self, action: argparse.Action, hint, value):
+        """`value` as the option takes it; ends the program with a sentence if it does not."""
+        without_value = action.nargs == "?" and value is action.const  # the flag alone, as `fsdp: true`
+        if not isinstance(value, str) and (without_value or _fits(action.dest, value, hint)):
+            return value
+        if action.nargs == "+":
+            return [self._one(action, item) for item in (value if isinstance(value, list) else [value])]
+        return self._one(action, value)
+
+    def _one(self, action: argparse.Action, value):
+        if isinstance(value, dict) and action.dest in WITH_MAPPINGS:
+            return value
+        if value is None or isinstance(value, (dict, list)):
+            self.error(f"argument --{action.dest}: {value!r} in the recipe; expected what the flag takes (see --help)")
+        try:
+            value = self._get_value(action, str(value))
+            self._check_value(action, value)
+        except argparse.ArgumentError as error:
+            self.error(str(error))
+        return value
+
+
+def _fits(name: str, value, hint) -> bool:
+    """Whether a recipe's value has the type of its option; 3 is a number with a point too, true is not 1."""
+    if isinstance(value, bool) and hint is int:
+        return False
+    try:
+        type_validator(name, float(value) if type(value) is int and hint in (float, float | None) else value, hint)
+    except TypeError:
+        return False
+    return True
 
 
 # Options that differ from run to run without changing what is learned.

@@ -25,14 +25,14 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from peft import get_peft_model
 from transformers import PreTrainedConfig
-from trl import ModelConfig, TrlParser, get_peft_config
+from trl import ModelConfig, get_peft_config
 
 from au_llava.action_units import MAIN_FORMATS, AUFormat, get_format
 from au_llava.au_datasets.mixing import TrainingData, training_rows
 from au_llava.au_runs.commands import run_command
 from au_llava.au_runs.files import HOME
 from au_llava.au_training.memory import MEMORY, layers_of, operations, processes_of, sizes
-from au_llava.au_training.options import AUArguments, AUTrainingConfig
+from au_llava.au_training.options import AUArguments, AUTrainingConfig, RecipeParser
 from au_llava.au_training.start import LORA_TARGETS, check_start, freeze_parts
 from au_llava.au_training.untrained import PUBLISHED, processor_for, published_shape, word_tokenizer
 from au_llava.configuration_au_llava import AuLlavaConfig
@@ -266,8 +266,8 @@ def source_of(source: str) -> str:
     return "shape as published" if local_folder(source) is None else "shape from its config.json"
 
 
-def make_parser() -> TrlParser:
-    return TrlParser(
+def make_parser() -> RecipeParser:
+    return RecipeParser(
         (PlanArguments, AUArguments, AUTrainingConfig, ModelConfig), description=__doc__, allow_abbrev=False
     )
 

@@ -12,25 +12,28 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.peft_utils import find_adapter_config_file
 from trl import ModelConfig, SFTConfig, get_quantization_config
 
+from au_llava.au_runs.engines import check_there
 from au_llava.au_runs.files import replacing
 from au_llava.au_runs.manifests import of_parts, write_training_manifest
 from au_llava.au_runs.provenance import weights_sha256
-from au_llava.au_training.options import AUArguments, AUTrainingConfig
+from au_llava.au_training.options import AUArguments, AUTrainingConfig, refuse_without_effect
 from au_llava.configuration_au_llava import AuLlavaConfig
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 from au_llava.processing_au_llava import AuLlavaProcessor
 
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+OF_NEW_MODELS = ("pixel_unshuffle", "prompt_order", "vision_feature_layer")
 PARTS_FILE = "parts.json"  # in OUTPUT_DIR/base: the parts and options that it was built from
 
 
 def check_start(arguments: AUArguments, model_args: ModelConfig) -> None:
-    """Raise ValueError unless the options name either a checkpoint or both parts of a new model."""
+    """Raise ValueError unless the options name either a checkpoint or both parts of a new model, and fit that."""
     named, parts = model_args.model_name_or_path, (arguments.vision, arguments.text)
     if bool(named) == any(parts) or not (named or all(parts)):
         raise ValueError(
             "Say what to start from: --model_name_or_path (a folder or a Hub id), or --vision and --text together."
         )
+    refuse_without_effect(arguments, OF_NEW_MODELS if named else (), "a new model (--vision and --text)")
 
 
 def starting_point(arguments: AUArguments, training_args: AUTrainingConfig, model_args: ModelConfig) -> str:
@@ -42,10 +45,12 @@ def starting_point(arguments: AUArguments, training_args: AUTrainingConfig, mode
         a Hub id or an absolute path: adapters store it and are loaded from anywhere.
 
     Raises:
+        ValueError, OSError: what it starts from is not there.
         ValueError: OUTPUT_DIR/base was built from other parts, or the checkpoint holds adapters: what is trained in
             their base would not be saved, and new adapters would replace them.
     """
     if named := model_args.model_name_or_path:
+        check_there(named, model_args.model_revision)
         if find_adapter_config_file(named, revision=model_args.model_revision):
             raise ValueError(
                 f"{named} holds adapters, not a whole model: merge them (tools/merge_adapter.py {named} --out FOLDER) "
@@ -53,6 +58,9 @@ def starting_point(arguments: AUArguments, training_args: AUTrainingConfig, mode
             )
         return from_anywhere(named)
     parts = arguments.vision, arguments.text
+    for part in parts:
+        if not os.path.isfile(part):  # a GGUF file, which is refused in a sentence of its own
+            check_there(part)
     base = Path(training_args.output_dir) / "base"
     options = {
         "pixel_unshuffle": arguments.pixel_unshuffle,

@@ -27,6 +27,7 @@ from au_llava.action_units import get_format
 from au_llava.au_datasets.folds import people_of
 from au_llava.au_datasets.mixing import TrainingData, check_people, training_rows, validating
 from au_llava.au_runs.commands import CommandParser, positive, run_command
+from au_llava.au_runs.engines import check_there
 from au_llava.au_runs.formats import add_formats_option
 from au_llava.au_runs.manifests import read_training_manifest, training_manifest, write_training_manifest
 from au_llava.au_training.augmentation import mirrored_values, varied_image
@@ -226,6 +227,7 @@ def make_parser() -> CommandParser:
 
 
 def main(arguments) -> None:
+    check_there(str(arguments.base))
     train, validation = read_rows(arguments)
     model = AuLlavaForConditionalGeneration.from_pretrained(arguments.base, dtype="float32")
     processor = AuLlavaProcessor.from_pretrained(arguments.base, trust_remote_code=True)

@@ -199,7 +199,7 @@ def train_ours(name: str, formats: list[str], arguments: argparse.Namespace) -> 
     quiet = ("--dataloader_num_workers", 0, "--eval_strategy", "no", "--save_strategy", "no")
     seconds = timed(seen, "tools/pretrain_tower.py", *tower, *few, "--out", seen)
     seconds += timed(model, "train_sft.py", *fine_tuning, *steps, *quiet, "--formats", *formats, "--output_dir", model)
-    timed(calibration, "eval_au.py", "--model", model, "--calibrate", *arguments.data, "--out", calibration)
+    timed(calibration, "eval_au.py", "calibrate", "--model", model, "--data", *arguments.data, "--out", calibration)
     return model, seconds
 
 

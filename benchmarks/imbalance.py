@@ -125,8 +125,8 @@ def run_arm(arm: str, seed: int, arguments: argparse.Namespace, further: list[st
         train += ["--causal_share", 0, *ARMS[arm], *further]
         run_script("train_sft.py", *train)
     if not (run / "eval" / "results.json").is_file():
-        calibrate = ["--calibrate", arguments.out / "skewed-train", "--out", run / "calibration"]
-        run_script("eval_au.py", "--model", run, *calibrate)
+        data = arguments.out / "skewed-train"
+        run_script("eval_au.py", "calibrate", "--model", run, "--data", data, "--out", run / "calibration")
         score = ["--model", run, "--data", arguments.out / "skewed-test", "--out", run / "eval"]
         run_script("eval_au.py", *score)
     per_au = json.loads((run / "eval" / "results.json").read_text())["formats"]["bp4d"]["per_au"]

@@ -99,6 +99,13 @@ def assert_same(one, two, name="model.safetensors"):
         )
 
 
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="the processes would meet on the accelerator")
+def test_processes_on_cpus_find_each_other_unasked(starts, data, tmp_path):
+    """As torchrun starts them: each would otherwise train by itself, and both would write the output folder."""
+    out = together("ddp", starts / "untied", data, tmp_path / "two", "--use_cpu", "false", "--max_steps", 1)
+    assert logged(out)[0]["epoch"] == 0.2  # 20 rows, 2 a process and step
+
+
 KINDS = {
     "everything": [],
     "tied": [],

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from au_llava.au_faces.table import FacesTable
 from au_llava.au_recognition.inputs import find_files
 from au_llava.au_runs.files import HOME, check_writable
 from au_llava.au_runs.folders import files_below, short_names, told
@@ -91,6 +92,18 @@ def test_everything_else_is_counted_by_suffix(tmp_path):
     (root / "a.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"no video in the folder .*: it holds 2 (\.cr2|hidden)"):
         find_files([root])
+
+
+def test_a_pipe_is_no_picture(tmp_path):
+    """Opening one would wait for a writer."""
+    root = tree(tmp_path, "a.png")
+    os.mkfifo(root / "b.png")
+    assert find_files([root]) == find_files([root / "*"]) == [root / "a.png"]
+    for pipe in (root / "b.png", "/dev/null"):
+        with pytest.raises(FileNotFoundError, match="is a pipe, a device or a socket: name a file or a folder"):
+            find_files([pipe])
+    with pytest.raises(FileNotFoundError, match="There is no table of faces"):
+        FacesTable(root / "b.png")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may open everything")

@@ -155,6 +155,7 @@ def test_the_default_checkpoint_is_that_of_its_own_folder(module, monkeypatch):
         ({"inputs": FACES[0], "parameters": {"batch_size": 999}}, "holds batch_size, which is unknown"),
         ({"inputs": FACES[0], "parameters": {"images": "secret.png"}}, "holds images, which is unknown"),
         ({"inputs": FACES[0], "parameters": {"formats": "bp5d"}}, "unknown format 'bp5d'"),
+        ({"inputs": FACES[0], "parameters": {"formats": []}}, "must name at least one format"),
         ({"inputs": FACES[0], "parameters": {"formats": [{"name": "mine"}]}}, "name of a format or a list of names"),
         ({"inputs": FACES[0], "parameters": {"formats": 3}}, "name of a format or a list of names"),
         ({"inputs": FACES[0], "parameters": {"top_k": 0}}, "top_k is 0"),

@@ -1,6 +1,7 @@
 """Training: which weights change, exact resumption, mixtures, LoRA, and bad input."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from au_llava.au_runs.manifests import (
 from au_llava.au_training.collator import AUCollator
 from au_llava.au_training.command import main, make_parser
 from au_llava.au_training.options import AUTrainingConfig
+from au_llava.au_training.recovery import only_training
 from au_llava.au_training.start import load_model
 from au_llava.au_training.trainer import AUTrainer
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
@@ -238,14 +240,74 @@ def test_bad_weights_are_refused(rendered_records, weight):
         (["--causal_share", "2"], "between 0 and 1"),
         (["--oversample_below", "2"], "oversample_below is 2.0"),
         (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps is 0; it must be 1 or more"),
+        (["--per_device_train_batch_size", "0"], "per_device_train_batch_size is 0; it must be 1 or more"),
+        (["--per_device_eval_batch_size", "-1"], "per_device_eval_batch_size is -1; it must be 1 or more"),
+        (["--eval_accumulation_steps", "0"], "eval_accumulation_steps is 0; it must be 1 or more"),
         (["--validation_images", "0"], "validation_images is 0; it must be 1 or more"),
+        (["--max_steps", "0"], "max_steps is 0; it must be 1 or more"),
+        (["--max_steps", "-5"], "max_steps is -5; it must be 1 or more"),
+        (["--max_steps", "-1", "--num_train_epochs", "0"], "num_train_epochs is 0.0; it must be above 0"),
+        (["--max_steps", "-1", "--num_train_epochs", "nan"], "num_train_epochs is nan; it must be above 0"),
+        (["--ordinal_width", "nan"], "ordinal_width is nan"),
+        (["--pixel_unshuffle", "2"], "pixel_unshuffle has no effect without a new model"),
+        (["--model_name_or_path", "/nowhere/model"], "There is no folder /nowhere/model: name the folder"),
+        (["--model_name_or_path", "runs/nowhere"], "There is no folder runs/nowhere, and the Hub"),
         (["--data", "{path: x, wieght: 1}"], "needs path; optional are"),
         (["--learning_rat", "1"], "--learning_rat"),
     ],
 )
 def test_bad_input_is_named(tiny_checkpoint, rendered_records, tmp_path, flags, message):
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
+    with pytest.raises((ValueError, OSError), match=message):
         train(tiny_checkpoint, rendered_records, tmp_path, *flags)
+
+
+@pytest.mark.parametrize("part", ["--vision", "--text"])
+def test_a_missing_part_is_named(tiny_checkpoint, rendered_records, tmp_path, part):
+    words = ["--vision", tiny_checkpoint, "--text", tiny_checkpoint, part, "runs/a/b", "--data", rendered_records]
+    with pytest.raises(ValueError, match="There is no folder runs/a/b: name the folder"):
+        main(*make_parser().parse_args_and_config([*map(str, words), "--output_dir", str(tmp_path), *QUIET]))
+
+
+def parsed_recipe(tmp_path, text):
+    """The three groups of options of a recipe with `text` besides what every recipe needs."""
+    recipe = tmp_path / "recipe.yaml"
+    needed = {"data": "[x]", "use_cpu": "true", "bf16": "false"}
+    recipe.write_text(text + "".join(f"\n{key}: {value}" for key, value in needed.items() if f"{key}:" not in text))
+    return make_parser().parse_args_and_config(["--config", str(recipe), "--output_dir", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rate: {a: 1}", r"--learning_rate: {'a': 1} in the recipe; expected what the flag takes"),
+        ("num_train_epochs: [1]", r"--num_train_epochs: \[1\] in the recipe"),
+        ("max_steps: 1.5", "--max_steps.*invalid int value: '1.5'"),
+        ("max_steps: true", "--max_steps.*invalid int value: 'True'"),
+        ("flip: true", "--flip: invalid float value: 'True'"),
+        ("flip: null", "--flip: None in the recipe"),
+        ("bf16: maybe", "--bf16: Truthy value expected: got maybe"),
+        ("augment: 3", "--augment: Truthy value expected: got 3"),
+        ("freeze: [{a: 1}]", "--freeze: {'a': 1} in the recipe"),
+        ("data: [[x]]", r"--data: \['x'\] in the recipe"),
+        ("dtype: float33", "--dtype: invalid choice: 'float33'"),
+        ("data: [", "--config: the recipe is not YAML .*line 1"),
+    ],
+)
+def test_recipe_values_of_another_type_are_named(tmp_path, capsys, text, message):
+    with pytest.raises(SystemExit) as ended:
+        parsed_recipe(tmp_path, text)
+    assert ended.value.code == 2
+    assert re.search(f"error: argument {message}", capsys.readouterr().err)
+
+
+def test_recipe_values_are_read_as_flags(tmp_path):
+    text = "formats: disfa\nvision: 3\nlearning_rate: 1e-4\nnum_train_epochs: 2\nlr_scheduler_kwargs: {a: 1}\nseed: 5"
+    ours, training, _ = parsed_recipe(tmp_path, text)
+    assert (ours.formats, ours.vision, ours.data) == (["disfa"], "3", ["x"])
+    assert (training.learning_rate, training.num_train_epochs, training.seed) == (1e-4, 2, 5)
+    assert training.lr_scheduler_kwargs == {"a": 1}
+    with pytest.raises(ValueError, match="unknown format '3'"):
+        parsed_recipe(tmp_path, "formats: 3")
 
 
 def test_unknown_recipe_key_is_refused(tmp_path):
@@ -253,6 +315,17 @@ def test_unknown_recipe_key_is_refused(tmp_path):
     recipe.write_text("data: [x]\nuse_cpu: true\nbf16: false\nlearning_rte: 0.5\n")
     with pytest.raises(ValueError, match="learning_rte"):
         make_parser().parse_args_and_config(["--config", str(recipe)])
+
+
+def test_two_trainings_do_not_share_a_folder(tiny_checkpoint, rendered_records, tmp_path):
+    """One would put the other's half-written files in place."""
+    with (
+        only_training(tmp_path),
+        pytest.raises(ValueError, match=r"Another training is writing to .*: choose another output_dir"),
+    ):
+        train(tiny_checkpoint, rendered_records, tmp_path, "--max_steps", 1)
+    assert not any(tmp_path.iterdir())
+    train(tiny_checkpoint, rendered_records, tmp_path, "--max_steps", 1)
 
 
 def test_command_line_ends_with_one_sentence(tmp_path, capsys):

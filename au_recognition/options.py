@@ -20,6 +20,7 @@ from au_llava.calibration_au_llava import PRIORS
 from au_llava.readings_au_llava import DECODERS
 
 EVIDENCE = (".png", ".pdf", ".svg")
+DRAWN_FACES = 6
 
 
 def make_parser(description: str) -> CommandParser:
@@ -120,7 +121,13 @@ def _add_outputs(parser: CommandParser) -> None:
         "(PNG, PDF or SVG; a .jsonl table holds the words too). Takes about a second per face. It shows what a reading "
         "depends on, not whether it is right (docs/recognize.md)",
     )
-    add("--picture-faces", type=int, metavar="N", default=6, help="faces that these two draw at most (default: 6)")
+    add(
+        "--picture-faces",
+        type=int,
+        metavar="N",
+        default=DRAWN_FACES,
+        help=f"faces that these two draw at most (default: {DRAWN_FACES})",
+    )
     add("--timeline", type=Path, metavar="FIGURE", help="draw the AUs of a video over time (PNG, PDF or SVG)")
     add(
         "--curves",
@@ -169,7 +176,28 @@ def check_options(arguments: argparse.Namespace, files: Sequence[Path]) -> None:
         raise ValueError(f"--video shows one video, but there are {len(videos)}.")
     if arguments.neutral is not None and not videos and not Path(arguments.neutral).is_file():
         raise ValueError(f"--neutral {arguments.neutral} is for videos: for pictures, name a neutral picture.")
+    _refuse_without_effect(arguments)
     _check_outputs(arguments, files)
+
+
+def _refuse_without_effect(arguments: argparse.Namespace) -> None:
+    """Raise ValueError for an option that only matters beside another one, which is missing."""
+    columns = [name for name in arguments.derive if name != "blink"]  # blinks are counted in the summary too
+    given = {
+        f"--derive {' '.join(columns)}": (columns, arguments.out, "--out"),
+        f"--neutral {arguments.neutral}": (arguments.neutral, arguments.out, "--out"),
+        "--curves": (arguments.curves, arguments.timeline, "--timeline"),
+        "--picture-faces": (
+            arguments.picture_faces != DRAWN_FACES,
+            arguments.picture or arguments.explain,
+            "--picture or --explain",
+        ),
+    }
+    for option, (value, other, needed) in given.items():
+        if value and not other:
+            raise ValueError(f"{option} has no effect without {needed}: add that, or leave {option} out.")
+    if arguments.detector == "yunet" and (arguments.no_detect or arguments.faces):
+        raise ValueError("--detector yunet has no effect with --no-detect and --faces: nothing is detected then.")
 
 
 def _check_outputs(arguments: argparse.Namespace, files: Sequence[Path]) -> None:

@@ -846,6 +846,11 @@ def test_bad_input_is_named(tiny_checkpoint, pictures, film, capsys):
         ([pictures, "--explain", "why.png", "--decoding", "free"], "--explain needs the slots decoder"),
         ([pictures, "--no-mirror", "--decoding", "free"], "--no-mirror is for the slots decoder"),
         ([film, "--explain", "why.png"], "--explain is for pictures, but there are only videos"),
+        ([film, "--curves", "AU12"], "--curves has no effect without --timeline"),
+        ([film, "--neutral", "median"], "--neutral median has no effect without --out"),
+        ([film, "--derive", "blink", "openface"], "--derive openface has no effect without --out"),
+        ([pictures, "--picture-faces", "2"], "--picture-faces has no effect without --picture or --explain"),
+        ([pictures, "--no-detect", "--detector", "yunet"], "--detector yunet has no effect with --no-detect"),
     ):
         status, error = recognize(tiny_checkpoint, *words), capsys.readouterr().err
         if status != 1 or message not in error or not error.startswith("recognize_au.py: "):

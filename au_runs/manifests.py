@@ -21,14 +21,17 @@ Older manifests lack the last four.
 """
 
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
 from au_llava.au_runs.files import write_json
+from au_llava.au_runs.processes import processes
 from au_llava.au_runs.provenance import code_commit, content_hashes
 from au_llava.au_runs.ranges import as_ranges, names_of
 
@@ -166,13 +169,14 @@ def check_unseen(model: str, tested: Iterable[str], roles: Iterable[str] = ROLES
         roles: the `ROLES` in which the checkpoint must not have seen them.
 
     Returns:
-        "checked", or "unknown" if nothing says who the checkpoint was trained on.
+        "checked", or "unknown" if nothing says who the checkpoint was trained on, which is said on standard error.
 
     Raises:
         ValueError: the checkpoint was trained, chosen or calibrated on some of the tested people.
     """
     manifest = read_training_manifest(model)
     if manifest is None:
+        _say_unknown(model)
         return "unknown"
     tested, seen = set(tested), seen_people(manifest)
     for role in roles:
@@ -183,4 +187,16 @@ def check_unseen(model: str, tested: Iterable[str], roles: Iterable[str] = ROLES
                 f"{model} has seen {len(shared)} of the {len(tested)} tested people in its {role} part: {shown}. "
                 "Its scores on them would say nothing about new people: test it on others."
             )
+    if not seen["train"]:
+        _say_unknown(model)
     return "checked" if seen["train"] else "unknown"
+
+
+@cache
+def _say_unknown(model: str) -> None:
+    if processes().is_main_process:
+        print(
+            f"{model} does not say who it was trained on ({TRAINING_MANIFEST}): nobody checked that the tested people "
+            "are new to it.",
+            file=sys.stderr,
+        )

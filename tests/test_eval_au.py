@@ -203,7 +203,7 @@ def test_a_broken_image_is_reported_and_the_rest_is_read(tiny_checkpoint, render
     assert scores["unparsed"] == 12
 
 
-def test_trained_people_are_not_tested(tiny_checkpoint, rendered_records, tmp_path):
+def test_trained_people_are_not_tested(tiny_checkpoint, rendered_records, tmp_path, capsys):
     checkpoint = tmp_path / "model"
     shutil.copytree(tiny_checkpoint, checkpoint)
     records = load_records(rendered_records)
@@ -216,9 +216,11 @@ def test_trained_people_are_not_tested(tiny_checkpoint, rendered_records, tmp_pa
     write_training_manifest(checkpoint, training_manifest(others, [], [], ["bp4d"], {}))
     results, _ = evaluate(checkpoint, rendered_records, tmp_path / "out", "--formats", "bp4d")
     assert results["provenance"]["trained_people"] == "checked"
+    assert "does not say who it was trained on" not in capsys.readouterr().err
     write_training_manifest(checkpoint, training_manifest([], [], [], [], {}))  # as --calibrate leaves it
     results, _ = evaluate(checkpoint, rendered_records, tmp_path / "again", "--formats", "bp4d")
     assert results["provenance"]["trained_people"] == "unknown"
+    assert f"{checkpoint} does not say who it was trained on" in capsys.readouterr().err
 
 
 def test_nobody_is_named_twice_over_several_trainings_and_nobody_forgotten():

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
@@ -147,6 +148,8 @@ def test_a_missing_package_is_one_sentence(monkeypatch, capsys):
     assert capsys.readouterr().err == f"command.py: {expected}\n"
     monkeypatch.chdir("/")
     assert missing(ModuleNotFoundError(name="trl.trainer"), "train").endswith(f" in {FOLDER}")
+    sentence = "The 'deepspeed>=0.9.3' distribution was not found and is required by this application."  # Transformers'
+    assert missing(PackageNotFoundError(f"{sentence} \n")) == sentence
 
 
 def test_a_module_missing_from_this_package_is_a_bug():

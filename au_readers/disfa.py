@@ -76,7 +76,7 @@ def open_disfa(
 
     Raises:
         FileNotFoundError: a folder is missing; the message names it.
-        ValueError: the images' numbering contradicts itself.
+        ValueError: the images' numbering contradicts itself, or `first` is given for videos.
     """
     coding = needed_folder(root, r"ActionUnit_?Labels", "ActionUnit_Labels")
     files = {
@@ -102,6 +102,8 @@ def open_disfa(
         if first is None:
             first = first_number([clip.images for clip in clips])
         layout = f"images numbered from {first}"
+    elif first is not None:
+        raise ValueError("--first-frame says how images are numbered, but these are videos: leave it out.")
     return Source(
         dataset="disfa",
         root=coding.parent,

@@ -138,6 +138,8 @@ class AUArguments:
     )
 
     def __post_init__(self):
+        if not self.data:
+            raise ValueError("data names no folder: give one or more that prepare_data.py made.")
         if self.formats is not None:
             self.formats = [known_format(word).name for word in self.formats]
         unknown = sorted(set(self.freeze) - set(PARTS))
@@ -245,6 +247,8 @@ class RecipeParser(TrlParser):
         without_value = action.nargs == "?" and value is action.const  # the flag alone, as `fsdp: true`
         if not isinstance(value, str) and (without_value or _fits(action.dest, value, hint)):
             return value
+        if value is False and "no" in (action.choices or ()):  # how YAML reads a bare no
+            return "no"
         if action.nargs == "+":
             return [self._one(action, item) for item in (value if isinstance(value, list) else [value])]
         return self._one(action, value)

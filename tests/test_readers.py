@@ -252,6 +252,9 @@ def test_disfa_numbering_that_contradicts_itself(tmp_path):
     write_images(tmp_path / "frames" / "SN004", ["0.png", "4845.png"])
     with pytest.raises(ValueError, match="give --first-frame 0 or 1"):
         open_disfa(tmp_path, tmp_path / "frames")
+    (tmp_path / "LeftVideoSN004_comp.avi").touch()
+    with pytest.raises(ValueError, match="--first-frame says how images are numbered, but these are videos"):
+        open_disfa(tmp_path, first=1)
 
 
 def test_disfa_bad_frames_are_flagged(tmp_path):

@@ -302,12 +302,15 @@ def test_recipe_values_of_another_type_are_named(tmp_path, capsys, text, message
 
 def test_recipe_values_are_read_as_flags(tmp_path):
     text = "formats: disfa\nvision: 3\nlearning_rate: 1e-4\nnum_train_epochs: 2\nlr_scheduler_kwargs: {a: 1}\nseed: 5"
+    text += "\neval_strategy: no"  # which YAML reads as false
     ours, training, _ = parsed_recipe(tmp_path, text)
     assert (ours.formats, ours.vision, ours.data) == (["disfa"], "3", ["x"])
     assert (training.learning_rate, training.num_train_epochs, training.seed) == (1e-4, 2, 5)
-    assert training.lr_scheduler_kwargs == {"a": 1}
+    assert (training.lr_scheduler_kwargs, training.eval_strategy) == ({"a": 1}, "no")
     with pytest.raises(ValueError, match="unknown format '3'"):
         parsed_recipe(tmp_path, "formats: 3")
+    with pytest.raises(ValueError, match="data names no folder"):
+        parsed_recipe(tmp_path, "data: []")
 
 
 def test_unknown_recipe_key_is_refused(tmp_path):

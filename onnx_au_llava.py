@@ -197,9 +197,9 @@ def graph_key(checkpoint: Path, formats: Sequence[AUFormat]) -> str:
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     made_of = {
         "version": VERSION,
-        "weights": {path.name: _sha256(path) for path in sorted(checkpoint.glob("*.safetensors"))},
+        "weights": {path.name: sha256_of(path) for path in sorted(checkpoint.glob("*.safetensors"))},
         "config": {key: value for key, value in config.items() if key not in UNRELATED},
-        "files": {name: _sha256(checkpoint / name) for name in SETTINGS if (checkpoint / name).is_file()},
+        "files": {name: sha256_of(checkpoint / name) for name in SETTINGS if (checkpoint / name).is_file()},
         "formats": [[fmt.to_dict(), fmt.value_strings, prompt(fmt)] for fmt in formats],
     }
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
@@ -212,7 +212,8 @@ def graph_cache(key: str) -> Path:
     return Path(HF_HOME) / "au_llava" / key
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The content hash of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -229,7 +230,7 @@ def graph_fits(checkpoint: Path, folder: Path, formats: Sequence[AUFormat]) -> b
         return (
             all(fmt in held for fmt in formats)
             and description["key"] == graph_key(checkpoint, held)
-            and description["sha256"] == _sha256(folder / GRAPH)
+            and description["sha256"] == sha256_of(folder / GRAPH)
         )
     except (OSError, ValueError, KeyError, TypeError):  # missing, damaged, or of another version
         return False

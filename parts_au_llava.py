@@ -15,11 +15,9 @@ from transformers import (
     AutoTokenizer,
     PreTrainedConfig,
 )
-from transformers.utils import is_gguf_available
+from transformers.utils import ADAPTER_CONFIG_NAME, is_gguf_available
 
 from .configuration_au_llava import AuLlavaConfig, drop_unused_heads
-
-ADAPTERS = "adapter_config.json"
 
 
 def gguf_option(source: str) -> dict[str, str]:
@@ -64,7 +62,7 @@ def part_config(source: str, trust_remote_code: bool = False) -> PreTrainedConfi
     """
     if file := gguf_option(source):
         return _from_gguf(AutoConfig.from_pretrained, source, file["gguf_file"])
-    if Path(source, ADAPTERS).is_file():
+    if Path(source, ADAPTER_CONFIG_NAME).is_file():
         raise ValueError(f"{source} holds adapters, not a whole model: merge them with tools/merge_adapter.py first.")
     settings, _ = PreTrainedConfig.get_config_dict(source)
     if settings.get("model_type") == AuLlavaConfig.model_type:

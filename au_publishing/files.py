@@ -11,6 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.utils import ADAPTER_CONFIG_NAME
 
 from au_llava.au_runs.manifests import TRAINING_MANIFEST
 
@@ -64,7 +65,7 @@ def names_in(folder: Path) -> list[str]:
 def check_checkpoint(folder: Path) -> None:
     """Raise ValueError, saying what is wrong and what to do, unless `folder` holds a complete checkpoint."""
     names = names_in(folder)
-    if "adapter_config.json" in names:
+    if ADAPTER_CONFIG_NAME in names:
         raise ValueError(
             f"{folder} holds LoRA adapters, which nobody can load without their base: merge them into a checkpoint "
             "first (tools/merge_adapter.py)."

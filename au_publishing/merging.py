@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftConfig, PeftModel
-from transformers.utils import logging
+from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, logging
 
 from au_llava.au_runs.checkpoints import check_base
 from au_llava.au_runs.commands import CommandParser, run_command
@@ -32,7 +32,7 @@ DTYPES = ("auto", "float32", "bfloat16")
 
 def read_adapter(folder: Path) -> LoraConfig:
     """The settings of the adapters in `folder`. Raises ValueError if there are none, or none that can be merged."""
-    lacking = [name for name in ("adapter_config.json", "adapter_model.safetensors") if not (folder / name).is_file()]
+    lacking = [name for name in (ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME) if not (folder / name).is_file()]
     if lacking:
         raise ValueError(
             f"{folder} holds no adapters ({', '.join(lacking)}): name what train_sft.py --use_peft true wrote."

@@ -22,7 +22,6 @@ from au_llava.action_units import AUFormat
 from au_llava.au_publishing.export import INPUT_NAME, export
 from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.files import write_json
-from au_llava.au_runs.provenance import sha256_of
 from au_llava.onnx_au_llava import (
     DESCRIPTION,
     GRAPH,
@@ -30,6 +29,7 @@ from au_llava.onnx_au_llava import (
     as_float32,
     graph_key,
     image_settings,
+    sha256_of,
     stored_tensors,
 )
 

@@ -57,8 +57,8 @@ from au_llava.au_runs.engines import Wish, open_engine
 from au_llava.au_runs.folders import told
 from au_llava.au_runs.names import escaped
 from au_llava.au_runs.processes import processes
-from au_llava.au_runs.provenance import sha256_of
 from au_llava.calibration_au_llava import with_prior
+from au_llava.onnx_au_llava import sha256_of
 
 
 def run(words: Sequence[str] | None = None) -> int:

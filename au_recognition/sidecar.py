@@ -11,7 +11,8 @@ from au_llava.au_faces import gaze
 from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT
 from au_llava.au_recognition.runner import BAND, Plan
 from au_llava.au_runs.formats import as_stored
-from au_llava.au_runs.provenance import code_commit, sha256_of, versions_of, weights_sha256
+from au_llava.au_runs.provenance import code_commit, versions_of, weights_sha256
+from au_llava.onnx_au_llava import sha256_of
 
 PACKAGES = ("au-llava", "torch", "transformers", "pillow", "numpy", "onnxruntime", "av")
 

@@ -1,11 +1,12 @@
 """Where numbers come from: the commit of the code, versions of packages, content hashes of data and weights."""
 
-import hashlib
 import importlib.metadata
 import json
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
+
+from au_llava.onnx_au_llava import sha256_of
 
 
 def code_commit() -> str | None:
@@ -38,12 +39,6 @@ def content_hashes(tables: Iterable[str]) -> dict[str, str | None]:
         path: json.loads(manifest.read_text())["content_sha256"] if manifest.is_file() else None
         for path, manifest in manifests.items()
     }
-
-
-def sha256_of(path: Path) -> str:
-    """The content hash of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def weights_sha256(model: str, revision: str | None = None) -> dict[str, str]:

@@ -27,6 +27,7 @@ import torch
 from page import command, make_table, run_script, runner, show, told, write_results
 from rich.table import Table
 from transformers import AutoModelForCausalLM, LlamaConfig, TimmWrapperConfig, TimmWrapperModel, set_seed
+from transformers.utils import ADAPTER_CONFIG_NAME
 
 from au_llava.action_units import FORMATS, MAIN_FORMATS
 from au_llava.au_datasets.records import (
@@ -173,7 +174,7 @@ def processor_seconds() -> float:
 
 def load_arm(run: Path):
     """(model, processor) of a trained arm, adapters merged; loaded by this code, so that formats can be added here."""
-    adapted = (run / "adapter_config.json").is_file()
+    adapted = (run / ADAPTER_CONFIG_NAME).is_file()
     model = merge(run) if adapted else AuLlavaForConditionalGeneration.from_pretrained(run)
     return model.eval(), AuLlavaProcessor.from_pretrained(run, trust_remote_code=True)
 

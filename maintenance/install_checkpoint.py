@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME
 
 from au_llava.au_runs.commands import CommandParser, run_command
 from au_llava.au_runs.files import HOME, write_json
@@ -41,7 +42,7 @@ FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
 )
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+ADAPTER_FILES = (ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME)
 
 
 def install(checkpoint: Path, root: Path) -> None:

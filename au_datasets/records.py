@@ -169,12 +169,21 @@ def finish_folder(
     warnings: Sequence[str] = (),
     known: Callable[[Mapping], list[dict]] | None = None,
 ) -> dict:
-    """Count and hash the shards of a complete folder and write its manifest; returns the manifest.
+    """Count and hash the shards of a complete folder and write its manifest.
 
-    `content_sha256` covers keys, parts, formats, values, weak values and image bytes in row order, but not the Parquet
-    encoding. For an image that stays a path it covers the path, relative to `arguments["root"]` if it lies there. The
-    shards' defects are added to `warnings`. `known(manifest)` compares it with a complete copy, for the manifest's
-    entry "known". Only a few rows are in memory at a time. Raises ValueError if there is no record.
+    `content_sha256` covers keys, parts, formats, values, weak values and images in row order, but not the Parquet
+    encoding. Only a few rows are in memory at a time.
+
+    Args:
+        arguments: of the command that made the folder, as given to `start_folder`.
+        warnings: for the manifest, before the defects that the shards hold.
+        known: compares the manifest with a complete copy of the data set, for the manifest's entry "known".
+
+    Returns:
+        the manifest.
+
+    Raises:
+        ValueError: there is no record.
     """
     content = hashlib.sha256()
     root = f"{arguments['root']}/" if "root" in arguments else ""
@@ -185,27 +194,20 @@ def finish_folder(
     values: dict[str, dict[str, Counter]] = defaultdict(lambda: defaultdict(Counter))
     defects = Defects()
     previous = None
-    for shard in sorted(folder.glob("data-*.parquet")):
-        with pq.ParquetFile(shard) as file:
-            defects.merge(json.loads((file.metadata.metadata or {}).get(_DEFECTS.encode(), b"{}")))
-            for rows in map(pa.RecordBatch.to_pylist, file.iter_batches(256)):
-                labels_of_format = defaultdict(list)
-                for row in rows:
-                    key = tuple(row[name] for name in KEY)
-                    stored = row["image"]["bytes"] or row["image"]["path"].removeprefix(root).encode()
-                    content.update(json.dumps([*key, row["part"], row["format"]]).encode())
-                    for name in ("values", "weak"):
-                        content.update(np.array(row.get(name, ()), "<f4").tobytes())
-                    content.update(stored)
-                    labels_of_format[row["format"]].append(row["values"])
-                    if key != previous:
-                        clips[row["subject"]][row["clip"]] += 1
-                        subjects_of_part[row["part"]].add(row["subject"])
-                        images_of_part[row["part"]] += 1
-                        previous = key
-                for name, labels in labels_of_format.items():
-                    rows_of_format[name] += len(labels)
-                    _count_values(FORMATS[name], np.array(labels), values[name])
+    for rows in _stored_rows(folder, defects):
+        labels_of_format = defaultdict(list)
+        for row in rows:
+            _hash_row(content, row, root)
+            labels_of_format[row["format"]].append(row["values"])
+            key = tuple(row[name] for name in KEY)
+            if key != previous:
+                clips[row["subject"]][row["clip"]] += 1
+                subjects_of_part[row["part"]].add(row["subject"])
+                images_of_part[row["part"]] += 1
+                previous = key
+        for name, labels in labels_of_format.items():
+            rows_of_format[name] += len(labels)
+            _count_values(FORMATS[name], np.array(labels), values[name])
     warnings = [*warnings, *defects.lines()]
     if not images_of_part:
         raise ValueError(f"no image is left to store: {'; '.join(warnings) or 'the source is empty'}")
@@ -232,6 +234,22 @@ def finish_folder(
         manifest["known"] = known(manifest)
     write_json(folder / MANIFEST, manifest)
     return manifest
+
+
+def _stored_rows(folder: Path, defects: Defects) -> Iterator[list[dict]]:
+    """The rows of all shards, at most 256 at a time; `defects` receives those of each shard before its rows."""
+    for shard in sorted(folder.glob("data-*.parquet")):
+        with pq.ParquetFile(shard) as file:
+            defects.merge(json.loads((file.metadata.metadata or {}).get(_DEFECTS.encode(), b"{}")))
+            yield from map(pa.RecordBatch.to_pylist, file.iter_batches(256))
+
+
+def _hash_row(content, row: Mapping, root: str) -> None:
+    """Add a row to a hash; of an image that stays a path, the path, relative to `root` if it lies there."""
+    content.update(json.dumps([row[name] for name in (*KEY, "part", "format")]).encode())
+    for name in ("values", "weak"):
+        content.update(np.array(row.get(name, ()), "<f4").tobytes())
+    content.update(row["image"]["bytes"] or row["image"]["path"].removeprefix(root).encode())
 
 
 def _count_values(fmt, labels: np.ndarray, counts: Mapping[str, Counter]) -> None:

@@ -1,14 +1,16 @@
 """The record table: writing, reading back, grouping and its errors."""
 
+import hashlib
 import io
 import json
 import math
 import shutil
+import struct
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, Value
+from datasets import Dataset, List, Value
 from PIL import Image
 
 from au_llava.action_units import FORMATS
@@ -101,6 +103,28 @@ def test_defects_of_shards_reach_the_manifest(tmp_path):
     assert manifest["warnings"] == ["first", "odd rows: 16 (0.0, 0.1, 0.2, 0.3, 1.0 …)"]
     assert manifest["known"] == [2]
     assert manifest["images_per_clip"] == {"a": {"1": 2}}
+
+
+def test_content_hash_is_that_of_keys_values_and_images(tmp_path):
+    """In row order; of an image that stays a path, the path from the root of the data set."""
+    features = record_features({"weak": List(Value("float32"))})
+    stored = record("a", 7, values=[1.0] * 11 + [math.nan]) | {"weak": [0.5]}
+    kept = record("b", 0, "disfa", "test") | {"image": {"bytes": None, "path": "/data/set/b/0.png"}, "weak": []}
+    start_folder(tmp_path, {"root": "/data/set"})
+    for number, row in enumerate((stored, kept)):
+        write_shard([row], features, shard_path(tmp_path, "train", number, 2))
+    expected = b"".join(
+        [
+            b'["made", "a", "1", 7, "train", "bp4d"]',
+            struct.pack("<13f", *[1.0] * 11, math.nan, 0.5),
+            jpeg(7),
+            b'["made", "b", "1", 0, "test", "disfa"]',
+            bytes(4 * 12),
+            b"b/0.png",
+        ]
+    )
+    manifest = finish_folder(tmp_path, {"root": "/data/set"})
+    assert manifest["content_sha256"] == hashlib.sha256(expected).hexdigest()
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"name": "a web page"}', '{"schema_version": 1}'])

@@ -42,6 +42,7 @@ from .calibration_au_llava import calibrate, probability_of_presence
 from .decoding_au_llava import evaluation_mode, pixels_of, read_slots
 from .slot_tree_au_llava import compile_slots
 
+# As in handler.py, which works without this file; a test compares them.
 MAX_BYTES = 20 * 2**20  # of an image file in a request
 MAX_PIXELS = 25_000_000  # a small file can contain an image that fills the memory
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # for some others Pillow runs a program (EPS)

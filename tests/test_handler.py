@@ -17,6 +17,7 @@ import pytest
 from conftest import ROOT, build_tiny, random_faces
 from PIL import Image, ImageOps
 
+from au_llava import decision_au_llava
 from au_llava.au_publishing import onnx_file
 from au_llava.onnx_au_llava import DESCRIPTION, GRAPH
 
@@ -227,6 +228,11 @@ def test_the_limits_are_of_a_whole_request(handler, module, monkeypatch):
     for several in ([padded] * 2, [base64_of(padded)] * 2):
         with pytest.raises(ValueError, match=r"The images have 1,06\d,\d{3} bytes; a request may have 1,048,576: make"):
             ask(handler, several)
+
+
+def test_a_typed_question_has_the_same_limits(module):
+    limits = (module.MAX_BYTES, module.MAX_PIXELS, module.PICTURES)
+    assert limits == (decision_au_llava.MAX_BYTES, decision_au_llava.MAX_PIXELS, decision_au_llava.IMAGE_FORMATS)
 
 
 def test_a_request_is_left_as_it_was(handler):

@@ -26,6 +26,7 @@ are stored in config.json, so that every way to load a checkpoint applies them. 
 """
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from types import ModuleType
 
 import numpy as np
@@ -45,13 +46,18 @@ def check_calibration(calibration: Mapping | None) -> None:
     """
     if calibration is None:
         return
-    if not isinstance(calibration, Mapping) or "formats" not in calibration:
+    if not isinstance(calibration, Mapping) or not isinstance(calibration.get("formats"), Mapping):
         raise ValueError('calibration must be None or {"formats": {...}}: fit it with eval_au.py calibrate.')
     prior = calibration.get("prior")
     if prior not in (None, *PRIORS):
         raise ValueError(f"calibration: prior is {prior!r}; it must be one of {', '.join(PRIORS)}.")
     for name, of_format in calibration["formats"].items():
         _check_keys(of_format, ("scale", "presence_threshold", "aus"), f"calibration of {name}")
+        if not _is_number(of_format["presence_threshold"]):
+            told = f"presence_threshold is {of_format['presence_threshold']!r}; it must be a number"
+            raise ValueError(f"calibration of {name}: {told}.")
+        if not isinstance(of_format["aus"], Mapping):
+            raise ValueError(f"calibration of {name}: aus is {of_format['aus']!r}; it must be {{label: entry}}.")
         for label, entry in of_format["aus"].items():
             where = f"calibration of {name} {label}"
             _check_entry(entry, where)
@@ -65,29 +71,40 @@ def _check_keys(entry: Mapping, needed: Sequence[str], where: str) -> None:
         raise ValueError(f"{where} lacks {', '.join(lacking)}: fit it with eval_au.py calibrate.")
 
 
+def _is_number(value) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_probability(value) -> bool:
+    return _is_number(value) and 0 <= value <= 1
+
+
 def _check_entry(entry: Mapping, where: str) -> None:
     _check_keys(entry, ("method", "threshold"), where)
     method = entry["method"]
     if method not in METHODS:
         raise ValueError(f"{where}: method is {method!r}; it must be one of {', '.join(METHODS)}.")
     _check_keys(entry, PARAMETERS[method], where)
-    if not 0 <= entry["threshold"] <= 1:
-        raise ValueError(f"{where}: threshold is {entry['threshold']}; it is a probability, 0 to 1.")
-    if method == "temperature" and not entry["temperature"] > 0:
-        raise ValueError(f"{where}: temperature is {entry['temperature']}; it must be above 0.")
+    if not _is_probability(entry["threshold"]):
+        raise ValueError(f"{where}: threshold is {entry['threshold']!r}; it is a probability, 0 to 1.")
+    if entry.get("reject_below") is not None and not _is_probability(entry["reject_below"]):
+        raise ValueError(f"{where}: reject_below is {entry['reject_below']!r}; it is a probability, 0 to 1, or null.")
+    if method == "temperature" and not (_is_number(entry["temperature"]) and 0 < entry["temperature"] < np.inf):
+        raise ValueError(f"{where}: temperature is {entry['temperature']!r}; it must be a number above 0.")
     if method == "isotonic":
-        curve = [np.array([0, *entry[key], 1], dtype=np.float64) for key in PARAMETERS[method]]
-        if len(curve[0]) != len(curve[1]) or not entry["probability"] or not (np.diff(curve) >= 0).all():
+        curve = [entry[key] for key in PARAMETERS[method]]
+        lists = all(isinstance(axis, list | tuple) and axis and all(map(_is_probability, axis)) for axis in curve)
+        if not lists or len(curve[0]) != len(curve[1]) or not (np.diff(curve) >= 0).all():
             raise ValueError(f"{where}: an isotonic curve must rise within 0 to 1, by as many numbers on both axes.")
 
 
 def _check_photographs(entry: Mapping | None, where: str) -> None:
     if not isinstance(entry, Mapping) or set(entry) != {"shift", "threshold"}:
         raise ValueError(f'{where}: photographs is {entry!r}; with a prior it must be {{"shift": …, "threshold": …}}.')
-    if not -10 <= entry["shift"] <= 10:
-        raise ValueError(f"{where}: shift is {entry['shift']}; it is a difference of log-odds, -10 to 10.")
-    if not 0 <= entry["threshold"] <= 1:
-        raise ValueError(f"{where}: threshold on photographs is {entry['threshold']}; it is a probability, 0 to 1.")
+    if not (_is_number(entry["shift"]) and -10 <= entry["shift"] <= 10):
+        raise ValueError(f"{where}: shift is {entry['shift']!r}; it is a difference of log-odds, -10 to 10.")
+    if not _is_probability(entry["threshold"]):
+        raise ValueError(f"{where}: threshold on photographs is {entry['threshold']!r}; it is a probability, 0 to 1.")
 
 
 def with_prior(calibration: Mapping | None, prior: str) -> Mapping | None:

@@ -44,6 +44,7 @@ from au_llava.au_readers.files import check_root
 from au_llava.au_readers.prepare import finish_source, parts_of, prepare_shard, start_source
 from au_llava.au_readers.workers import in_processes
 from au_llava.au_runs.commands import CommandEnded, CommandParser, positive, run_command
+from au_llava.au_runs.files import only_run
 from au_llava.au_runs.formats import FormatNames, add_formats_option, as_stored, choices
 from au_llava.au_runs.progress import progress_bar
 
@@ -71,13 +72,14 @@ def prepare_rendered(args: argparse.Namespace) -> dict:
     names = ("subjects", "images_per_subject", "seed", "size", "held_out_looks", "validation", "test")
     arguments = {"dataset": "rendered", **{name: getattr(args, name) for name in names}}
     arguments |= stored_formats(args)
-    jobs, finished = rendered.start_rendering(arguments, args.out)
-    with progress_bar("images") as progress:
-        total = args.subjects * args.images_per_subject
-        task = progress.add_task("Rendering", total=total, completed=finished)
-        for images in in_processes(rendered.render_shard, jobs, args.workers):
-            progress.advance(task, images)
-    return rendered.finish_rendering(arguments, args.out)
+    with only_run(args.out, "--out"):
+        jobs, finished = rendered.start_rendering(arguments, args.out)
+        with progress_bar("images") as progress:
+            total = args.subjects * args.images_per_subject
+            task = progress.add_task("Rendering", total=total, completed=finished)
+            for images in in_processes(rendered.render_shard, jobs, args.workers):
+                progress.advance(task, images)
+        return rendered.finish_rendering(arguments, args.out)
 
 
 def prepare_source(args: argparse.Namespace) -> dict:
@@ -102,15 +104,16 @@ def prepare_source(args: argparse.Namespace) -> dict:
         raise ValueError("--faces and --detector locate the faces that --crop cuts out: give --crop SIZE too")
     args.test = args.test_drawn if args.test is None else args.test
     parts = parts_of(source, args.validation, args.test, args.seed, args.protocol, args.folds, args.tested)
-    arguments, jobs = start_source(source, parts, content_arguments(args), args.out, crop)
-    left = sum(len(clips) for *_, clips in jobs)
-    with progress_bar("clips") as progress:
-        task = progress.add_task("Reading", total=len(source.clips), completed=len(source.clips) - left)
-        in_this_process = min(args.workers, len(jobs)) < 2  # starting a process would take longer
-        done = map(prepare_shard, jobs) if in_this_process else in_processes(prepare_shard, jobs, args.workers)
-        for clips in done:
-            progress.advance(task, clips)
-    manifest = finish_source(source, arguments, args.out)
+    with only_run(args.out, "--out"):
+        arguments, jobs = start_source(source, parts, content_arguments(args), args.out, crop)
+        left = sum(len(clips) for *_, clips in jobs)
+        with progress_bar("clips") as progress:
+            task = progress.add_task("Reading", total=len(source.clips), completed=len(source.clips) - left)
+            in_this_process = min(args.workers, len(jobs)) < 2  # starting a process would take longer
+            done = map(prepare_shard, jobs) if in_this_process else in_processes(prepare_shard, jobs, args.workers)
+            for clips in done:
+                progress.advance(task, clips)
+        manifest = finish_source(source, arguments, args.out)
     report(manifest)
     return manifest
 

@@ -28,6 +28,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from au_llava.action_units import get_format
@@ -54,6 +55,7 @@ from au_llava.au_recognition.runner import (
 from au_llava.au_recognition.sidecar import checkpoint_identity, plan_identity
 from au_llava.au_runs.commands import CommandEnded, run_command, sentence_of
 from au_llava.au_runs.engines import Wish, open_engine
+from au_llava.au_runs.files import only_run
 from au_llava.au_runs.folders import told
 from au_llava.au_runs.names import escaped
 from au_llava.au_runs.processes import processes
@@ -124,8 +126,10 @@ def recognize(arguments: argparse.Namespace) -> int:
     checkpoint = checkpoint_identity(arguments.model, engine)
     checkpoint |= {"base_sha256": engine.base_sha256, "quantised": arguments.quantize}
     identity = plan_identity(plan, checkpoint, detector)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as lock:
         folder = parts_folder(arguments.out) or Path(scratch)
+        if state.is_main_process:
+            lock.enter_context(only_run(folder, "--out"))
         read_faces(engine, plan, folder, identity)
         if not state.is_main_process:
             return 0

@@ -1,11 +1,11 @@
-"""Files that this program writes: each appears whole or not at all."""
+"""Files that this program writes: each appears whole or not at all, and two runs never write to one folder."""
 
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # The repository. In a clone and in a Space the checkpoint lies there too.
@@ -46,3 +46,35 @@ def check_writable(path: Path) -> None:
         raise IsADirectoryError(f"{path} is a folder: name a file.")
     with tempfile.TemporaryFile(dir=path.parent):
         pass
+
+
+@contextmanager
+def only_run(folder: Path, option: str) -> Iterator[None]:
+    """Context of the only run that writes to `folder`, which is made: two would spoil each other's unfinished files.
+
+    The lock ends with the process, however that ends. Systems and network drives that lock no folders do without.
+
+    Args:
+        option: of the command, which names the folder.
+
+    Raises:
+        ValueError: another run is writing there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(
+                    f"Another run is writing to {folder}: choose another {option}, or wait for its end."
+                ) from None
+        yield
+    finally:
+        os.close(place)

@@ -32,13 +32,14 @@ from trl import ModelConfig, get_peft_config
 from au_llava.au_datasets.balance import loss_weights
 from au_llava.au_publishing.release import check_training_target, publish_training
 from au_llava.au_runs.commands import run_command
+from au_llava.au_runs.files import only_run
 from au_llava.au_runs.manifests import read_training_manifest
 from au_llava.au_training.collator import AUCollator
 from au_llava.au_training.data import LearningData, read_data
 from au_llava.au_training.features import use_cached_features
 from au_llava.au_training.mean_teacher import UnlabelledFaces
 from au_llava.au_training.options import AUArguments, AUTrainingConfig, RecipeParser, recipe_of
-from au_llava.au_training.recovery import checkpoint_to_resume, ending_with_advice, only_training
+from au_llava.au_training.recovery import checkpoint_to_resume, ending_with_advice
 from au_llava.au_training.start import (
     LORA_TARGETS,
     base_weights,
@@ -66,7 +67,7 @@ def main(arguments: AUArguments, training_args: AUTrainingConfig, model_args: Mo
     arguments.check_batch(training_args.per_device_train_batch_size)
     repo_id = check_training_target(training_args, model_args.use_peft)
     training_args.push_to_hub = False  # the Trainer would upload its whole folder
-    with only_training(Path(training_args.output_dir)) if training_args.process_index == 0 else nullcontext():
+    with only_run(Path(training_args.output_dir), "output_dir") if training_args.process_index == 0 else nullcontext():
         train(arguments, training_args, model_args, repo_id)
 
 

@@ -11,7 +11,7 @@ import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -32,35 +32,6 @@ def checkpoint_to_resume(training_args) -> str | None:
     if str(resume).lower() not in ("true", "1"):
         return resume
     return get_last_checkpoint(training_args.output_dir) if Path(training_args.output_dir).is_dir() else None
-
-
-@contextmanager
-def only_training(folder: Path) -> Iterator[None]:
-    """Context of the only training that writes to `folder`: two would put each other's unfinished files in place.
-
-    The lock ends with the process, however that ends. Systems and network drives that lock no folders do without.
-
-    Raises:
-        ValueError: another training is writing there.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    place = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            try:
-                fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(
-                    f"Another training is writing to {folder}: choose another output_dir, or wait for its end."
-                ) from None
-        yield
-    finally:
-        os.close(place)
 
 
 @contextmanager

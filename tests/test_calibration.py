@@ -82,7 +82,15 @@ def test_a_format_of_the_same_name_and_another_meaning_is_left_alone():
     [
         ({"method": "magic", "threshold": 0.5}, "method is 'magic'"),
         ({"method": "none", "threshold": 1.5}, "threshold is 1.5"),
-        ({"method": "temperature", "temperature": 0.0, "threshold": 0.5}, "must be above 0"),
+        ({"method": "none", "threshold": "0.5"}, "threshold is '0.5'; it is a probability"),
+        ({"method": "none", "threshold": True}, "threshold is True; it is a probability"),
+        ({"method": "none", "threshold": 0.5, "reject_below": "0.8"}, "reject_below is '0.8'; it is a probability"),
+        ({"method": "temperature", "temperature": 0.0, "threshold": 0.5}, "must be a number above 0"),
+        ({"method": "temperature", "temperature": "1.3", "threshold": 0.5}, "temperature is '1.3'; it must be"),
+        ({"method": "temperature", "temperature": float("inf"), "threshold": 0.5}, "temperature is inf"),
+        ({"method": "isotonic", "probability": 0.5, "calibrated": [0.5], "threshold": 0.5}, "must rise"),
+        ({"method": "isotonic", "probability": ["0"], "calibrated": [0.5], "threshold": 0.5}, "must rise"),
+        ({"method": "isotonic", "probability": [[0]], "calibrated": [[0.5]], "threshold": 0.5}, "must rise"),
         ({"method": "isotonic", "probability": [0, 1], "calibrated": [0.9, 0.1], "threshold": 0.5}, "must rise"),
         ({"method": "isotonic", "probability": [0, 1], "calibrated": [0.5, 1.1], "threshold": 0.5}, "must rise"),
         ({"method": "isotonic", "probability": [0, 1], "calibrated": [0.5, NAN], "threshold": 0.5}, "must rise"),
@@ -101,6 +109,16 @@ def test_wrong_entries_are_refused(values, message):
         check_calibration({"AU1": values})
     with pytest.raises(ValueError, match="calibration of i lacks scale, presence_threshold: fit it"):
         check_calibration({"formats": {"i": {"aus": {"AU1": values}}}})
+
+
+def test_objects_and_numbers_of_another_type_are_refused():
+    with pytest.raises(ValueError, match="calibration must be None or"):
+        check_calibration({"formats": []})
+    of_format = entry(INTENSITY, AU1={"method": "none", "threshold": 0.5})["formats"]["i"]
+    with pytest.raises(ValueError, match=r"calibration of i: aus is \[\]; it must be \{label: entry\}"):
+        check_calibration({"formats": {"i": {**of_format, "aus": []}}})
+    with pytest.raises(ValueError, match="of i: presence_threshold is '2'; it must be a number"):  # or it is ignored
+        check_calibration({"formats": {"i": {**of_format, "presence_threshold": "2"}}})
 
 
 def simulate(temperature, images=4000, seed=0):

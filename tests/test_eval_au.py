@@ -22,6 +22,7 @@ from au_llava.au_evaluation.commands import common
 from au_llava.au_evaluation.predictions import predict
 from au_llava.au_evaluation.scoring import score_predictions
 from au_llava.au_runs.engines import TorchEngine
+from au_llava.au_runs.files import only_run
 from au_llava.au_runs.manifests import seen_people, training_manifest, write_training_manifest
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
 
@@ -173,6 +174,16 @@ def test_a_killed_evaluation_goes_on(evaluated, tiny_checkpoint, rendered_record
     assert results["formats"] == evaluated[0]["formats"]
     assert repr(predictions.to_list()) == repr(evaluated[1].to_list())  # NaN is not equal to itself
     assert not kept.exists()
+
+
+@pytest.mark.parametrize("command", [["run"], ["protocol", "disfa-3fold"]])
+def test_two_evaluations_do_not_share_a_folder(tmp_path, command):
+    """The first to end would delete the journal that the other goes on with."""
+    words = [*command, "--model", "P1=x", "--data", "nowhere", "--out", str(tmp_path)]
+    with only_run(tmp_path, "--out"), pytest.raises(ValueError, match=r"Another run is writing to .*another --out"):
+        main(words)
+    with pytest.raises((ValueError, FileNotFoundError), match=r"nowhere|P1=CHECKPOINT"):
+        main(words)
 
 
 def local(checkpoint, **config):

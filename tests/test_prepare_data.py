@@ -15,6 +15,7 @@ from datasets import load_dataset
 from au_llava.au_datasets.folds import check_disjoint
 from au_llava.au_datasets.records import load_records
 from au_llava.au_readers.workers import in_processes
+from au_llava.au_runs.files import only_run
 from au_llava.prepare_data import run
 
 SCRIPT = Path(__file__).resolve().parent.parent / "prepare_data.py"
@@ -87,6 +88,14 @@ def test_an_interrupted_run_resumes_to_the_same_content(finished, tmp_path, smal
     assert (out / kept.name).stat().st_mtime_ns == before
     assert content(out) == content(finished)
     assert not list(out.glob(".data-*"))
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path, capsys):
+    """One would delete the other's unfinished shards."""
+    with only_run(tmp_path, "--out"):
+        assert run(arguments(tmp_path)) == 1
+    assert "Another run is writing to" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
 
 
 def end_this_process(_):

@@ -162,6 +162,8 @@ def test_applied_by_hand():
         ("rendered", None, "photographs is None; with a prior it must be"),
         ("photographs", {"shift": -1.0}, "with a prior it must be"),
         ("photographs", {"shift": float("nan"), "threshold": 0.5}, "shift is nan; it is a difference of log-odds"),
+        ("photographs", {"shift": "-1", "threshold": 0.5}, "shift is '-1'; it is a difference of log-odds"),
+        ("photographs", {"shift": -1.0, "threshold": "0.5"}, "threshold on photographs is '0.5'; it is a probability"),
         ("photographs", {"shift": -1.0, "threshold": 2}, "threshold on photographs is 2"),
     ],
 )

@@ -40,6 +40,7 @@ from au_llava.au_rendering.pictures import render_face
 from au_llava.au_rendering.view import View
 from au_llava.au_runs import checkpoints
 from au_llava.au_runs.checkpoints import load_checkpoint
+from au_llava.au_runs.files import only_run
 from au_llava.au_runs.names import escaped, unescaped
 from au_llava.recognize_au import run
 
@@ -721,6 +722,13 @@ def test_interrupted_run_goes_on(tiny_checkpoint, film, film_run, tmp_path, monk
     assert sum(first) + sum(second) == 23 + 19  # faces in all
     assert (tmp_path / "aus.csv").read_bytes() == (film_run / "aus.csv").read_bytes()
     assert not journal.exists()
+
+
+def test_two_runs_do_not_share_a_table(tiny_checkpoint, film, tmp_path, capsys):
+    with only_run(tmp_path / "aus.csv.parts", "--out"):
+        assert recognize(tiny_checkpoint, film, "--out", tmp_path / "aus.csv") == 1
+    assert "Another run is writing to" in capsys.readouterr().err
+    assert not any((tmp_path / "aus.csv.parts").iterdir())
 
 
 def test_work_of_another_run_is_refused_and_kept(tiny_checkpoint, film, tmp_path, monkeypatch, capsys):

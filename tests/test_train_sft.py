@@ -22,6 +22,7 @@ from au_llava.action_units import FORMATS, write_answer
 from au_llava.au_datasets.folds import people_of
 from au_llava.au_datasets.mixing import TrainingData, training_rows
 from au_llava.au_datasets.records import load_records
+from au_llava.au_runs.files import only_run
 from au_llava.au_runs.manifests import (
     read_training_manifest,
     seen_people,
@@ -31,7 +32,6 @@ from au_llava.au_runs.manifests import (
 from au_llava.au_training.collator import AUCollator
 from au_llava.au_training.command import main, make_parser
 from au_llava.au_training.options import AUTrainingConfig
-from au_llava.au_training.recovery import only_training
 from au_llava.au_training.start import load_model
 from au_llava.au_training.trainer import AUTrainer
 from au_llava.modeling_au_llava import AuLlavaForConditionalGeneration
@@ -323,8 +323,8 @@ def test_unknown_recipe_key_is_refused(tmp_path):
 def test_two_trainings_do_not_share_a_folder(tiny_checkpoint, rendered_records, tmp_path):
     """One would put the other's half-written files in place."""
     with (
-        only_training(tmp_path),
-        pytest.raises(ValueError, match=r"Another training is writing to .*: choose another output_dir"),
+        only_run(tmp_path, "output_dir"),
+        pytest.raises(ValueError, match=r"Another run is writing to .*: choose another output_dir"),
     ):
         train(tiny_checkpoint, rendered_records, tmp_path, "--max_steps", 1)
     assert not any(tmp_path.iterdir())

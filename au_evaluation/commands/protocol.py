@@ -4,6 +4,7 @@ import argparse
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 import datasets
 
@@ -33,7 +34,7 @@ from au_llava.au_evaluation.protocols import (
     tested_records,
 )
 from au_llava.au_runs.commands import CommandParser
-from au_llava.au_runs.files import check_writable
+from au_llava.au_runs.files import check_writable, only_run
 from au_llava.au_runs.manifests import check_unseen, read_training_manifest
 from au_llava.au_runs.processes import processes
 
@@ -69,6 +70,12 @@ def main(arguments: argparse.Namespace) -> None:
     refuse_without_effect(arguments, WITHOUT_EFFECT, "eval_au.py protocol")
     refuse_prior_without_calibration(arguments)
     check_writable(arguments.out / "results.json")
+    with only_run(arguments.out, "--out") if processes().is_main_process else nullcontext():
+        evaluate(arguments)
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Score and write the results."""
     protocol = get_protocol(arguments.protocol)
     models = dict(entry.partition("=")[::2] for entry in arguments.model)
     if set(models) != set(protocol.tested) or not all(models.values()):

@@ -2,6 +2,7 @@
 
 import argparse
 import shutil
+from contextlib import nullcontext
 
 import datasets
 from rich.markup import escape
@@ -30,7 +31,7 @@ from au_llava.au_evaluation.predictions import predict
 from au_llava.au_evaluation.rows import by_format
 from au_llava.au_evaluation.scoring import contradiction_counts, score_predictions, scores_table
 from au_llava.au_runs.commands import CommandParser
-from au_llava.au_runs.files import check_writable
+from au_llava.au_runs.files import check_writable, only_run
 from au_llava.au_runs.manifests import LEARNED_FROM, ROLES, check_unseen
 from au_llava.au_runs.processes import processes
 from au_llava.calibration_au_llava import entries_for
@@ -81,6 +82,12 @@ def main(arguments: argparse.Namespace) -> None:
     refuse_without_effect(arguments, tuple(WITHOUT_EFFECT), needed=WITHOUT_EFFECT)
     refuse_prior_without_calibration(arguments)
     check_writable(arguments.out / "results.json")
+    with only_run(arguments.out, "--out") if processes().is_main_process else nullcontext():
+        evaluate(arguments)
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Score and write the results."""
     part = arguments.part or "test"
     name = one_model(arguments, "to score several, call `matrix` or `protocol`.")
     records = _records(arguments, part)

@@ -69,15 +69,16 @@ def base_of(model: str) -> tuple[str, str | None] | None:
 def check_base(model: str, base: str | None = None) -> dict[str, str]:
     """Refuse adapters on a base that they were not trained on; returns the base's `weights_sha256`.
 
-    A whole checkpoint has no base: nothing is checked, and {} returned.
+    A whole checkpoint has no base: nothing is checked, and {} returned. What is checked is what gets loaded: the base's
+    main revision, since Transformers ignores the one that adapters name.
 
     Args:
         model: folder or Hub id.
         base: the base to use instead of the one that the adapters name.
 
     Raises:
-        ValueError: the base is missing or another one, or its name is relative to where the training was started; or
-            `model` is the checkpoint beside the code, which only a clone has.
+        ValueError: the base is missing or another one, its name is relative to where the training was started, or only
+            its revision says which one it is; or `model` is the checkpoint beside the code, which only a clone has.
         ValueError, OSError: there is no `model`.
     """
     if model == str(HOME) and not (HOME / "config.json").is_file():
@@ -95,8 +96,12 @@ def check_base(model: str, base: str | None = None) -> dict[str, str]:
         raise ValueError(
             f"The adapters in {model} name their base {name!r}, which may mean another folder here: {remedy}"
         )
+    if revision and not expected:
+        raise ValueError(
+            f"The adapters in {model} name the revision {revision!r} of {name}, but its main one is loaded: {remedy}"
+        )
     try:
-        weights = weights_sha256(name, revision)
+        weights = weights_sha256(name)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"The base {name} of the adapters in {model} is not there ({reason}): {remedy}") from None

@@ -17,6 +17,7 @@ from torch.testing import assert_close
 from transformers import AutoProcessor, BitsAndBytesConfig
 
 from au_llava.au_publishing import merging
+from au_llava.au_runs import checkpoints
 from au_llava.au_runs.checkpoints import check_base, load_checkpoint
 from au_llava.au_runs.manifests import read_training_manifest
 from au_llava.configuration_au_llava import AuLlavaConfig
@@ -181,6 +182,21 @@ def test_old_adapters_name_their_base_relative_to_a_folder(tiny_checkpoint, tmp_
         check_base(str(tmp_path / "adapter"))
     merging.merge(tmp_path / "adapter", str(tiny_checkpoint))
     assert check_base(str(tiny_checkpoint)) == {}  # no adapters
+
+
+def test_the_base_that_is_checked_is_the_one_that_is_loaded(trained, tmp_path, monkeypatch):
+    """Transformers loads the main revision of a base, whichever the adapters name."""
+    adapter = shutil.copytree(trained / "adapter", tmp_path / "adapter")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config |= {"base_model_name_or_path": "lab/base", "revision": "v1"}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    contents = {"main": {"model.safetensors": "another"}, "v1": read_training_manifest(str(adapter))["base_weights"]}
+    monkeypatch.setattr(checkpoints, "weights_sha256", lambda name, revision=None: contents[revision or "main"])
+    with pytest.raises(ValueError, match=r"lab/base is not the base .* --base FOLDER"):
+        check_base(str(adapter))
+    (adapter / "training_manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"name the revision 'v1' of lab/base, but its main one is loaded"):
+        check_base(str(adapter))
 
 
 def test_what_cannot_be_merged_is_one_sentence(trained, tiny_checkpoint, tmp_path, capsys):

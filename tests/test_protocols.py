@@ -113,7 +113,7 @@ def test_parts_are_tested_by_their_own_checkpoint(fake_records, tiny_checkpoint,
 
 
 def test_calibrating_on_the_people_whom_a_protocol_validates_on(fake_records, tiny_checkpoint, tmp_path):
-    """Not those whom the folder's own parts name, of whom some were trained on and some are tested."""
+    """The folder's own parts are others: some of those people trained, some are tested."""
     folder = fake_records("disfa-3fold")
     checkpoint = tmp_path / "model"
     shutil.copytree(tiny_checkpoint, checkpoint)

@@ -22,7 +22,6 @@ All questions of a request are answered by one forward pass, with mirror images 
 configures them. Nothing is fetched: an image is the content of a file, or in Python an image or a `pathlib.Path`.
 """
 
-import base64
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -40,6 +39,7 @@ from transformers.decision.template_utils import Question, parse_questions
 from .action_units import ACTION_UNITS, FORMATS, MAIN_FORMATS, AUFormat
 from .calibration_au_llava import calibrate, probability_of_presence
 from .decoding_au_llava import evaluation_mode, pixels_of, read_slots
+from .pictures_au_llava import from_base64
 from .slot_tree_au_llava import compile_slots
 
 # As in handler.py, which works without this file; a test compares them.
@@ -272,12 +272,10 @@ def open_asset(name: str, asset: object) -> Image.Image:
     content = asset.get("data_base64")
     if asset.get("type", "image") != "image" or not isinstance(content, str):
         raise ValueError(f"asset {shown(name)} must be an image, as in {EXAMPLE}; {shown(asset)} arrived.")
-    if content.startswith("data:"):
-        content = content.partition(";base64,")[2]
     if len(content) * 3 // 4 > MAX_BYTES:
         raise ValueError(f"asset {shown(name)} has more than {MAX_BYTES:,} bytes: make it smaller.")
     try:
-        file = io.BytesIO(base64.b64decode("".join(content.split()), validate=True))  # many tools break the lines
+        file = io.BytesIO(from_base64(content))
     except ValueError as error:
         raise ValueError(
             f"asset {shown(name)} is not base64: send the content of the file, not its address."

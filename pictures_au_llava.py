@@ -99,13 +99,22 @@ def _upright(image: Image.Image, name: str, whole: tuple[int, int], in_place: bo
         raise ValueError(f"{name} cannot be read as an image: {error}") from error
 
 
+def from_base64(text: str) -> bytes:
+    """The content of a file given in base64, in lines or not, or as a data URL; raises ValueError if it is neither."""
+    if text[:5].lower() == "data:":
+        kind, _, text = text.partition(",")
+        if not kind.lower().endswith(";base64"):
+            raise ValueError(f"a data URL without base64: {kind[:40]!r}")
+    return base64.b64decode("".join(text.split()), validate=True)
+
+
 def _written_out(text: str) -> io.BytesIO | None:
     """The content of a picture file that is given in base64 or as a data URL; None for a path or another URL."""
     is_data = text[:5].lower() == "data:"
     if not is_data and os.path.isfile(text):
         return None
     try:
-        content = io.BytesIO(base64.b64decode("".join(text.partition(",")[2 * is_data].split()), validate=True))
+        content = io.BytesIO(from_base64(text))
     except ValueError as error:
         if is_data:
             raise ValueError(f"The image is a data URL without base64: {text[:40]!r} arrived.") from error

@@ -11,7 +11,7 @@ from typing import get_type_hints
 import torch
 import yaml
 from huggingface_hub.dataclasses import type_validator
-from trl import SFTConfig, TrlParser
+from trl import ModelConfig, SFTConfig, TrlParser
 
 from au_llava.au_runs.formats import known_format
 from au_llava.au_runs.processes import launched_several
@@ -20,6 +20,7 @@ PARTS = ("vision_tower", "multi_modal_projector", "language_model")
 AVERAGE_DECAY = 0.995
 UNLABELLED_OPTIONS = ("unlabelled_per_labelled", "consistency_weight", "weak_weight")
 WITH_MAPPINGS = ("data", "unlabelled")  # lists whose entries may be mappings
+OF_ADAPTERS = [name for name in ModelConfig.__dataclass_fields__ if name.startswith(("lora_", "use_rs", "use_dora"))]
 
 
 def refuse_without_effect(options, names: Sequence[str], needed: str) -> None:
@@ -230,12 +231,22 @@ class RecipeParser(TrlParser):
         args = list(sys.argv[1:] if args is None else args)
         if args[-1:] == ["--config"]:
             self.error("argument --config: expected a recipe (a YAML file)")
+        self._given = {word[2:].partition("=")[0] for word in args if word.startswith("--")}
         try:
-            return super().parse_args_and_config(args, **options)
+            groups = super().parse_args_and_config(args, **options)
         except yaml.YAMLError as error:
             self.error(f"argument --config: the recipe is not YAML ({' '.join(str(error).split())})")
+        except TypeError as error:
+            if "keywords must be strings" not in str(error):
+                raise
+            self.error("argument --config: a key of the recipe is a number, yes, no or null; expected names of options")
+        adapters = sorted(self._given & set(OF_ADAPTERS))
+        if adapters and "use_peft" not in self._given:
+            self.error(f"argument --{adapters[0]}: it has no effect without --use_peft: add that, or leave it out")
+        return groups
 
     def set_defaults_with_config(self, **recipe) -> list[str]:
+        self._given |= recipe.keys()
         hints = {name: hint for group in self.dataclass_types for name, hint in get_type_hints(group).items()}
         for action in self._actions:
             if action.dest in recipe and action.dest in hints:

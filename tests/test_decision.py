@@ -190,6 +190,7 @@ def test_images_come_as_files_and_in_python_as_objects(decide, tmp_path):
     assets = {
         "file": asset(picture),
         "data URL": {"data_base64": f"data:image/png;base64,{as_file(picture)}"},
+        "data URL in capitals": {"data_base64": f"DATA:image/png;BASE64,{as_file(picture)}"},
         "lines": {"data_base64": "\n".join(as_file(picture)[i : i + 60] for i in range(0, len(as_file(picture)), 60))},
         "PIL": picture,
         "array": np.asarray(picture),

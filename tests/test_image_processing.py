@@ -242,7 +242,7 @@ def test_files_in_base64(quarters):
     file = io.BytesIO()
     quarters.save(file, "PNG")
     for written in (base64.b64encode(file.getvalue()), base64.encodebytes(file.getvalue())):  # the second has lines
-        for text in (written.decode(), f"data:image/png;base64,{written.decode()}"):
+        for text in (written.decode(), f"data:image/png;base64,{written.decode()}", f"DATA:;Base64,{written.decode()}"):
             assert np.array_equal(load_face_image(text), quarters)
     half = base64.b64encode(file.getvalue()[: len(file.getvalue()) // 2]).decode()
     for text in (half, f"data:image/png;base64,{half}", "data:image/png;base64,AAAA"):

@@ -291,6 +291,8 @@ def parsed_recipe(tmp_path, text):
         ("data: [[x]]", r"--data: \['x'\] in the recipe"),
         ("dtype: float33", "--dtype: invalid choice: 'float33'"),
         ("data: [", "--config: the recipe is not YAML .*line 1"),
+        ("1: 2", "--config: a key of the recipe is a number"),
+        ("lora_r: 8", "--lora_r: it has no effect without --use_peft"),
     ],
 )
 def test_recipe_values_of_another_type_are_named(tmp_path, capsys, text, message):
@@ -311,6 +313,19 @@ def test_recipe_values_are_read_as_flags(tmp_path):
         parsed_recipe(tmp_path, "formats: 3")
     with pytest.raises(ValueError, match="data names no folder"):
         parsed_recipe(tmp_path, "data: []")
+
+
+def test_options_of_adapters_want_adapters(tmp_path, capsys):
+    words = ["--data", "x", "--output_dir", str(tmp_path), "--lora_r", "8", "--use_cpu", "true", "--bf16", "false"]
+    with pytest.raises(SystemExit):
+        make_parser().parse_args_and_config(words)
+    assert "argument --lora_r: it has no effect without --use_peft" in capsys.readouterr().err
+    for said in (["--use_peft"], ["--use_peft=true"]):
+        assert make_parser().parse_args_and_config([*words, *said])[2].use_peft
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("lora_r: 8\nuse_peft: true\n")
+    whole = make_parser().parse_args_and_config(["--config", str(recipe), *words, "--use_peft", "false"])[2]
+    assert not whole.use_peft  # a recipe's adapters, left out on purpose
 
 
 def test_unknown_recipe_key_is_refused(tmp_path):

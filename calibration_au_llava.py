@@ -25,6 +25,7 @@ are stored in config.json, so that every way to load a checkpoint applies them. 
   replaces the other. Without this key, as in older checkpoints, only "rendered" exists.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from types import ModuleType
@@ -89,7 +90,9 @@ def _check_entry(entry: Mapping, where: str) -> None:
         raise ValueError(f"{where}: threshold is {entry['threshold']!r}; it is a probability, 0 to 1.")
     if entry.get("reject_below") is not None and not _is_probability(entry["reject_below"]):
         raise ValueError(f"{where}: reject_below is {entry['reject_below']!r}; it is a probability, 0 to 1, or null.")
-    if method == "temperature" and not (_is_number(entry["temperature"]) and 0 < entry["temperature"] < np.inf):
+    if method == "temperature" and not (
+        _is_number(entry["temperature"]) and 0 < entry["temperature"] <= sys.float_info.max
+    ):
         raise ValueError(f"{where}: temperature is {entry['temperature']!r}; it must be a number above 0.")
     if method == "isotonic":
         curve = [entry[key] for key in PARAMETERS[method]]

@@ -88,6 +88,7 @@ def test_a_format_of_the_same_name_and_another_meaning_is_left_alone():
         ({"method": "temperature", "temperature": 0.0, "threshold": 0.5}, "must be a number above 0"),
         ({"method": "temperature", "temperature": "1.3", "threshold": 0.5}, "temperature is '1.3'; it must be"),
         ({"method": "temperature", "temperature": float("inf"), "threshold": 0.5}, "temperature is inf"),
+        ({"method": "temperature", "temperature": 10**400, "threshold": 0.5}, "must be a number above 0"),
         ({"method": "isotonic", "probability": 0.5, "calibrated": [0.5], "threshold": 0.5}, "must rise"),
         ({"method": "isotonic", "probability": ["0"], "calibrated": [0.5], "threshold": 0.5}, "must rise"),
         ({"method": "isotonic", "probability": [[0]], "calibrated": [[0.5]], "threshold": 0.5}, "must rise"),

@@ -204,7 +204,7 @@ def fold_scores(folds: Mapping[str, Mapping], fmt) -> dict:
         ValueError: as `score`, no fold, a fold with other arguments, or folds with different ones.
     """
     for name, fold in folds.items():
-        require_arguments(f"fold {name!r}", fold, ("predictions", "references"), (*_OPTIONAL, "subjects"))
+        require_arguments(f"fold {name!r}", fold, ("predictions", "references"), (*OPTIONAL, "subjects"))
     folds = {name: {key: value for key, value in fold.items() if value is not None} for name, fold in folds.items()}
     arguments = sorted({tuple(sorted(fold)) for fold in folds.values()})
     if len(arguments) != 1:
@@ -308,7 +308,7 @@ def confusion(predictions, references, fmt) -> np.ndarray:
 
 # The arguments, checked and divided by AU.
 
-_OPTIONAL = ("probabilities", "decisions", "medians")
+OPTIONAL = ("probabilities", "decisions", "medians")  # what `score` takes of a system besides its predictions
 _NO_METRICS = ("support", "n", "unparsed", "n_probability", "undefined")
 
 

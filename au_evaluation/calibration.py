@@ -21,7 +21,7 @@ from au_llava.action_units import AUFormat, get_format, round_to_scale
 from au_llava.au_datasets.folds import kfold, people_of, person_key
 from au_llava.au_datasets.records import KEY, group_by_image, keys_of, load_records
 from au_llava.au_datasets.weak_teacher import presence
-from au_llava.au_evaluation.abstention import abstention
+from au_llava.au_evaluation.abstention import abstention_thresholds
 from au_llava.au_evaluation.predictions import predict
 from au_llava.au_evaluation.priors import ENOUGH, FEWEST_UNLABELED, fit_photographs
 from au_llava.au_evaluation.rows import by_format
@@ -321,6 +321,5 @@ def _add_rejection(entry: dict, distributions: np.ndarray, rows: Sequence[Mappin
         {**row, "probability": probability.tolist(), "present": (probability >= thresholds).astype(float).tolist()}
         for row, probability in zip(rows, probability_of_presence(calibrated, fmt), strict=True)
     ]
-    for label, advice in abstention(decided, fmt)["per_au"].items():
-        threshold = advice["threshold"]
+    for label, threshold in abstention_thresholds(decided, fmt).items():
         entry["aus"][label]["reject_below"] = None if threshold is None else math.floor(1e4 * threshold) / 1e4

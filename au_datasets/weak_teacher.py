@@ -16,8 +16,9 @@ import numpy as np
 
 from au_llava.action_units import ACTION_UNITS, FORMATS, get_format
 from au_llava.au_faces.landmarks import BLENDSHAPES, side_of
+from au_llava.au_runs.files import HOME
 
-ASSET = Path(__file__).parent.parent / "assets" / "weak_teacher.json"
+ASSET = HOME / "assets" / "weak_teacher.json"
 # The share of the scale from which an AU is certainly present: at the presence threshold it is as likely absent.
 CERTAIN = 2 * FORMATS["feafa"].presence_threshold
 

@@ -255,17 +255,16 @@ def unlabeled_records(tables: Sequence[str]) -> datasets.Dataset:
     Raises:
         ValueError: fewer than `FEWEST_UNLABELED` images; and as `load_records`.
     """
-    records = load_records(tables, part=UNLABELED_PART, labelled=False)
-    rows = [next(iter(image.values())) for image in group_by_image(records)]
-    if len(rows) < FEWEST_UNLABELED:
+    records = one_record_each(load_records(tables, part=UNLABELED_PART, labelled=False))
+    if len(records) < FEWEST_UNLABELED:
         where = ", ".join(map(str, tables))
         raise ValueError(
-            f"the {UNLABELED_PART} part of {where} has {len(rows)} images, too few to estimate priors on: "
+            f"the {UNLABELED_PART} part of {where} has {len(records)} images, too few to estimate priors on: "
             f"{FEWEST_UNLABELED} are needed."
         )
-    if len(rows) > ENOUGH:
-        rows = [rows[index] for index in np.linspace(0, len(rows) - 1, ENOUGH).astype(int)]
-    return records.select(rows)
+    if len(records) > ENOUGH:
+        records = records.select(np.linspace(0, len(records) - 1, ENOUGH).astype(int))
+    return records
 
 
 def coded_records(tables: Sequence[str], part: str) -> datasets.Dataset:

@@ -83,16 +83,15 @@ class WeakTeacher:
         self.rules = dict(rules)
 
     @classmethod
-    def load(cls, path: str | Path | None = None) -> "WeakTeacher":
+    def load(cls, path: str | Path = ASSET) -> "WeakTeacher":
         """Load a weak teacher from a file, by default from this package.
 
         Raises:
             ValueError: the file does not hold a weak teacher, or names an unknown AU or blendshape.
             OSError: it cannot be read.
         """
-        path = Path(path) if path is not None else ASSET
         try:
-            entries = json.loads(path.read_text())["action_units"]
+            entries = json.loads(Path(path).read_text())["action_units"]
             rules = {
                 label: Rule(
                     entry["evidence"],

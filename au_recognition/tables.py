@@ -1,4 +1,4 @@
-"""The tables: one row per face, as CSV, Parquet or JSON Lines.
+"""The tables, one row per face, as CSV, Parquet or JSON Lines; and which number stands for an AU in pictures.
 
 Columns have OpenFace's names where OpenFace has such a column (`frame`, `face_id`, `timestamp`, `confidence`,
 `success`, `AU12_c`, `AU12_r`) and py-feat's for the box of the face, so that readers of those tables find them.

@@ -64,7 +64,6 @@ def calibrate_checkpoint(
     folders: Sequence[str],
     part: str,
     batch_size: int,
-    progress: bool = False,
     unlabeled: Sequence[str] = (),
     coded: Sequence[str] = (),
 ) -> Fitted:
@@ -87,10 +86,10 @@ def calibrate_checkpoint(
     seen = coded_records(coded, part) if coded else None
     before, engine.calibration = engine.calibration, None
     try:
-        predictions = by_format(_read(engine, records, batch_size, progress))
+        predictions = by_format(_read(engine, records, batch_size))
         names = tuple(predictions)
-        unlabeled_rows = _read(engine, more, batch_size, progress, names) if unlabeled else []
-        coded_rows = _read(engine, one_record_each(seen), batch_size, progress, names) if coded else []
+        unlabeled_rows = _read(engine, more, batch_size, names) if unlabeled else []
+        coded_rows = _read(engine, one_record_each(seen), batch_size, names) if coded else []
     finally:
         engine.calibration = before
     fits, references, priors = {}, {}, {}
@@ -296,11 +295,9 @@ def coded_presence(records: datasets.Dataset, rows: Sequence[Mapping], fmt: AUFo
     return shares if fmt.scale == "occurrence" else presence(shares)
 
 
-def _read(
-    engine, records: datasets.Dataset, batch_size: int, progress: bool, formats: tuple[str, ...] | None = None
-) -> list[dict]:
+def _read(engine, records: datasets.Dataset, batch_size: int, formats: tuple[str, ...] | None = None) -> list[dict]:
     """What `predict` reads by slots, with distributions; images that cannot be read are left out and counted."""
-    rows = predict(engine, records, "slots", batch_size, progress, distributions=True, formats=formats)
+    rows = predict(engine, records, "slots", batch_size, progress=True, distributions=True, formats=formats)
     problems = {tuple(row[key] for key in KEY): row["problems"][0] for row in rows if "distribution" not in row}
     if problems and processes().is_main_process:
         problem = next(iter(problems.values()))

@@ -24,6 +24,7 @@ COLUMNS = {
     "present",
 }
 UNDEFINED = "\u2013"
+WORST = 12  # errors whose faces are shown
 
 
 class FormatEvaluation(NamedTuple):
@@ -84,8 +85,8 @@ def _evaluation(name: str, scores: dict, rows: list[dict]) -> FormatEvaluation:
     return FormatEvaluation(fmt, scores, rows, references, values, probability, rated, truth, present == 1, confidence)
 
 
-def worst_errors(evaluation: FormatEvaluation, count: int = 12) -> list[tuple[int, int]]:
-    """(image, AU) of the `count` wrong decisions with the highest probability, or fewer, highest first."""
+def worst_errors(evaluation: FormatEvaluation) -> list[tuple[int, int]]:
+    """(image, AU) of the `WORST` wrong decisions with the highest probability, or fewer, highest first."""
     wrong = evaluation.rated & (evaluation.present != evaluation.truth)
-    order = np.argsort(np.where(wrong, -evaluation.confidence, 1), axis=None, kind="stable")[: min(count, wrong.sum())]
+    order = np.argsort(np.where(wrong, -evaluation.confidence, 1), axis=None, kind="stable")[: min(WORST, wrong.sum())]
     return np.stack(np.unravel_index(order, wrong.shape), axis=1).tolist()

@@ -120,27 +120,26 @@ def test_nothing_annotated_is_undefined():
 
 
 @pytest.mark.parametrize(
-    ("values", "count", "names"),
+    ("values", "names"),
     [
-        (range(1, 11), 3, ["1 to 4"] * 4 + ["5 to 7"] * 3 + ["8 to 10"] * 3),
-        ([-30, -5.4, -4.6, 5.2, 5.3, 30], 3, ["-30 to -5"] * 2 + ["-5 to 5"] * 2 + ["5 to 30"] * 2),
-        ([0.1, 0.2, 0.4, 0.6], 2, ["0.1 to 0.2", "0.1 to 0.2", "0.4 to 0.6", "0.4 to 0.6"]),
-        ([0.11, 0.12, -0.004, 0.13], 2, ["0.00 to 0.11", "0.12 to 0.13", "0.00 to 0.11", "0.12 to 0.13"]),
-        ([7, 3, 7, None, NAN], 3, ["7", "3", "7", None, None]),
-        ([0] * 9 + [1, 2, 3], 3, ["0"] * 9 + ["1 to 3"] * 3),
-        ([5, 5, 5], 3, ["5"] * 3),
-        ([1, 2], 1, ["1 to 2"] * 2),
-        ([], 3, []),
+        (range(1, 11), ["1 to 4"] * 4 + ["5 to 7"] * 3 + ["8 to 10"] * 3),
+        ([-30, -5.4, -4.6, 5.2, 5.3, 30], ["-30 to -5"] * 2 + ["-5 to 5"] * 2 + ["5 to 30"] * 2),
+        ([0.1, 0.2, 0.4, 0.6], ["0.1 to 0.2", "0.1 to 0.2", "0.4", "0.6"]),
+        ([0.11, 0.12, -0.004, 0.13], ["0.00 to 0.11", "0.12", "0.00 to 0.11", "0.13"]),
+        ([7, 3, 7, None, NAN], ["7", "3", "7", None, None]),
+        ([0] * 9 + [1, 2, 3], ["0"] * 9 + ["1 to 3"] * 3),
+        ([5, 5, 5], ["5"] * 3),
+        ([], []),
     ],
 )
-def test_bands(values, count, names):
-    assert bands(values, count) == names
+def test_bands(values, names):
+    assert bands(values) == names
 
 
 def test_bands_are_of_about_equal_size():
     values = np.random.default_rng(0).normal(size=1000)
-    names = bands(values, 4)
-    assert sorted(names.count(name) for name in set(names)) == [250] * 4
+    names = bands(values)
+    assert sorted(names.count(name) for name in set(names)) == [333, 333, 334]
     assert len({name for name, value in zip(names, values, strict=True) if value < -0.8}) == 1
 
 
@@ -440,7 +439,6 @@ def test_on_the_rows_it_was_chosen_on_abstention_halves_the_errors():
         (lambda: parse_audit([{"format": "o", "references": [1, 0]}], OCCURRENCE), "1 rows have no 'text'"),
         (lambda: parse_audit(written(OCCURRENCE, ("", 1)), OCCURRENCE), "'references' has 1 numbers in a row"),
         (lambda: parse_audit(written(OCCURRENCE, ("", 9, 0)), OCCURRENCE), "such as 9"),
-        (lambda: bands([1, 2], 0), "0 bands"),
         (lambda: bands([1, math.inf]), "finite"),
         (lambda: bands(["a", "b"]), "not from values such as 'a'"),
         (lambda: group_audit(predicted(OCCURRENCE, 1), OCCURRENCE, {"light": ["a"]}), "'light' has 1 entries for 6"),

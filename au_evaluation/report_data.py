@@ -8,21 +8,10 @@ import numpy as np
 import pyarrow.parquet
 
 from au_llava.action_units import AUFormat, get_format
-from au_llava.au_evaluation.rows import by_format, scored_key
+from au_llava.au_evaluation.rows import KEYS, READ, by_format, scored_key
 from au_llava.metrics_au import decide
 
-COLUMNS = {
-    "dataset",
-    "subject",
-    "clip",
-    "frame",
-    "format",
-    "references",
-    "values",
-    "expected",
-    "probability",
-    "present",
-}
+COLUMNS = {*KEYS, "references", *READ} - {"median"}  # of predictions.parquet; older ones lack the median
 UNDEFINED = "\u2013"
 WORST = 12  # errors whose faces are shown
 

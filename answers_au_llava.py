@@ -121,9 +121,7 @@ _DOUBT = re.compile(
     r"either|unable|would|should|none|null|nan|nowhere|false|untrue|except)\b"
 )
 _NEGATION = re.compile(r"\b(?:no|not|never|without|neither|nor|lack(?:s|ing)?|absence|fails?)\b|n't\b")
-_OTHER_KEYS = re.compile(
-    r"\b(?:confidence|certainty|probability|frames?|time|index|id|age)\b"
-)  # their number is no AU's
+_OTHER_KEYS = re.compile(r"\b(?:confidence|certainty|probability|frames?|time|index|id|age)\b")  # no AU's number
 _LIST_WORDS = (
     f"{_COPULAS}|{_PRESENT}|the|a|this|these|following|in|on|and|of|only|face|person|image|photo|subject|i|see|shows?|"
     "showing|displays|exhibits|aus?|action|units?|facial|answer|list|includes?"

@@ -176,17 +176,13 @@ def _decode_slots(model, processor, pixel_values, formats) -> list[list[AUAnswer
     return slot_answers(read_slots(model, processor, pixel_values, formats), formats, model.config.calibration)
 
 
-def compile_template(processor, fmt: AUFormat) -> list[tuple[tuple[int, ...], list[tuple[int, ...]]]]:
+@lru_cache(maxsize=16)
+def compile_template(tokenizer, fmt: AUFormat) -> list[tuple[tuple[int, ...], list[tuple[int, ...]]]]:
     """Per AU of an answer: the fixed tokens before its value, and the tokens of every value of the scale.
 
     Raises:
         ValueError: the tokenizer is not a fast one (no character offsets), or merges a value with the text around it.
     """
-    return _template(processor.tokenizer, fmt)
-
-
-@lru_cache(maxsize=16)
-def _template(tokenizer, fmt: AUFormat) -> list[tuple[tuple[int, ...], list[tuple[int, ...]]]]:
     spans, texts = [], []
     for value in fmt.value_strings:
         text, row = "", []
@@ -221,7 +217,7 @@ def _decode_constrained(model, processor, pixel_values, formats) -> list[list[AU
     image_tokens = processor.num_image_tokens(*pixel_values.shape[-2:])
     columns = []
     for fmt in formats:
-        prompt, template = processor.prompt_ids(fmt, image_tokens), compile_template(processor, fmt)
+        prompt, template = processor.prompt_ids(fmt, image_tokens), compile_template(processor.tokenizer, fmt)
         answer = sum(len(fixed) + max(map(len, values)) for fixed, values in template)
         check_fit(model, processor, len(prompt) + answer, [fmt])
         shared = processor.shared_length(prompt)

@@ -52,7 +52,7 @@ def load_face_image(image, allow_urls: bool = False) -> Image.Image:
         name = os.fsdecode(image)
         content = _written_out(name)
         name = name if content is None else "The image"
-        image = open_image(_file(name, allow_urls) if content is None else content, name)
+        image, _ = _open(_file(name, allow_urls) if content is None else content, name)
         return _upright(image, name, image.size, in_place=True)
     if isinstance(image, np.ndarray) or _is_tensor(image):
         image = _from_array(image)
@@ -124,7 +124,7 @@ def _written_out(text: str) -> io.BytesIO | None:
             Image.open(content)
         except UnidentifiedImageError:
             return None
-        except Exception:  # a damaged picture or a huge one: `open_image` says what is wrong
+        except Exception:  # a damaged picture or a huge one: `_open` says what is wrong
             pass
     return content
 
@@ -155,8 +155,8 @@ def _download(url: str) -> io.BytesIO:
     return io.BytesIO(content)
 
 
-def open_image(file: str | io.BytesIO, name: str) -> Image.Image:
-    """The first picture in a file or in its bytes, as stored; `load_face_image` turns it upright.
+def _open(file: str | io.BytesIO, name: str, side: float = math.inf) -> tuple[Image.Image, tuple[int, int]]:
+    """The first picture in a file, as stored or reduced if its longer side keeps `side` pixels; the size of the whole.
 
     Args:
         name: what errors call the picture.
@@ -164,11 +164,6 @@ def open_image(file: str | io.BytesIO, name: str) -> Image.Image:
     Raises:
         ValueError: not a picture, or an incomplete one.
     """
-    return _open(file, name)[0]
-
-
-def _open(file: str | io.BytesIO, name: str, side: float = math.inf) -> tuple[Image.Image, tuple[int, int]]:
-    """The first picture in a file, reduced if its longer side keeps `side` pixels, and the size of the whole."""
     try:
         image = Image.open(file)
         if image.format == "EPS":
@@ -187,7 +182,7 @@ def _open(file: str | io.BytesIO, name: str, side: float = math.inf) -> tuple[Im
         raise ValueError(f"{name} cannot be read as an image: {problem}") from error
     image.filename = name
     if pictures > 1:
-        warnings.warn(f"{name} holds {pictures} pictures; only the first is read.", stacklevel=4)
+        warnings.warn(f"{name} holds {pictures} pictures; only the first is read.", stacklevel=3)
     return image, whole
 
 
@@ -278,4 +273,4 @@ def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
         return image
 
 
-__all__ = ["load_face_image", "load_reduced_image", "open_image", "pictures_in"]
+__all__ = ["load_face_image", "load_reduced_image", "pictures_in"]

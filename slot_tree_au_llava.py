@@ -138,11 +138,10 @@ class SlotTree:
                 "the beginning of another. Use a tokenizer that keeps digits."
             )
         sequences = list(map(tuple, sequences))
-        forks = {prefix for prefix, options in following.items() if len(options) > 1}
+        forks = {prefix: options for prefix, options in following.items() if len(options) > 1}
         lowest = {sequences[0][:depth] for depth in range(len(sequences[0]))}
         decisions, shares = {}, {}
-        for prefix in (prefix for prefix in following if prefix in forks):
-            options = following[prefix]
+        for prefix, options in forks.items():
             later = any((*prefix, option) in following for option in options)
             earlier = any(prefix[:depth] in forks for depth in range(len(prefix)))
             if earlier and not later and prefix not in lowest:

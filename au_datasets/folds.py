@@ -295,20 +295,16 @@ def person_key(dataset: str, subject: str) -> str:
 
 def people_of(records) -> list[str]:
     """The people of a record table (anything with columns `dataset` and `subject`): sorted `person_key`s."""
-    return sorted({person_key(*pair) for pair in zip(records["dataset"][:], records["subject"][:], strict=True)})
+    return sorted({person_key(*pair) for pair in {*zip(records["dataset"][:], records["subject"][:], strict=True)}})
 
 
-def check_disjoint(parts: Mapping[str, Iterable[str | tuple[str, str]]]) -> None:
+def check_disjoint(parts: Mapping[str, Iterable[str]]) -> None:
     """Raise ValueError, which names the people, if two parts share a person.
 
-    A person is a name, or a (dataset, subject) pair, which `person_key` turns into one. Give pairs if there is more
-    than one data set; otherwise people that they share go unnoticed.
+    Give `person_key`s if there is more than one data set; otherwise people that they share go unnoticed.
     """
-    people = {
-        part: {name if isinstance(name, str) else person_key(*name) for name in names} for part, names in parts.items()
-    }
-    for (one, first), (other, second) in combinations(people.items(), 2):
-        shared = sorted(first & second)
+    for (one, first), (other, second) in combinations(parts.items(), 2):
+        shared = sorted(set(first) & set(second))
         if shared:
             raise ValueError(f"{len(shared)} subjects are in both {one} and {other}: {_shown(shared)}")
 

@@ -24,7 +24,7 @@ import yaml
 
 from au_llava.action_units import get_format
 from au_llava.au_datasets.conversion import convert_values, convertible
-from au_llava.au_datasets.folds import check_disjoint, get_protocol, protocol_split
+from au_llava.au_datasets.folds import check_disjoint, get_protocol, people_of, person_key, protocol_split
 from au_llava.au_datasets.records import (
     KEY,
     NUMBERED,
@@ -120,17 +120,17 @@ class TrainingData:
             )
         return records.select(kept)
 
-    def tested_people(self) -> set[tuple[str, str]]:
-        """(dataset, subject) of all who are tested, and so must not be trained on; of a protocol with published people
-        all of them, whether they are in the folder or not."""
+    def tested_people(self) -> set[str]:
+        """`person_key`s of all who are tested, and so must not be trained on; of a protocol with published people all
+        of them, whether they are in the folder or not."""
         try:
             records = replace(self, formats=None).load("test", labelled=False)
         except ValueError:  # no such part, or none of its people here
             people = set()
         else:
-            people = set(zip(records["dataset"][:], records["subject"][:], strict=True))
+            people = set(people_of(records))
         if self.protocol is not None and (protocol := get_protocol(self.protocol)).unit == "subject":
-            people |= {(protocol.dataset, name) for name in protocol.parts[self.tested]}
+            people |= {person_key(protocol.dataset, name) for name in protocol.parts[self.tested]}
         return people
 
 
@@ -180,11 +180,7 @@ def check_people(train, validation, tables: Iterable[TrainingData], side: str = 
         ValueError: somebody is in two of them; the message names the people.
     """
     sides = {side: train, "validation": validation}
-    people = {
-        name: set(zip(rows["dataset"][:], rows["subject"][:], strict=True))
-        for name, rows in sides.items()
-        if rows is not None
-    }
+    people = {name: people_of(rows) for name, rows in sides.items() if rows is not None}
     check_disjoint({**people, "test": set().union(*(table.tested_people() for table in tables))})
 
 

@@ -16,8 +16,9 @@ import numpy as np
 
 from au_llava.action_units import ACTION_UNITS, FORMATS, get_format
 from au_llava.au_faces.landmarks import BLENDSHAPES, side_of
+from au_llava.au_runs.files import HOME
 
-ASSET = Path(__file__).parent.parent / "assets" / "weak_teacher.json"
+ASSET = HOME / "assets" / "weak_teacher.json"
 # The share of the scale from which an AU is certainly present: at the presence threshold it is as likely absent.
 CERTAIN = 2 * FORMATS["feafa"].presence_threshold
 
@@ -82,16 +83,15 @@ class WeakTeacher:
         self.rules = dict(rules)
 
     @classmethod
-    def load(cls, path: str | Path | None = None) -> "WeakTeacher":
+    def load(cls, path: str | Path = ASSET) -> "WeakTeacher":
         """Load a weak teacher from a file, by default from this package.
 
         Raises:
             ValueError: the file does not hold a weak teacher, or names an unknown AU or blendshape.
             OSError: it cannot be read.
         """
-        path = Path(path) if path is not None else ASSET
         try:
-            entries = json.loads(path.read_text())["action_units"]
+            entries = json.loads(Path(path).read_text())["action_units"]
             rules = {
                 label: Rule(
                     entry["evidence"],

@@ -19,7 +19,7 @@ class Decisions(NamedTuple):
     present: np.ndarray  # whether the label says present
 
 
-def abstention(rows: Sequence[Mapping], fmt: AUFormat, target: float | None = None) -> dict:
+def abstention_thresholds(rows: Sequence[Mapping], fmt: AUFormat) -> dict[str, float | None]:
     """Choose per AU, on validation rows, the confidence from which on an answer is worth giving.
 
     The confidence of a decision is the probability that it is right: p where the AU is read as present, 1 - p where it
@@ -27,50 +27,45 @@ def abstention(rows: Sequence[Mapping], fmt: AUFormat, target: float | None = No
     at p = 0.3 is wrong seven times in ten, by the model's own word, and max(p, 1 - p) would rate it 0.7. Where
     probabilities are calibrated, no other ranking keeps more answers at the same error rate (Chow 1970, "On optimum
     recognition error and reject tradeoff"). With a threshold below 0.5, as chosen for F1, unsure findings of
-    presence are withheld first: `coverage_present` shows how many present AUs still get an answer.
+    presence are withheld first: `coverage_present` of `apply_abstention` shows how many present AUs still get an
+    answer.
 
     Args:
         rows: predictions of slots decoding on the validation part, with "format", "references", "probability" and
             "present".
         fmt: the AUFormat of all rows.
-        target: error rate to reach, 0 to 1; by default half of the AU's error rate without abstention.
 
     Returns:
-        "target": as given, or "half of the error rate"; "per_au": label -> {"threshold": the smallest confidence from
-        which on the error rate is at most the target, None if there is none; "coverage": share of images kept from
-        there on; "coverage_present": of those where the AU is present; "risk": error rate among the kept; "aurc": area
-        under the risk-coverage curve; "error_rate": without abstention; "n": images}. Few images may reach the target
-        by chance: look at the coverage.
+        label -> the smallest confidence from which on the error rate is at most half of what it is without abstention,
+        None if there is none. Few images may reach that by chance: look at the coverage.
 
     Raises:
-        ValueError: no rows, rows of another format, rows without probabilities, or a target out of range.
+        ValueError: no rows, rows of another format, or rows without probabilities.
     """
-    if target is not None and not 0 <= target <= 1:
-        raise ValueError(f"target is {target}; an error rate is from 0 to 1")
-    per_au = {}
+    thresholds = {}
     for label, decisions in _decisions(rows, fmt).items():
         curve = risk_coverage(decisions.confidence, decisions.wrong)  # from the highest confidence to the lowest
-        limit = decisions.wrong.sum() / max(len(decisions.wrong), 1) / 2 if target is None else target
-        reached = np.flatnonzero(curve["risk"] <= limit)
-        threshold = float(np.unique(decisions.confidence)[::-1][reached[-1]]) if len(reached) else None
-        per_au[label] = {"threshold": threshold, **_above(decisions, threshold), "aurc": curve["aurc"]}
-    return {"target": "half of the error rate" if target is None else target, "per_au": per_au}
+        reached = np.flatnonzero(curve["risk"] <= decisions.wrong.sum() / max(len(decisions.wrong), 1) / 2)
+        confidences = np.unique(decisions.confidence)[::-1]
+        thresholds[label] = float(confidences[reached[-1]]) if len(reached) else None
+    return thresholds
 
 
 def apply_abstention(rows: Sequence[Mapping], fmt: AUFormat, thresholds: Mapping[str, float | None]) -> dict:
     """What abstention does on other images: thresholds chosen on validation, judged on test.
 
     Args:
-        rows, fmt: as in `abstention`, of the part to judge on.
-        thresholds: label -> confidence from which on an answer is kept, as `abstention` gives it. An AU without one
+        rows, fmt: as in `abstention_thresholds`, of the part to judge on.
+        thresholds: label -> confidence from which on an answer is kept, of `abstention_thresholds`. An AU without one
             keeps all its answers and is left out of the mean.
 
     Returns:
-        "per_au": label -> {"threshold", "coverage", "coverage_present", "risk", "error_rate", "n"}, as in `abstention`;
-        "mean": of the same numbers over the AUs with a threshold; "averaged": how many these are.
+        "per_au": label -> {"threshold": as given; "coverage": share of images kept from there on; "coverage_present":
+        of those where the AU is present; "risk": error rate among the kept; "error_rate": without abstention; "n":
+        images}; "mean": of these numbers, but n, over the AUs with a threshold; "averaged": how many these are.
 
     Raises:
-        ValueError: as `abstention`, a label that is not in the format, or a threshold out of range.
+        ValueError: as `abstention_thresholds`, a label that is not in the format, or a threshold out of range.
     """
     for label, threshold in thresholds.items():
         if label not in fmt.labels or not (threshold is None or 0 <= threshold <= 1):
@@ -105,14 +100,17 @@ def _decisions(rows: Sequence[Mapping], fmt: AUFormat) -> dict[str, Decisions]:
     }
 
 
-def _above(decisions: Decisions, threshold: float | None) -> dict:
-    """What is left of an AU's answers from a confidence on; NaN without a threshold."""
-    kept = decisions.confidence >= (math.nan if threshold is None else threshold)
-    share = lambda of: math.nan if threshold is None or not len(of) else float(np.mean(of))
+def _above(decisions: Decisions, threshold: float) -> dict:
+    """What is left of an AU's answers from a confidence on."""
+    kept = decisions.confidence >= threshold
     return {
-        "coverage": share(kept),
-        "coverage_present": share(kept[decisions.present]),
-        "risk": share(decisions.wrong[kept]),
-        "error_rate": float(mean_of_defined(decisions.wrong.astype(float))),
+        "coverage": _share(kept),
+        "coverage_present": _share(kept[decisions.present]),
+        "risk": _share(decisions.wrong[kept]),
+        "error_rate": _share(decisions.wrong),
         "n": len(decisions.wrong),
     }
+
+
+def _share(of: np.ndarray) -> float:
+    return float(np.mean(of)) if len(of) else math.nan

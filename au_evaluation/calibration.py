@@ -21,7 +21,7 @@ from au_llava.action_units import AUFormat, get_format, round_to_scale
 from au_llava.au_datasets.folds import kfold, people_of, person_key
 from au_llava.au_datasets.records import KEY, group_by_image, keys_of, load_records
 from au_llava.au_datasets.weak_teacher import presence
-from au_llava.au_evaluation.abstention import abstention
+from au_llava.au_evaluation.abstention import abstention_thresholds
 from au_llava.au_evaluation.predictions import predict
 from au_llava.au_evaluation.priors import ENOUGH, FEWEST_UNLABELED, fit_photographs
 from au_llava.au_evaluation.rows import by_format
@@ -64,7 +64,6 @@ def calibrate_checkpoint(
     folders: Sequence[str],
     part: str,
     batch_size: int,
-    progress: bool = False,
     unlabeled: Sequence[str] = (),
     coded: Sequence[str] = (),
 ) -> Fitted:
@@ -87,10 +86,10 @@ def calibrate_checkpoint(
     seen = coded_records(coded, part) if coded else None
     before, engine.calibration = engine.calibration, None
     try:
-        predictions = by_format(_read(engine, records, batch_size, progress))
+        predictions = by_format(_read(engine, records, batch_size))
         names = tuple(predictions)
-        unlabeled_rows = _read(engine, more, batch_size, progress, names) if unlabeled else []
-        coded_rows = _read(engine, one_record_each(seen), batch_size, progress, names) if coded else []
+        unlabeled_rows = _read(engine, more, batch_size, names) if unlabeled else []
+        coded_rows = _read(engine, one_record_each(seen), batch_size, names) if coded else []
     finally:
         engine.calibration = before
     fits, references, priors = {}, {}, {}
@@ -255,17 +254,16 @@ def unlabeled_records(tables: Sequence[str]) -> datasets.Dataset:
     Raises:
         ValueError: fewer than `FEWEST_UNLABELED` images; and as `load_records`.
     """
-    records = load_records(tables, part=UNLABELED_PART, labelled=False)
-    rows = [next(iter(image.values())) for image in group_by_image(records)]
-    if len(rows) < FEWEST_UNLABELED:
+    records = one_record_each(load_records(tables, part=UNLABELED_PART, labelled=False))
+    if len(records) < FEWEST_UNLABELED:
         where = ", ".join(map(str, tables))
         raise ValueError(
-            f"the {UNLABELED_PART} part of {where} has {len(rows)} images, too few to estimate priors on: "
+            f"the {UNLABELED_PART} part of {where} has {len(records)} images, too few to estimate priors on: "
             f"{FEWEST_UNLABELED} are needed."
         )
-    if len(rows) > ENOUGH:
-        rows = [rows[index] for index in np.linspace(0, len(rows) - 1, ENOUGH).astype(int)]
-    return records.select(rows)
+    if len(records) > ENOUGH:
+        records = records.select(np.linspace(0, len(records) - 1, ENOUGH).astype(int))
+    return records
 
 
 def coded_records(tables: Sequence[str], part: str) -> datasets.Dataset:
@@ -297,11 +295,9 @@ def coded_presence(records: datasets.Dataset, rows: Sequence[Mapping], fmt: AUFo
     return shares if fmt.scale == "occurrence" else presence(shares)
 
 
-def _read(
-    engine, records: datasets.Dataset, batch_size: int, progress: bool, formats: tuple[str, ...] | None = None
-) -> list[dict]:
+def _read(engine, records: datasets.Dataset, batch_size: int, formats: tuple[str, ...] | None = None) -> list[dict]:
     """What `predict` reads by slots, with distributions; images that cannot be read are left out and counted."""
-    rows = predict(engine, records, "slots", batch_size, progress, distributions=True, formats=formats)
+    rows = predict(engine, records, "slots", batch_size, progress=True, distributions=True, formats=formats)
     problems = {tuple(row[key] for key in KEY): row["problems"][0] for row in rows if "distribution" not in row}
     if problems and processes().is_main_process:
         problem = next(iter(problems.values()))
@@ -321,6 +317,5 @@ def _add_rejection(entry: dict, distributions: np.ndarray, rows: Sequence[Mappin
         {**row, "probability": probability.tolist(), "present": (probability >= thresholds).astype(float).tolist()}
         for row, probability in zip(rows, probability_of_presence(calibrated, fmt), strict=True)
     ]
-    for label, advice in abstention(decided, fmt)["per_au"].items():
-        threshold = advice["threshold"]
+    for label, threshold in abstention_thresholds(decided, fmt).items():
         entry["aus"][label]["reject_below"] = None if threshold is None else math.floor(1e4 * threshold) / 1e4

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import count as count_up
+from itertools import count
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from au_llava.au_evaluation.rows import check_rows, scored_key
 from au_llava.au_evaluation.scoring import score_arguments
 from au_llava.metrics_au import divide_by_au, mean_of_defined, score, sum_by_subject
 
+BANDS = 3  # that numbers such as angles are cut into
 FEWEST_SUBJECTS = 10  # in a group; with fewer, a bootstrap interval says little
 AUDITED = ("f1", "f1_skew_normalised", "icc", "mae", "roc_auc", "brier", "ece")
 
@@ -53,7 +54,7 @@ def group_audit(
     Args:
         rows: predictions, scored as scoring.py says; from free decoding too, then without metrics of probabilities.
         fmt: the AUFormat of all rows.
-        groups: column -> (n,) entries, one per row. Numbers are cut into thirds by `bands`; None and NaN are in no
+        groups: column -> (n,) entries, one per row. Numbers are cut by `bands`; None and NaN are in no
             group of the column.
         fewest: subjects that a group needs to be scored. resamples, level, seed: as in `intervals`.
 
@@ -121,11 +122,11 @@ def group_members(entries: Sequence) -> dict[str, np.ndarray]:
     return {group: np.array(rows_of) for group, rows_of in members.items()}
 
 
-def bands(values: Sequence[float | None], count: int = 3) -> list[str | None]:
-    """Numbers cut at their quantiles into `count` bands of about equal size, named like "-35 to -5".
+def bands(values: Sequence[float | None]) -> list[str | None]:
+    """Numbers cut at their quantiles into `BANDS` bands of about equal size, named like "-35 to -5".
 
-    Equal numbers stay together, so there may be fewer bands; up to `count` distinct numbers are a band each. A
-    name gives the lowest and highest number in the band, rounded as far as the names stay distinct.
+    Equal numbers stay together, so there may be fewer bands; up to `BANDS` distinct numbers are a band each. A name
+    gives the lowest and highest number in the band, rounded as far as the names stay distinct.
 
     Args:
         values: (n,) finite numbers; None and NaN are unknown.
@@ -134,10 +135,8 @@ def bands(values: Sequence[float | None], count: int = 3) -> list[str | None]:
         (n,) names, None where unknown.
 
     Raises:
-        ValueError: fewer than one band, an infinite number, or a value that is not a number.
+        ValueError: an infinite number, or a value that is not a number.
     """
-    if count < 1:
-        raise ValueError(f"{count} bands cannot hold the values; ask for at least 1")
     try:
         numbers = np.array([math.nan if value is None else value for value in values], dtype=float)
     except (TypeError, ValueError):
@@ -146,12 +145,12 @@ def bands(values: Sequence[float | None], count: int = 3) -> list[str | None]:
     if np.isinf(numbers).any():
         raise ValueError("bands are cut from finite numbers; write NaN where a number is unknown")
     ends = np.unique(numbers[known])  # highest number of each band
-    if len(ends) > count:
-        quantiles = np.quantile(numbers[known], np.arange(1, count) / count, method="inverted_cdf")
+    if len(ends) > BANDS:
+        quantiles = np.quantile(numbers[known], np.arange(1, BANDS) / BANDS, method="inverted_cdf")
         ends = np.unique([*quantiles, ends[-1]])
     of_band = np.searchsorted(ends, numbers)
     limits = [(part.min(), part.max()) for part in (numbers[of_band == band] for band in range(len(ends)))]
-    for decimals in count_up():
+    for decimals in count():
         names = [" to ".join(dict.fromkeys(_rounded(limit, decimals) for limit in pair)) for pair in limits]
         ranges = sum(low < high for low, high in limits)
         if len(set(names)) == len(names) and sum(" to " in name for name in names) == ranges:

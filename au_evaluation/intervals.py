@@ -13,6 +13,7 @@ import numpy as np
 from scipy.sparse import coo_array
 
 from au_llava.metrics_au import (
+    OPTIONAL,
     Column,
     count_terms,
     divide_by_au,
@@ -149,7 +150,7 @@ def paired_difference(
         ValueError: as `intervals`, or a system described by other arguments.
     """
     for name, system in (("a", a), ("b", b)):
-        require_arguments(f"system {name}", system, ("predictions",), ("probabilities", "decisions", "medians"))
+        require_arguments(f"system {name}", system, ("predictions",), OPTIONAL)
     points = [score(references=references, fmt=fmt, subjects=subjects, **system)["per_au"] for system in (a, b)]
     both = [divide_by_au(references=references, fmt=fmt, **system) for system in (a, b)]
     people, who = name_subjects(subjects, both[0])

@@ -8,15 +8,15 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from au_llava.action_units import AUFormat, get_format
 from au_llava.au_datasets.folds import Protocol, protocol_parts
 from au_llava.au_evaluation.scoring import score_arguments, score_with_intervals
 from au_llava.au_evaluation.tables import METRICS, markdown_table, number
+from au_llava.au_runs.files import HOME
 from au_llava.metrics_au import fold_scores
 
-PUBLISHED = Path(__file__).resolve().parent.parent / "assets" / "published_results.json"
+PUBLISHED = HOME / "assets" / "published_results.json"
 
 
 def tested_records(records, protocol: Protocol) -> dict[str, list[int]]:

@@ -40,6 +40,7 @@ from au_llava.au_evaluation.report_figures import (
 )
 from au_llava.au_evaluation.report_tables import Cell, Table
 from au_llava.au_evaluation.tables import markdown_table
+from au_llava.au_faces.jpeg import jpeg_bytes
 
 TEMPLATES = Path(__file__).parent
 # Section -> title, introduction; in the order of the report.
@@ -217,9 +218,7 @@ def _svg(picture: Picture) -> Markup:
 
 def _jpeg(image: Image.Image) -> str:
     """The image as a data URI."""
-    data = io.BytesIO()
-    image.save(data, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg_bytes(image, 80)).decode()}"
 
 
 def _escaped(text: str) -> str:

@@ -8,22 +8,12 @@ import numpy as np
 import pyarrow.parquet
 
 from au_llava.action_units import AUFormat, get_format
-from au_llava.au_evaluation.rows import by_format, scored_key
+from au_llava.au_evaluation.rows import KEYS, READ, by_format, scored_key
 from au_llava.metrics_au import decide
 
-COLUMNS = {
-    "dataset",
-    "subject",
-    "clip",
-    "frame",
-    "format",
-    "references",
-    "values",
-    "expected",
-    "probability",
-    "present",
-}
+COLUMNS = {*KEYS, "references", *READ} - {"median"}  # of predictions.parquet; older ones lack the median
 UNDEFINED = "\u2013"
+WORST = 12  # errors whose faces are shown
 
 
 class FormatEvaluation(NamedTuple):
@@ -84,8 +74,8 @@ def _evaluation(name: str, scores: dict, rows: list[dict]) -> FormatEvaluation:
     return FormatEvaluation(fmt, scores, rows, references, values, probability, rated, truth, present == 1, confidence)
 
 
-def worst_errors(evaluation: FormatEvaluation, count: int = 12) -> list[tuple[int, int]]:
-    """(image, AU) of the `count` wrong decisions with the highest probability, or fewer, highest first."""
+def worst_errors(evaluation: FormatEvaluation) -> list[tuple[int, int]]:
+    """(image, AU) of the `WORST` wrong decisions with the highest probability, or fewer, highest first."""
     wrong = evaluation.rated & (evaluation.present != evaluation.truth)
-    order = np.argsort(np.where(wrong, -evaluation.confidence, 1), axis=None, kind="stable")[: min(count, wrong.sum())]
+    order = np.argsort(np.where(wrong, -evaluation.confidence, 1), axis=None, kind="stable")[: min(WORST, wrong.sum())]
     return np.stack(np.unravel_index(order, wrong.shape), axis=1).tolist()

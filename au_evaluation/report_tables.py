@@ -6,11 +6,11 @@ from typing import NamedTuple
 import numpy as np
 
 from au_llava.au_datasets.folds import person_key
+from au_llava.au_evaluation.baselines import SHOWN
 from au_llava.au_evaluation.report_data import UNDEFINED, FormatEvaluation
 from au_llava.au_evaluation.tables import METRICS, interval, number
 
 HEADLINE = ("f1", "accuracy", "roc_auc", "average_precision", "ece", "icc", "pcc", "mae")
-BASELINE_METRICS = ("f1", "icc", "mae")
 
 
 class Cell(NamedTuple):
@@ -63,10 +63,10 @@ def baselines(formats: Sequence[FormatEvaluation]) -> Table:
                 reasons.setdefault(f"{answer} left out: {scored['left_out']}", []).append(name)
                 continue
             mean = scored["mean"]
-            numbers = (_number(mean[metric]) if metric in mean else Cell("") for metric in BASELINE_METRICS)
+            numbers = (_number(mean[metric]) if metric in mean else Cell("") for metric in SHOWN)
             rows.append([*_cells(name, answer), *numbers])
     caption = "; ".join(f"{reason} ({', '.join(names)})" for reason, names in reasons.items())
-    return Table(_cells("format", "answer", *map(_metric, BASELINE_METRICS)), rows, caption)
+    return Table(_cells("format", "answer", *map(_metric, SHOWN)), rows, caption)
 
 
 def per_au(evaluation: FormatEvaluation) -> Table:

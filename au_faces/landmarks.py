@@ -100,7 +100,7 @@ class Landmarker:
                 matrix = np.asarray(found.facial_transformation_matrixes[0])[:3, :3]
                 landmarks = np.array(points, np.float32) - np.float32(border)
                 rotation = matrix / np.cbrt(np.linalg.det(matrix))
-                return Measured(values, landmarks, *head_angles(matrix), rotation)
+                return Measured(values, landmarks, *head_angles(rotation), rotation)
         return None
 
 
@@ -113,8 +113,7 @@ def _packaged_model() -> Path:
 
 def head_angles(rotation: np.ndarray) -> tuple[float, float, float]:
     """Yaw, pitch and roll in degrees, as the subject turns, of a rotation (3, 3); x right, y up, z to the viewer."""
-    scale = np.cbrt(np.linalg.det(rotation))
-    right, up, ahead = (rotation / scale).T
+    right, up, ahead = rotation.T
     yaw = np.arctan2(ahead[0], ahead[2])
     pitch = np.arcsin(np.clip(ahead[1], -1, 1))
     roll = -np.arctan2(right[1], up[1])

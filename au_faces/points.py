@@ -48,9 +48,7 @@ class PlacedFace:
 
     points: np.ndarray  # (5, 2) float64, as in `TEMPLATE`, in pixels from the upper left corner of the picture
     confidence: float  # probability that the crop shows a face in the right place
-    rotation: (
-        np.ndarray
-    )  # (3, 3) of the head; its columns point to the left of the head, up and ahead (see `head_pose`)
+    rotation: np.ndarray  # (3, 3) of the head; its columns point to the left of the head, up and ahead (`head_pose`)
 
 
 class FacePoints:

@@ -41,12 +41,12 @@ class SlotsGraph(nn.Module):
         self.image_layer = model.config.vision_feature_layer
         self.network = model.model
         crop = processor.image_processor.crop_size
-        self.tree = compile_slots(processor, formats, processor.num_image_tokens(crop["height"], crop["width"]))
+        tokens = processor.num_image_tokens(crop["height"], crop["width"])
+        self.tree = compile_slots(processor, formats, tokens)
         embeddings = model.get_input_embeddings()(self.tree.input_ids).detach()
         is_image = self.tree.input_ids == model.config.image_token_id
         self.register_buffer("texts", embeddings[None, ~is_image])
         places = is_image.long().cumsum(0) - 1  # image tokens are consecutive, once or once for each format
-        tokens = processor.num_image_tokens(crop["height"], crop["width"])
         order = torch.where(is_image, places % tokens, tokens + (~is_image).long().cumsum(0) - 1)
         self.register_buffer("order", order)  # of the tree's tokens in the image's, then the texts'
         hidden = torch.zeros(self.tree.mask.shape, dtype=model.dtype).masked_fill_(~self.tree.mask, -torch.inf)

@@ -90,7 +90,7 @@ def runtime_files(package: Path) -> dict[str, bytes]:
     """The pinned files of npm's package of ONNX Runtime Web.
 
     Raises:
-        ValueError: the file is not this package.
+        FileNotFoundError: there is no such file. ValueError: it is not this package.
     """
     files = {}
     try:

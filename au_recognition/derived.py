@@ -140,9 +140,10 @@ class Derived:
         return None
 
     def _strength(self, labels: Sequence[str]) -> Cell:
-        """An AU's strength; that of a gaze without a format as the eyes show it."""
+        """An AU's strength; that of a gaze without a format as the eyes show it, if this face shows them."""
         gaze = next((label for label in labels if label in GAZE), None)
-        return self._value(labels, "continuous") or (_unknown if gaze is None else lambda face: _seen(face, gaze))
+        seen = _unknown if gaze is None else lambda face: face["gaze"] and face["gaze"][gaze]
+        return self._value(labels, "continuous") or seen
 
     def _blink(self, face: Mapping) -> int | None:
         return self.frames.get((face["file"], face["face_id"], face["frame"]))
@@ -163,11 +164,6 @@ class Derived:
 
 def _unknown(face: Mapping) -> None:
     return None
-
-
-def _seen(face: Mapping, label: str) -> float | None:
-    """An AU of the gaze, if the eyes of this face show it."""
-    return face["gaze"] and face["gaze"][label]
 
 
 def find_blinks(times: Sequence[float], closed: Sequence[int | None]) -> tuple[list[int | None], int, float]:

@@ -27,15 +27,6 @@ def save_faces(path: Path, faces: Sequence[dict], formats: Sequence[AUFormat]) -
     Args:
         faces: as `Readings` gives them.
     """
-    save_figure(path, draw_faces(faces, formats))
-
-
-def draw_faces(faces: Sequence[dict], formats: Sequence[AUFormat]) -> Figure:
-    """A figure with a row per face.
-
-    Args:
-        faces: of pictures, as `Readings` gives them.
-    """
     located = int(any(face["eyes"] is not None for face in faces))  # 1: a face is a part of its picture
     widths = [*[1.8] * located, 1.8, *(len(fmt.labels) * 0.2 + 0.5 for fmt in formats)]
     figure = Figure(figsize=(sum(widths) * 1.1, 2.1 * len(faces)), layout="constrained")
@@ -53,7 +44,7 @@ def draw_faces(faces: Sequence[dict], formats: Sequence[AUFormat]) -> Figure:
         row[located].set_title("where it moves" if located else name, fontsize=7, parse_math=False)
         for axis, fmt in zip(row[1 + located :], formats, strict=True):
             _show_bars(axis, fmt, face["answers"][fmt.name])
-    return figure
+    save_figure(path, figure)
 
 
 def _show_place(axis, image: Image.Image, face: dict) -> None:

@@ -58,7 +58,7 @@ def sidecar(
     Args:
         identity: of the run, see `plan_identity`.
         neutral: the option.
-        counts: of files, faces and frames without a face.
+        counts: of files, faces, frames without a face and faces turned away.
         problems: file -> what is wrong with it.
         engine: that has read, or has read last: engines may take turns, since their numbers are equal to 1e-5.
         left_out: what the folders hold besides pictures and videos, counted by suffix.

@@ -250,7 +250,7 @@ def paired_effect(first: pd.Series, second: pd.Series, level: float = 0.95) -> P
         ValueError: a participant appears twice, fewer than two have both, or all differ by the same.
     """
     from scipy.special import nctdtrinc
-    from scipy.stats import t
+    from scipy.stats import ttest_1samp
 
     for series in (first, second):
         if series.index.has_duplicates:
@@ -259,18 +259,15 @@ def paired_effect(first: pd.Series, second: pd.Series, level: float = 0.95) -> P
     people = len(differences)
     if people < 2 or differences.std() == 0:
         raise ValueError(f"{people} participants have both numbers; two or more who differ are needed.")
-    free, tail = people - 1, (1 - level) / 2
-    error = differences.std() / np.sqrt(people)
-    value = differences.mean() / error
-    half = t.ppf(1 - tail, free) * error
-    bounds = nctdtrinc(free, np.array([1 - tail, tail]), value)
+    test, tail = ttest_1samp(differences, 0), (1 - level) / 2
+    d_interval = nctdtrinc(people - 1, np.array([1 - tail, tail]), test.statistic) / np.sqrt(people)
     return PairedEffect(
         people=people,
         difference=float(differences.mean()),
-        interval=(float(differences.mean() - half), float(differences.mean() + half)),
-        p_value=float(2 * t.sf(abs(value), free)),
-        d=float(value / np.sqrt(people)),
-        d_interval=tuple(float(bound / np.sqrt(people)) for bound in bounds),
+        interval=tuple(map(float, test.confidence_interval(level))),
+        p_value=float(test.pvalue),
+        d=float(test.statistic / np.sqrt(people)),
+        d_interval=tuple(d_interval.tolist()),
     )
 
 

@@ -21,7 +21,7 @@ class Summary:
         blinks: of people in videos, see `Derived`.
     """
 
-    def __init__(self, formats: Sequence[AUFormat], blinks: Mapping[tuple[str, int], tuple[int, float]] = {}):
+    def __init__(self, formats: Sequence[AUFormat], blinks: Mapping[tuple[str, int], tuple[int, float]]):
         self.formats, self.blinks = formats, blinks
         self.people: dict[tuple[str, int], dict] = {}
         self.faces = self.frames_without = 0

@@ -1,4 +1,4 @@
-"""The tables: one row per face, as CSV, Parquet or JSON Lines.
+"""The tables, one row per face, as CSV, Parquet or JSON Lines; and which number stands for an AU in pictures.
 
 Columns have OpenFace's names where OpenFace has such a column (`frame`, `face_id`, `timestamp`, `confidence`,
 `success`, `AU12_c`, `AU12_r`) and py-feat's for the box of the face, so that readers of those tables find them.
@@ -14,11 +14,11 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from au_llava.action_units import AUFormat
+from au_llava.au_faces.table import FacesTable
 from au_llava.au_runs.files import replacing
 from au_llava.au_runs.names import escaped
 
-BOX = ("FaceRectX", "FaceRectY", "FaceRectWidth", "FaceRectHeight")
-EYES = ("eye_right_x", "eye_right_y", "eye_left_x", "eye_left_y")
+BOX, EYES = FacesTable.BOX, FacesTable.EYES  # so that --faces takes the tables that are written here
 POSE = ("pose_Rx", "pose_Ry", "pose_Rz")  # radians, OpenFace's signs (au_faces/points.py)
 INTEGERS = ("frame", "face_id", "success")
 FACE_COLUMNS = ("file", "frame", "face_id", "timestamp", "confidence", "success", *BOX, "FaceScore", *EYES, *POSE)

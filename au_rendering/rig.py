@@ -17,11 +17,12 @@ Unusual choices
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
-from pathlib import Path
 
 import numpy as np
 
-RIG_PATH = Path(__file__).resolve().parent.parent / "assets" / "face_rig.npz"
+from au_llava.au_runs.files import HOME
+
+RIG_PATH = HOME / "assets" / "face_rig.npz"
 
 # Strength 1 of an AU moves these shapes by these gains. AU to ARKit shape: ICT-FaceKit's published FACS table
 # (https://github.com/ICT-VGL/ICT-FaceKit), except AU10, AU23 and AU24. {side} is Left or Right.

@@ -22,7 +22,6 @@ def load_checkpoint(
     quantize: str | None = None,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
-    quiet: bool = True,
     checked: bool = False,
 ):
     """Load a checkpoint: (model in evaluation mode, processor). Adapters without a processor get that of their base.
@@ -32,7 +31,6 @@ def load_checkpoint(
         quantize: "8bit" or "4bit", with bitsandbytes.
         dtype: of the weights (default: as they are stored).
         device: where to compute (default: the device of this process).
-        quiet: whether to leave out the progress bar of loading weights.
         checked: whether `check_base` has been called before; it reads all weights of an adapter's base.
 
     Raises:
@@ -41,8 +39,7 @@ def load_checkpoint(
     """
     if not checked:
         check_base(str(name))
-    if quiet:
-        logging.disable_progress_bar()
+    logging.disable_progress_bar()  # of loading weights
     options = loading_options(quantize) | ({} if dtype is None else {"dtype": dtype})
     model = AutoModelForImageTextToText.from_pretrained(name, trust_remote_code=True, **options)
     processor = AutoProcessor.from_pretrained(processor_place(name), trust_remote_code=True)

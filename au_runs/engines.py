@@ -57,26 +57,21 @@ class TorchEngine:
         return self.model.recognize(self.processor, images, formats=formats, decoding=decoding, batch_size=batch_size)
 
     def fingerprint(self) -> str:
-        """As `weights_fingerprint`."""
-        return weights_fingerprint(self.model)
+        """A hash of the shapes and the first 256 numbers of every parameter: tells checkpoints apart quickly."""
+        from accelerate.utils import align_module_device
 
-
-def weights_fingerprint(model) -> str:
-    """A hash of the shapes and the first 256 numbers of every parameter: tells checkpoints apart quickly."""
-    from accelerate.utils import align_module_device
-
-    content = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if name in model.all_tied_weights_keys:  # PyTorch leaves it out itself, unless offloading has split the two
-            continue
-        content.update(f"{name}{tuple(parameter.shape)}".encode())
-        owner, _, own = name.rpartition(".")
-        module = model.get_submodule(owner)
-        with align_module_device(module) if parameter.is_meta else nullcontext():  # brings back offloaded weights
-            # A copy: numpy would pin the storage, which FSDP frees after use.
-            start = getattr(module, own).detach().flatten()[:256].clone()
-        content.update(start.float().cpu().numpy().tobytes())
-    return content.hexdigest()
+        content = hashlib.sha256()
+        for name, parameter in self.model.named_parameters():
+            if name in self.model.all_tied_weights_keys:  # PyTorch yields it only if offloading has split the two
+                continue
+            content.update(f"{name}{tuple(parameter.shape)}".encode())
+            owner, _, own = name.rpartition(".")
+            module = self.model.get_submodule(owner)
+            with align_module_device(module) if parameter.is_meta else nullcontext():  # brings back offloaded weights
+                # A copy: numpy would pin the storage, which FSDP frees after use.
+                start = getattr(module, own).detach().flatten()[:256].clone()
+            content.update(start.float().cpu().numpy().tobytes())
+        return content.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ def test_protocols_divide_instead_of_the_part_column(folder):
     assert people["train"] | people["validation"] | people["test"] == {f"F{number:03d}" for number in range(1, 24)}
     assert sum(map(len, people.values())) == 23
     assert people["validation"]
-    assert ("bp4d", "M014") in table.tested_people()  # though nobody prepared him
+    assert "bp4d:M014" in table.tested_people()  # though nobody prepared him
     train = table.load("train")
     check_people(train, table.load("validation"), [table])
     with pytest.raises(ValueError, match="1 subjects are in both train and test: bp4d:F001"):

@@ -22,7 +22,7 @@ from transformers import (
 from au_llava.action_units import get_format
 from au_llava.au_publishing.export import SlotsGraph
 from au_llava.au_recognition.evidence import evidence_maps
-from au_llava.au_runs.engines import weights_fingerprint
+from au_llava.au_runs.engines import TorchEngine
 from au_llava.configuration_au_llava import AuLlavaConfig, add_image_token
 from au_llava.modeling_au_llava import MAX_EXTRA_TOKENS, AuLlavaForConditionalGeneration, features_to_tokens
 from au_llava.pipeline_au_llava import AURecognitionPipeline
@@ -556,7 +556,7 @@ def test_a_part_on_disk_answers_alike(stored, on_disk, tmp_path):
     np.testing.assert_allclose(all_answers(loaded, processor), expected, atol=1e-5)
     assert getattr(loaded, "hf_device_map", places)["model.vision_tower"] == places["model.vision_tower"]
     whole = AuLlavaForConditionalGeneration.from_pretrained(folder)
-    assert weights_fingerprint(loaded) == weights_fingerprint(whole)
+    assert TorchEngine(loaded, processor).fingerprint() == TorchEngine(whole, processor).fingerprint()
 
 
 @pytest.mark.parametrize("offload", [cpu_offload, disk_offload, "auto"])

@@ -215,7 +215,6 @@ def test_worst_errors_are_wrong_and_sure(folder):
         wrong = readings.rated & (readings.present != readings.truth)
         assert all(wrong[tuple(cell)] for cell in worst)
         assert len(worst) == min(12, wrong.sum())
-        assert len(worst_errors(readings, 10_000)) == wrong.sum()
 
 
 def test_confidence_is_the_probability_of_what_was_decided(tmp_path):

@@ -604,7 +604,7 @@ def test_their_people_can_be_tested_and_so_not_trained_on(faces):
         record_features(sharing.UNLABELLED_METADATA),
         shard_path(faces, "train", 0, 1),
     )
-    assert table.tested_people() == {(rows[0]["dataset"], rows[0]["subject"])}
+    assert table.tested_people() == {f"{rows[0]['dataset']}:{rows[0]['subject']}"}
 
 
 def test_one_label_is_enough(faces):

@@ -99,7 +99,7 @@ def main(arguments: argparse.Namespace) -> None:
         people = sorted({*people, *coded})
     engine = engine_for(arguments, name, records["format"][:], mirror_images=arguments.mirror)
     photographs = {"unlabeled": arguments.unlabelled, "coded": arguments.coded}
-    fitted = calibrate_checkpoint(engine, records, folders, part, arguments.batch_size, True, **photographs)
+    fitted = calibrate_checkpoint(engine, records, folders, part, arguments.batch_size, **photographs)
     if not processes().is_main_process:
         return
     report = calibration_report(fitted.fits, fitted.references)

@@ -18,6 +18,7 @@ from au_llava.au_evaluation.scoring import score_arguments
 from au_llava.au_evaluation.tables import console_table, interval, number
 from au_llava.au_runs.commands import CommandParser
 from au_llava.au_runs.files import check_writable
+from au_llava.metrics_au import OPTIONAL
 
 DESCRIPTION = """\
 Test the difference between two evaluations of the same images: paired bootstrap over subjects, Holm's correction over
@@ -28,7 +29,6 @@ AUs.
 The terminal shows the mean over AUs and the AUs with p < 0.05; the JSON file holds every metric of every AU.
 """
 COMPARED = ("f1", "roc_auc", "icc", "pcc", "mae")  # in the terminal
-OPTIONAL = ("decisions", "medians", "probabilities")  # of the arguments of `metrics_au.score`
 
 
 def make_parser() -> CommandParser:

@@ -78,11 +78,7 @@ def presence(probabilities: np.ndarray, references: np.ndarray) -> dict:
 
 
 def agreement(predictions: np.ndarray, references: np.ndarray, medians: np.ndarray | None = None) -> dict:
-    """Agreement of one AU's values with its labels.
-
-    `icc` and `icc_1_1` are ICC(3,1), consistency, and ICC(1,1), absolute agreement, of Shrout and Fleiss (1979), with
-    values and labels as the two raters: (BMS - EMS) / (BMS + EMS) and (BMS - WMS) / (BMS + WMS), where BMS is the mean
-    square between images, EMS the residual one and WMS the one within images. A rater's bias counts in the second only.
+    """Agreement of one AU's values with its labels; `icc` and `icc_1_1` treat them as two raters.
 
     The best point forecast under a squared error, and so for ICC and PCC, is the mean of the predictive distribution;
     under an absolute error it is the median (Gneiting 2011, "Making and evaluating point forecasts"). A system that
@@ -111,6 +107,42 @@ def agreement(predictions: np.ndarray, references: np.ndarray, medians: np.ndarr
     return {**scores, "undefined": reasons}
 
 
+def icc(ratings: np.ndarray) -> float:
+    """ICC(3,1) of Shrout and Fleiss (1979): consistency of single ratings by fixed raters, at most 1.
+
+    (BMS - EMS) / (BMS + (k - 1) EMS), with BMS the mean square between targets and EMS the residual mean square. NaN
+    for fewer than two targets, and where every rater gives all targets the same rating.
+
+    Args:
+        ratings: (targets, k raters), complete, k at least 2.
+    """
+    targets, raters = ratings.shape
+    if targets < 2 or not np.ptp(ratings, axis=0).any():
+        return float("nan")
+    centered = ratings - ratings.mean(axis=0)  # removes the raters' effect and the grand mean
+    target_means = centered.mean(axis=1, keepdims=True)
+    between = raters * np.sum(target_means**2) / (targets - 1)
+    error = np.sum((centered - target_means) ** 2) / ((targets - 1) * (raters - 1))
+    return float((between - error) / (between + (raters - 1) * error))
+
+
+def icc_1_1(ratings: np.ndarray) -> float:
+    """ICC(1,1) of Shrout and Fleiss (1979): absolute agreement of single ratings by interchangeable raters, at most 1.
+
+    (BMS - WMS) / (BMS + (k - 1) WMS), with WMS the mean square within targets; unlike in ICC(3,1), a rater's bias
+    counts. NaN for fewer than two targets and where all ratings are equal.
+
+    Args:
+        ratings: (targets, k raters), complete, k at least 2.
+    """
+    targets, raters = ratings.shape
+    if targets < 2 or not np.ptp(ratings):
+        return float("nan")
+    between = raters * np.var(ratings.mean(axis=1), ddof=1)
+    within = np.mean(np.var(ratings, axis=1, ddof=1))
+    return float((between - within) / (between + (raters - 1) * within))
+
+
 def score(
     predictions, references, fmt, probabilities=None, decisions=None, subjects: Sequence | None = None, medians=None
 ) -> dict:
@@ -137,7 +169,7 @@ def score(
         "per_subject": subject -> f1, accuracy and, unless the format codes occurrence, icc and mae: means over AUs;
         "n": images; "annotated": annotated (image, AU) cells; "unparsed": those of them without a prediction.
 
-        icc_within is icc of each subject's images alone, averaged over the subjects for which it is defined, so
+        icc_within is `icc` of each subject's images alone, averaged over the subjects for which it is defined, so
         telling faces apart earns nothing. A subject with constant labels counts as 0; with constant predictions too,
         or with one image, it is undefined.
 
@@ -511,7 +543,7 @@ def metrics_of_moments(n, p, t, pp, tt, pt, absolute, squared, positive, absolut
         spt = np.where((spp > 0) & (stt > 0), spt, 0.0)
         between, within = (spp + stt + 2 * spt) / 2 / (n - 1), squared / 2 / n  # mean squares of two raters
         return {
-            "icc": 2 * spt / (spp + stt),
+            "icc": 2 * spt / (spp + stt),  # as in `icc`, with the mean squares of two raters
             "icc_1_1": (between - within) / (between + within),
             "pcc": spt / np.sqrt(spp * stt),
             "mae": absolute / n,

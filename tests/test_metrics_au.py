@@ -15,6 +15,8 @@ from au_llava.metrics_au import (
     confusion,
     detection,
     fold_scores,
+    icc,
+    icc_1_1,
     presence,
     reliability_curve,
     risk_coverage,
@@ -80,22 +82,34 @@ def brute_force_ece(probabilities, labels):
 
 
 # Table 2 of Shrout and Fleiss (1979): six targets, four judges.
-SHROUT_FLEISS = [[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]]
+SHROUT_FLEISS = np.array([[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]])
 
 
-def test_the_brute_force_gives_the_published_iccs():
-    assert round(brute_force_icc(SHROUT_FLEISS), 2) == 0.71
-    assert round(brute_force_icc_1_1(SHROUT_FLEISS), 2) == 0.17
+def test_icc_on_the_published_example():
+    assert round(icc(SHROUT_FLEISS), 2) == 0.71
+    assert round(icc_1_1(SHROUT_FLEISS), 2) == 0.17
+    assert icc(SHROUT_FLEISS) == pytest.approx(brute_force_icc(SHROUT_FLEISS.tolist()))
+    assert icc_1_1(SHROUT_FLEISS) == pytest.approx(brute_force_icc_1_1(SHROUT_FLEISS.tolist()))
 
 
 def test_icc_is_consistency_and_icc_1_1_absolute_agreement():
     labels = np.array([0.0, 1, 3, 5])
-    assert agreement(labels + 1, labels)["icc"] == pytest.approx(1)
-    assert agreement(-labels, labels)["icc"] == pytest.approx(-1)
-    assert agreement(np.full(4, 2.0), labels)["icc"] == pytest.approx(0)
-    assert agreement(labels, labels)["icc_1_1"] == pytest.approx(1)
-    assert agreement(labels + 1, labels)["icc_1_1"] < 0.95
-    assert agreement(np.array([1.0, 1.0]), np.array([0.0, 0.0]))["icc_1_1"] == pytest.approx(-1)
+    assert icc(np.stack([labels, labels + 1], axis=1)) == pytest.approx(1)
+    assert icc(np.stack([labels, -labels], axis=1)) == pytest.approx(-1)
+    assert icc(np.stack([labels, np.full(4, 2.0)], axis=1)) == pytest.approx(0)
+    assert icc_1_1(np.stack([labels, labels], axis=1)) == pytest.approx(1)
+    assert icc_1_1(np.stack([labels, labels + 1], axis=1)) < 0.95
+    assert icc_1_1(np.array([[0.0, 1.0], [0.0, 1.0]])) == pytest.approx(-1)
+
+
+@pytest.mark.parametrize("ratings", [[[1.0, 2.0]], [[0.1, 0.7]] * 3, np.zeros((0, 2))])
+def test_icc_is_undefined_where_targets_cannot_be_told_apart(ratings):
+    assert np.isnan(icc(np.array(ratings)))
+
+
+@pytest.mark.parametrize("ratings", [[[1.0, 2.0]], [[0.7, 0.7]] * 3, np.zeros((0, 2))])
+def test_icc_1_1_is_undefined_where_all_is_equal(ratings):
+    assert np.isnan(icc_1_1(np.array(ratings)))
 
 
 @pytest.mark.parametrize(("name", "decided"), [("bp4d", False), ("bp4d", True), ("disfa", True), ("feafa", False)])
@@ -135,6 +149,8 @@ def test_scores_equal_independent_computations(name, decided):
                 "mae_nonzero": np.mean([abs(p - t) for p, t in pairs if t > 0]),
                 "icc_within": np.mean([brute_force_icc(pairs[whose == who].tolist()) for who in np.unique(whose)]),
             }
+            assert expected["icc"] == pytest.approx(icc(pairs))
+            assert expected["icc_1_1"] == pytest.approx(icc_1_1(pairs))
         rated = annotated & ~np.isnan(system["probabilities"][:, column])
         probability = system["probabilities"][rated, column]
         positive = references[rated, column] >= fmt.presence_threshold
@@ -290,9 +306,7 @@ def test_agreement_is_exact_far_from_zero_and_for_close_values():
     rng = np.random.default_rng(0)
     predictions, references = 1e4 + rng.normal(0, 1e-3, (2, 1000))
     scores = agreement(predictions, references)
-    assert scores["icc"] == pytest.approx(
-        brute_force_icc(np.stack([predictions, references], axis=1).tolist()), rel=1e-6
-    )
+    assert scores["icc"] == pytest.approx(icc(np.stack([predictions, references], axis=1)), rel=1e-6)
     assert scores["pcc"] == pytest.approx(scipy.stats.pearsonr(predictions, references).statistic, rel=1e-6)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from au_llava.action_units import AUFormat
 from au_llava.au_faces.media import DamagedVideo, is_video, video_frames
@@ -103,8 +103,10 @@ def save_video(path: Path, faces: Iterable[dict], plan: Plan) -> None:
             try:
                 for frame in video_frames(video, plan.every, plan.fps):
                     if stream is None:
-                        stream = _video_stream(container, frame.image.size)
-                    picture = annotated(frame.image, notes.get(frame.number, ()))
+                        size = frame.image.size
+                        stream = _video_stream(container, size)
+                    # Calls over a network are recorded in sizes that change: all frames are fitted into the first.
+                    picture = ImageOps.pad(annotated(frame.image, notes.get(frame.number, ())), size)
                     drawn = av.VideoFrame.from_image(picture.crop((0, 0, stream.width, stream.height)))
                     drawn.pts, drawn.time_base = round(frame.time / CLOCK), CLOCK
                     container.mux(stream.encode(drawn))

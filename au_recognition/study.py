@@ -133,8 +133,8 @@ def around_events(table: pd.DataFrame, events: pd.DataFrame, before: float, afte
         the onset, rounded to a multiple of `step`. A row near two events appears twice.
 
     Raises:
-        ValueError: no events, events of the same index label, or one whose surroundings are not all within its
-            recording, or whose recording is not in the table.
+        ValueError: no events, index labels that are there twice or have several levels, an event whose surroundings
+            are not all within its recording, or one whose recording is not in the table.
     """
     require_columns(table, ["file", "timestamp", "face_id"])
     require_columns(events, ["file", "onset"], "the table of events")
@@ -142,8 +142,11 @@ def around_events(table: pd.DataFrame, events: pd.DataFrame, before: float, afte
         raise ValueError(f"The events have columns that the table has too: {named(clash)}. Leave them out.")
     if min(before, after) < 0 or step <= 0:
         raise ValueError(f"before {before} and after {after} must not be negative, and step {step} must be positive.")
-    if events.empty or events.index.has_duplicates:
-        raise ValueError("The table of events is empty, or two events have one index label; reset_index numbers them.")
+    if events.empty or events.index.has_duplicates or events.index.nlevels > 1:
+        raise ValueError(
+            "The table of events is empty, two events have one index label, or labels have several levels; "
+            "reset_index numbers them."
+        )
     _check_times(table)
     recordings = dict(list(table.groupby("file", sort=False)))
     pieces = []

@@ -211,6 +211,8 @@ def test_other_events_that_are_refused():
         around_events(recording(), events.head(0), before=0.5, after=1.0, step=0.1)
     with pytest.raises(ValueError, match="two events have one index label"):
         around_events(recording(), pd.concat([events, events]), before=0.5, after=1.0, step=0.1)
+    with pytest.raises(ValueError, match="labels have several levels; reset_index"):
+        around_events(recording(), events.set_index(pd.Index(["x", "y"]), append=True), 0.5, 1.0, 0.1)
     with pytest.raises(ValueError, match="the time does not increase"):
         around_events(recording().iloc[::-1], events, before=0.5, after=1.0, step=0.1)
 

@@ -658,6 +658,18 @@ def test_frames_of_another_size_are_fitted_into_an_annotated_video(tmp_path):
         assert pixels[:, 52:].max() < 50
 
 
+def test_a_film_faster_than_the_clock_of_its_annotated_copy(tmp_path):
+    with av.open(str(tmp_path / "fast.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=12_000)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for _ in range(30):
+            container.mux(stream.encode(av.VideoFrame.from_image(Image.new("RGB", (64, 64)))))
+        container.mux(stream.encode())
+    plan = SimpleNamespace(parts=[tmp_path / "fast.mp4"], every=1, fps=None, formats=())
+    save_video(tmp_path / "out.mp4", [], plan)
+    assert len(list(video_frames(tmp_path / "out.mp4"))) == 30
+
+
 def test_gif_still_and_moving(expressions, tmp_path):
     still, moving = tmp_path / "still.gif", tmp_path / "moving.gif"
     expressions[0][0].save(still)

@@ -210,7 +210,7 @@ def _from_array(array) -> Image.Image:
             f"An image array of shape {tuple(array.shape)} arrived; expected (height, width), "
             "(height, width, channels) with 1, 3 or 4 channels, or (3, height, width)."
         )
-    top = {"f": 1, "u": 65535 if array.dtype == np.uint16 else 255, "i": 255}.get(array.dtype.kind)
+    top = {"f": 1, "u": 65535 if array.dtype.itemsize == 2 else 255, "i": 255}.get(array.dtype.kind)
     if top is None:
         raise ValueError(f"An image array must hold integers or floats; {array.dtype} arrived.")
     if not (array.min() >= 0 and array.max() <= top):  # also catches NaN

@@ -3,6 +3,7 @@
 Owns which file names are pictures and which are videos, and how videos are opened. Single pictures are opened by
 `load_face_image` (pictures_au_llava.py). Unusual choices
 - Frames are counted from 1, as in OpenFace, and carry their time, so videos may have a variable frame rate.
+- Recordings put end to end, as with `cat` from a camera's .mts files, start their clock anew; here time goes on.
 - Only the video track tells whether a recording is complete: sound that lasts longer is not damage.
 - Animated GIF, PNG, WebP and AVIF are read by Pillow, which handles their transparency, all else by FFmpeg (PyAV).
 """
@@ -37,6 +38,7 @@ UNTIMED = 0.1  # seconds that an animation's frame of up to 10 ms is shown, in b
 
 SHORTFALL = 0.5  # seconds that may be missing at a video's end before it counts as damaged,
 SHORT_SHARE = 0.25  # or this share of a short video
+RESTART = 0.5  # seconds by which time goes back where another recording begins
 NO_TIMESTAMPS = 0x80  # AVFMT_NOTIMESTAMPS: the length that a raw stream declares is a guess
 
 TURNS = {  # (a, b, c, d) of a display matrix: x' = a x + c y, y' = b x + d y (FFmpeg, libavutil/display.h)
@@ -150,6 +152,7 @@ def _video(path: Path, wanted: Callable, counted: bool) -> Iterator[Frame]:
 
     reformatter = VideoReformatter()  # one for all frames: high dynamic range takes it seconds of preparation
     number, damaged, first, end = 0, 0, None, 0.0
+    before = time = 0.0  # of the last frame: on the recording's clock, and from the first frame
     with _opened(path) as (container, stream):
         stream.thread_type = "AUTO"
         rate, aspect = _rate(container, stream), stream.sample_aspect_ratio or 1
@@ -173,9 +176,13 @@ def _video(path: Path, wanted: Callable, counted: bool) -> Iterator[Frame]:
                 number += 1
                 damaged += frame.is_corrupt
                 shown = frame.time if frame.time is not None else (number - 1) / rate
-                first = shown if first is None else first
-                end = max(end, shown + (float(frame.duration * frame.time_base) if frame.duration else 1 / rate))
-                time = shown - first
+                lasts = float(frame.duration * frame.time_base) if frame.duration else 1 / rate
+                if first is None:
+                    first = shown
+                elif shown < before - RESTART:
+                    first = shown - time - lasts
+                end = max(end, shown + lasts)
+                before, time = shown, shown - first
                 try:
                     image = _upright(frame, aspect, reformatter) if wanted(number, time) else None
                 except (FFmpegError, ValueError, OSError) as error:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from au_llava.action_units import AUFormat
 from au_llava.au_faces.media import DamagedVideo, is_video, video_frames
@@ -20,7 +20,7 @@ BAR_COLOR, PRESENT_COLOR, TINT = "#9aa7b8", "#0b63a5", "#d55e00"
 SHOWN_SIDE = 224  # pixels of a face in a picture
 OUTLINE = 0.5  # share of an evidence map's maximum; what is higher is outlined, and hidden to see what it matters
 VIDEO_AUS = 6  # AUs named beside a face of a video, at most
-CLOCK = Fraction(1, 1000)  # seconds per tick of an annotated video
+CLOCK = Fraction(1, 10_000)  # seconds per tick of an annotated video, as exact as times in tables
 VIDEOS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}  # suffixes of annotated videos, their formats in FFmpeg
 DPI = 160  # of figures
 
@@ -99,14 +99,17 @@ def save_video(path: Path, faces: Iterable[dict], plan: Plan) -> None:
     video = next(part for part in plan.parts if isinstance(part, Path))
     try:
         with replacing(path) as file, av.open(str(file), "w", format=VIDEOS[path.suffix.lower()]) as container:
-            stream = None
+            stream, ticks = None, -1
             try:
                 for frame in video_frames(video, plan.every, plan.fps):
                     if stream is None:
-                        stream = _video_stream(container, frame.image.size)
-                    picture = annotated(frame.image, notes.get(frame.number, ()))
+                        size = frame.image.size
+                        stream = _video_stream(container, size)
+                    # Calls over a network are recorded in sizes that change: all frames are fitted into the first.
+                    picture = ImageOps.pad(annotated(frame.image, notes.get(frame.number, ())), size)
                     drawn = av.VideoFrame.from_image(picture.crop((0, 0, stream.width, stream.height)))
-                    drawn.pts, drawn.time_base = round(frame.time / CLOCK), CLOCK
+                    ticks = max(round(frame.time / CLOCK), ticks + 1)  # two frames may have one time, but not here
+                    drawn.pts, drawn.time_base = ticks, CLOCK
                     container.mux(stream.encode(drawn))
             except DamagedVideo:
                 pass  # reported when the video was read

@@ -19,9 +19,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from au_llava.au_recognition.derived import ARKIT
+
 NEEDED = ("file", "frame", "face_id", "timestamp", "confidence", "success")
 TABLES = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
-AU_COLUMN = r"^(?:[^.]+\.)?A[UD]\d"  # AU01_r, AU43L_change, disfa.AU01_r
+AU_COLUMN = r"^(?:.+\.)?A[UD]\d"  # AU01_r, AU43L_change, disfa.AU01_r
 NAMED = 3  # entries that an error names at most
 ROUNDING = 1e-6  # seconds
 
@@ -90,7 +92,7 @@ def join_design(table: pd.DataFrame, design: pd.DataFrame) -> pd.DataFrame:
 
 
 def quality_filter(table: pd.DataFrame, limits: Mapping[str, tuple[float | None, float | None]]) -> pd.DataFrame:
-    """The table with a column `usable`, and all AU columns NaN where that is False.
+    """The table with a column `usable`, and all columns of AUs and of ARKit's shapes NaN where that is False.
 
     Args:
         table: of recognize_au.py.
@@ -111,8 +113,8 @@ def quality_filter(table: pd.DataFrame, limits: Mapping[str, tuple[float | None,
             raise ValueError(f"{column}: the lowest value {lowest} is above the highest {highest}; give (low, high).")
         usable &= table[column].between(low, high).fillna(False).astype(bool)
     result = table.assign(usable=usable)
-    aus = result.columns[result.columns.str.contains(AU_COLUMN)]
-    result[aus] = result[aus].where(usable)
+    read = result.columns[result.columns.str.contains(AU_COLUMN) | result.columns.isin(list(ARKIT))]
+    result[read] = result[read].where(usable)
     return result
 
 
@@ -131,8 +133,8 @@ def around_events(table: pd.DataFrame, events: pd.DataFrame, before: float, afte
         the onset, rounded to a multiple of `step`. A row near two events appears twice.
 
     Raises:
-        ValueError: no events, events of the same index label, or one whose surroundings are not all within its
-            recording, or whose recording is not in the table.
+        ValueError: no events, index labels that are there twice or have several levels, an event whose surroundings
+            are not all within its recording, or one whose recording is not in the table.
     """
     require_columns(table, ["file", "timestamp", "face_id"])
     require_columns(events, ["file", "onset"], "the table of events")
@@ -140,8 +142,11 @@ def around_events(table: pd.DataFrame, events: pd.DataFrame, before: float, afte
         raise ValueError(f"The events have columns that the table has too: {named(clash)}. Leave them out.")
     if min(before, after) < 0 or step <= 0:
         raise ValueError(f"before {before} and after {after} must not be negative, and step {step} must be positive.")
-    if events.empty or events.index.has_duplicates:
-        raise ValueError("The table of events is empty, or two events have one index label; reset_index numbers them.")
+    if events.empty or events.index.has_duplicates or events.index.nlevels > 1:
+        raise ValueError(
+            "The table of events is empty, two events have one index label, or labels have several levels; "
+            "reset_index numbers them."
+        )
     _check_times(table)
     recordings = dict(list(table.groupby("file", sort=False)))
     pieces = []
@@ -257,7 +262,7 @@ def paired_effect(first: pd.Series, second: pd.Series, level: float = 0.95) -> P
             raise ValueError(f"{named(series.index[series.index.duplicated()])}: give one number per participant.")
     differences = (first - second).dropna().astype(float)
     people = len(differences)
-    if people < 2 or differences.std() == 0:
+    if people < 2 or np.ptp(differences) <= 1e-9 * max(first.abs().max(), second.abs().max()):  # rounded alike
         raise ValueError(f"{people} participants have both numbers; two or more who differ are needed.")
     test, tail = ttest_1samp(differences, 0), (1 - level) / 2
     d_interval = nctdtrinc(people - 1, np.array([1 - tail, tail]), test.statistic) / np.sqrt(people)

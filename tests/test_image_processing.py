@@ -108,6 +108,7 @@ def test_arrays_and_tensors_of_every_layout(quarters):
         expected,
         expected.astype(np.int64),
         expected.astype(np.uint16) * 257,
+        (expected.astype(np.uint16) * 257).astype(">u2"),  # as TIFF and PGM files store them
         scaled,
         scaled.astype(np.float64),
         scaled.astype(np.float16),

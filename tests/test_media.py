@@ -478,6 +478,17 @@ def test_videos_that_do_not_say_how_long_they_are(tmp_path):
         np.testing.assert_allclose([frame.time for frame in video_frames(path)], np.arange(20) / rate, atol=0.002)
 
 
+@pytest.mark.parametrize("lengths", [(20, 30), (30, 20)])
+def test_time_goes_on_where_recordings_were_put_end_to_end(tmp_path, lengths):
+    """Each part of an .mts or .ts file that `cat` joined has its own clock; ten frames a second."""
+    parts = [write_video(tmp_path / f"{count}.ts", noise(count)).read_bytes() for count in lengths]
+    path = tmp_path / "joined.ts"
+    path.write_bytes(b"".join(parts))
+    frames = list(video_frames(path))
+    np.testing.assert_allclose([frame.time for frame in frames], np.arange(50) / 10, atol=1e-4)
+    assert [frame.number for frame in video_frames(path, fps=5)] == list(range(1, 51, 2))
+
+
 def test_reordered_frames_come_in_order(tmp_path):
     pictures = [Image.new("RGB", (64, 64), (12 * number,) * 3) for number in range(20)]
     for name in ("film.avi", "film.mkv", "film.mp4"):

@@ -641,6 +641,35 @@ def test_figures_and_videos_appear_whole_or_not_at_all(film, tmp_path, monkeypat
     assert [path.read_text() for path in tmp_path.iterdir()] == ["an earlier one"] * 2
 
 
+def test_frames_of_another_size_are_fitted_into_an_annotated_video(tmp_path):
+    """Of recorded calls the size changes; nothing is cut off: a white frame of twice the size keeps its black edge."""
+    for name, side in (("a.h264", 64), ("b.h264", 128)):
+        picture = Image.new("RGB", (side, side), "white")
+        picture.paste("black", (3 * side // 4, 0, side, side))
+        write_video(tmp_path / name, [picture] * 3)
+    film = tmp_path / "film.h264"
+    film.write_bytes((tmp_path / "a.h264").read_bytes() + (tmp_path / "b.h264").read_bytes())
+    save_video(tmp_path / "out.mp4", [], SimpleNamespace(parts=[film], every=1, fps=None, formats=()))
+    shown = [np.asarray(frame.image.convert("L")) for frame in video_frames(tmp_path / "out.mp4")]
+    assert len(shown) == 6
+    for pixels in shown:
+        assert pixels.shape == (64, 64)
+        assert pixels[:, :44].min() > 200
+        assert pixels[:, 52:].max() < 50
+
+
+def test_a_film_faster_than_the_clock_of_its_annotated_copy(tmp_path):
+    with av.open(str(tmp_path / "fast.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=12_000)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for _ in range(30):
+            container.mux(stream.encode(av.VideoFrame.from_image(Image.new("RGB", (64, 64)))))
+        container.mux(stream.encode())
+    plan = SimpleNamespace(parts=[tmp_path / "fast.mp4"], every=1, fps=None, formats=())
+    save_video(tmp_path / "out.mp4", [], plan)
+    assert len(list(video_frames(tmp_path / "out.mp4"))) == 30
+
+
 def test_gif_still_and_moving(expressions, tmp_path):
     still, moving = tmp_path / "still.gif", tmp_path / "moving.gif"
     expressions[0][0].save(still)

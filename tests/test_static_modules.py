@@ -241,6 +241,55 @@ def test_a_face_keeps_its_number_until_it_is_forgotten(page):
     assert numbers == [[0], [1, 0], [], [1], [0, 1], [2]]
 
 
+def frames_of(page, path):
+    """How many frames of a file the page reads as a video, and the sentence with which it ends, if any."""
+    return page.evaluate(
+        """async ([name, bytes]) => {
+            const { Frames } = await import("/sources.js");
+            let count = 0;
+            try {
+                const frames = await Frames.ofVideo(new File([Uint8Array.from(bytes)], name));
+                while (await frames.next()) count += 1;
+                return [count, null];
+            } catch (error) {
+                return [count, error.message];
+            }
+        }""",
+        [path.name, list(path.read_bytes())],
+    )
+
+
+def test_a_video_without_pictures_and_one_that_breaks_off_end_in_a_sentence(page, tmp_path):
+    av = pytest.importorskip("av")
+    sound, film = tmp_path / "sound.webm", tmp_path / "film.webm"
+    with av.open(str(sound), "w") as container:
+        stream = container.add_stream("libopus", rate=48000)
+        for start in range(0, 2 * 48000, 960):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 960), np.int16), "s16", "mono")
+            frame.sample_rate, frame.pts = 48000, start
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with av.open(str(film), "w") as container:
+        stream = container.add_stream("libvpx", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        rng = np.random.default_rng(0)
+        for _ in range(10):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(rng.integers(0, 256, (64, 64, 3), np.uint8))))
+        container.mux(stream.encode())
+    assert frames_of(page, sound) == [0, "sound.webm holds no moving pictures that this browser can show."]
+    count, problem = frames_of(page, film)
+    assert 1 <= count <= 10
+    assert problem is None
+    content = film.read_bytes()
+    with av.open(str(film)) as container:
+        for packet in map(bytes, list(container.demux(video=0))[5:10]):
+            content = content.replace(packet, bytes([255]) * len(packet))
+    film.write_bytes(content)
+    count, problem = frames_of(page, film)
+    assert count <= 6
+    assert problem == "The video breaks off here: it is damaged, or this browser cannot read on."
+
+
 def test_file_names_in_the_table_are_quoted(page):
     columns = {"face": ["file", "frame", "success"], "box": [], "eyes": [], "pose": [], "aus": {}}
     line = call(page, "table.js", "row", {"file": 'a "b", c.png', "frame": 3, "time": 0.5}, None, columns)

@@ -147,6 +147,14 @@ def test_frames_outside_the_limits_lose_their_readings_only():
     assert quality_filter(table, {})["usable"].tolist() == [False] + [True] * 39
 
 
+def test_shapes_of_arkit_and_formats_with_points_in_their_names_are_blanked_too():
+    table = recording(seconds=0.3).assign(**{"mouthSmileLeft": 0.5, "tongueOut": 0.1, "my.v1.0.AU12_r": 2.0})
+    table["confidence"] = [0.9, 0.5, 0.9]
+    filtered = quality_filter(table, {"confidence": (0.8, None)})
+    for column in ("mouthSmileLeft", "tongueOut", "my.v1.0.AU12_r"):
+        assert filtered[column].isna().tolist() == [False, True, False]
+
+
 def test_limits_that_cannot_be_right_are_refused():
     with pytest.raises(ValueError, match=r"no column confidance. Did you mean confidence"):
         quality_filter(recording(), {"confidance": (0.9, None)})
@@ -203,6 +211,8 @@ def test_other_events_that_are_refused():
         around_events(recording(), events.head(0), before=0.5, after=1.0, step=0.1)
     with pytest.raises(ValueError, match="two events have one index label"):
         around_events(recording(), pd.concat([events, events]), before=0.5, after=1.0, step=0.1)
+    with pytest.raises(ValueError, match="labels have several levels; reset_index"):
+        around_events(recording(), events.set_index(pd.Index(["x", "y"]), append=True), 0.5, 1.0, 0.1)
     with pytest.raises(ValueError, match="the time does not increase"):
         around_events(recording().iloc[::-1], events, before=0.5, after=1.0, step=0.1)
 
@@ -307,6 +317,8 @@ def test_people_who_lack_a_condition_are_left_out_and_bad_pairs_refused():
         paired_effect(first.head(3), second.tail(3))
     with pytest.raises(ValueError, match="two or more who differ"):
         paired_effect(first, first)
+    with pytest.raises(ValueError, match="two or more who differ"):  # 0.3 - 0.2 is not 0.4 - 0.3 in floats
+        paired_effect(pd.Series([0.3, 0.4, 0.5]), pd.Series([0.2, 0.3, 0.4]))
 
 
 def test_mixed_model_of_a_balanced_design_is_the_paired_t_test():

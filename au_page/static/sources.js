@@ -50,6 +50,10 @@ export class Frames {
       frames.stop();
       throw new Error(`${file.name} is not a picture or video that this browser can read.`);
     });
+    if (!frames.#video.videoWidth) {
+      frames.stop();
+      throw new Error(`${file.name} holds no moving pictures that this browser can show.`);
+    }
     return frames;
   }
 
@@ -57,6 +61,7 @@ export class Frames {
   async next() {
     const video = this.#video;
     while (!this.#stopped && !video.ended) {
+      if (video.error) throw new Error("The video breaks off here: it is damaged, or this browser cannot read on.");
       const time = await this.#shown();
       if (time !== null && video.videoWidth) return { picture: await createImageBitmap(video), time };
     }

@@ -30,8 +30,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
 
-from au_llava.action_units import FORMATS, AUFormat, add_format, own_formats
+from au_llava.action_units import FORMATS, own_formats
 from au_llava.au_runs.files import replacing, write_json
+from au_llava.au_runs.formats import know_formats
 
 SCHEMA_VERSION = 1
 PARTS = ("train", "validation", "test")
@@ -312,11 +313,10 @@ def _load_folder(folder: Path, labelled: bool) -> Dataset:
         raise ValueError(f"{folder} is unfinished: run the command that made it again to resume")
     if labelled and not _has_labels(manifest):
         raise ValueError(f"{folder} holds no labels; give it as --unlabelled")
-    for entries in manifest.get("own_formats", ()):
-        try:
-            add_format(AUFormat.from_dict(entries))
-        except ValueError as error:
-            raise ValueError(f"{folder}: {error}") from None
+    try:
+        know_formats(manifest)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
     try:
         records = Dataset.from_parquet([str(shard) for shard in shards])
     except pa.ArrowInvalid as error:

@@ -9,6 +9,7 @@ import pyarrow.parquet
 
 from au_llava.action_units import AUFormat, get_format
 from au_llava.au_evaluation.rows import KEYS, READ, by_format, scored_key
+from au_llava.au_runs.formats import know_formats
 from au_llava.metrics_au import decide
 
 COLUMNS = {*KEYS, "references", *READ} - {"median"}  # of predictions.parquet; older ones lack the median
@@ -52,6 +53,7 @@ def load_evaluation(folder: Path) -> tuple[dict, list[FormatEvaluation]]:
             raise ValueError(f"predictions.parquet lacks {', '.join(sorted(COLUMNS - set(table.column_names)))}")
         if not isinstance(results, dict) or not isinstance(results.get("formats"), dict) or not results["formats"]:
             raise ValueError("results.json scores no format (a protocol's table is in table.md)")
+        know_formats(results)
         rows = by_format(table.to_pylist())
         return results, [_evaluation(name, of, rows.get(name, [])) for name, of in results["formats"].items()]
     except (ValueError, KeyError, TypeError) as error:

@@ -109,7 +109,8 @@ def on_scale(values: np.ndarray, name: str, where: str, defects: Defects, unknow
     good = (values >= 0) & (values <= 1) if fmt.scale == "continuous" else np.isin(values, fmt.value_numbers)
     bad = ~good & ~np.isnan(values)
     if bad.any():
-        example = f"{where}: {values[bad][0]:g}"
+        first = values[bad][0]
+        example = f"{where}: {'no number' if np.isinf(first) else f'{first:g}'}"
         defects.add(f"labels off the {fmt.scale} scale, taken as not annotated", example, int(bad.sum()))
         values[bad] = np.nan
     return values

@@ -3,8 +3,9 @@
 An AU column has the label of the format, in any case, with leading zeros, spaces or quotes: AU12, au_12, 'AU 1'.
 Columns "clip" and "frame", in any case, are optional; the default frame is the number of the row. A label is unknown if
 the column is missing, if the cell is empty or says so (NA, NaN, None), or if its value is off the scale (which is
-counted). True and False are 1 and 0. A column without any value on the scale is refused. An image is a path, absolute
-or relative to --images, and has one row. Subjects and clips are text: 001 and 1 are two people, and NA is one.
+counted). True and False are 1 and 0. A column is refused without any value on the scale, and if all but 0 is lost: 0
+beside letters or several other numbers. An image is a path, absolute or relative to --images, and has one row.
+Subjects and clips are text: 001 and 1 are two people, and NA is one.
 
 The data set is named by --name, by default after the table and a hash of its path, because subject 1 of one table is
 not subject 1 of another.
@@ -15,6 +16,7 @@ Source: cosanlab/py-feat, trainAUvisModel.py. People are not named; to be safe, 
 (N_0000000001) count as one person. **Not verified against a real copy:** what the prefix means.
 """
 
+import os
 import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -145,7 +147,9 @@ def _read(path: Path, needed: Collection[str]) -> pd.DataFrame:
     table.columns = [c.lower() if c.lower() in lower and c.lower() not in plain else c for c in plain]
     for column in needed:
         if column not in table:
-            raise ValueError(f"{path} has no column {column!r}; it has {', '.join(table.columns[:20])}")
+            other = next((mark for mark in ";\t|" if len(table.columns) == 1 and mark in table.columns[0]), None)
+            fix = f": its cells are separated by {other!r}, save it with commas" if other else ""
+            raise ValueError(f"{path} has no column {column!r}; it has {', '.join(table.columns[:20])}{fix}")
     return table
 
 
@@ -184,10 +188,15 @@ def _labels(
             cells = table[columns[label]]
             values[:, index] = _numbers(cells)
             given = ~np.isnan(values[:, index]) & ~np.isin(values[:, index], list(unknown))
-            if given.any() and np.isnan(on_scale(values[given, index], name, "", Defects())).all():
+            known = ~np.isnan(on_scale(values[:, index], name, "", Defects(), unknown))
+            off = values[given & ~known, index]
+            codes = np.isinf(off).any() or len(np.unique(off)) > 1  # a single number may stand for "unknown"
+            lost = codes and not values[known, index].any()  # all that is not absent
+            if given.any() and (lost or not known.any()):
+                row = (given & ~known).argmax()
                 raise ValueError(
-                    f"column {columns[label]!r} of {path} holds nothing of the {FORMATS[name].scale} scale of {name}, "
-                    f"{_scale(name)}: row {given.argmax() + 1} says {cells[given].iloc[0]!r}"
+                    f"column {columns[label]!r} of {path} holds nothing{' but 0' * bool(known.any())} of the "
+                    f"{FORMATS[name].scale} scale of {name}, {_scale(name)}: row {row + 1} says {cells.iloc[row]!r}"
                 )
         else:
             defects.add("AUs of the format without a column, not annotated", label)
@@ -209,7 +218,7 @@ def _rows_of_clip(
     images: pd.Series, subjects: pd.Series, clips: pd.Series, defects: Defects
 ) -> dict[tuple[str, str], np.ndarray]:
     """`Rows.of_clip`, without rows whose image already has one."""
-    again = images.duplicated().to_numpy()
+    again = images.map(os.path.normpath).duplicated().to_numpy()  # ../faces/a.png may also be named in full
     if again.any():
         defects.add("rows for an image that has one, left out", images[again].iloc[0], int(again.sum()))
     kept = np.flatnonzero(~again)

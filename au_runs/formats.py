@@ -5,10 +5,12 @@
     scale: intensity           # occurrence, intensity or continuous
     presence_threshold: 3      # may be left out
 
-The file's format is known by its name from then on, in this process. Records keep it in their manifest.
+The file's format is known by its name from then on, in this process. Records, evaluations and
+checkpoints keep it as one of the `own_formats` of manifest.json, results.json and training_manifest.json.
 """
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -52,6 +54,16 @@ def known_format(word: str) -> AUFormat:
         return add_format(fmt)
     except ValueError as error:
         raise ValueError(f"{word}: {error}") from None
+
+
+def know_formats(stored: Mapping) -> None:
+    """Make the `own_formats` of a stored file known in this process.
+
+    Raises:
+        ValueError: one is no format, or its name has another meaning already.
+    """
+    for entries in stored.get("own_formats", ()):
+        add_format(AUFormat.from_dict(entries))
 
 
 class FormatNames(argparse.Action):

@@ -17,7 +17,9 @@ It names everyone the weights were trained, chosen or calibrated on, so that an 
 - `base_weights`, for adapters: the content hash of each weight file of their base (`weights_sha256`).
 - `unreadable`, if there were any: images that could not be read in training and were skipped.
 
-Older manifests lack the last four.
+- `own_formats`: those of `formats` that are not built in, as `AUFormat.to_dict` gives them.
+
+Older manifests lack the last five.
 """
 
 import json
@@ -30,6 +32,7 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
+from au_llava.action_units import own_formats
 from au_llava.au_runs.files import write_json
 from au_llava.au_runs.processes import processes
 from au_llava.au_runs.provenance import code_commit, content_hashes
@@ -68,12 +71,14 @@ def training_manifest(
         "validation": sorted(validation),
         "calibration": [],
     }
+    formats = sorted(formats)
     return {
         "schema_version": SCHEMA_VERSION,
         "people": people,
         "data": content_hashes(data),
         "unlabelled": content_hashes(unlabelled_data),
-        "formats": sorted(formats),
+        "formats": formats,
+        "own_formats": [fmt.to_dict() for fmt in own_formats() if fmt.name in formats],
         "recipe": dict(recipe),
         "commit": code_commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

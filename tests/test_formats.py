@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from au_llava.au_datasets.records import load_records
 from au_llava.au_datasets.weak_teacher import WeakTeacher
 from au_llava.au_faces.landmarks import BLENDSHAPES
 from au_llava.au_runs.formats import as_stored, known_format, read_format
-from au_llava.au_runs.manifests import read_training_manifest
+from au_llava.au_runs.manifests import read_training_manifest, training_manifest, write_training_manifest
 from au_llava.au_training.collator import AUCollator
 from au_llava.au_training.command import main as train
 from au_llava.au_training.command import make_parser
@@ -178,6 +179,30 @@ def test_recognition_and_evaluation_take_files(tiny_checkpoint, faces, file, tmp
     words = ["--model", tiny_checkpoint, "--data", faces, "--formats", file, "--out", out]
     assert eval_au.run([*map(str, words)]) == 0
     assert [*json.loads((out / "results.json").read_text())["formats"]] == ["smiles"]
+    for words in (["report", out], ["compare", out, out, "--resamples", 20]):  # in a new process, without the file
+        del FORMATS["smiles"]
+        assert eval_au.run([*map(str, words)]) == 0
+        assert get_format("smiles") == SMILES
+
+
+def test_a_checkpoint_remembers_the_formats_that_it_was_trained_in(tiny_checkpoint, faces, file, tmp_path):
+    """So `matrix` can ask for one on a data set that does not have it."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny_checkpoint, model)
+    known_format(str(file))
+    write_training_manifest(model, training_manifest(["a:b"], [], [], ["smiles"], {}))
+    del FORMATS["smiles"]
+    lines = ["image,subject,AU6"]
+    for person in "ab":
+        Image.new("RGB", (32, 32)).save(tmp_path / f"{person}.png")
+        lines.append(f"{person}.png,{person},3")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    words = ["table", "--root", tmp_path / "labels.csv", "--format", "disfa", "--validation", 0, "--test", 1]
+    assert prepare_data.run([*map(str, [*words, "--out", tmp_path / "data"])]) == 0
+    words = ["matrix", "--model", model, "--data", tmp_path / "data", "--out", tmp_path / "matrix"]
+    assert eval_au.run([*map(str, words)]) == 0
+    cells = json.loads((tmp_path / "matrix" / "matrix.json").read_text())["cells"][str(model)]
+    assert [*cells[f"{tmp_path / 'data'}:disfa"]["per_au"]] == ["AU6"]
 
 
 @pytest.mark.parametrize("program", [recognize_au, eval_au, load_tool("export")])

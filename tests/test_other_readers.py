@@ -182,7 +182,12 @@ def test_table_keeps_names_as_text_and_clips_as_recordings(tmp_path):
         ),
         ("image,subject,AU1\na.jpg,1,absent\n", "column 'AU1' of .* row 1 says 'absent'"),
         ("image,subject,AU99\na.jpg,1,0\n", "no column for any AU of disfa"),
-        ("image;subject;AU1\na.jpg;1;0\n", "no column 'image'; it has image;subject;AU1"),
+        ("image;subject;AU1\na.jpg;1;0\n", "it has image;subject;AU1: .* by ';', save it with commas"),
+        (
+            "image,subject,AU1,AU2\na.jpg,1,2,0\nb.jpg,1,B,B\n",
+            "column 'AU2' of .* nothing but 0 of the intensity scale of disfa, 0 to 5: row 2 says 'B'",
+        ),
+        ("image,subject,AU1\na.jpg,1,0\nb.jpg,1,0.5\nc.jpg,1,1.5\n", "column 'AU1' .* but 0 .* row 2 says '0.5'"),
         ("image,subject,clip,AU1\na.jpg,1,,0\n", "column 'clip' of .* has empty cells"),
         ("image,subject,frame,AU1\na.jpg,1,1.5,0\n", "column 'frame' of .* must hold whole numbers: row 1 says '1.5'"),
         ("image,subject,frame,AU1\na.jpg,1,,0\n", "column 'frame' of .* must hold whole numbers"),
@@ -205,6 +210,26 @@ def test_table_errors(tmp_path, text, message):
     with pytest.raises(ValueError, match=message) as error:
         open_table(write(tmp_path / "t.csv", text), "disfa")
     assert "\n" not in str(error.value)
+
+
+def test_table_a_code_for_unknown_and_a_single_odd_cell_are_counted(tmp_path):
+    """9 beside zeros may be an AU that never occurs; a letter beside other values hides little."""
+    write_images(tmp_path, ["a.jpg", "b.jpg", "c.jpg"])
+    text = "image,subject,AU1,AU2\na.jpg,1,0,2\nb.jpg,1,9,B\nc.jpg,1,9,0\n"
+    records, defects = read(open_table(write(tmp_path / "t.csv", text), "disfa"))
+    known = [{label: value for label, value in values(record).items() if not np.isnan(value)} for record in records]
+    assert known == [{"AU1": 0, "AU2": 2}, {}, {"AU2": 0}]
+    assert defects["labels off the intensity scale, taken as not annotated"] == 3
+
+
+def test_table_an_image_has_one_row_however_its_path_is_written(tmp_path):
+    """Or one face would be two people, who may be in two parts."""
+    write_images(tmp_path / "faces", ["a.jpg"])
+    (tmp_path / "labels").mkdir()
+    text = f"image,subject,AU1\n../faces/a.jpg,1,0\n{tmp_path}/faces/a.jpg,2,0\n.././faces//a.jpg,3,0\n"
+    records, defects = read(open_table(write(tmp_path / "labels" / "t.csv", text), "disfa"))
+    assert [record["subject"] for record in records] == ["1"]
+    assert defects["rows for an image that has one, left out"] == 2
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])

@@ -1,6 +1,7 @@
 """`eval_au.py compare`: test the difference between two evaluations of the same images."""
 
 import argparse
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from au_llava.au_evaluation.scoring import score_arguments
 from au_llava.au_evaluation.tables import console_table, interval, number
 from au_llava.au_runs.commands import CommandParser
 from au_llava.au_runs.files import check_writable
+from au_llava.au_runs.formats import know_formats
 from au_llava.metrics_au import OPTIONAL
 
 DESCRIPTION = """\
@@ -57,7 +59,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def _read_evaluation(folder: Path) -> dict[str, dict[tuple, dict]]:
-    """Format -> key of a record -> its prediction, from predictions.parquet."""
+    """Format -> key of a record -> its prediction, from predictions.parquet; results.json says what the formats are."""
     path = folder / "predictions.parquet"
     if not path.is_file():
         raise FileNotFoundError(f"There is no {path}: make it with eval_au.py --out {folder}.")
@@ -67,6 +69,11 @@ def _read_evaluation(folder: Path) -> dict[str, dict[tuple, dict]]:
         raise ValueError(f"{path} is damaged: {error}") from error
     if lacking := COLUMNS - set(table.column_names):
         raise ValueError(f"{path} is not of eval_au.py: it lacks {', '.join(sorted(lacking))}.")
+    if (results := folder / "results.json").is_file():
+        try:
+            know_formats(json.loads(results.read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{results} is not of eval_au.py: {error}") from None
     rows = table.to_pylist()
     return {name: {key_of(row): row for row in of_format} for name, of_format in by_format(rows).items()}
 

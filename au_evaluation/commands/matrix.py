@@ -19,6 +19,7 @@ from au_llava.au_evaluation.tables import markdown_table, number
 from au_llava.au_evaluation.transfer import best_asked, transfer_scores
 from au_llava.au_runs.commands import CommandParser
 from au_llava.au_runs.files import check_writable
+from au_llava.au_runs.formats import know_formats
 from au_llava.au_runs.manifests import check_unseen, read_training_manifest
 from au_llava.au_runs.processes import processes
 
@@ -60,7 +61,9 @@ def main(arguments: argparse.Namespace) -> None:
 
 def _scores_of(name: str, part: str, arguments: argparse.Namespace) -> dict[str, dict]:
     """Scores of one checkpoint: "folder:format" -> `transfer_scores`, "trained_people" and "baselines"."""
-    formats = (read_training_manifest(name) or {}).get("formats")
+    manifest = read_training_manifest(name) or {}
+    know_formats(manifest)
+    formats = manifest.get("formats")
     tests = []  # (folder, known format, asked format, records)
     for folder in arguments.data:
         records = load_records(folder, part=part)

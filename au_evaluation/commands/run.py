@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import datasets
 from rich.markup import escape
 
-from au_llava.action_units import get_format
+from au_llava.action_units import get_format, own_formats
 from au_llava.au_datasets.folds import people_of
 from au_llava.au_datasets.records import group_by_image, load_records
 from au_llava.au_evaluation.abstention import apply_abstention
@@ -44,10 +44,10 @@ Read every face of prepared records and score what was read.
     python eval_au.py run --data data/rendered --groups skin_tone gender age yaw --out runs/eval
 
 Writes to --out:
-- results.json: {"schema_version", "provenance" (model, data, decoder, versions, commit), "formats": {"bp4d": {"n",
-  "unparsed", "mean": {"f1": ...}, "mean_interval": {"f1": [low, high]}, "per_au": {"AU12": {"f1": ..., "support":
-  ..., "interval": {"f1": [low, high]}}}, "baselines": {"all-zero": {"mean", "per_au", ...}, ...}, and where they apply
-  "parse_audit", "abstention", "groups"}, ...},
+- results.json: {"schema_version", "provenance" (model, data, decoder, versions, commit), "own_formats", "formats":
+  {"bp4d": {"n", "unparsed", "mean": {"f1": ...}, "mean_interval": {"f1": [low, high]}, "per_au": {"AU12": {"f1": ...,
+  "support": ..., "interval": {"f1": [low, high]}}}, "baselines": {"all-zero": {"mean", "per_au", ...}, ...}, and where
+  they apply "parse_audit", "abstention", "groups"}, ...},
   "contradictions": {"images", "asked_together", "per_pair"}, "calibration": thresholds and what they were chosen on};
   intervals are 95 % bootstrap intervals over subjects;
 - predictions.parquet: one row per record with what was read (values, expected, probability, present, text) beside the
@@ -113,6 +113,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     results = {
         "schema_version": SCHEMA_VERSION,
         "provenance": origin | {"training_labels": source, "timing": timing},
+        "own_formats": [fmt.to_dict() for fmt in own_formats() if fmt.name in scores],
         "formats": scores,
         "contradictions": contradiction_counts(predictions),
         "calibration": engine.calibration if arguments.decoding == "slots" else None,

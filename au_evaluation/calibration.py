@@ -7,7 +7,6 @@ otherwise the AU is left as it is. priors.py fits the prior of photographs on un
 """
 
 import math
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
@@ -22,10 +21,9 @@ from au_llava.au_datasets.folds import kfold, people_of, person_key
 from au_llava.au_datasets.records import KEY, group_by_image, keys_of, load_records
 from au_llava.au_datasets.weak_teacher import presence
 from au_llava.au_evaluation.abstention import abstention_thresholds
-from au_llava.au_evaluation.predictions import predict
+from au_llava.au_evaluation.predictions import predict, report_unreadable
 from au_llava.au_evaluation.priors import ENOUGH, FEWEST_UNLABELED, fit_photographs
 from au_llava.au_evaluation.rows import by_format
-from au_llava.au_runs.processes import processes
 from au_llava.au_runs.provenance import content_hashes
 from au_llava.calibration_au_llava import (
     DEFAULT_THRESHOLD,
@@ -296,12 +294,9 @@ def coded_presence(records: datasets.Dataset, rows: Sequence[Mapping], fmt: AUFo
 
 
 def _read(engine, records: datasets.Dataset, batch_size: int, formats: tuple[str, ...] | None = None) -> list[dict]:
-    """What `predict` reads by slots, with distributions; images that cannot be read are left out and counted."""
+    """What `predict` reads by slots, with distributions; images that cannot be read are left out and reported."""
     rows = predict(engine, records, "slots", batch_size, progress=True, distributions=True, formats=formats)
-    problems = {tuple(row[key] for key in KEY): row["problems"][0] for row in rows if "distribution" not in row}
-    if problems and processes().is_main_process:
-        problem = next(iter(problems.values()))
-        print(f"left out of the calibration: {len(problems)} images ({problem})", file=sys.stderr)
+    report_unreadable(rows)
     return [row for row in rows if "distribution" in row]
 
 

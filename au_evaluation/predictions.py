@@ -7,6 +7,7 @@ processes. So any number of processes gives the same numbers, and so does a run 
 import hashlib
 import json
 import math
+import sys
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
@@ -19,13 +20,14 @@ import datasets
 import numpy as np
 
 from au_llava.action_units import get_format
-from au_llava.au_datasets.records import group_by_image
+from au_llava.au_datasets.records import KEY, group_by_image
 from au_llava.au_evaluation.rows import KEYS, READ, unread
 from au_llava.au_runs.journal import Journal
 from au_llava.au_runs.processes import gathered, processes
 from au_llava.au_runs.progress import progress_bar
 from au_llava.calibration_au_llava import with_prior
 
+UNREADABLE = "image could not be read"
 AHEAD = 4  # batches whose images are decoded, by as many threads, while the engine reads another
 NUMBERS = attrgetter("value", *READ[1:])  # of an AUReading, in the order of READ
 
@@ -111,11 +113,26 @@ def predict(
                         read = _unreadable(asked, str(face)) if answer is None else _read(answer, asked, distributions)
                         key = {column: columns[column][row] for column in KEYS}
                         rows.append({**key, "row": row, "asked": asked, "references": columns["values"][row], **read})
-                        write(rows[-1])
+                        if answer is not None:  # otherwise it may be there when the run is repeated
+                            write(rows[-1])
             bar.advance(task, len(images))
     if timing is not None:
         timing |= {"seconds": time.perf_counter() - start, "images": total, "waited_seconds": waited}
     return sorted(gathered(rows), key=lambda row: row["row"])
+
+
+def report_unreadable(rows: Sequence[dict]) -> None:
+    """Say on stderr how many images `predict` could not read.
+
+    Raises:
+        ValueError: it could read none.
+    """
+    images = {tuple(row[key] for key in KEY): row["problems"] for row in rows}
+    problems = [problem for of_image in images.values() for problem in of_image if problem.startswith(UNREADABLE)]
+    if problems and len(problems) == len(images):
+        raise ValueError(f"no image could be read, of {len(images)}; the first: {problems[0]}")
+    if problems and processes().is_main_process:
+        print(f"{len(problems)} of {len(images)} images could not be read; the first: {problems[0]}", file=sys.stderr)
 
 
 def use_prior(engine, records: datasets.Dataset, prior: str | None = None) -> None:
@@ -176,7 +193,7 @@ def _decoded(records: datasets.Dataset, batches: list[list[Image]]) -> Iterator[
             try:
                 faces.append(without_margin(decoder.decode_example(file), margin))
             except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for damaged files
-                faces.append(ValueError(f"image could not be read: {error}"))
+                faces.append(ValueError(f"{UNREADABLE}: {error}"))
         return faces
 
     with ThreadPoolExecutor(AHEAD) as pool:

@@ -9,11 +9,12 @@ import pandas
 import pytest
 from conftest import ROOT
 from datasets import Dataset, Image
+from PIL import Image as Picture
 from scipy.stats import pearsonr
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import AutoProcessor
 
-from au_llava import eval_au
+from au_llava import eval_au, prepare_data
 from au_llava.action_units import FORMATS
 from au_llava.au_datasets.folds import people_of
 from au_llava.au_datasets.records import load_records
@@ -212,6 +213,31 @@ def test_a_broken_image_is_reported_and_the_rest_is_read(tiny_checkpoint, render
     assert 0 <= timing["waited_seconds"] <= timing["seconds"]
     scores = score_predictions(rows)["bp4d"]
     assert scores["unparsed"] == 12
+
+
+def test_images_that_cannot_be_read_are_told_and_read_when_they_are_back(tiny_checkpoint, tmp_path, capsys):
+    lines = ["image,subject,AU1"]
+    for index in range(3):
+        Picture.new("RGB", (32, 32), (80 * index,) * 3).save(tmp_path / f"{index}.png")
+        lines.append(f"{index}.png,{index},{index % 2}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    words = ["table", "--root", tmp_path / "labels.csv", "--format", "bp4d", "--validation", 0, "--test", 1]
+    assert prepare_data.run([*map(str, [*words, "--out", tmp_path / "data"])]) == 0
+    words = [*map(str, ["--model", tiny_checkpoint, "--data", tmp_path / "data", "--out", tmp_path / "eval"])]
+    (tmp_path / "1.png").rename(tmp_path / "away.png")
+    assert eval_au.run(words) == 0
+    assert "1 of 3 images could not be read; the first: image could not be read: " in capsys.readouterr().err
+    records, engine = load_records(tmp_path / "data", part="test"), local(tiny_checkpoint)(None)
+    kept = tmp_path / "kept"
+    assert [bool(row["problems"]) for row in predict(engine, records, keep=kept)] == [False, True, False]
+    (tmp_path / "away.png").rename(tmp_path / "1.png")
+    assert not any(row["problems"] for row in predict(engine, records, keep=kept))  # not taken from the journal
+    for index in range(3):
+        (tmp_path / f"{index}.png").write_bytes(b"no picture")
+    before = (tmp_path / "eval" / "results.json").read_bytes()
+    assert eval_au.run(words) == 1
+    assert "no image could be read, of 3; the first: image could not be read" in capsys.readouterr().err
+    assert (tmp_path / "eval" / "results.json").read_bytes() == before
 
 
 def test_trained_people_are_not_tested(tiny_checkpoint, rendered_records, tmp_path, capsys):

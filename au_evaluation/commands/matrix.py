@@ -14,7 +14,7 @@ from au_llava.au_evaluation.commands.common import (
     training_statistics,
     write_json,
 )
-from au_llava.au_evaluation.predictions import predict, use_prior
+from au_llava.au_evaluation.predictions import predict, report_unreadable, use_prior
 from au_llava.au_evaluation.tables import markdown_table, number
 from au_llava.au_evaluation.transfer import best_asked, transfer_scores
 from au_llava.au_runs.commands import CommandParser
@@ -82,6 +82,7 @@ def _scores_of(name: str, part: str, arguments: argparse.Namespace) -> dict[str,
             progress=True,
             formats=(asked.name,),
         )
+        report_unreadable(predictions)
         statistics = training_statistics(name, [folder])[0].get(asked.name)
         scores[f"{folder}:{known.name}"] = {
             **transfer_scores(predictions, asked, known),

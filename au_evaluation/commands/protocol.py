@@ -23,7 +23,7 @@ from au_llava.au_evaluation.commands.common import (
     show,
     write_json,
 )
-from au_llava.au_evaluation.predictions import predict
+from au_llava.au_evaluation.predictions import predict, report_unreadable
 from au_llava.au_evaluation.protocols import (
     as_csv,
     as_latex,
@@ -96,6 +96,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
             progress=True,
             keep=arguments.out / f"unfinished-{part}",
         )
+        report_unreadable(predictions[part])
         origin[part] = provenance(arguments, engine, models[part], people[part])
     if not processes().is_main_process:
         return

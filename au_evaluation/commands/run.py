@@ -27,7 +27,7 @@ from au_llava.au_evaluation.commands.common import (
 )
 from au_llava.au_evaluation.group_audit import group_audit
 from au_llava.au_evaluation.parse_audit import parse_audit
-from au_llava.au_evaluation.predictions import predict
+from au_llava.au_evaluation.predictions import predict, report_unreadable
 from au_llava.au_evaluation.rows import by_format
 from au_llava.au_evaluation.scoring import contradiction_counts, score_predictions, scores_table
 from au_llava.au_runs.commands import CommandParser
@@ -101,6 +101,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         keep=unfinished,
         timing=timing,
     )
+    report_unreadable(predictions)
     if not processes().is_main_process:
         return
     scores = score_predictions(predictions)

@@ -17,6 +17,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import combinations
 
 import datasets
 import numpy as np
@@ -120,15 +121,18 @@ class TrainingData:
             )
         return records.select(kept)
 
+    def tested_records(self) -> datasets.Dataset | None:
+        """Its records of the test part, in every format; None if there are none."""
+        try:
+            return replace(self, formats=None).load("test", labelled=False)
+        except ValueError:
+            return None
+
     def tested_people(self) -> set[str]:
         """`person_key`s of all who are tested, and so must not be trained on; of a protocol with published people all
         of them, whether they are in the folder or not."""
-        try:
-            records = replace(self, formats=None).load("test", labelled=False)
-        except ValueError:  # no such part, or none of its people here
-            people = set()
-        else:
-            people = set(people_of(records))
+        records = self.tested_records()
+        people = set() if records is None else set(people_of(records))
         if self.protocol is not None and (protocol := get_protocol(self.protocol)).unit == "subject":
             people |= {person_key(protocol.dataset, name) for name in protocol.parts[self.tested]}
         return people
@@ -171,17 +175,36 @@ def part_records(entries: Iterable[str], part: str) -> tuple[datasets.Dataset, l
 def check_people(train, validation, tables: Iterable[TrainingData], side: str = "train") -> None:
     """Refuse a training whose training, validation and tested people overlap, across data sets too.
 
+    Two tables of the same picture files may call their people differently, so no file may be on two sides either.
+
     Args:
-        train, validation: records or rows with `dataset` and `subject`; validation may be None.
+        train, validation: records or rows with `dataset`, `subject` and `image`; validation may be None.
         tables: whose tested people must be in neither.
         side: what to call the training people in the message.
 
     Raises:
-        ValueError: somebody is in two of them; the message names the people.
+        ValueError: somebody, or a picture file, is in two of them; the message names the people or one file.
     """
-    sides = {side: train, "validation": validation}
-    people = {name: people_of(rows) for name, rows in sides.items() if rows is not None}
+    tables = list(tables)
+    sides = {name: rows for name, rows in ((side, train), ("validation", validation)) if rows is not None}
+    people = {name: people_of(rows) for name, rows in sides.items()}
     check_disjoint({**people, "test": set().union(*(table.tested_people() for table in tables))})
+    tested = [records for table in tables if (records := table.tested_records()) is not None]
+    files = {name: set(files_of(rows)) for name, rows in sides.items()}
+    files["test"] = set().union(*map(files_of, tested))
+    for (one, first), (other, second) in combinations(files.items(), 2):
+        if shared := (first & second) - {None}:
+            raise ValueError(
+                f"{len(shared)} picture files are in both {one} and {other}, such as {min(shared)}: two tables name "
+                "their people differently. Prepare both with one --name."
+            )
+
+
+def files_of(records: datasets.Dataset) -> list[str | None]:
+    """The absolute path of each record's picture; None where the record holds the picture itself."""
+    stored = records.with_format(None).select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+    paths = stored.flatten().select_columns(["image.path"])["image.path"][:]  # without the bytes
+    return [os.path.abspath(path) if path and os.sep in path else None for path in paths]
 
 
 def shown_picture(dataset: str, subject: str, clip: str, frame: int) -> tuple[str, str, str, int]:
@@ -294,8 +317,7 @@ def training_rows(
         first = [min(group.values()) for group in groups]
         keys = keys_of(records.select(first))
         stored = records.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
-        paths = stored.flatten().select_columns(["image.path"])["image.path"][:]
-        files = [os.path.abspath(paths[row]) if paths[row] and os.sep in paths[row] else None for row in first]
+        files = files_of(records.select(first))
         shown = [
             (*key, content_of(stored[row]["image"]))
             if key[0] not in NUMBERED and several[key] > 1

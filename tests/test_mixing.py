@@ -172,7 +172,22 @@ def test_protocols_divide_instead_of_the_part_column(folder):
     train = table.load("train")
     check_people(train, table.load("validation"), [table])
     with pytest.raises(ValueError, match="1 subjects are in both train and test: bp4d:F001"):
-        check_people({"dataset": ["bp4d"], "subject": ["F001"]}, None, [table])
+        check_people(table.load("test").select([0]), None, [table])
+
+
+def test_a_picture_file_on_two_sides_is_refused_whatever_its_people_are_called(folder):
+    """Two tables of the same pictures, without --name: their data sets and so their people have other names."""
+    one = folder("one", *(("one", who, "c", 1, "disfa", 0.0, "train", f"{who}.png") for who in "ab"))
+    two = folder(
+        "two", *(("two", who, "c", 1, "bp4d", 0.0, part, f"{who}.png") for who, part in (("a", "test"), ("c", "train")))
+    )
+    tables = [TrainingData(one), TrainingData(two)]
+    rows = training_rows(tables, "train", None)
+    with pytest.raises(ValueError, match=r"1 picture files are in both train and test, such as .*a\.png: .*one --name"):
+        check_people(rows, None, tables)
+    check_people(rows, None, tables[:1])
+    with pytest.raises(ValueError, match="in both train and validation"):
+        check_people(rows, tables[1].load("test"), [])
 
 
 def test_people_shared_by_datasets_are_refused(folder):

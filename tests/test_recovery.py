@@ -224,7 +224,7 @@ def damage(records: Path, out: Path, count: int) -> set[str]:
                 row["image"] = [
                     {"bytes": stored[: len(stored) // 2], "path": row["image"]["path"]},
                     {"bytes": b"no image", "path": row["image"]["path"]},
-                    {"bytes": None, "path": str(out / "gone.png")},
+                    {"bytes": None, "path": str(out / f"{row['subject']}.png")},
                 ][of_part[key]]
         pq.write_table(table.from_pylist(rows, schema=table.schema), out / shard.name)
     return {f"{key[0]}:{key[1]} {key[2]} {key[3]}" for part in ("train", "validation") for key in damaged[part]}

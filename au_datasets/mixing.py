@@ -17,6 +17,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from itertools import combinations
 
 import datasets
@@ -121,6 +122,7 @@ class TrainingData:
             )
         return records.select(kept)
 
+    @cached_property
     def tested_records(self) -> datasets.Dataset | None:
         """Its records of the test part, in every format; None if there are none."""
         try:
@@ -131,7 +133,7 @@ class TrainingData:
     def tested_people(self) -> set[str]:
         """`person_key`s of all who are tested, and so must not be trained on; of a protocol with published people all
         of them, whether they are in the folder or not."""
-        records = self.tested_records()
+        records = self.tested_records
         people = set() if records is None else set(people_of(records))
         if self.protocol is not None and (protocol := get_protocol(self.protocol)).unit == "subject":
             people |= {person_key(protocol.dataset, name) for name in protocol.parts[self.tested]}
@@ -189,7 +191,7 @@ def check_people(train, validation, tables: Iterable[TrainingData], side: str = 
     sides = {name: rows for name, rows in ((side, train), ("validation", validation)) if rows is not None}
     people = {name: people_of(rows) for name, rows in sides.items()}
     check_disjoint({**people, "test": set().union(*(table.tested_people() for table in tables))})
-    tested = [records for table in tables if (records := table.tested_records()) is not None]
+    tested = [table.tested_records for table in tables if table.tested_records is not None]
     files = {name: set(files_of(rows)) for name, rows in sides.items()}
     files["test"] = set().union(*map(files_of, tested))
     for (one, first), (other, second) in combinations(files.items(), 2):

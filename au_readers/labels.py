@@ -110,7 +110,7 @@ def on_scale(values: np.ndarray, name: str, where: str, defects: Defects, unknow
     bad = ~good & ~np.isnan(values)
     if bad.any():
         first = values[bad][0]
-        example = f"{where}: {'no number' if np.isinf(first) else f'{first:g}'}"
+        example = f"{where}: {'not a number' if np.isinf(first) else f'{first:g}'}"
         defects.add(f"labels off the {fmt.scale} scale, taken as not annotated", example, int(bad.sum()))
         values[bad] = np.nan
     return values

@@ -5,8 +5,8 @@
     scale: intensity           # occurrence, intensity or continuous
     presence_threshold: 3      # may be left out
 
-The file's format is known by its name from then on, in this process. Records, evaluations and checkpoints keep it as one
-of the `own_formats` of manifest.json, results.json and training_manifest.json.
+The file's format is known by its name from then on, in this process. Records, evaluations and checkpoints keep it, as
+one of the `own_formats` of manifest.json, results.json and training_manifest.json.
 """
 
 import argparse

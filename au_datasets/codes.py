@@ -20,6 +20,9 @@ from au_llava.au_datasets.records import Defects
 
 MAXIMUM = 5  # FACS's E
 SLIGHT = 1.5 / MAXIMUM  # share of the scale of a slight movement (FACS's A to B), which occurrence counts as present
+# What the guide tells apart, as shares of the scale: absent, slight (FACS's A to B), clear (C) and strong (D to E).
+CLASSES = (0.0, SLIGHT, 2 * SLIGHT, 3 * SLIGHT)
+STARTS = (0.1, 0.5, 0.7)  # the least shares of the last three, halfway between the letters
 RAREST = 0.005  # share of the coded pictures that must show an AU; with fewer, to be coded would be the sign of absence
 UNCODED = "pictures without codes, left out"
 

@@ -267,12 +267,12 @@ def _labels(table: TrainingData, records: datasets.Dataset, groups: Sequence[dic
 
 
 def unlabelled_rows(tables: Sequence, part: str, formats: Iterable[str] | None, seed: int = 0) -> datasets.Dataset:
-    """`training_rows` of pictures whose labels are unknown or must not be used, with their `margin`."""
-    return training_rows(tables, part, formats, seed, ("margin",), unlabelled=True)
+    """`training_rows` of pictures whose labels are unknown or must not be used, with their `margin` and `coded`."""
+    return training_rows(tables, part, formats, seed, ("margin", "coded"), unlabelled=True)
 
 
 def _without_labels(table: TrainingData, records: datasets.Dataset) -> datasets.Dataset:
-    """Records whose `values` are a weak teacher's (NaN without one) and whose `margin` is 0 if they have none."""
+    """Records whose `values` are weak values (NaN without any); `margin` is 0 and `coded` False if they have none."""
     if table.convert_to:
         raise ValueError(f"{table.path}: convert_to derives labels, and unlabelled pictures have none: leave it out.")
     added = {}
@@ -280,6 +280,8 @@ def _without_labels(table: TrainingData, records: datasets.Dataset) -> datasets.
         added["weak"] = [[math.nan] * len(get_format(name).labels) for name in records["format"][:]]
     if "margin" not in records.column_names:
         added["margin"] = [0.0] * len(records)
+    if "coded" not in records.column_names:
+        added["coded"] = [False] * len(records)
     if added:
         records = datasets.concatenate_datasets([records, datasets.Dataset.from_dict(added)], axis=1)
     return records.remove_columns("values").rename_column("weak", "values")

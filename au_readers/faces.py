@@ -1,6 +1,6 @@
 """What readers of faces without labels share: the cropped face, its records, and what the weak teacher believes.
 
-A record holds, beside the fixed columns, `margin` and `weak` (see `UNLABELLED_METADATA`).
+A record holds, beside the fixed columns, `margin`, `weak` and `coded` (see `UNLABELLED_METADATA`).
 """
 
 import math
@@ -22,7 +22,7 @@ from au_llava.au_readers.crops import Crop
 from au_llava.au_readers.source import Clip, Picture
 
 TEACHERS = ("none", "mediapipe")
-UNLABELLED_METADATA = {"margin": Value("float32"), "weak": List(Value("float32"))}
+UNLABELLED_METADATA = {"margin": Value("float32"), "weak": List(Value("float32")), "coded": Value("bool")}
 NOTE = "these faces carry no labels: train on them as --unlabelled, and never score against their weak values"
 MEASURED_SIZE, MEASURED_MARGIN = 256, 0.25  # of the crop that the landmarker sees: its mesh network takes 256 x 256
 
@@ -66,9 +66,19 @@ def find_face(picture: Picture, crop: Crop, where: str, defects: Defects) -> Fou
 
 
 def face_records(
-    dataset: str, clip: Clip, frame: int, face: FoundFace, weak: Mapping[str, list[float]], metadata: Mapping = {}
+    dataset: str,
+    clip: Clip,
+    frame: int,
+    face: FoundFace,
+    weak: Mapping[str, list[float]],
+    coded: bool = False,
+    metadata: Mapping = {},
 ) -> Iterator[dict]:
-    """The records of one face, without their `part`: one per format of `weak`, with no value known."""
+    """The records of one face, without their `part`: one per format of `weak`, with no value known.
+
+    Args:
+        coded: whether the weak values are codes by eye.
+    """
     for name, believed in weak.items():
         yield {
             "image": face.crop,
@@ -80,6 +90,7 @@ def face_records(
             "values": [math.nan] * len(FORMATS[name].labels),
             "margin": face.margin,
             "weak": believed,
+            "coded": coded,
             **metadata,
         }
 

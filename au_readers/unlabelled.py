@@ -128,4 +128,4 @@ def read_clip(
             else:
                 measured = None if teacher == "none" else face.measure()
                 weak = weak_values(measured and measured.blendshapes, formats)
-            yield from face_records(dataset, clip, number, face, weak)
+            yield from face_records(dataset, clip, number, face, weak, codes is not None)

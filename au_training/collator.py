@@ -109,8 +109,8 @@ class AUCollator:
             rows: with `image` (PIL) or `features`, `formats` (names or AUFormat dicts), `values` (one list per format)
                 and `index`.
             unlabelled: rows of `mixing.unlabelled_rows`, all with the same formats, with decoded `image`. They come
-                last in the batch, without labels, and add `plain_pixel_values` (pictures, 3, height, width) and `weak`
-                (pictures, AUs of all formats). A flip applies to all three.
+                last in the batch, without labels, and add `plain_pixel_values` (pictures, 3, height, width), `weak`
+                (pictures, AUs of all formats) and `coded` (pictures,). A flip applies to pictures and `weak`.
         """
         causal, rng = self._layout(rows)
         labelled = [self._labelled(row, rng) for row in rows]
@@ -128,6 +128,7 @@ class AUCollator:
             if joined:
                 weak = [[value for values in estimates.values() for value in values] for _, _, estimates in joined]
                 vision |= {"plain_pixel_values": pixel_values[len(images) :], "weak": torch.tensor(weak)}
+                vision |= {"coded": torch.tensor([row["coded"] for row in unlabelled])}
             image_tokens = self.processor.num_image_tokens(*pixel_values.shape[-2:])
         batch = self._causal(labels, image_tokens, rng) if causal else self._slots(labels, image_tokens)
         return {**batch, **vision}

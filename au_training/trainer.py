@@ -203,15 +203,15 @@ class AUTrainer(SFTTrainer):
 
     def _ask_teacher(self, inputs: dict) -> dict:
         """Take the unlabelled pictures' own entries out of `inputs` and add how the averaged weights read them."""
-        names = ("plain_pixel_values", "weak", "readable", "unlabelled_rows")
-        plain, weak, readable, rows = map(inputs.pop, names)
+        names = ("plain_pixel_values", "weak", "coded", "readable", "unlabelled_rows")
+        plain, weak, coded, readable, rows = map(inputs.pop, names)
         failed = [row for row, decoded in zip(rows, readable.tolist(), strict=True) if not decoded]
         self.damaged.count(self.unlabelled.rows, rows, failed)
         tree = self.unlabelled.tree(self.processing_class, plain)
         with self._averaged():
             teacher = self.unlabelled.teach(self.model.eval(), tree, plain)
         self.model.train()
-        return {"tree": tree, "teacher": teacher, "weak": weak, "readable": readable}
+        return {"tree": tree, "teacher": teacher, "weak": weak, "coded": coded, "readable": readable}
 
     def _unlabelled_loss(self, logits, nodes, tokens, lesson: dict, divisors) -> torch.Tensor:
         """Weighted loss of the unlabelled pictures, which come last in the batch.

@@ -197,7 +197,10 @@ def more_training_records(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def unlabelled_records(tmp_path_factory):
-    """A folder of 12 faces without labels, with a margin; a weak teacher believes some AUs of every other one."""
+    """A folder of 12 faces without labels, with a margin; some AUs of every other one have weak values.
+
+    The weak values of P03, P07 and P11 are codes by eye, the others a weak teacher's.
+    """
     folder = tmp_path_factory.mktemp("records") / "unlabelled"
     rng = np.random.default_rng(0)
     faces = [Image.open(path).convert("RGB") for path in sorted((ROOT / "assets" / "faces").glob("*.png"))]
@@ -214,11 +217,11 @@ def unlabelled_records(tmp_path_factory):
                     "image": {"bytes": file.getvalue(), "path": None},
                     **{"dataset": "faces", "subject": f"P{person:02}", "clip": NO_CLIP, "frame": 0},
                     **{"format": name, "values": [math.nan] * len(fmt.labels), "part": "train"},
-                    **{"margin": 0.25, "weak": shares},
+                    **{"margin": 0.25, "weak": shares, "coded": person % 4 == 3},
                 }
             )
     start_folder(folder, {})
-    features = record_features({"margin": Value("float32"), "weak": List(Value("float32"))})
+    features = record_features({"margin": Value("float32"), "weak": List(Value("float32")), "coded": Value("bool")})
     write_shard(records, features, shard_path(folder, "train", 0, 1))
     finish_folder(folder, {})
     return folder

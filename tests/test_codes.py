@@ -14,7 +14,7 @@ from au_llava.action_units import FORMATS
 from au_llava.au_datasets.codes import Codes
 from au_llava.au_datasets.records import load_records
 from au_llava.au_evaluation import observers
-from au_llava.au_training.mean_teacher import weak_loss
+from au_llava.au_training.mean_teacher import code_loss, weak_loss
 
 TABLE = """file,AU1,AU4,AU12,AU12L,AU25,AU28
 train/1.jpg,0.75,1.5,3,5,,0
@@ -89,6 +89,7 @@ def test_photographs_of_fairface_with_codes(tmp_path, table, no_detector):  # no
         assert np.isnan(record["values"]).all()  # codes are no labels
         expected = Codes(table).weak_values(record["subject"])[record["format"]]
         np.testing.assert_array_equal(np.float32(record["weak"]), np.float32(expected))
+        assert record["coded"]
     assert defects(out) == {
         "photographs of people under 20, left out": 1,
         "pictures without codes, left out": 1,
@@ -169,6 +170,20 @@ def test_contradicting_estimates_are_learned_as_their_mean():
         loss.backward()
         optimizer.step()
     assert logit.sigmoid().item() == pytest.approx(0.25, abs=1e-3)
+
+
+def test_a_code_tells_as_much_as_its_guide_does():
+    """A slight movement is one of FACS's A or B, which of them is not told; two who disagree count half each."""
+    read = torch.tensor([0.4, 0.1, 0.2, 0.1, 0.15, 0.05]).repeat(1, 12, 1)  # of disfa's levels 0 to 5
+    told = torch.tensor([[0.0, 0.3, 0.6, 0.9, 0.15, 0.75, 1.0] + [0.0] * 5])
+    loss = code_loss(read, told, FORMATS["disfa"])[0, :7].tolist()
+    classes = [0.4, 0.3, 0.1, 0.2]  # absent, slight (1, 2), clear (3), strong (4, 5)
+    absent, slight, clear, strong = (-math.log(share) for share in classes)
+    between = [(absent + slight) / 2, (clear + strong) / 2]
+    assert loss == pytest.approx([absent, slight, clear, strong, *between, strong], abs=1e-6)
+    read = torch.tensor([0.8, 0.2]).repeat(1, 12, 1)
+    loss = code_loss(read, torch.full((1, 12), 0.5), FORMATS["bp4d"])
+    assert loss[0, 0].item() == pytest.approx(-(math.log(0.8) + math.log(0.2)) / 2, abs=1e-6)
 
 
 # ---- Two observers ----------------------------------------------------------------------------------------------

@@ -117,6 +117,20 @@ def distributions(model, processor, pixel_values) -> list[list[np.ndarray]]:
     ]
 
 
+CLASSES_OF_CODES = ((0, 0.5), (0.5, 2.5), (2.5, 3.5), (3.5, 6))  # absent, A to B, C, D to E
+
+
+def coded_distance(read: np.ndarray, code: float, name: str) -> float:
+    """Cross-entropy of a code by eye: what lies between two classes belongs to both."""
+    if name == "bp4d":
+        return -code * np.log(read[1]) - (1 - code) * np.log(read[0])
+    numbers = [5 * number / FORMATS[name].value_numbers[-1] for number in FORMATS[name].value_numbers]
+    letters = np.array([round(number, 9) for number in numbers])  # of FACS
+    classes = [read[(letters >= least) & (letters < beyond)].sum() for least, beyond in CLASSES_OF_CODES]
+    targets = [np.interp(5 * code, [0, 1.5, 3, 4.5], row) for row in np.eye(4)]
+    return -sum(target * np.log(seen) for target, seen in zip(targets, classes, strict=True))
+
+
 def test_loss_by_hand(setting):
     trainer, average, processor, batch, labelled = setting
     assert (len(batch["pixel_values"]), len(batch["plain_pixel_values"])) == (2 + 12, 12)
@@ -138,9 +152,12 @@ def test_loss_by_hand(setting):
             divergences.append((teacher * np.log(teacher / read)).sum())
             numbers = np.array(FORMATS[name].value_numbers)
             estimate = batch["weak"][picture, column].item()
-            if not math.isnan(estimate):
+            if not math.isnan(estimate) and batch["coded"][picture]:
+                distances.append(coded_distance(read, estimate, name))
+            elif not math.isnan(estimate):
                 expected = (read * numbers).sum() / numbers[-1]
                 distances.append(-estimate * np.log(expected) - (1 - estimate) * np.log(1 - expected))
+    assert batch["coded"].sum() == 3
     assert len(distances) == 5 * 8  # 8 AUs of every other face; a damaged one has none
     with torch.no_grad():
         on_labels = trainer.compute_loss(trainer.model.train(), dict(labelled)).item()
@@ -271,11 +288,13 @@ def test_labels_of_unlabelled_folders_are_left_out(rendered_records, unlabelled_
     assert len(rows) == 2 * len(load_records(rendered_records, part="train", formats=["disfa"]))
     assert all(math.isnan(value) for values in rows["values"][:] for value in values[0])
     assert set(rows["margin"][:]) == {0}
+    assert not any(rows["coded"][:])
     rows = unlabelled_rows([str(unlabelled_records)], "train", None)
     weak = load_records(unlabelled_records, formats=["feafa"], labelled=False)["weak"][:]
     np.testing.assert_array_equal(np.array(rows["values"][5][2]), np.array(weak[5]))
     assert rows["formats"][5] == list(MAIN_FORMATS)
     assert rows["margin"][5] == 0.25
+    assert rows["coded"][:].count(True) == 3
 
 
 # ------------------------------------------------------------------------------------------------------- the average

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from au_llava.action_units import AUFormat
-from au_llava.onnx_au_llava import OnnxEngine, find_graph, graph_cache, graph_key, has_gpu
+from au_llava.onnx_au_llava import OnnxEngine, find_graph, graph_cache, graph_fits, graph_key, has_gpu
 from au_llava.readings_au_llava import AUResult
 
 ENGINES = ("torch", "onnx")
@@ -204,9 +204,9 @@ def _made_graph(checkpoint: Path, formats: Sequence[AUFormat]) -> Path:
 
 
 def _say_what_is_missing(checkpoint: Path, formats: Sequence[AUFormat]) -> None:
-    """Say on standard error why PyTorch is taken, if the checkpoint has a graph, but not for these formats."""
-    lacking = [fmt.name for fmt in formats if find_graph(checkpoint, [fmt]) is None]
-    if len(lacking) < len(formats):
+    """Say on standard error why PyTorch is taken, if the graph beside the checkpoint fits, but lacks formats."""
+    if graph_fits(checkpoint, checkpoint, ()):
+        lacking = [fmt.name for fmt in formats if not graph_fits(checkpoint, checkpoint, [fmt])]
         print(
             f"{checkpoint}: its ONNX file lacks {', '.join(lacking)}, so PyTorch reads (--engine onnx would make one).",
             file=sys.stderr,

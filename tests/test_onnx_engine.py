@@ -232,6 +232,23 @@ def test_the_default_takes_the_graph_where_it_can(copied, monkeypatch, capsys):
     assert default() == "torch"
 
 
+def test_pytorch_says_which_formats_the_graph_beside_lacks(copied, capsys):
+    """Also if it lacks all of them, and if the cache holds them in a graph of their own, which lacks the others."""
+    feafa = FORMATS["feafa"]
+    alone = graph_cache(graph_key(copied, [feafa]))
+    alone.mkdir(parents=True)
+    shutil.copy(copied / GRAPH, alone)
+    told = json.loads((copied / DESCRIPTION).read_text()) | {"formats": ["feafa"], "key": graph_key(copied, [feafa])}
+    (alone / DESCRIPTION).write_text(json.dumps(told))
+    assert find_graph(copied, [feafa]) == alone
+    for formats, lacking in (([FORMATS["gft"]], "gft"), ([FORMATS["bp4d"], feafa], "feafa")):
+        assert open_engine(Wish(str(copied), tuple(formats))).name == "torch"
+        assert f"its ONNX file lacks {lacking}, so PyTorch reads" in capsys.readouterr().err
+    (copied / GRAPH).unlink()
+    assert open_engine(Wish(str(copied), (FORMATS["gft"],))).name == "torch"
+    assert "lacks" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("wishes", "message"),
     [

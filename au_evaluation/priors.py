@@ -16,8 +16,8 @@ read to show the AU as were coded with it, threefold odds more or less at most, 
 
 An AU counts as present in a photograph from one half on ("more likely than not"), or from the threshold of rendered
 people if that is higher. Thresholds with the highest F1 lie below one half where AUs are rare (Lipton, Elkan and
-Naryanaswamy, 2014) and find more AUs at the price of finding some in neutral faces. So whatever is found in a
-photograph would also be found in a rendered face with the same reading.
+Naryanaswamy, 2014) and find more AUs at the price of finding some in neutral faces. So, unless codes raise an AU,
+whatever is found in a photograph would also be found in a rendered face with the same reading.
 """
 
 import math

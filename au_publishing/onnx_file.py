@@ -9,8 +9,8 @@ metadata describe how to prepare pixels, what rows and columns mean, and the dec
 reader in ten lines). The weights become float32. Before the command ends, it runs the file and the model side by side;
 the file is kept only if both agree to 1e-4.
 
-With --beside, the graph alone goes into the checkpoint's folder, as slots.onnx with slots.json: recognize_au.py and the
-page read with it and take the weights from the checkpoint (docs/recognize.md).
+With --beside, the graph alone goes into the checkpoint's folder, as slots.onnx with slots.json: the commands, the page
+and handler.py read with it and take the weights from the checkpoint (docs/recognize.md).
 """
 
 import json

@@ -205,7 +205,9 @@ def _add_rendered(datasets) -> None:
 def _add_labelled(datasets) -> None:
     def add(name: str, title: str, module: ModuleType, open_source: Callable, root: str = "folder of the copy"):
         parser = _add_source(datasets, name, title, module, open_source, root)
-        parser.add_argument("--images", type=_path, metavar="DIR", help="folder of the images, if not below --root")
+        parser.add_argument(
+            "--images", type=_path, metavar="DIR", help="folder of the images (default: --root, or its folder)"
+        )
         crops = parser.add_argument_group(
             "crops", "By default images stay where they are. --crop stores copies of the face, cropped as in training."
         )
@@ -333,7 +335,9 @@ def _add_unlabelled(datasets) -> None:
         ),
         root="any folder",
     )
-    parser.add_argument("--every", type=positive, default=1, metavar="K", help="take every K-th frame of videos")
+    parser.add_argument(
+        "--every", type=positive, default=1, metavar="K", help="take every K-th frame of videos (default: 1)"
+    )
     parser.add_argument(
         "--subjects", choices=unlabelled.SUBJECTS, default="files", help="what shows one person (default: files)"
     )

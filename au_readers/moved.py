@@ -5,7 +5,7 @@ at rest shows what a known movement looks like on real skin. ROOT holds faces wi
 fairface` or `unlabelled`; the faces of its training part are warped. MediaPipe measures what is at rest and where brows
 and mouth are (`pip install "au-llava[teacher]"`).
 
-The strengths are stored as weak values, for the moved regions only. They are not labels: nobody knows whether a face
+The strengths are stored as weak values, for the regions at rest only. They are not labels: nobody knows whether a face
 was fully at rest, and a warp adds neither furrows nor teeth. Every region is also moved a little at random, since faces
 at rest differ, and many only so: a model must not learn that warped means moved.
 """
@@ -105,7 +105,7 @@ def open_moved(root: Path, per_face: int = 2, seed: int = 0) -> Source:
         read=partial(read_clip, dataset, per_face, seed),
         clips_per_shard=1000,
         metadata=UNLABELLED_METADATA,
-        notes=(NOTE, "these photographs are warped, and only the moved regions are known"),
+        notes=(NOTE, "these photographs are warped, and only what was at rest is known"),
         crops=True,
     )
 

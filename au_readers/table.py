@@ -3,9 +3,9 @@
 An AU column has the label of the format, in any case, with leading zeros, spaces or quotes: AU12, au_12, 'AU 1'.
 Columns "clip" and "frame", in any case, are optional; the default frame is the number of the row. A label is unknown if
 the column is missing, if the cell is empty or says so (NA, NaN, None), or if its value is off the scale (which is
-counted). True and False are 1 and 0. A column is refused without any value on the scale, and if all but 0 is lost: 0
-beside letters or several other numbers. An image is a path, absolute or relative to --images, and has one row.
-Subjects and clips are text: 001 and 1 are two people, and NA is one.
+counted). True and False are 1 and 0. A column is refused if all it holds is off the scale, and if it would keep nothing
+but zeros, beside letters or several other numbers. An image is a path, absolute or relative to --images, and has one
+row. Subjects and clips are text: 001 and 1 are two people, and NA is one.
 
 The data set is named by --name, by default after the table and a hash of its path, because subject 1 of one table is
 not subject 1 of another.

@@ -53,7 +53,7 @@ class AUTrainer(SFTTrainer):
         average_decay: of `AveragedWeights`; 0: no average.
 
     Raises:
-        ValueError: `average_decay` with FSDP or DeepSpeed, which shard the weights or keep copies of them.
+        ValueError: `average_decay` or `unlabelled` with FSDP or DeepSpeed, which shard the weights or copy them.
     """
 
     loss_is_scaled_for_ga = True  # by _get_num_items_in_batch, which counts the whole step
@@ -71,9 +71,9 @@ class AUTrainer(SFTTrainer):
         super().__init__(*args, **kwargs)
         self.unlabelled = unlabelled
         self.average = None
+        if (average_decay or unlabelled is not None) and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError("average_decay and unlabelled need whole weights in every process: train with DDP.")
         if average_decay:
-            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-                raise ValueError("average_decay and unlabelled need whole weights in every process: train with DDP.")
             self.average = AveragedWeights(self.model, average_decay)
             self.add_callback(self.average)
         self.data_collator = ReadableRows(self.data_collator)

@@ -491,6 +491,19 @@ def test_bad_input_is_named(tiny_checkpoint, rendered_records, unlabelled_record
         train(tiny_checkpoint, rendered_records, tmp_path, *flags)
 
 
+@pytest.mark.parametrize("options", [{"average_decay": 0.9}, {"unlabelled": object(), "average_decay": 0.0}])
+@pytest.mark.parametrize("engine", ["fsdp", "deepspeed"])
+def test_sharded_weights_are_refused(monkeypatch, options, engine):
+    """Unlabelled faces with `average_decay: 0` too, whose teacher is the sharded model itself."""
+
+    def started(self, *_, **__):
+        self.is_fsdp_enabled, self.is_deepspeed_enabled = engine == "fsdp", engine == "deepspeed"
+
+    monkeypatch.setattr(trainer_module.SFTTrainer, "__init__", started)
+    with pytest.raises(ValueError, match="average_decay and unlabelled need whole weights in every process"):
+        AUTrainer(**options)
+
+
 def test_unlabelled_data_alone_is_refused(tiny_checkpoint, unlabelled_records, tmp_path, capsys):
     words = [
         "--model_name_or_path",

@@ -44,7 +44,7 @@ cross-validated) and reliability.png.
 With --mirror, `recognize` averages the readings of an image and its mirror image, and the calibration fits that.
 With --unlabelled it also estimates how frequent AUs are among the faces of the train part of these folders, without
 looking at labels. `recognize` then gives probabilities for such faces; rendered people are still scored as rendered
-people (see `run --prior`). With --coded too, codes by eye of the --part of those folders tell it for the AUs that they
+people (see `run --prior`). With --coded too, codes by eye (of the --part of its folders) tell it for the AUs that they
 know.
 
 `--calibrate DIR` is an older spelling of `calibrate --data DIR`.

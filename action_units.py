@@ -297,6 +297,15 @@ def own_formats() -> list[AUFormat]:
     return [fmt for fmt in FORMATS.values() if fmt not in BUILT_IN]
 
 
+def shown(value: object) -> str:
+    """What arrived, as an error message shows it: short, and encodable whatever it contains."""
+    try:
+        text = ascii(value)
+    except RecursionError:
+        text = f"a deeply nested {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def get_format(format_or_name) -> AUFormat:
     """The format for a name in `FORMATS` or a dict from `AUFormat.to_dict`.
 
@@ -307,12 +316,14 @@ def get_format(format_or_name) -> AUFormat:
     """
     if isinstance(format_or_name, str):
         if format_or_name not in FORMATS:
-            raise ValueError(f"unknown format {format_or_name!r}; choose one of {list(FORMATS)} or pass an AUFormat")
+            given = shown(format_or_name)
+            raise ValueError(f"unknown format {given}; choose one of {list(FORMATS)} or pass an AUFormat")
         return FORMATS[format_or_name]
     if isinstance(format_or_name, Mapping):
         return AUFormat.from_dict(format_or_name)
     if not (hasattr(format_or_name, "labels") and hasattr(format_or_name, "scale")):
-        raise ValueError(f"{format_or_name!r} is not a format; pass one of {list(FORMATS)}, an AUFormat or its dict")
+        given = shown(format_or_name)
+        raise ValueError(f"{given} is not a format; pass one of {list(FORMATS)}, an AUFormat or its dict")
     return format_or_name
 
 

@@ -36,7 +36,7 @@ from transformers.decision.configuration_utils import DecisionConfig
 from transformers.decision.modeling_utils import DecisionMixin
 from transformers.decision.template_utils import Question, parse_questions
 
-from .action_units import ACTION_UNITS, FORMATS, MAIN_FORMATS, AUFormat
+from .action_units import ACTION_UNITS, FORMATS, MAIN_FORMATS, AUFormat, shown
 from .calibration_au_llava import calibrate, probability_of_presence
 from .decoding_au_llava import evaluation_mode, pixels_of, read_slots
 from .pictures_au_llava import from_base64
@@ -49,15 +49,6 @@ IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # for some others
 EXAMPLE = '{"face": {"type": "image", "format": "png", "data_base64": "..."}}'
 MOST_LEVELS = max(len(fmt.value_strings) for fmt in FORMATS.values())
 KEPT_LENGTH = 2**16  # characters: the questions of longer requests are read anew each time
-
-
-def shown(value: object) -> str:
-    """What arrived, as an error message shows it: short, and encodable whatever it contains."""
-    try:
-        text = ascii(value)
-    except RecursionError:
-        text = f"a deeply nested {type(value).__name__}"
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 @dataclass(frozen=True)

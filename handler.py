@@ -127,9 +127,9 @@ def checked_parameters(parameters: dict | None) -> dict:
         return {}
     if not isinstance(parameters, dict):
         raise ValueError(f"parameters is a {type(parameters).__name__}; it must be an object.")
-    unknown = ", ".join(str(name) for name in parameters if name not in PARAMETERS)
+    unknown = ", ".join(ascii(name) for name in parameters if name not in PARAMETERS)
     if unknown:
-        raise ValueError(f"parameters holds {unknown}, which is unknown; known are {', '.join(PARAMETERS)}.")
+        raise ValueError(f"parameters holds {unknown[:80]}, which is unknown; known are {', '.join(PARAMETERS)}.")
     formats = parameters.get("formats")
     names = formats if isinstance(formats, list) else [formats]
     if formats is not None and not all(isinstance(name, str) for name in names):
@@ -186,9 +186,11 @@ def decode(name: str, image: Image.Image, single: bool) -> None:
 def open_picture(name: str, content: str | bytes) -> Image.Image:
     """Open a picture file, given as base64, as a data URL or as bytes, without decoding its pixels."""
     if isinstance(content, str):
-        if content.startswith("data:"):
-            content = content.partition(";base64,")[2]
         try:
+            if content[:5].lower() == "data:":  # as in pictures_au_llava.py
+                kind, _, content = content.partition(",")
+                if not kind.lower().endswith(";base64"):
+                    raise ValueError("a data URL without base64")
             content = base64.b64decode("".join(content.split()), validate=True)  # many tools insert line breaks
         except ValueError as error:
             raise ValueError(f"{name} is not base64: send the picture file itself, not its path or URL.") from error

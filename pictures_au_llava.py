@@ -26,6 +26,7 @@ GROUND = "white"  # the background of transparent pictures and videos
 TOPS = (1.0, 255.0, 65535.0)  # white in pictures of more than 8 bits: in floats, in floats or integers, in 16 bits
 OVERSHOOT = 0.05  # share of white by which floats may exceed their range, as after sharpening and resizing
 MIN_SIDE = 16  # pixels; no action unit is visible below
+MAX_RATIO = 100  # of the sides; the shorter one is scaled to the network's, and the longer one would fill the memory
 HEIC = (".heic", ".heif")  # photographs of iPhones
 REDUCTIONS = (8, 4, 2)  # by which JPEG's blocks of 8 x 8 can be decoded smaller
 MAX_DOWNLOAD = 50 * 2**20  # bytes from a URL
@@ -44,7 +45,8 @@ def load_face_image(image, allow_urls: bool = False) -> Image.Image:
         allow_urls: whether URLs are fetched (default: no, nothing is loaded from the network unasked).
 
     Raises:
-        ValueError: not an image, a URL without `allow_urls`, another shape or range, or a side shorter than 16 pixels.
+        ValueError: not an image, a URL without `allow_urls`, another shape or range, a side shorter than 16 pixels,
+            or one more than 100 times as long as the other.
         FileNotFoundError: no such file.
     """
     name = getattr(image, "filename", "") or "The image"  # PIL images remember their file
@@ -89,6 +91,10 @@ def _upright(image: Image.Image, name: str, whole: tuple[int, int], in_place: bo
     """
     if min(whole) < MIN_SIDE:
         raise ValueError(f"{name} is {whole[0]} x {whole[1]} pixels; a face needs at least {MIN_SIDE} x {MIN_SIDE}.")
+    if max(whole) > MAX_RATIO * min(whole):
+        raise ValueError(
+            f"{name} is {whole[0]} x {whole[1]} pixels; one side may be at most {MAX_RATIO} times the other: cut it."
+        )
     try:
         if in_place:
             ImageOps.exif_transpose(image, in_place=True)

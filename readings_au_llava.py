@@ -10,7 +10,7 @@ from numbers import Integral, Real
 
 import numpy as np
 
-from .action_units import ACTION_UNITS, AUFormat, get_format, write_answer
+from .action_units import ACTION_UNITS, AUFormat, get_format, shown, write_answer
 from .calibration_au_llava import DEFAULT_THRESHOLD, calibrate, probability_of_presence
 from .consistency_au_llava import Contradiction, contradictions
 
@@ -151,14 +151,18 @@ def check_choice(top_k: int | None, threshold: float | None, mirror_images: bool
     Raises:
         ValueError: `top_k` below 1, `threshold` outside 0 to 1, or `mirror_images` that is neither true nor false.
     """
-    if top_k is not None and not (isinstance(top_k, Integral) and top_k >= 1):
-        raise ValueError(f"top_k is {top_k!r}; it must be a whole number, 1 or more, or None for all AUs.")
-    if threshold is not None and not (isinstance(threshold, Real) and 0 <= threshold <= 1):
+    if top_k is not None and (isinstance(top_k, bool) or not (isinstance(top_k, Integral) and top_k >= 1)):
+        raise ValueError(f"top_k is {shown(top_k)}; it must be a whole number, 1 or more, or None for all AUs.")
+    if threshold is not None and (
+        isinstance(threshold, bool) or not (isinstance(threshold, Real) and 0 <= threshold <= 1)
+    ):
         raise ValueError(
-            f"threshold is {threshold!r}; it must be a number from 0 to 1, or None for the checkpoint's own."
+            f"threshold is {shown(threshold)}; it must be a number from 0 to 1, or None for the checkpoint's own."
         )
     if mirror_images is not None and not isinstance(mirror_images, bool):
-        raise ValueError(f"mirror_images is {mirror_images!r}; it must be true or false, or None for the checkpoint's.")
+        raise ValueError(
+            f"mirror_images is {shown(mirror_images)}; it must be true or false, or None for the checkpoint's."
+        )
 
 
 def ranked(answers: Iterable[AUAnswer], top_k: int | None = None) -> list[dict]:

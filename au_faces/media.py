@@ -78,10 +78,11 @@ def is_video(path: Path) -> bool:
 
 def count_frames(path: Path, every: int = 1, fps: float | None = None) -> int:
     """About how many frames `video_frames` will yield, according to the file's header; 0 if that does not say."""
+    if path.suffix.lower() in MOVING:
+        with suppress(Exception), Image.open(path) as image:
+            return -(-pictures_in(image) // every)
+        return 0
     try:
-        if path.suffix.lower() in MOVING:
-            with Image.open(path) as image:
-                return -(-pictures_in(image) // every)
         with _opened(path) as (container, stream):
             seconds = _declared(container, stream) or (container.duration or 0) / 1e6
             frames = stream.frames or round(seconds * _rate(container, stream))
@@ -141,7 +142,7 @@ def _animation(path: Path, wanted: Callable, counted: bool) -> Iterator[Frame]:
                 yield Frame(path, number, time, shown)
                 seconds = picture.info.get("duration", 0) / 1000
                 time += seconds if seconds > 0.01 else UNTIMED
-    except (OSError, EOFError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files
+    except Exception as error:  # Pillow's readers raise all kinds of errors on damaged files
         raise DamagedVideo(f"{path} is damaged ({error}); {number} frames could be read.") from error
 
 
@@ -207,7 +208,8 @@ def _opened(path: Path):
     except ImportError as error:
         raise ValueError("Reading videos needs PyAV: pip install 'au-llava[recognize]'.") from error
     try:
-        container = av.open(str(path))
+        # Absolute, since FFmpeg takes "talk" in "talk:1.mp4" for a protocol; metadata may be in any encoding.
+        container = av.open(str(path.absolute()), metadata_errors="replace")
     except (av.error.FFmpegError, OSError) as error:
         raise DamagedVideo(f"{path} cannot be read as a video: {error}.") from error
     with container:

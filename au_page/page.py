@@ -82,7 +82,7 @@ def read_tab(reader: Reader) -> None:
         return read(file, 0)
 
     def reason(is_open, file, number, name):
-        """-> why AUs are present according to one format; nothing for a file that `read` refuses
+        """-> why AUs are present according to one format; nothing for a file that `read` has refused
 
         Explanations need PyTorch, so none is made while the panel is closed.
         """
@@ -90,8 +90,8 @@ def read_tab(reader: Reader) -> None:
             return ""
         try:
             _, faces = reader.read(Path(file[0]), file[1])
-        except ValueError:
-            return ""
+        except ValueError as error:
+            return "" if Path(file[0]).exists() else markup.part("problem", str(error))
         face = faces[number or 0]
         return markup.reasons(reader.explain(face, get_format(name)), face["crop"])
 

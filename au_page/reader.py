@@ -48,7 +48,7 @@ class Reader:
             name: what messages call the file.
 
         Raises:
-            ValueError: the file is not a picture, is too large, or shows no face.
+            ValueError: the file is not a picture, is too large, was deleted, or shows no face.
         """
         pixels = pictures = 0
         with suppress(Exception), Image.open(path) as opened:  # `load_face_image` says what is wrong with the file
@@ -60,6 +60,8 @@ class Reader:
             raise ValueError(f"{name} has {pixels / 1e6:.0f} million pixels, more than {most}: make it smaller.")
         try:
             image = load_face_image(path)
+        except FileNotFoundError as error:
+            raise ValueError(f"{name} was deleted, as every upload is after some minutes: choose it again.") from error
         except ValueError as error:
             raise ValueError(str(error).replace(str(path), name)) from error
         faces = self.faces(image, name)

@@ -97,8 +97,9 @@ def save_video(path: Path, faces: Iterable[dict], plan: Plan) -> None:
         if face["face_id"] is not None and is_video(Path(face["file"])):
             notes.setdefault(face["frame"], []).append((face["box"], _lines(face, plan.formats)))
     video = next(part for part in plan.parts if isinstance(part, Path))
+    path, kind = path.absolute(), VIDEOS[path.suffix.lower()]  # FFmpeg takes "talk" in "talk:1.mp4" for a protocol
     try:
-        with replacing(path) as file, av.open(str(file), "w", format=VIDEOS[path.suffix.lower()]) as container:
+        with replacing(path) as file, av.open(str(file), "w", format=kind) as container:
             stream, ticks = None, -1
             try:
                 for frame in video_frames(video, plan.every, plan.fps):

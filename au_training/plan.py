@@ -56,12 +56,16 @@ class PlanArguments:
     )
 
 
-def local_folder(source: str) -> Path | None:
-    """The folder on this machine of a Hub id or path, without asking the network; None if there is none."""
+def local_folder(source: str, revision: str | None = None) -> Path | None:
+    """The folder on this machine of a Hub id or path, without asking the network; None if there is none.
+
+    Args:
+        revision: of a Hub id (default: its main one).
+    """
     if Path(source).is_dir():
         return Path(source)
     try:
-        cached = try_to_load_from_cache(source, "config.json")
+        cached = try_to_load_from_cache(source, "config.json", revision=revision)
     except HFValidationError:  # a path
         return None
     return Path(cached).parent if isinstance(cached, str) else None
@@ -91,7 +95,7 @@ def configuration(arguments: AUArguments, model_args: ModelConfig) -> tuple[AuLl
     """
     check_start(arguments, model_args)
     start = model_args.model_name_or_path
-    if start is not None and (folder := local_folder(start)) is not None:
+    if start is not None and (folder := local_folder(start, model_args.model_revision)) is not None:
         return AuLlavaConfig.from_pretrained(folder), start, start
     if start is not None:
         arguments = dataclasses.replace(arguments, **made_by_recipe(start))
@@ -133,9 +137,11 @@ def meta_model(config: AuLlavaConfig, arguments: AUArguments, model_args: ModelC
         return get_peft_model(model, peft_config)
 
 
-def processor_of(config: AuLlavaConfig, vision: str, text: str) -> tuple[AuLlavaProcessor, bool]:
+def processor_of(
+    config: AuLlavaConfig, vision: str, text: str, revision: str | None = None
+) -> tuple[AuLlavaProcessor, bool]:
     """The processor, and whether its tokenizer is the real one rather than a stand-in."""
-    folders = local_folder(vision), local_folder(text)
+    folders = local_folder(vision, revision), local_folder(text, revision)
     images = folders[0] and any(folders[0].glob("*processor_config.json"))
     side = PUBLISHED[vision][1] if vision in PUBLISHED else getattr(config.vision_config, "image_size", None)
     if images:
@@ -208,8 +214,10 @@ def report(
     """The plan as text."""
     cluster = load_config_from_file(plan.accelerate) if plan.accelerate else None
     config, vision, text = configuration(arguments, model_args)
+    revision = model_args.model_revision
+    told = ", ".join(source_of(part, revision) for part in (vision, text))
     model = meta_model(config, arguments, model_args)
-    processor, is_real = processor_of(config, vision, text)
+    processor, is_real = processor_of(config, vision, text, revision)
     side = processor.image_processor.crop_size["height"]
     image_tokens, features = processor.num_image_tokens(side, side), (side // config.vision_stride) ** 2
     rows, missing = sequences(arguments, training_args)
@@ -222,7 +230,7 @@ def report(
     gpus = f"{processes} with {engine}" if processes > 1 else "one"
     step_tokens, teraflop = f"{round(work.batch * work.tokens):,} tokens", f"{work.operations / 1e12:,.0f} TFLOP"
     lines = [
-        ("network", f"{vision} + {text}; {source_of(vision)}, {source_of(text)}"),
+        ("network", f"{vision} + {text}; {told}"),
         ("parameters", f"{size.parameters:,}; trained: {size.trained:,} ({size.trained / size.parameters:.1%})"),
         ("images", f"{side} x {side} pixels, {image_tokens} tokens"),
         ("sequence", f"{length} tokens for {names(longest)}{'' if is_real else ABOUT}"),
@@ -262,8 +270,8 @@ def names(formats: tuple[AUFormat, ...]) -> str:
     return ", ".join(fmt.name for fmt in formats)
 
 
-def source_of(source: str) -> str:
-    return "shape as published" if local_folder(source) is None else "shape from its config.json"
+def source_of(source: str, revision: str | None) -> str:
+    return "shape as published" if local_folder(source, revision) is None else "shape from its config.json"
 
 
 def make_parser() -> RecipeParser:

@@ -34,6 +34,7 @@ def check_start(arguments: AUArguments, model_args: ModelConfig) -> None:
             "Say what to start from: --model_name_or_path (a folder or a Hub id), or --vision and --text together."
         )
     refuse_without_effect(arguments, OF_NEW_MODELS if named else (), "a new model (--vision and --text)")
+    refuse_without_effect(model_args, () if named else ("model_revision",), "--model_name_or_path")
 
 
 def starting_point(arguments: AUArguments, training_args: AUTrainingConfig, model_args: ModelConfig) -> str:

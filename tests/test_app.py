@@ -160,6 +160,15 @@ def test_a_bad_file_is_explained_in_a_sentence(client, not_pictures):
         assert answer == ""
 
 
+def test_an_upload_that_was_deleted_is_named(reader, not_pictures, tmp_path):
+    functions = {fn.fn.__name__: fn.fn for fn in build(reader).fns.values() if fn.fn}
+    gone = (str(tmp_path / "gone.png"), "me.png")
+    sentence = "me.png was deleted, as every upload is after some minutes: choose it again."
+    assert sentence in functions["read_largest"](gone)[1]
+    assert sentence in functions["reason"](True, gone, 1, "bp4d")
+    assert functions["reason"](True, (str(not_pictures / "wall.png"), "wall.png"), 0, "bp4d") == ""
+
+
 def test_frames_of_a_webcam_are_read_one_by_one(reader, client, crowd, not_pictures):
     watch = next(fn.fn for fn in build(reader).fns.values() if fn.api_name == "watch")
     frame = Image.open(crowd).convert("RGB")

@@ -79,13 +79,14 @@ def ask(handler, inputs, **parameters):
         base64_of(file_of(FACES[0])),
         base64.encodebytes(file_of(FACES[0])).decode(),  # with line breaks
         f"data:image/png;base64,{base64_of(file_of(FACES[0]))}",
+        f"DATA:Image/PNG;Base64,{base64_of(file_of(FACES[0]))}",
         file_of(FACES[0]),
         file_of(FACES[0], "BMP"),
         file_of(FACES[0], "TIFF"),
         file_of(FACES[0], "WEBP", lossless=True),
         FACES[0],
     ],
-    ids=["base64", "base64 in lines", "data URL", "bytes", "BMP", "TIFF", "WEBP", "PIL"],
+    ids=["base64", "base64 in lines", "data URL", "DATA URL", "bytes", "BMP", "TIFF", "WEBP", "PIL"],
 )
 def test_every_kind_of_picture_gives_what_the_pipeline_gives(handler, expected, content):
     assert ask(handler, content) == expected[0]
@@ -152,22 +153,28 @@ def test_the_default_checkpoint_is_that_of_its_own_folder(module, monkeypatch):
         ({"parameters": {}}, "A request must be"),
         ({"inputs": "", "top_k": 3}, "A request must be"),
         ({"inputs": FACES[0], "parameters": [1]}, "parameters is a list; it must be an object"),
-        ({"inputs": FACES[0], "parameters": {"topk": 3}}, r"holds topk, which is unknown; known are .*, top_k"),
-        ({"inputs": FACES[0], "parameters": {"batch_size": 999}}, "holds batch_size, which is unknown"),
-        ({"inputs": FACES[0], "parameters": {"images": "secret.png"}}, "holds images, which is unknown"),
+        ({"inputs": FACES[0], "parameters": {"topk": 3}}, r"holds 'topk', which is unknown; known are .*, top_k"),
+        ({"inputs": FACES[0], "parameters": {"batch_size": 999}}, "holds 'batch_size', which is unknown"),
+        ({"inputs": FACES[0], "parameters": {"images": "secret.png"}}, "holds 'images', which is unknown"),
         ({"inputs": FACES[0], "parameters": {"formats": "bp5d"}}, "unknown format 'bp5d'"),
         ({"inputs": FACES[0], "parameters": {"formats": []}}, "must name at least one format"),
         ({"inputs": FACES[0], "parameters": {"formats": [{"name": "mine"}]}}, "name of a format or a list of names"),
         ({"inputs": FACES[0], "parameters": {"formats": 3}}, "name of a format or a list of names"),
         ({"inputs": FACES[0], "parameters": {"top_k": 0}}, "top_k is 0"),
+        ({"inputs": FACES[0], "parameters": {"top_k": True}}, "top_k is True"),
+        ({"inputs": FACES[0], "parameters": {"top_k": [1] * 999}}, "top_k is .{80}; it must"),
         ({"inputs": FACES[0], "parameters": {"threshold": "0.5"}}, "threshold is '0.5'"),
+        ({"inputs": FACES[0], "parameters": {"threshold": True}}, "threshold is True"),
+        ({"inputs": FACES[0], "parameters": {"formats": "x" * 999}}, "unknown format .{80}; choose"),
+        ({"inputs": FACES[0], "parameters": {"\ud800" * 999: 1}}, "which is unknown"),
         ({"inputs": FACES[0], "parameters": {"mirror_images": "no"}}, "mirror_images is 'no'; it must be true"),
         ({"inputs": FACES[0], "parameters": {"mirror_images": 0}}, "mirror_images is 0"),
     ],
 )
 def test_requests_of_another_shape_are_refused(handler, data, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as refused:
         handler(data)
+    assert len(str(refused.value).encode()) < 300  # nothing of any length is sent back
 
 
 @pytest.mark.parametrize(
@@ -185,12 +192,13 @@ def test_requests_of_another_shape_are_refused(handler, data, message):
         ("/etc/hostname", "inputs is no"),
         ("abcd", "inputs is not a picture: send the content of a BMP, GIF, JPEG, PNG, TIFF, WEBP file"),
         ("", "inputs is not a picture"),
-        ("data:text/plain,hello", "inputs is not a picture"),
+        ("data:text/plain,hello", "inputs is not base64"),
         ("ä", "inputs is not base64"),
         (b"", "inputs is not a picture"),
         (b"import os", "inputs is not a picture"),
         (file_of(FACES[0], "EPS"), "inputs is not a picture"),
         (file_of(FACES[0].resize((15, 40))), "^inputs is 15 x 40 pixels; a face needs at least 16 x 16"),
+        (file_of(Image.new("1", (16, 1601))), "^inputs is 16 x 1601 pixels; one side may be at most 100 times"),
         ([FACES[0], file_of(FACES[0])[:-40]], r"^inputs\[1\] cannot be read as an image: .*truncated"),
         (base64_of(file_of(FACES[0])[:-40]), "^inputs cannot be read as an image"),
     ],

@@ -307,6 +307,14 @@ def test_a_black_image_without_a_face_works(tiny):
     assert all(0 <= reading.probability <= 1 for reading in answer.values())
 
 
+def test_the_longer_side_is_no_more_than_100_times_the_shorter():
+    """Resizing a small file of 16 x 1,500,000 pixels to 96 x 9,000,000 would fill the memory."""
+    assert load_face_image(Image.new("RGB", (1600, 16))).size == (1600, 16)
+    for size in ((1601, 16), (16, 1601)):
+        with pytest.raises(ValueError, match="one side may be at most 100 times the other"):
+            load_face_image(Image.new("RGB", size))
+
+
 def test_saved_settings_come_back(tmp_path):
     processor = AuLlavaImageProcessor(
         size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}, image_mean=[0.1, 0.2, 0.3], resample=2

@@ -1,7 +1,10 @@
 """Pictures and videos are opened in one way: upright, in square pixels, as 8-bit sRGB, and told from broken ones."""
 
 import io
+import re
+import zlib
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -257,6 +260,44 @@ def test_a_stand_in_is_no_frame_of_an_apng(tmp_path):
     frames = list(video_frames(tmp_path / "a.png"))
     assert len(frames) == 3
     assert_alike(frames[0].image, animation()[0])
+
+
+def test_damage_of_any_kind_inside_an_animation_is_named(tmp_path):
+    """Pillow raises RuntimeError for the AVIF and DecompressionBombError for the GIF, whose third picture is huge."""
+    pictures = noise(4)
+    for suffix in ("gif", "avif"):
+        path = tmp_path / f"a.{suffix}"
+        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=100)
+        content = bytearray(path.read_bytes())
+        if suffix == "gif":
+            place = [match.start() for match in re.finditer(rb"\x00,\x00\x00\x00\x00@\x00@\x00", content)][2]
+            content[place + 6 : place + 10] = b"\xff\xff\xff\xff"
+        else:
+            middle = (content.rindex(b"mdat") + len(content)) // 2
+            content[middle:] = bytes(len(content) - middle)
+        path.write_bytes(content)
+        numbers, problem = read(path)
+        assert "is damaged" in problem, suffix
+        assert len(numbers) < 4
+
+
+def test_a_huge_picture_has_no_frames_to_count(tmp_path):
+    quarters().save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    head = b"IHDR" + 2 * (60_000).to_bytes(4) + content[24:29]
+    (tmp_path / "a.png").write_bytes(content[:12] + head + zlib.crc32(head).to_bytes(4) + content[33:])
+    assert not is_video(tmp_path / "a.png")
+    assert count_frames(tmp_path / "a.png") == 0
+
+
+@pytest.mark.parametrize("suffix", ["avi", "mp4", "mkv"])
+def test_videos_of_any_name_and_with_notes_in_any_encoding(tmp_path, monkeypatch, suffix):
+    monkeypatch.chdir(tmp_path)
+    name = Path(f"12:30 talk.{suffix}")  # FFmpeg would look for a protocol "12"
+    content = write_video(tmp_path / f"plain.{suffix}", noise(3)).read_bytes()
+    assert b"Lavf" in content  # who wrote it, now in Latin-1
+    name.write_bytes(content.replace(b"Lavf", b"L\xe9vf"))
+    assert len(read(name)[0]) == count_frames(name) == 3
 
 
 def test_animations_that_break_off(tmp_path):

@@ -2,12 +2,14 @@
 
 import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import ROOT, build_tiny
+from huggingface_hub.constants import HF_HUB_CACHE
 from peft import LoraConfig, get_peft_model
 from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import (
@@ -272,6 +274,21 @@ def test_files_on_this_machine_are_read(tmp_path, rendered_records):
     assert told["network"].endswith("shape from its config.json")
 
 
+def test_a_revision_is_planned_for(tmp_path, rendered_records):
+    """Its configuration and its processor: only v2's makes a quarter of the image tokens."""
+    cached = Path(HF_HUB_CACHE, "models--someone--planned")
+    for revision, commit, options in (("main", "a" * 40, {}), ("v2", "b" * 40, {"pixel_unshuffle": 2})):
+        for part in build_tiny(**options):
+            part.save_pretrained(cached / "snapshots" / commit)
+        (cached / "refs").mkdir(exist_ok=True)
+        (cached / "refs" / revision).write_text(commit)
+    words = ["--model_name_or_path", "someone/planned", "--data", str(rendered_records), "--output_dir", str(tmp_path)]
+    for revision, tokens in (("main", 16), ("v2", 4)):
+        told = numbers(plan.plan([*words, "--model_revision", revision]))
+        assert told["images"].endswith(f" {tokens} tokens")
+        assert told["network"].endswith("shape from its config.json, shape from its config.json")
+
+
 def test_prompts_before_the_image_count_once_a_batch(tmp_path, rendered_records):
     model, processor = build_tiny(prompt_order="text_first")
     model.save_pretrained(tmp_path)
@@ -322,6 +339,7 @@ def test_parts_on_this_machine_are_read(tmp_path):
         (["--vision", "a/b"], "The shape of a/b is not known"),
         (["--text", "a/b"], "The shape of a/b is not known"),
         (["--model_name_or_path", "a/b"], "Say what to start from"),
+        (["--model_revision", "v2"], "model_revision has no effect without --model_name_or_path"),
         (["--optim", "rmsprop"], "The memory of the optimizer rmsprop is not known"),
         (["--learning_rat", "1"], "learning_rat"),
         (["--accelerate", "nowhere.yaml"], "nowhere.yaml"),

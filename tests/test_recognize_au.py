@@ -658,6 +658,13 @@ def test_frames_of_another_size_are_fitted_into_an_annotated_video(tmp_path):
         assert pixels[:, 52:].max() < 50
 
 
+def test_an_annotated_video_of_any_name(film, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = Path("12:30 talk.mp4")  # FFmpeg would look for a protocol "12"
+    save_video(name, [], SimpleNamespace(parts=[film], every=8, fps=None, formats=()))
+    assert len(list(video_frames(name))) == 3
+
+
 def test_a_film_faster_than_the_clock_of_its_annotated_copy(tmp_path):
     with av.open(str(tmp_path / "fast.mp4"), "w") as container:
         stream = container.add_stream("libx264", rate=12_000)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from au_llava.action_units import FORMATS
-from au_llava.au_runs.names import escaped
+from au_llava.au_runs.names import composed, escaped
 
 
 def assign_parts(subjects: Iterable[str], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
@@ -290,7 +290,7 @@ def person_key(dataset: str, subject: str) -> str:
     form = {"disfa": "SN001", "feafa": "PV001 or SN001"}.get(dataset)
     if form and not re.fullmatch(r"SN\d{3}" if dataset == "disfa" else r"PV\d{3}", subject):
         raise ValueError(f"cannot tell who {subject!r} of {dataset} is: name the subject like {form}")
-    return f"{dataset}:{subject}"
+    return composed(f"{dataset}:{subject}")
 
 
 def people_of(records) -> list[str]:

@@ -146,22 +146,22 @@ def fit_format(distributions: np.ndarray, references: np.ndarray, subjects: Sequ
     """
     subjects = np.asarray(subjects)
     _require_people(set(subjects))
-    folds = [np.isin(subjects, part) for part in kfold(set(subjects), FOLDS, seed=0).values()]
     before = np.where(np.isnan(references), np.nan, probability_of_presence(distributions, fmt))
     after = before.copy()
     entries = {}
     for column, label in enumerate(fmt.labels):
         known = ~np.isnan(references[:, column])
         au = _AU(distributions[known, column], references[known, column], fmt)
-        if min(au.truth.sum(), (~au.truth).sum()) < FEWEST:
+        who = subjects[known]  # in a union of data sets perhaps few of all
+        if len(set(who)) < FOLDS or min(au.truth.sum(), (~au.truth).sum()) < FEWEST:
             entries[label] = {"method": "none", "threshold": DEFAULT_THRESHOLD}
             continue
         held_out = {method: np.empty(len(au.truth)) for method in METHODS}
-        for fold in (fold[known] for fold in folds):
-            if fold.any():
-                for method, probabilities in held_out.items():
-                    probabilities[fold] = au.presence(au.fit(method, ~fold), fold)
-        method = _best_method(held_out, au.truth, subjects[known])
+        for part in kfold(set(who), FOLDS, seed=0).values():
+            fold = np.isin(who, part)
+            for method, probabilities in held_out.items():
+                probabilities[fold] = au.presence(au.fit(method, ~fold), fold)
+        method = _best_method(held_out, au.truth, who)
         entry = au.fit(method)
         after[known, column] = held_out[method]
         entries[label] = {

@@ -1,7 +1,8 @@
 """Reading the AUs of every record, in any number of processes, with a journal to go on from after a kill.
 
 The result for an image depends only on the image and its batch, and batches are formed before they are dealt to
-processes. So any number of processes gives the same numbers, and so does a run that was killed and started again.
+processes. So any number of processes gives the same numbers, and so does a run that was killed and started again. It
+reads pictures again that are no longer those that it had read, such as after another crop.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ import datasets
 import numpy as np
 
 from au_llava.action_units import get_format
-from au_llava.au_datasets.records import KEY, group_by_image
+from au_llava.au_datasets.records import KEY, content_of, group_by_image
 from au_llava.au_evaluation.rows import KEYS, READ, unread
 from au_llava.au_runs.journal import Journal
 from au_llava.au_runs.processes import gathered, processes
@@ -29,6 +30,7 @@ from au_llava.calibration_au_llava import with_prior
 
 UNREADABLE = "image could not be read"
 AHEAD = 4  # batches whose images are decoded, by as many threads, while the engine reads another
+PICTURE = "picture"  # key of the journal's entries: the content of the picture that was read
 NUMBERS = attrgetter("value", *READ[1:])  # of an AUReading, in the order of READ
 
 Image = dict[str, int]  # an image of the records: format -> row
@@ -56,7 +58,8 @@ def predict(
         batch_size: images per forward pass.
         progress: whether to show a progress bar.
         distributions: whether to return them too; they take much memory.
-        keep: a folder with the journal: finished batches are taken from it and added to it. Default: no journal.
+        keep: a folder with the journal: finished batches are taken from it and added to it, if their pictures are
+            still the same. Default: no journal.
         timing: gets "seconds", "images" and "waited_seconds" (for images to be decoded) of this process.
         formats: ask for these formats instead of the record's own, one row for each; `values` and so on then follow
             the asked format, and `asked` names it.
@@ -84,15 +87,18 @@ def predict(
         "batch_size": batch_size,
         "formats": formats,
     }
-    journal = Journal(keep, identity, ("row", "asked")) if keep is not None else {}
+    journal = Journal(keep, identity, ("row", "asked", PICTURE)) if keep is not None else {}
     state.wait_for_everyone()  # all have read the journal before anyone writes
-    rows, unfinished = [], []
+    stored = _stored_pictures(records)
+    rows, unfinished, started = [], [], {row for row, *_ in journal}
     for batch in batches:
-        keys = _journal_keys(batch, formats)
-        if not all(key in journal for key in keys):  # the result depends on the batch: read all of it again
+        keys = []
+        if started.issuperset(map(_first_row, batch[1])):  # otherwise nothing is gained by hashing its pictures
+            keys = _journal_keys(batch, formats, stored)
+        if not (keys and all(key in journal for key in keys)):  # the result depends on the batch: read all of it again
             unfinished.append(batch)
         elif state.is_main_process:
-            rows += [journal[key] for key in keys]
+            rows += [{name: value for name, value in journal[key].items() if name != PICTURE} for key in keys]
     waited, start = 0.0, time.perf_counter()
     share = unfinished[state.process_index :: state.num_processes]
     with (
@@ -101,20 +107,20 @@ def predict(
     ):
         total = sum(len(images) for _, images in share)
         task = bar.add_task("reading faces", total=total)
-        decoded = _decoded(records, [images for _, images in share])
+        decoded = _decoded(stored, [images for _, images in share], keep is not None)
         for own_formats, images in share:
             before = time.perf_counter()
-            faces = next(decoded)
+            faces, pictures = next(decoded)
             waited += time.perf_counter() - before
             answers = _answers(engine, faces, formats or own_formats, decoding, batch_size)
-            for image, face, answer in zip(images, faces, answers, strict=True):
+            for image, face, picture, answer in zip(images, faces, pictures, answers, strict=True):
                 for name, row in image.items():
                     for asked in formats or (name,):
                         read = _unreadable(asked, str(face)) if answer is None else _read(answer, asked, distributions)
                         key = {column: columns[column][row] for column in KEYS}
                         rows.append({**key, "row": row, "asked": asked, "references": columns["values"][row], **read})
                         if answer is not None:  # otherwise it may be there when the run is repeated
-                            write(rows[-1])
+                            write({**rows[-1], PICTURE: picture})
             bar.advance(task, len(images))
     if timing is not None:
         timing |= {"seconds": time.perf_counter() - start, "images": total, "waited_seconds": waited}
@@ -162,9 +168,26 @@ def _batches(records: datasets.Dataset, batch_size: int) -> list[Batch]:
     ]
 
 
-def _journal_keys(batch: Batch, formats: tuple[str, ...] | None) -> list[tuple[int, str]]:
-    """(row, asked format) of every row that `predict` makes of a batch."""
-    return [(row, asked) for image in batch[1] for name, row in image.items() for asked in formats or (name,)]
+def _first_row(image: Image) -> int:
+    return next(iter(image.values()))
+
+
+def _journal_keys(batch: Batch, formats: tuple[str, ...] | None, stored: datasets.Dataset) -> list[tuple]:
+    """(row, asked format, content of the picture) of every row that `predict` makes of a batch."""
+    images = batch[1]
+    pictures = map(content_of, stored[list(map(_first_row, images))]["image"])
+    return [
+        (row, asked, picture)
+        for image, picture in zip(images, pictures, strict=True)
+        for name, row in image.items()
+        for asked in formats or (name,)
+    ]
+
+
+def _stored_pictures(records: datasets.Dataset) -> datasets.Dataset:
+    """The pictures of records as they are stored, not decoded, and their margins."""
+    columns = ["image", *({"margin"} & set(records.column_names))]
+    return records.select_columns(columns).cast_column("image", datasets.Image(decode=False))
 
 
 def _answers(engine, faces: Sequence, formats, decoding: str, batch_size: int) -> list:
@@ -180,21 +203,23 @@ def _answers(engine, faces: Sequence, formats, decoding: str, batch_size: int) -
     return answers
 
 
-def _decoded(records: datasets.Dataset, batches: list[list[Image]]) -> Iterator[list]:
-    """Per batch its images, decoded ahead of time; an exception in place of an image that cannot be read."""
-    columns = ["image", *({"margin"} & set(records.column_names))]
-    raw = records.select_columns(columns).cast_column("image", datasets.Image(decode=False))
+def _decoded(stored: datasets.Dataset, batches: list[list[Image]], named: bool) -> Iterator[tuple[list, list]]:
+    """Per batch its images, decoded ahead of time, and if `named` the `content_of` each picture, otherwise None.
+
+    In place of an image that cannot be read, there is an exception.
+    """
     decoder = datasets.Image()
 
-    def decode(images: list[Image]) -> list:
-        stored = raw[[next(iter(image.values())) for image in images]]
-        faces = []
-        for file, margin in zip(stored["image"], stored.get("margin", [0.0] * len(images)), strict=True):
+    def decode(images: list[Image]) -> tuple[list, list]:
+        of_images = stored[list(map(_first_row, images))]
+        files, faces = of_images["image"], []
+        for file, margin in zip(files, of_images.get("margin", [0.0] * len(images)), strict=True):
             try:
                 faces.append(without_margin(decoder.decode_example(file), margin))
             except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for damaged files
                 faces.append(ValueError(f"{UNREADABLE}: {error}"))
-        return faces
+        read = [named and not isinstance(face, Exception) for face in faces]
+        return faces, [content_of(file) if is_read else None for file, is_read in zip(files, read, strict=True)]
 
     with ThreadPoolExecutor(AHEAD) as pool:
         waiting, rest = deque(), iter(batches)

@@ -5,7 +5,8 @@ Columns "clip" and "frame", in any case, are optional; the default frame is the 
 the column is missing, if the cell is empty or says so (NA, NaN, None), or if its value is off the scale (which is
 counted). True and False are 1 and 0. A column is refused if all it holds is off the scale, and if it would keep nothing
 but zeros, beside letters or several other numbers. An image is a path, absolute or relative to --images, and has one
-row. Subjects and clips are text: 001 and 1 are two people, and NA is one.
+row. Subjects and clips are text: 001 and 1 are two people, and NA is one. Cells may also be separated by semicolons,
+tabs or |, and numbers may have a decimal comma.
 
 The data set is named by --name, by default after the table and a hash of its path, because subject 1 of one table is
 not subject 1 of another.
@@ -33,7 +34,7 @@ from au_llava.au_readers.files import check_root, missing
 from au_llava.au_readers.labels import join, on_scale
 from au_llava.au_readers.source import Clip, Known, Picture, Source, local_name
 from au_llava.au_runs.folders import files_below
-from au_llava.au_runs.names import UNKNOWN
+from au_llava.au_runs.names import UNKNOWN, composed
 
 _KNOWN_EMOTIONET = Known({"images": 24600})  # the number in the file's name
 
@@ -133,9 +134,11 @@ def _read(path: Path, needed: Collection[str]) -> pd.DataFrame:
     try:
         if path.suffix.lower() == ".parquet":
             table = pd.read_parquet(path)
+            table = table.reset_index([name for name in table.index.names if name is not None])
+            table = table.astype(dict.fromkeys(table.select_dtypes("category"), object))
         else:
             text = {"dtype": str, "keep_default_na": False, "na_values": [""]}  # a person may be called NA
-            text |= {"encoding": "utf-8-sig", "skipinitialspace": True}
+            text |= {"encoding": "utf-8-sig", "skipinitialspace": True, "sep": _separator(path)}
             table = pd.read_csv(path, **text)
             names = pd.read_csv(path, **text, header=None, nrows=1).iloc[0].dropna()
             if names.duplicated().any():  # pandas would number them: AU12, AU12.1
@@ -147,10 +150,14 @@ def _read(path: Path, needed: Collection[str]) -> pd.DataFrame:
     table.columns = [c.lower() if c.lower() in lower and c.lower() not in plain else c for c in plain]
     for column in needed:
         if column not in table:
-            other = next((mark for mark in ";\t|" if len(table.columns) == 1 and mark in table.columns[0]), None)
-            fix = f": its cells are separated by {other!r}, save it with commas" if other else ""
-            raise ValueError(f"{path} has no column {column!r}; it has {', '.join(table.columns[:20])}{fix}")
+            raise ValueError(f"{path} has no column {column!r}; it has {', '.join(table.columns[:20])}")
     return table
+
+
+def _separator(path: Path) -> str:
+    """What separates the cells of a table, most often in its first line; a comma if there is only one column."""
+    with path.open(encoding="utf-8-sig") as file:
+        return max(",;\t|", key=file.readline().count)
 
 
 def _text(cells: pd.Series) -> pd.Series:
@@ -159,11 +166,16 @@ def _text(cells: pd.Series) -> pd.Series:
     return text.mask(cells.isna() | (text == ""))
 
 
+def _names(cells: pd.Series) -> pd.Series:
+    """Names of people or recordings, however their accented letters are written."""
+    return cells.astype(str).str.strip().map(composed)
+
+
 def _numbers(cells: pd.Series) -> np.ndarray:
     """(rows,) float64 of a column: True is 1, False 0, an empty cell NaN, and a cell that is not a number infinity."""
     if pd.api.types.is_numeric_dtype(cells):  # booleans too
         return cells.to_numpy(np.float64, na_value=np.nan)
-    words = _text(cells).str.lower()
+    words = _text(cells).str.lower().str.replace(r"^(\d+),(\d+)$", r"\1.\2", regex=True)  # a decimal comma
     words = words.mask(words.isin(UNKNOWN)).replace({"true": "1", "false": "0"})
     numbers = pd.to_numeric(words, errors="coerce").to_numpy(np.float64, na_value=np.nan)
     return np.where(np.isnan(numbers) & words.notna(), np.inf, numbers)
@@ -246,8 +258,8 @@ def _load_table(path: Path, name: str, folder: Path, image_column: str, subject_
         frames = numbers.astype(np.int64)
     clips = pd.Series(NO_CLIP, index=table.index)
     if "clip" in table:
-        clips = table["clip"].astype(str).str.strip().replace(NO_CLIP, f"clip {NO_CLIP}")  # these are recordings
-    subjects = table[subject_column].astype(str).str.strip()
+        clips = _names(table["clip"]).replace(NO_CLIP, f"clip {NO_CLIP}")  # these are recordings
+    subjects = _names(table[subject_column])
     return Rows(
         images=[path if Path(path).is_file() else "" for path in paths],
         frames=frames,

@@ -30,6 +30,7 @@ from au_llava.au_readers.files import check_root, missing
 from au_llava.au_readers.pictures import video_frames
 from au_llava.au_readers.source import Clip, Picture, Source, local_name
 from au_llava.au_runs.folders import files_below, told
+from au_llava.au_runs.names import composed
 
 SUBJECTS = ("files", "folders")
 
@@ -68,7 +69,7 @@ def open_unlabelled(
         if subjects == "folders" and len(place.parts) == 1:
             defects.add("files that are not in a person's folder, left out", place.name)
             continue
-        subject = place.parts[0] if subjects == "folders" else place.as_posix()
+        subject = composed(place.parts[0]) if subjects == "folders" else place.as_posix()
         if is_video(path):
             clips.append(Clip(subject, place.as_posix(), labels=(path,), images=path))
         else:

@@ -20,7 +20,7 @@ class Journal(Mapping):
     Args:
         folder: may be missing, the journal is then empty.
         identity: what the numbers of the run depend on, as JSON holds it.
-        key: the fields of an entry that make up its key, a tuple in this order.
+        key: the fields of an entry that make up its key, a tuple in this order; None for one that it lacks.
 
     Raises:
         ValueError: the folder holds the journal of a run with another identity.
@@ -43,7 +43,7 @@ class Journal(Mapping):
             place = file.tell()
             while (line := file.readline()).endswith(b"\n"):
                 entry = json.loads(line)
-                self._places[tuple(entry[field] for field in self.key)] = (path, place)
+                self._places[tuple(map(entry.get, self.key))] = (path, place)
                 place = file.tell()
 
     def _check(self, identity: Mapping) -> None:

@@ -34,6 +34,7 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalE
 
 from au_llava.action_units import own_formats
 from au_llava.au_runs.files import write_json
+from au_llava.au_runs.names import composed
 from au_llava.au_runs.processes import processes
 from au_llava.au_runs.provenance import code_commit, content_hashes
 from au_llava.au_runs.ranges import as_ranges, names_of
@@ -163,7 +164,7 @@ def seen_people(manifest: Mapping | None) -> dict[str, set[str]]:
     seen = {role: set() for role in ROLES}
     while manifest is not None:
         for role in ROLES:
-            seen[role] |= set(manifest["people"].get(role, ()))
+            seen[role] |= set(map(composed, manifest["people"].get(role, ())))  # older ones hold them as written
         manifest = manifest["base"]
     return seen
 

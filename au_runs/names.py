@@ -5,11 +5,17 @@ console takes. They are written as `\xe9`, which `unescaped` undoes.
 """
 
 import re
+import unicodedata
 
 UNKNOWN = ("", "nan", "na", "n/a", "none", "null", "<na>", "#n/a")  # instead of a number: R, pandas and spreadsheets
 
 _ESCAPED = re.compile(r"\\x(5c|[89a-f][0-9a-f])|\\u(d[89ab][0-9a-f]{2})")
 _TO_ESCAPE = re.compile(f"[\ud800-\udfff]|{_ESCAPED.pattern}")
+
+
+def composed(name: str) -> str:
+    """A name with each accented letter as one character (Unicode NFC): file names of macOS write it as two."""
+    return unicodedata.normalize("NFC", name)
 
 
 def escaped(name: str) -> str:

@@ -189,6 +189,20 @@ def test_rare_aus_and_few_subjects():
         fit_format(read, labels, ["S1"] * 300, fmt)
 
 
+def test_an_au_that_few_of_the_people_are_coded_for():
+    """As where data sets with different AUs are joined: fewer people than folds leave it as it is, more do not."""
+    fmt = AUFormat("one", ("AU1",), "intensity")
+    read, labels, subjects = simulate(2.5)
+    who = np.array(subjects)
+    one = fit_format(read, np.where((who == "S7")[:, None], labels, np.nan), subjects, fmt)
+    assert one["entry"]["aus"]["AU1"] == {"method": "none", "threshold": 0.5}
+    coded = np.isin(who, [f"S{number}" for number in range(8)])
+    among = fit_format(read, np.where(coded[:, None], labels, np.nan), subjects, fmt)
+    alone = fit_format(read[coded], labels[coded], who[coded], fmt)
+    assert among["entry"] == alone["entry"]
+    np.testing.assert_array_equal(among["after"][coded], alone["after"])
+
+
 def test_best_threshold_is_the_best():
     rng = np.random.default_rng(0)
     probabilities = rng.random(200).round(2)

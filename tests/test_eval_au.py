@@ -240,6 +240,25 @@ def test_images_that_cannot_be_read_are_told_and_read_when_they_are_back(tiny_ch
     assert (tmp_path / "eval" / "results.json").read_bytes() == before
 
 
+def test_a_journal_is_of_the_pictures_that_were_read(tiny_checkpoint, rendered_records, tmp_path):
+    """Another crop of the same faces has the same keys and labels: what was read from the first is not taken for it."""
+    engine, read = local(tiny_checkpoint)(None), []
+    recognize = engine.recognize
+    engine.recognize = lambda images, *options: read.append(len(images)) or recognize(images, *options)
+    records = load_records(rendered_records, part="test", formats=["bp4d"])
+    images = records.cast_column("image", Image(decode=False))["image"][:]
+    (tmp_path / "other.png").write_bytes(images[0]["bytes"])
+    images[4] = {"bytes": None, "path": str(tmp_path / "other.png")}
+    crop = records.remove_columns("image").add_column("image", images, feature=Image())
+    first = predict(engine, records, batch_size=2, keep=tmp_path / "kept")
+    assert repr(predict(engine, records, batch_size=2, keep=tmp_path / "kept")) == repr(first)
+    assert read == [2, 2, 2]
+    again = predict(engine, crop, batch_size=2, keep=tmp_path / "kept")
+    assert read == [2, 2, 2, 2]
+    assert repr(again[:4]) == repr(first[:4])
+    assert again[4]["expected"] == pytest.approx(first[0]["expected"], abs=1e-5) != first[4]["expected"]
+
+
 def test_trained_people_are_not_tested(tiny_checkpoint, rendered_records, tmp_path, capsys):
     checkpoint = tmp_path / "model"
     shutil.copytree(tiny_checkpoint, checkpoint)

@@ -64,6 +64,7 @@ def test_check_disjoint_names_the_shared():
         (("bp4d", "F001"), ("bp4d+", "F001"), False),  # numbered separately
         (("bp4d-plus", "f001"), ("bp4d+", "F001"), True),
         (("feafa", "PV001"), ("disfa", "SN001"), False),
+        (("mine", "Jos\u00e9"), ("mine", "Jose\u0301"), True),  # as macOS writes it in names of files
         (("rendered", "a"), ("rendered", "A"), False),  # names of other datasets stay as they are
     ],
 )

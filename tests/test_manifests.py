@@ -7,6 +7,7 @@ from conftest import ROOT
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from au_llava.au_datasets.folds import person_key
 from au_llava.au_runs.manifests import (
     TRAINING_MANIFEST,
     check_unseen,
@@ -101,3 +102,10 @@ def test_the_shipped_manifest_is_short():
     path = ROOT / TRAINING_MANIFEST
     assert path.stat().st_size < 300_000
     assert len(seen_people(read_training_manifest(str(ROOT)))["train"]) > 50_000
+
+
+def test_accented_names_of_older_manifests_are_the_same_people(tmp_path):
+    """They may hold an accented letter as two characters."""
+    write_training_manifest(tmp_path, training_manifest(["mine:Jose\u0301"], [], [], ["bp4d"], {}))
+    with pytest.raises(ValueError, match="has seen 1 of these 1 people in its train part: mine:Jos\u00e9"):
+        check_unseen(str(tmp_path), [person_key("mine", "Jos\u00e9")])

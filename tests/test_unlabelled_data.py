@@ -510,6 +510,15 @@ def test_every_folder_is_somebody(pictures, tmp_path):
     assert defects(out)["files that are not in a person's folder, left out"] == 1
 
 
+def test_a_persons_folder_on_macos_and_elsewhere(tmp_path):
+    """macOS writes an accented letter in a name as two characters."""
+    write(tmp_path / "in" / "Jos\u00e9" / "a.png", encoded(kind="PNG"))
+    write(tmp_path / "in" / "Jose\u0301" / "b.png", encoded(kind="PNG"))
+    out = tmp_path / "out"
+    assert run("unlabelled", tmp_path / "in", out, "--subjects", "folders", "--validation", 0) == 0
+    assert {key[:3] for key in keys(out)} == {("Jos\u00e9", "0", 1), ("Jos\u00e9", "0", 2)}
+
+
 def test_the_largest_face_is_cut_out(tmp_path):
     """As crop_face cuts it, larger by the margin."""
     picture = photograph("smile", 120, (100, 100))

@@ -76,11 +76,11 @@ class UnlabelledFaces:
         """
         consistency = kl_div(student, teacher, log_target=True, reduction="none").sum(1)[readable].sum()
         losses = []
-        of_format = weak.split([len(fmt.labels) for fmt in self.formats], dim=1)
+        of_format = weak.nan_to_num().split([len(fmt.labels) for fmt in self.formats], dim=1)
         for fmt, probabilities, values in zip(self.formats, tree.by_format(student.exp()), of_format, strict=True):
             shares = torch.tensor(fmt.value_numbers, device=weak.device) / fmt.value_numbers[-1]
-            estimated = weak_loss((probabilities * shares).sum(-1), values.nan_to_num())
-            losses.append(torch.where(coded[:, None], code_loss(probabilities, values.nan_to_num(), fmt), estimated))
+            estimated = weak_loss((probabilities * shares).sum(-1), values)
+            losses.append(torch.where(coded[:, None], code_loss(probabilities, values, fmt), estimated))
         return consistency, torch.cat(losses, dim=1)[_has_estimate(weak, readable)].sum()
 
 

@@ -119,6 +119,7 @@ def test_own_pictures_with_codes(tmp_path):
         subject: by_label(weak, "disfa") for subject, weak in zip(disfa["subject"][:], disfa["weak"][:], strict=True)
     }
     assert seen == {"ann/a.jpg": {"AU12": 0.8}, "b.jpg": {}}
+    assert all(disfa["coded"][:])
     assert defects(out) == {
         "pictures without codes, left out": 2,  # a video has no codes
         "codes of pictures that are not there, left out": 2,

@@ -105,6 +105,19 @@ def rank_auc(numbers: np.ndarray, positive: np.ndarray, subjects: Sequence, colu
     return scores
 
 
+def decisions(present: np.ndarray, positive: np.ndarray, subjects: Sequence, columns: Sequence) -> dict:
+    """F1 of decisions against two classes of images.
+
+    Args:
+        present: (images, columns), 1 or 0. positive, subjects, columns: as in `rank_auc`.
+
+    Returns:
+        "mean" over the columns for which it is defined, and "per_column": column -> result.
+    """
+    arguments = {"predictions": present, "references": positive}
+    return _scores(arguments, subjects, _Shares(tuple(columns), "occurrence"), "f1")
+
+
 def correlation(numbers: np.ndarray, others: np.ndarray, subjects: Sequence, columns: Sequence) -> dict:
     """Pearson correlation of two tables, column by column, over the images where both are known.
 

@@ -9,8 +9,8 @@ columns `margin` (share of the crop's side that is stored around the crop, on ea
 the scale, NaN where the teacher is not trusted). The benchmark measures
 
 - agreement, per AU that the teacher is trusted on: Pearson's and Spearman's correlation of the expected value with the
-  teacher's, and the ROC AUC of the expected value for "teacher at least 0.5" against "teacher at most 0.1", in shares
-  of the scale; values between these are left out of the AUC;
+  teacher's. On the faces where the teacher is clear (at least 0.5 against at most 0.1, in shares of the scale) also
+  the ROC AUC of the expected value, the F1 of the decision, and the share of either class in which the AU is found;
 - stability: by how much the expected value changes (mean absolute difference, share of the scale), and how many
   decisions change, between the plain crop and four others: its mirror image; a slightly moved crop (rotated by 5
   degrees, shifted by 3 % of its side, zoomed by 5 %); one with 20 % other brightness and contrast; one at half the
@@ -45,6 +45,7 @@ from au_llava.au_evaluation.photographs import (
     Readings,
     columns_of,
     correlation,
+    decisions,
     group_agreement,
     rank_auc,
     rank_correlation,
@@ -204,13 +205,17 @@ def agreement(photographs: Photographs, read: Readings) -> tuple[dict, dict]:
     """Agreement with the weak teacher: format -> AU -> measure -> result, and measure -> mean over AUs."""
     trusted = photographs.believed()
     columns = [photographs.columns[column] for column in trusted]
-    expected, weak = read.expected[:, trusted], photographs.weak[:, trusted]
+    expected, present, weak = read.expected[:, trusted], read.present[:, trusted], photographs.weak[:, trusted]
     classes = weak_class(weak)
     few = np.minimum(np.sum(classes == 1, axis=0), np.sum(classes == 0, axis=0)) < FEWEST_SUBJECTS
+    compared, subjects = np.where(few, np.nan, classes), photographs.subjects
     results = {
-        "pearson": correlation(expected, weak, photographs.subjects, columns),
-        "spearman": rank_correlation(expected, weak, photographs.subjects, columns),
-        "roc_auc": rank_auc(expected, np.where(few, np.nan, classes), photographs.subjects, columns),
+        "pearson": correlation(expected, weak, subjects, columns),
+        "spearman": rank_correlation(expected, weak, subjects, columns),
+        "roc_auc": rank_auc(expected, compared, subjects, columns),
+        "f1": decisions(present, compared, subjects, columns),
+        "found_strong": shares(np.where(compared == 1, present, np.nan), subjects, columns),
+        "found_near_zero": shares(np.where(compared == 0, present, np.nan), subjects, columns),
     }
     return by_format(results), means(results)
 
@@ -299,6 +304,9 @@ SUMMARY = {  # key in the JSON -> words in the table
     "pearson": "agreement: Pearson's correlation",
     "spearman": "agreement: Spearman's correlation",
     "roc_auc": "agreement: ROC AUC",
+    "f1": "agreement: F1",
+    "found_strong": "share of AUs found where the teacher finds them strong",
+    "found_near_zero": "share of AUs found where the teacher finds them near zero",
     "difference": "mean change of the expected value, share of the scale",
     "changed": "share of decisions that change",
     "neutral_present": "share of AUs found in neutral faces",
@@ -313,13 +321,13 @@ def show(results: Mapping) -> None:
     for key, words in SUMMARY.items():
         summary.add_row(words, told(results["summary"][key]))
     per_au = make_table(
-        *("format", "AU", "Pearson", "Spearman", "ROC AUC", "clear and strong"),
+        *("format", "AU", "Pearson", "Spearman", "ROC AUC", "F1", "found: strong", "near zero", "clear and strong"),
         text=["format", "AU"],
         title="Agreement with the weak teacher",
     )
     for name, aus in results["agreement"].items():
         for label, measures in aus.items():
-            cells = [told(measures[key]) for key in ("pearson", "spearman", "roc_auc")]
+            cells = [told(result) for result in measures.values()]
             per_au.add_row(name, label, *cells, str(measures["roc_auc"]["positives"]))
     console.print(summary, per_au)
     for label, compared in results.get("groups", {}).items():

@@ -288,13 +288,15 @@ def agreement_table() -> str:
 
 
 def agreement_per_au_table(of: str = "agreement") -> str:
-    """One row per AU and format on which the teacher is believed, or that was coded by eye, before and now."""
+    """One row per AU and format on which the teacher is believed, or that was coded by eye: ranks before and now."""
     before, now = (evaluation(name)["agreement"] for name in (f"{of}-before", of))
     heads = [f"{metric}, {which}" for metric in ("Spearman", "ROC AUC") for which in ("rendered only", "shipped")]
+    heads += ["F1, shipped", "found where strong", "found where near zero"]
     rows = []
     for name, aus in now.items():
         for label, scores in aus.items():
             cells = [scored(each[name][label][key]) for key in ("spearman", "roc_auc") for each in (before, now)]
+            cells += [scored(scores[key]) for key in ("f1", "found_strong", "found_near_zero")]
             rows.append([name, label, str(scores["roc_auc"]["positives"]), *cells])
     return markdown_table(["format", "AU", "clear and strong", *heads], rows, "llr" + "r" * len(heads))
 
@@ -302,7 +304,14 @@ def agreement_per_au_table(of: str = "agreement") -> str:
 def codes_table() -> str:
     """How far the checkpoint agrees with codes by eye, before and now."""
     before, now = evaluation("codes-before"), evaluation("codes")
-    words = {"roc_auc": "ROC AUC", "spearman": "Spearman's correlation", "pearson": "Pearson's correlation"}
+    words = {
+        "roc_auc": "ROC AUC",
+        "f1": "F1",
+        "found_strong": "share of AUs found where they are clear",
+        "found_near_zero": "share of AUs found where they are absent",
+        "spearman": "Spearman's correlation",
+        "pearson": "Pearson's correlation",
+    }
     rows = [[word, scored(before["summary"][key]), scored(now["summary"][key])] for key, word in words.items()]
     note = f"{now['faces']['images']:,} photographs. In brackets 95 % bootstrap intervals over people."
     return f"{markdown_table(['mean over AUs', 'rendered faces only', 'shipped'], rows, 'lrr')}\n\n{note}"

@@ -12,7 +12,7 @@ import scipy.stats
 from conftest import ROOT, load_tool, random_faces
 from datasets import List, Value
 from PIL import Image
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import f1_score, roc_auc_score
 from test_intervals import drawn_images
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -289,11 +289,24 @@ def test_agreement_is_measured_where_the_teacher_is_believed():
     assert mean["pearson"]["value"] == each["pearson"]["value"]
 
 
-def test_few_clear_faces_give_no_auc():
-    weak = np.r_[np.full(9, 0.9), np.zeros(50)]
+def test_decisions_are_compared_where_the_teacher_is_clear():
+    weak = np.r_[np.full(20, 0.5), np.full(10, 0.3), np.full(40, 0.1)]  # strong, between, near zero
+    read = np.r_[np.full(15, 0.9), np.zeros(5), np.full(10, 0.9), np.full(4, 0.9), np.zeros(36)]
+    faces = stand_in(weak_values(70, bp4d_AU12=weak))
+    per_au, mean = agreement.agreement(faces, readings_of(70, bp4d_AU12=read))
+    each = {key: result["value"] for key, result in per_au["bp4d"]["AU12"].items()}
+    assert each["found_strong"] == pytest.approx(15 / 20)
+    assert each["found_near_zero"] == pytest.approx(4 / 40)
+    assert each["f1"] == pytest.approx(f1_score([1] * 20 + [0] * 40, np.r_[read[:20], read[30:]] >= 0.4))
+    assert mean["f1"]["value"] == pytest.approx(each["f1"])
+
+
+@pytest.mark.parametrize("weak", [np.r_[np.full(9, 0.9), np.zeros(50)], np.r_[np.full(50, 0.9), np.zeros(9)]])
+def test_few_clear_faces_are_not_compared(weak):
     per_au, mean = agreement.agreement(stand_in(weak_values(59, disfa_AU12=weak)), readings_of(59, disfa_AU12=weak))
-    assert math.isnan(per_au["disfa"]["AU12"]["roc_auc"]["value"])
-    assert math.isnan(mean["roc_auc"]["value"])
+    for measure in ("roc_auc", "f1", "found_strong", "found_near_zero"):
+        assert math.isnan(per_au["disfa"]["AU12"][measure]["value"])
+        assert math.isnan(mean[measure]["value"])
     assert mean["pearson"]["value"] == pytest.approx(1)
 
 

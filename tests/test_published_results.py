@@ -206,11 +206,12 @@ def test_summary_of_the_london_set(tool):
 
 def agreement(value: float) -> dict:
     found = {"spearman": each(value), "roc_auc": each(value, positives=11)}
+    found |= {"f1": each(value), "found_strong": each(value), "found_near_zero": each(value / 2)}
     group = {"n": 20, **{key: each(value) for key in ("present", "roc_auc", "bias")}}
     gap = {"difference": 0.25, "interval": [0.125, 0.375], "p_holm": 0.03125, "groups": ["a", "b"]}
     return {
         "faces": {"images": 1234},
-        "summary": {key: each(value) for key in write_scores.AGREEMENT},
+        "summary": {key: each(value) for key in (*write_scores.AGREEMENT, *found)},
         "agreement": {"disfa": {"AU12": found}},
         "neutral": {"images": 99},
         "found": {"disfa": {"AU1": {"present": each(value / 2)}, "AU12": {"present": each(value)}}},
@@ -231,8 +232,10 @@ def test_tables_of_agreement_with_codes(tool):
     lines = tool.codes_table().splitlines()
     assert lines[2] == f"| ROC AUC | {before} | {now} |"
     assert lines[-1].startswith("1,234 photographs.")
-    [row] = tool.agreement_per_au_table("codes").splitlines()[2:]
-    assert row == f"| disfa | AU12 | 11 | {before} | {now} | {before} | {now} |"
+    assert lines[4] == f"| share of AUs found where they are clear | {before} | {now} |"
+    head, _, row = tool.agreement_per_au_table("codes").splitlines()
+    assert head.endswith("| F1, shipped | found where strong | found where near zero |")
+    assert row == f"| disfa | AU12 | 11 | {before} | {now} | {before} | {now} | {now} | {now} | {before} |"
 
 
 def test_tables_of_agreement_and_groups(tool):
@@ -242,9 +245,8 @@ def test_tables_of_agreement_and_groups(tool):
     lines = tool.agreement_table().splitlines()
     assert lines[2] == f"| agreement: Pearson's correlation | {before} | {now} |"
     assert lines[-1].startswith("1,234 photographs; 99 that the teacher finds neutral.")
-    assert (
-        tool.agreement_per_au_table().splitlines()[2] == f"| disfa | AU12 | 11 | {before} | {now} | {before} | {now} |"
-    )
+    row = tool.agreement_per_au_table().splitlines()[2]
+    assert row == f"| disfa | AU12 | 11 | {before} | {now} | {before} | {now} | {now} | {now} | {before} |"
     lines = tool.found_table().splitlines()
     assert lines[2] == f"| disfa | AU12 | {before} | {now} |"
     assert lines[3] == "| disfa | AU1 | 0.125 (0.000 to 0.250) | 0.250 (0.125 to 0.375) |"

@@ -321,7 +321,7 @@ def show(results: Mapping) -> None:
     for key, words in SUMMARY.items():
         summary.add_row(words, told(results["summary"][key]))
     per_au = make_table(
-        *("format", "AU", "Pearson", "Spearman", "ROC AUC", "F1", "found: strong", "near zero", "clear and strong"),
+        *("format", "AU", "Pearson", "Spearman", "ROC AUC", "F1", "found: strong", "near zero", "strong"),
         text=["format", "AU"],
         title="Agreement with the weak teacher",
     )

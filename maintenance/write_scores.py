@@ -298,7 +298,7 @@ def agreement_per_au_table(of: str = "agreement") -> str:
             cells = [scored(each[name][label][key]) for key in ("spearman", "roc_auc") for each in (before, now)]
             cells += [scored(scores[key]) for key in ("f1", "found_strong", "found_near_zero")]
             rows.append([name, label, str(scores["roc_auc"]["positives"]), *cells])
-    return markdown_table(["format", "AU", "clear and strong", *heads], rows, "llr" + "r" * len(heads))
+    return markdown_table(["format", "AU", "strong", *heads], rows, "llr" + "r" * len(heads))
 
 
 def codes_table() -> str:
@@ -307,8 +307,8 @@ def codes_table() -> str:
     words = {
         "roc_auc": "ROC AUC",
         "f1": "F1",
-        "found_strong": "share of AUs found where they are clear",
-        "found_near_zero": "share of AUs found where they are absent",
+        "found_strong": "share of AUs found where they are strong",
+        "found_near_zero": "share of AUs found where they are near zero",
         "spearman": "Spearman's correlation",
         "pearson": "Pearson's correlation",
     }

@@ -232,7 +232,7 @@ def test_tables_of_agreement_with_codes(tool):
     lines = tool.codes_table().splitlines()
     assert lines[2] == f"| ROC AUC | {before} | {now} |"
     assert lines[-1].startswith("1,234 photographs.")
-    assert lines[4] == f"| share of AUs found where they are clear | {before} | {now} |"
+    assert lines[4] == f"| share of AUs found where they are strong | {before} | {now} |"
     head, _, row = tool.agreement_per_au_table("codes").splitlines()
     assert head.endswith("| F1, shipped | found where strong | found where near zero |")
     assert row == f"| disfa | AU12 | 11 | {before} | {now} | {before} | {now} | {now} | {now} | {before} |"

@@ -202,20 +202,33 @@ def weak_class(weak: np.ndarray) -> np.ndarray:
 
 
 def agreement(photographs: Photographs, read: Readings) -> tuple[dict, dict]:
-    """Agreement with the weak teacher: format -> AU -> measure -> result, and measure -> mean over AUs."""
+    """Agreement with the weak teacher: format -> AU -> measure -> result, and measure -> mean over AUs.
+
+    With fewer than `FEWEST_SUBJECTS` images of a class, what needs it is NaN.
+    """
     trusted = photographs.believed()
     columns = [photographs.columns[column] for column in trusted]
     expected, present, weak = read.expected[:, trusted], read.present[:, trusted], photographs.weak[:, trusted]
-    classes = weak_class(weak)
+    classes, subjects = weak_class(weak), photographs.subjects
+
+    def found(of_class: int) -> dict:
+        images = classes == of_class
+        counts = images.sum(axis=0)
+        known = np.where(images & (counts >= FEWEST_SUBJECTS), present, np.nan)
+        result = shares(known, subjects, columns)
+        for column, count in zip(columns, counts.tolist(), strict=True):
+            result["per_column"][column]["n"] = count
+        return result
+
     few = np.minimum(np.sum(classes == 1, axis=0), np.sum(classes == 0, axis=0)) < FEWEST_SUBJECTS
-    compared, subjects = np.where(few, np.nan, classes), photographs.subjects
+    compared = np.where(few, np.nan, classes)
     results = {
         "pearson": correlation(expected, weak, subjects, columns),
         "spearman": rank_correlation(expected, weak, subjects, columns),
         "roc_auc": rank_auc(expected, compared, subjects, columns),
         "f1": decisions(present, compared, subjects, columns),
-        "found_strong": shares(np.where(compared == 1, present, np.nan), subjects, columns),
-        "found_near_zero": shares(np.where(compared == 0, present, np.nan), subjects, columns),
+        "found_strong": found(1),
+        "found_near_zero": found(0),
     }
     return by_format(results), means(results)
 
@@ -320,16 +333,18 @@ def show(results: Mapping) -> None:
     summary = make_table("mean over AUs", "", text=["mean over AUs"], title=title)
     for key, words in SUMMARY.items():
         summary.add_row(words, told(results["summary"][key]))
-    per_au = make_table(
-        *("format", "AU", "Pearson", "Spearman", "ROC AUC", "F1", "found: strong", "near zero", "strong"),
-        text=["format", "AU"],
-        title="Agreement with the weak teacher",
+    ranks = make_table(
+        *("format", "AU", "Pearson", "Spearman", "ROC AUC"), text=["format", "AU"], title="Expected values"
+    )
+    decided = make_table(
+        *("format", "AU", "strong", "F1", "found: strong", "found: near zero"), text=["format", "AU"], title="Decisions"
     )
     for name, aus in results["agreement"].items():
-        for label, measures in aus.items():
-            cells = [told(result) for result in measures.values()]
-            per_au.add_row(name, label, *cells, str(measures["roc_auc"]["positives"]))
-    console.print(summary, per_au)
+        for label, of_au in aus.items():
+            ranks.add_row(name, label, *(told(of_au[key]) for key in ("pearson", "spearman", "roc_auc")))
+            cells = [told(of_au[key]) for key in ("f1", "found_strong", "found_near_zero")]
+            decided.add_row(name, label, str(of_au["found_strong"]["n"]), *cells)
+    console.print(summary, ranks, decided)
     for label, compared in results.get("groups", {}).items():
         show_groups(console, label, compared)
 

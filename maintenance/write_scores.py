@@ -297,7 +297,7 @@ def agreement_per_au_table(of: str = "agreement") -> str:
         for label, scores in aus.items():
             cells = [scored(each[name][label][key]) for key in ("spearman", "roc_auc") for each in (before, now)]
             cells += [scored(scores[key]) for key in ("f1", "found_strong", "found_near_zero")]
-            rows.append([name, label, str(scores["roc_auc"]["positives"]), *cells])
+            rows.append([name, label, str(scores["found_strong"]["n"]), *cells])
     return markdown_table(["format", "AU", "strong", *heads], rows, "llr" + "r" * len(heads))
 
 

@@ -301,12 +301,18 @@ def test_decisions_are_compared_where_the_teacher_is_clear():
     assert mean["f1"]["value"] == pytest.approx(each["f1"])
 
 
-@pytest.mark.parametrize("weak", [np.r_[np.full(9, 0.9), np.zeros(50)], np.r_[np.full(50, 0.9), np.zeros(9)]])
-def test_few_clear_faces_are_not_compared(weak):
+@pytest.mark.parametrize(("strong", "near_zero"), [(9, 50), (50, 9)])
+def test_few_clear_faces_are_not_compared(strong, near_zero):
+    weak = np.r_[np.full(strong, 0.9), np.zeros(near_zero)]
     per_au, mean = agreement.agreement(stand_in(weak_values(59, disfa_AU12=weak)), readings_of(59, disfa_AU12=weak))
-    for measure in ("roc_auc", "f1", "found_strong", "found_near_zero"):
-        assert math.isnan(per_au["disfa"]["AU12"][measure]["value"])
-        assert math.isnan(mean[measure]["value"])
+    of_au = per_au["disfa"]["AU12"]
+    found = {key: result["value"] for key, result in of_au.items()}
+    assert math.isnan(found["roc_auc"])
+    assert math.isnan(found["f1"])
+    assert math.isnan(mean["roc_auc"]["value"])
+    assert found["found_strong"] == pytest.approx(1 if strong == 50 else NAN, nan_ok=True)
+    assert found["found_near_zero"] == pytest.approx(0 if near_zero == 50 else NAN, nan_ok=True)
+    assert (of_au["found_strong"]["n"], of_au["found_near_zero"]["n"]) == (strong, near_zero)
     assert mean["pearson"]["value"] == pytest.approx(1)
 
 

@@ -205,8 +205,8 @@ def test_summary_of_the_london_set(tool):
 
 
 def agreement(value: float) -> dict:
-    found = {"spearman": each(value), "roc_auc": each(value, positives=11)}
-    found |= {"f1": each(value), "found_strong": each(value), "found_near_zero": each(value / 2)}
+    found = {"spearman": each(value), "roc_auc": each(value), "f1": each(value)}
+    found |= {"found_strong": each(value, n=11), "found_near_zero": each(value / 2)}
     group = {"n": 20, **{key: each(value) for key in ("present", "roc_auc", "bias")}}
     gap = {"difference": 0.25, "interval": [0.125, 0.375], "p_holm": 0.03125, "groups": ["a", "b"]}
     return {

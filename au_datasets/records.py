@@ -21,7 +21,7 @@ Unusual choice: image bytes are dictionary-encoded in Parquet, so the rows of on
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -69,6 +69,21 @@ def shard_path(folder: Path, part: str, number: int, total: int) -> Path:
     reads only the shards: otherwise it would try to read the manifest as Parquet too.
     """
     return folder / f"data-{part}-{number:05d}-of-{total:05d}.parquet"
+
+
+def plan_shards(folder: Path, parts: Mapping[Hashable, str], per_shard: int) -> list[tuple[Path, str, list]]:
+    """(file, part, members) of each shard: the same for the same parts.
+
+    Args:
+        parts: the part of each member, such as a clip or the number of a subject, in the order of the records.
+        per_shard: members of a shard, at most.
+    """
+    shards = []
+    for part in PARTS:
+        members = [member for member, own in parts.items() if own == part]
+        groups = [members[start : start + per_shard] for start in range(0, len(members), per_shard)]
+        shards += [(shard_path(folder, part, number, len(groups)), part, group) for number, group in enumerate(groups)]
+    return shards
 
 
 class Defects:

@@ -69,7 +69,8 @@ def face_records(
     dataset: str,
     clip: Clip,
     frame: int,
-    face: FoundFace,
+    crop: Picture,
+    margin: float,
     weak: Mapping[str, list[float]],
     coded: bool = False,
     metadata: Mapping = {},
@@ -77,18 +78,21 @@ def face_records(
     """The records of one face, without their `part`: one per format of `weak`, with no value known.
 
     Args:
+        crop, margin: as in `FoundFace`.
+        weak: format name -> weak values, shares of the scale from 0 to 1 in the order of its labels, NaN if unknown.
         coded: whether the weak values are codes by eye.
+        metadata: further columns.
     """
     for name, believed in weak.items():
         yield {
-            "image": face.crop,
+            "image": crop,
             "dataset": dataset,
             "subject": clip.subject,
             "clip": clip.name,
             "frame": frame,
             "format": name,
             "values": [math.nan] * len(FORMATS[name].labels),
-            "margin": face.margin,
+            "margin": margin,
             "weak": believed,
             "coded": coded,
             **metadata,

@@ -234,4 +234,4 @@ def read_clip(
     metadata = {name: row.get(name) for name in ("age", "gender", "race")}
     metadata |= {name: math.nan if angle is None else angle for name, angle in angles.items()}
     weak = weak_values(blendshapes, formats) if codes is None else codes.weak_values(clip.subject, formats)
-    yield from face_records("fairface", clip, 1, face, weak, codes is not None, metadata)
+    yield from face_records("fairface", clip, 1, face.crop, face.margin, weak, codes is not None, metadata)

@@ -129,4 +129,4 @@ def read_clip(
             else:
                 measured = None if teacher == "none" else face.measure()
                 weak = weak_values(measured and measured.blendshapes, formats)
-            yield from face_records(dataset, clip, number, face, weak, codes is not None)
+            yield from face_records(dataset, clip, number, face.crop, face.margin, weak, codes is not None)

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from datasets import List, Value
 
-from au_llava.action_units import FORMATS, MAIN_FORMATS
+from au_llava.action_units import FORMATS
 from au_llava.au_datasets.records import Defects
 from au_llava.au_datasets.weak_teacher import WeakTeacher
 from au_llava.au_faces.crop import Point
@@ -99,7 +99,7 @@ def face_records(
         }
 
 
-def weak_values(blendshapes: np.ndarray | None, formats: Sequence[str] = MAIN_FORMATS) -> dict[str, list[float]]:
+def weak_values(blendshapes: np.ndarray | None, formats: Sequence[str]) -> dict[str, list[float]]:
     """Format -> the teacher's estimates for a face with these blendshapes (52,); all NaN if there are none."""
     if blendshapes is None:
         return {name: [math.nan] * len(FORMATS[name].labels) for name in formats}

@@ -30,7 +30,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Value
 
-from au_llava.action_units import MAIN_FORMATS
 from au_llava.au_datasets.codes import UNCODED, Codes, count_missing, notes_on
 from au_llava.au_datasets.records import NO_CLIP, Defects
 from au_llava.au_faces.landmarks import BLENDSHAPES
@@ -58,12 +57,7 @@ _EYES = ("eye_right", "eye_left")
 
 
 def open_fairface(
-    root: Path,
-    crop: Crop,
-    teacher: str = "none",
-    all_ages: bool = False,
-    formats: Sequence[str] = MAIN_FORMATS,
-    codes: Codes | None = None,
+    root: Path, crop: Crop, teacher: str, all_ages: bool, formats: Sequence[str], codes: Codes | None
 ) -> Source:
     """The copy of FairFace in `root` or a folder in it.
 
@@ -72,7 +66,7 @@ def open_fairface(
         teacher: one of `faces.TEACHERS`.
         all_ages: include people under 20.
         formats: of the records, and of the teacher's estimates.
-        codes: only photographs that it codes are read, and its codes are their weak values.
+        codes: if any, only photographs that they code are read, and they are the weak values instead of a teacher's.
 
     Raises:
         FileNotFoundError: something is missing; the message names it.

@@ -76,7 +76,7 @@ ANCHORS = (
 FOREHEAD = 0.6  # eye distances above the brows up to which the forehead moves with them
 
 
-def open_moved(root: Path, per_face: int = 2, seed: int = 0) -> Source:
+def open_moved(root: Path, per_face: int, seed: int) -> Source:
     """Moved copies of the training faces in `root`, a folder of records without labels.
 
     Args:

@@ -88,7 +88,7 @@ def prepare_shard(job: tuple) -> int:
 
 
 def start_source(
-    source: Source, parts: Mapping[Clip, str], arguments: Mapping, out: Path, crop: Crop | None = None
+    source: Source, parts: Mapping[Clip, str], arguments: Mapping, out: Path, crop: Crop | None
 ) -> tuple[dict, list[tuple]]:
     """Start or resume `out`. Returns all arguments that the content depends on, and the jobs that are left to do.
 

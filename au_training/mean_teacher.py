@@ -30,8 +30,8 @@ class UnlabelledFaces:
     """
 
     rows: datasets.Dataset
-    consistency_weight: float = 0.5
-    weak_weight: float = 1.0
+    consistency_weight: float
+    weak_weight: float
 
     def __post_init__(self):
         combinations = sorted(set(map(tuple, self.rows["formats"][:])))

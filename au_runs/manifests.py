@@ -16,7 +16,6 @@ It names everyone the weights were trained, chosen or calibrated on, so that an 
 - `unlabelled`: people and folders that were trained on without labels.
 - `base_weights`, for adapters: the content hash of each weight file of their base (`weights_sha256`).
 - `unreadable`, if there were any: images that could not be read in training and were skipped.
-
 - `own_formats`: those of `formats` that are not built in, as `AUFormat.to_dict` gives them.
 
 Older manifests lack the last five.

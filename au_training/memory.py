@@ -115,6 +115,9 @@ def sizes(
         features: of one image in the tower.
         cluster: accelerate's configuration; None for one GPU.
         prompt_rows: how many rows as long as the longest sequence the prompts add to a batch.
+
+    Raises:
+        ValueError: an optimizer that is not in `OPTIMIZER_BYTES`.
     """
     mixed = training_args.bf16 or training_args.fp16
     quantized = model_args.load_in_4bit or model_args.load_in_8bit

@@ -149,7 +149,7 @@ def lowest_age(band: str | None) -> int | None:
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> list[dict]:
-    """The rows of a CSV, or of those of the columns that a Parquet file has.
+    """The rows of a CSV with all its columns, or of a Parquet file with those of `columns` that it has.
 
     Raises ValueError if it cannot be read, or lacks a column that every copy has.
     """

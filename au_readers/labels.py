@@ -3,6 +3,7 @@
 A label that is missing, marked unknown or off its scale becomes NaN; anything odd is counted in `Defects`.
 """
 
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -25,6 +26,12 @@ def read_header(path: Path, where: str, defects: Defects) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         defects.add(UNREADABLE, f"{where}: {error}")
         return []
+
+
+def au_columns(header: list[str]) -> dict[str, int]:
+    """AU label -> column, from a header that names AUs as AU1, AU01 or 1."""
+    cells = [re.fullmatch(r"(?:AU)?\s*0*([1-9]\d?)(?:_occ\w*)?", cell, re.IGNORECASE) for cell in header]
+    return {f"AU{cell[1]}": column for column, cell in enumerate(cells) if cell}
 
 
 def read_numbers(
@@ -132,7 +139,9 @@ def by_frame(frames: np.ndarray, values: np.ndarray, where: str, defects: Defect
     return dict(zip(unique.tolist(), values[whole][first].tolist(), strict=True))
 
 
-def on_scale(values: np.ndarray, name: str, where: str, defects: Defects, unknown: Collection[float] = ()):
+def on_scale(
+    values: np.ndarray, name: str, where: str, defects: Defects, unknown: Collection[float] = ()
+) -> np.ndarray:
     """Values with NaN for those in `unknown`, and for those off the scale of format `name`, which are counted."""
     values = np.array(values, np.float64)
     values[np.isin(values, list(unknown))] = np.nan

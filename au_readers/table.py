@@ -186,7 +186,7 @@ def _labels(
 ) -> np.ndarray:
     """(rows, labels of format `name`) float64, as `Rows.values` has them.
 
-    Raises ValueError if there is no usable column, and if a column has no value on the scale.
+    Raises ValueError if no column is of an AU of the format, if two are of the same one, and as `_check_scale`.
     """
     columns: dict[str, str] = {}
     for column in table.columns:
@@ -196,28 +196,39 @@ def _labels(
     labels = FORMATS[name].labels
     values = np.full((len(table), len(labels)), np.nan)
     for index, label in enumerate(labels):
-        if label in columns:
-            cells = table[columns[label]]
-            values[:, index] = _numbers(cells)
-            given = ~np.isnan(values[:, index]) & ~np.isin(values[:, index], list(unknown))
-            known = ~np.isnan(on_scale(values[:, index], name, "", Defects(), unknown))
-            off = values[given & ~known, index]
-            codes = np.isinf(off).any() or len(np.unique(off)) > 1  # a single number may stand for "unknown"
-            lost = codes and not values[known, index].any()  # all that is not absent
-            if given.any() and (lost or not known.any()):
-                row = (given & ~known).argmax()
-                raise ValueError(
-                    f"column {columns[label]!r} of {path} holds nothing{' but 0' * bool(known.any())} of the "
-                    f"{FORMATS[name].scale} scale of {name}, {_scale(name)}: row {row + 1} says {cells.iloc[row]!r}"
-                )
-        else:
+        if label not in columns:
             defects.add("AUs of the format without a column, not annotated", label)
+            continue
+        cells = table[columns[label]]
+        values[:, index] = _numbers(cells)
+        _check_scale(path, cells, values[:, index], name, unknown)
     if not columns.keys() & set(labels):
         raise ValueError(f"{path} has no column for any AU of {name}: {', '.join(labels)}")
     for label in columns.keys() - set(labels):
         if re.fullmatch(r"A[UD]\d+[LRTB]?", label):
             defects.add("AU columns that the format does not have, left out", columns[label])
     return values
+
+
+def _check_scale(path: Path, cells: pd.Series, values: np.ndarray, name: str, unknown: Collection[float]) -> None:
+    """Raise ValueError if a column keeps nothing, or nothing but zeros beside letters or several other numbers.
+
+    Args:
+        cells: the column, as it was read.
+        values: (rows,), from `_numbers`.
+        name: of the format.
+    """
+    given = ~np.isnan(values) & ~np.isin(values, list(unknown))
+    known = ~np.isnan(on_scale(values, name, "", Defects(), unknown))
+    off = values[given & ~known]
+    codes = np.isinf(off).any() or len(np.unique(off)) > 1  # a single number may stand for "unknown"
+    lost = codes and not values[known].any()  # all that is not absent
+    if given.any() and (lost or not known.any()):
+        row = (given & ~known).argmax()
+        raise ValueError(
+            f"column {cells.name!r} of {path} holds nothing{' but 0' * bool(known.any())} of the {FORMATS[name].scale} "
+            f"scale of {name}, {_scale(name)}: row {row + 1} says {cells.iloc[row]!r}"
+        )
 
 
 def _scale(name: str) -> str:

@@ -1,6 +1,6 @@
 """Annotated pictures and videos: a box around each face, and beside it the strongest action units.
 
-Owns how figures are saved, and the colors of all pictures: dark blue, light blue and one orange (Okabe and Ito's
+Owns how figures are saved, and the colors on pictures of faces: dark blue, light blue and one orange (Okabe and Ito's
 palette), which can be told apart in gray and by color-blind people.
 """
 

@@ -185,8 +185,12 @@ class AUArguments:
             )
 
 
-COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-COUNTS += ("eval_accumulation_steps",)
+COUNTS = (
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "eval_accumulation_steps",
+)
 
 
 @dataclass
@@ -289,8 +293,16 @@ def _fits(name: str, value, hint) -> bool:
 
 
 # Options that differ from run to run without changing what is learned.
-NOT_RECORDED = ("output_dir", "logging_dir", "run_name", "data", "resume_from_checkpoint", "disable_tqdm", "report_to")
-NOT_RECORDED += ("cache_features",)
+NOT_RECORDED = (
+    "output_dir",
+    "logging_dir",
+    "run_name",
+    "data",
+    "resume_from_checkpoint",
+    "disable_tqdm",
+    "report_to",
+    "cache_features",
+)
 
 
 def recipe_of(*groups) -> dict:

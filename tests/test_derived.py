@@ -129,6 +129,15 @@ def test_the_summary_tells_blinks_per_minute():
     assert cell.plain.splitlines() == ["a.mp4", "600 frames", "100 blinks in 20 s", "(300.0 a minute)"]
 
 
+@pytest.mark.parametrize("name", ["frames", "unread"])
+def test_the_summary_takes_a_format_of_any_name(name):
+    mine = AUFormat(name, ("AU1", "AU12"), "intensity")
+    answer = {"value": [None, 3], "present": [False, True], "expected": [None, 2.84]}
+    summary = Summary([mine], {})
+    summary.add({"file": "a.png", "face_id": 0, "answers": {name: answer}})
+    assert list(summary.table().columns[1].cells) == ["AU12=2.8  (1 unread)"]
+
+
 def test_openface_has_all_its_columns():
     formats = au_columns(MAIN)
     derived = Derived([], MAIN, ["openface"])

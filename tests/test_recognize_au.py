@@ -760,6 +760,23 @@ def test_interrupted_run_goes_on(tiny_checkpoint, film, film_run, tmp_path, monk
     assert not journal.exists()
 
 
+def test_a_run_does_not_go_on_with_an_edited_checkpoint(tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    faces = sorted((ROOT / "assets" / "faces").glob("*.png"))[:2]
+    words = [*faces, "--no-detect", "--batch-size", 1, "--formats", "bp4d", "--out", tmp_path / "aus.csv"]
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1, KeyboardInterrupt)
+        assert recognize(checkpoint, *words) == 130
+    path = checkpoint / "processor_config.json"
+    settings = json.loads(path.read_text())
+    edited = settings | {"image_processor": settings["image_processor"] | {"image_mean": [0.4] * 3}}
+    path.write_text(json.dumps(edited))
+    assert recognize(checkpoint, *words) == 1
+    assert "holds the unfinished work of another run (other checkpoint)" in capsys.readouterr().err
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    assert recognize(checkpoint, *words) == 0
+
+
 def test_two_runs_do_not_share_a_table(tiny_checkpoint, film, tmp_path, capsys):
     with only_run(tmp_path / "aus.csv.parts", "--out"):
         assert recognize(tiny_checkpoint, film, "--out", tmp_path / "aus.csv") == 1

@@ -23,6 +23,7 @@ import numpy as np
 from au_llava.action_units import get_format
 from au_llava.au_datasets.records import KEY, content_of, group_by_image
 from au_llava.au_evaluation.rows import KEYS, READ, unread
+from au_llava.au_runs.files import replacing
 from au_llava.au_runs.formats import as_stored
 from au_llava.au_runs.journal import Journal
 from au_llava.au_runs.processes import gathered, processes
@@ -129,6 +130,12 @@ def predict(
     if timing is not None:
         timing |= {"seconds": time.perf_counter() - start, "images": total, "waited_seconds": waited}
     return sorted(gathered(rows), key=lambda row: row["row"])
+
+
+def write_predictions(folder: Path, rows: Sequence[dict]) -> None:
+    """Write what `predict` returned as predictions.parquet of the folder."""
+    with replacing(folder / "predictions.parquet") as unfinished:
+        datasets.Dataset.from_list(rows).to_parquet(unfinished)
 
 
 def report_unreadable(rows: Sequence[dict]) -> None:

@@ -21,7 +21,7 @@ from au_llava.au_datasets.folds import people_of
 from au_llava.au_datasets.records import load_records
 from au_llava.au_evaluation.command import COMMANDS, main, parse
 from au_llava.au_evaluation.commands import common
-from au_llava.au_evaluation.predictions import predict
+from au_llava.au_evaluation.predictions import predict, write_predictions
 from au_llava.au_evaluation.scoring import score_predictions
 from au_llava.au_runs.engines import TorchEngine
 from au_llava.au_runs.files import only_run
@@ -288,6 +288,19 @@ def test_a_journal_is_of_the_checkpoint_and_the_formats_that_were_read(
     monkeypatch.setitem(FORMATS, "mine", AUFormat("mine", ("AU6", "AU12"), "intensity", 2))
     with pytest.raises(ValueError, match=r"another run \(other formats\)"):
         predict(engine, records, **options)
+
+
+def test_predictions_appear_whole_or_not_at_all(tmp_path, monkeypatch):
+    def write_half(_, path):
+        path.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    write_predictions(tmp_path, [{"row": 1}])
+    before = (tmp_path / "predictions.parquet").read_bytes()
+    monkeypatch.setattr(Dataset, "to_parquet", write_half)
+    with pytest.raises(OSError, match="No space"):
+        write_predictions(tmp_path, [{"row": 2}])
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
 
 
 def test_trained_people_are_not_tested(tiny_checkpoint, rendered_records, tmp_path, capsys):

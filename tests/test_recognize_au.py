@@ -29,7 +29,7 @@ from au_llava.action_units import FORMATS, MAIN_FORMATS, AUFormat
 from au_llava.au_datasets.records import load_records
 from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT
 from au_llava.au_faces.media import DamagedVideo, count_frames, is_video, video_frames
-from au_llava.au_recognition.annotation import annotated, save_figure, save_video
+from au_llava.au_recognition.annotation import annotated, save_video
 from au_llava.au_recognition.inputs import find_files
 from au_llava.au_recognition.movement import au_regions, movement
 from au_llava.au_recognition.neutral import Neutral
@@ -40,7 +40,7 @@ from au_llava.au_rendering.pictures import render_face
 from au_llava.au_rendering.view import View
 from au_llava.au_runs import checkpoints
 from au_llava.au_runs.checkpoints import load_checkpoint
-from au_llava.au_runs.files import only_run
+from au_llava.au_runs.files import only_run, save_figure
 from au_llava.au_runs.names import escaped, unescaped
 from au_llava.recognize_au import run
 

@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 
 from au_llava.action_units import AUFormat
 from au_llava.au_faces.media import is_video
-from au_llava.au_recognition.annotation import save_figure
 from au_llava.au_recognition.readings import Readings
 from au_llava.au_recognition.tables import heading, measure
+from au_llava.au_runs.files import save_figure
 from au_llava.au_runs.folders import short_names
 from au_llava.au_runs.names import escaped
 

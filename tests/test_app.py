@@ -510,6 +510,14 @@ def test_released_folder_holds_a_card_and_the_requirements_of_the_page(tmp_path,
         app_space.release(tmp_path / "space")
 
 
+def test_a_released_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+    """Half of one would stop the next attempt, which asks for a new folder."""
+    monkeypatch.setattr("shutil.copytree", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        app_space.release(tmp_path / "spaces" / "page")
+    assert not list((tmp_path / "spaces").iterdir())
+
+
 # In a browser
 
 

@@ -29,7 +29,7 @@ from au_llava.action_units import FORMATS, MAIN_FORMATS, AUFormat
 from au_llava.au_datasets.records import load_records
 from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT
 from au_llava.au_faces.media import DamagedVideo, count_frames, is_video, video_frames
-from au_llava.au_recognition.annotation import annotated, save_figure, save_video
+from au_llava.au_recognition.annotation import annotated, save_video
 from au_llava.au_recognition.inputs import find_files
 from au_llava.au_recognition.movement import au_regions, movement
 from au_llava.au_recognition.neutral import Neutral
@@ -40,7 +40,7 @@ from au_llava.au_rendering.pictures import render_face
 from au_llava.au_rendering.view import View
 from au_llava.au_runs import checkpoints
 from au_llava.au_runs.checkpoints import load_checkpoint
-from au_llava.au_runs.files import only_run
+from au_llava.au_runs.files import only_run, save_figure
 from au_llava.au_runs.names import escaped, unescaped
 from au_llava.recognize_au import run
 
@@ -758,6 +758,23 @@ def test_interrupted_run_goes_on(tiny_checkpoint, film, film_run, tmp_path, monk
     assert sum(first) + sum(second) == 23 + 19  # faces in all
     assert (tmp_path / "aus.csv").read_bytes() == (film_run / "aus.csv").read_bytes()
     assert not journal.exists()
+
+
+def test_a_run_does_not_go_on_with_an_edited_checkpoint(tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    faces = sorted((ROOT / "assets" / "faces").glob("*.png"))[:2]
+    words = [*faces, "--no-detect", "--batch-size", 1, "--formats", "bp4d", "--out", tmp_path / "aus.csv"]
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1, KeyboardInterrupt)
+        assert recognize(checkpoint, *words) == 130
+    path = checkpoint / "processor_config.json"
+    settings = json.loads(path.read_text())
+    edited = settings | {"image_processor": settings["image_processor"] | {"image_mean": [0.4] * 3}}
+    path.write_text(json.dumps(edited))
+    assert recognize(checkpoint, *words) == 1
+    assert "holds the unfinished work of another run (other checkpoint)" in capsys.readouterr().err
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    assert recognize(checkpoint, *words) == 0
 
 
 def test_two_runs_do_not_share_a_table(tiny_checkpoint, film, tmp_path, capsys):

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from au_llava.action_units import AUFormat
-from au_llava.au_recognition.tables import measure
+from au_llava.au_recognition.tables import heading, measure
 from au_llava.au_runs.folders import short_names
 from au_llava.au_runs.names import escaped
 
@@ -54,7 +54,10 @@ class Summary:
 
     def table(self) -> Table:
         """A row per face of a picture or person of a video; for a video, how many of the frames show each AU."""
-        table = Table(title="Action units", title_justify="left", show_lines=True)
+        table = Table(
+            title="Action units that are present", title_justify="left", caption_justify="left", show_lines=True
+        )
+        table.caption = self._caption()
         table.add_column("face")
         for fmt in self.formats:
             table.add_column(f"{fmt.name} ({fmt.scale})")
@@ -68,6 +71,15 @@ class Summary:
         if len(self.people) > MOST_ROWS:
             table.add_row(f"… {len(self.people) - MOST_ROWS} more", *[""] * len(self.formats))
         return table
+
+    def _caption(self) -> str:
+        """What the numbers of the cells are."""
+        said = []
+        if any(person.frames == 1 for person in self.people.values()):
+            said.append("; ".join(f"{fmt.name}: {heading(fmt)}" for fmt in self.formats))
+        if any(person.frames > 1 for person in self.people.values()):
+            said.append("video: share of the frames in which the AU is present")
+        return "\n".join(said)
 
     def _blinks(self, file: str, number: int) -> str:
         if (file, number) not in self.blinks:

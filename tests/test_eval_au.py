@@ -21,8 +21,9 @@ from au_llava.au_datasets.folds import people_of
 from au_llava.au_datasets.records import load_records
 from au_llava.au_evaluation.command import COMMANDS, main, parse
 from au_llava.au_evaluation.commands import common
+from au_llava.au_evaluation.commands.compare import comparison_table
 from au_llava.au_evaluation.predictions import predict, write_predictions
-from au_llava.au_evaluation.scoring import score_predictions
+from au_llava.au_evaluation.scoring import score_predictions, scores_table
 from au_llava.au_runs.engines import TorchEngine
 from au_llava.au_runs.files import only_run
 from au_llava.au_runs.manifests import seen_people, training_manifest, write_training_manifest
@@ -427,6 +428,18 @@ def test_files_that_eval_au_did_not_write_are_named(tmp_path, capsys):
     pandas.DataFrame({"format": ["bp4d"]}).to_parquet(tmp_path / "predictions.parquet")
     assert eval_au.run(["compare", str(tmp_path), str(tmp_path)]) == 1
     assert "predictions.parquet is not of eval_au.py: it lacks clip, dataset" in capsys.readouterr().err
+
+
+def test_tables_caution_where_subjects_are_few():
+    difference = {"difference": 0.1, "interval": [0.05, 0.2], "p": 0.004}
+    of_format = {"mean": {"f1": difference}, "per_au": {}, "n": 12, "subjects": 4}
+    table = comparison_table({"bp4d": {**of_format, "subjects": 20}, "disfa": of_format}, "a", "b")
+    assert table.caption.endswith("AUs with p < 0.05; 4 subjects are too few to trust them (take 20 or more)")
+    assert comparison_table({"bp4d": {**of_format, "subjects": 20}}, "a", "b").caption.endswith("AUs with p < 0.05")
+    scores = {"per_au": {}, "mean": {}, "mean_interval": {}, "n": 3, "per_subject": {"mine:1": {}}}
+    assert scores_table({"disfa": scores}, "a").caption.endswith(
+        "; 1 subject is too few to trust them (take 20 or more)"
+    )
 
 
 def test_help_teaches_with_an_example(capsys):

@@ -36,6 +36,7 @@ from au_llava.au_recognition.neutral import Neutral
 from au_llava.au_recognition.options import make_parser
 from au_llava.au_recognition.outputs import Outcome
 from au_llava.au_recognition.tables import au_columns, openface_label, strengths
+from au_llava.au_recognition.timelines import Track, draw_timeline
 from au_llava.au_rendering.pictures import render_face
 from au_llava.au_rendering.view import View
 from au_llava.au_runs import checkpoints
@@ -349,7 +350,9 @@ def test_sampling_of_a_video(film):
     assert [frame.number for frame in video_frames(film, fps=2)] == [1, 6, 11, 16, 21]
     assert [frame.number for frame in video_frames(film, fps=4)] == [1, 4, 6, 9, 11, 14, 16, 19, 21, 24]
     assert len(list(video_frames(film, fps=100))) == 24
-    assert (count_frames(film, every=7), count_frames(film, fps=2)) == (4, 5)
+    assert count_frames(film, every=7) == 4
+    for fps in (0.5, 2, 2.2, 3, 4, 7, 100):
+        assert count_frames(film, fps=fps) == len(list(video_frames(film, fps=fps))), fps
 
 
 # The neutral face
@@ -819,6 +822,17 @@ def test_outputs_are_refused_before_the_work(tiny_checkpoint, film, pictures, tm
     ):
         assert recognize(tiny_checkpoint, film, pictures, *words) == 1
         assert message in capsys.readouterr().err
+
+
+def test_curves_name_their_format_where_there_are_several():
+    formats, times = [FORMATS["disfa"], FORMATS["feafa"]], np.array([0.0, 0.2])
+    track = Track()
+    for moment in times:
+        numbers = {fmt.name: {kind: [0.5] * len(fmt.labels) for kind in ("expected", "low", "high")} for fmt in formats}
+        track.add({"time": moment, "answers": numbers}, formats)
+    axes = draw_timeline(track, times, formats, ["AU12", "AU12L"], "film.mp4").axes
+    assert [axis.get_ylabel() for axis in axes[2:4]] == ["AU12\ndisfa", "AU12L\nfeafa"]
+    assert draw_timeline(track, times, formats[:1], ["AU12"], "film.mp4").axes[1].get_ylabel() == "AU12"
 
 
 def test_videos_of_one_name_have_timelines_of_their_own(tiny_checkpoint, film, tmp_path):

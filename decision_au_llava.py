@@ -309,6 +309,13 @@ def parse_request(request: dict | str) -> dict:
     return request
 
 
+def check_names(questions: object) -> None:
+    """Raise ValueError for names that JSON would turn into text: 1 and "1" would be one question."""
+    named = [name for name in questions if not isinstance(name, str)] if isinstance(questions, dict) else []
+    if named:
+        raise ValueError(f"names of questions must be text; {', '.join(map(shown, named))} arrived.")
+
+
 @strict
 @dataclass
 class AuDecisionConfig(DecisionConfig):
@@ -336,6 +343,7 @@ class AuDecisionConfig(DecisionConfig):
         if getattr(processor, "image_processor", None) is None:
             raise ValueError("Questions about a face need the model's processor, not its tokenizer alone.")
         request = parse_request(request)
+        check_names(request["questions"])
         try:
             text = json.dumps(request["questions"])
         except (TypeError, ValueError, RecursionError) as error:

@@ -194,15 +194,20 @@ def graph_key(checkpoint: Path, formats: Sequence[AUFormat]) -> str:
     Raises:
         OSError: the folder lacks config.json.
     """
-    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     made_of = {
         "version": VERSION,
         "weights": {path.name: sha256_of(path) for path in sorted(checkpoint.glob("*.safetensors"))},
-        "config": {key: value for key, value in config.items() if key not in UNRELATED},
+        "config": related_config(checkpoint),
         "files": {name: sha256_of(checkpoint / name) for name in SETTINGS if (checkpoint / name).is_file()},
         "formats": [[fmt.to_dict(), fmt.value_strings, prompt(fmt)] for fmt in formats],
     }
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+
+
+def related_config(checkpoint: Path) -> dict:
+    """config.json without `UNRELATED`. Raises OSError if the folder lacks it."""
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    return {key: value for key, value in config.items() if key not in UNRELATED}
 
 
 def graph_cache(key: str) -> Path:

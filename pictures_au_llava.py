@@ -27,8 +27,9 @@ TOPS = (1.0, 255.0, 65535.0)  # white in pictures of more than 8 bits: in floats
 OVERSHOOT = 0.05  # share of white by which floats may exceed their range, as after sharpening and resizing
 MIN_SIDE = 16  # pixels; no action unit is visible below
 MAX_RATIO = 100  # of the sides; the shorter one is scaled to the network's, and the longer one would fill the memory
-HEIC = (".heic", ".heif")  # photographs of iPhones
+HEIC = (b"heic", b"heix", b"heim", b"heis", b"mif1")  # kinds of photographs of iPhones, in bytes 8 to 12 of the file
 REDUCTIONS = (8, 4, 2)  # by which JPEG's blocks of 8 x 8 can be decoded smaller
+SHRINKING = ("JPEG", "MPO")  # the drafts of others, such as HEIC's thumbnails, may have any size
 MAX_DOWNLOAD = 50 * 2**20  # bytes from a URL
 
 
@@ -177,11 +178,12 @@ def _open(file: str | io.BytesIO, name: str, side: float = math.inf) -> tuple[Im
         pictures = pictures_in(image)
         whole = image.size
         factor = next((factor for factor in REDUCTIONS if max(whole) >= factor * side), 1)
-        image.draft(None, tuple(max(1, length // factor) for length in whole))
+        if image.format in SHRINKING:
+            image.draft(None, tuple(max(1, length // factor) for length in whole))
         image.load()
     except Exception as error:  # Pillow's readers raise all kinds of errors on damaged files
         problem, unknown = error, isinstance(error, UnidentifiedImageError)
-        if unknown and name.lower().endswith(HEIC) and not {*HEIC} & {*Image.registered_extensions()}:
+        if unknown and "HEIF" not in Image.OPEN and _is_heic(file):
             problem = "HEIC needs a plugin (pip install pillow-heif); or convert it to JPEG"
         elif unknown and file is not name:  # its message is a memory address
             problem = "its format is unknown to Pillow"
@@ -190,6 +192,13 @@ def _open(file: str | io.BytesIO, name: str, side: float = math.inf) -> tuple[Im
     if pictures > 1:
         warnings.warn(f"{name} holds {pictures} pictures; only the first is read.", stacklevel=3)
     return image, whole
+
+
+def _is_heic(file: str | io.BytesIO) -> bool:
+    """Whether a file is HEIC by its content, whatever its name."""
+    with io.BytesIO(file.getvalue()) if isinstance(file, io.BytesIO) else open(file, "rb") as opened:
+        start = opened.read(12)
+    return start[4:8] == b"ftyp" and start[8:] in HEIC
 
 
 def pictures_in(image: Image.Image) -> int:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from au_llava.action_units import FORMATS
-from au_llava.au_runs.names import composed, escaped
+from au_llava.au_runs.names import composed, escaped, listed
 
 
 def assign_parts(subjects: Iterable[str], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
@@ -211,7 +211,7 @@ def protocol_parts(name: str, names: Iterable[str] | None = None) -> dict[str, t
         return kfold(names, len(protocol.tested), seed=0)
     strangers = sorted(set(names or ()).difference(*protocol.parts.values()))
     if strangers:
-        raise ValueError(f"{_shown(strangers)} are in no part of {name!r}, which divides {protocol.dataset}")
+        raise ValueError(f"{listed(strangers)} are in no part of {name!r}, which divides {protocol.dataset}")
     return dict(protocol.parts)
 
 
@@ -306,8 +306,4 @@ def check_disjoint(parts: Mapping[str, Iterable[str]]) -> None:
     for (one, first), (other, second) in combinations(parts.items(), 2):
         shared = sorted(set(first) & set(second))
         if shared:
-            raise ValueError(f"{len(shared)} subjects are in both {one} and {other}: {_shown(shared)}")
-
-
-def _shown(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
+            raise ValueError(f"{len(shared)} subjects are in both {one} and {other}: {listed(shared)}")

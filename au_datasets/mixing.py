@@ -15,7 +15,7 @@ a folder is given twice, its rows stay apart.
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import combinations
@@ -287,6 +287,29 @@ def _without_labels(table: TrainingData, records: datasets.Dataset) -> datasets.
     return records.remove_columns("values").rename_column("weak", "values")
 
 
+def _identities(pictures: datasets.Dataset, tables_of: Mapping[tuple, int]) -> list[list]:
+    """For each record of a picture, what the same picture shares in other tables: its `shown_picture`, and its file.
+
+    Args:
+        pictures: one record of each.
+        tables_of: key -> number of tables that have it. If several do, content tells pictures apart as well.
+    """
+    stored = pictures.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+    identities = []
+    for row, (key, file) in enumerate(zip(keys_of(pictures), files_of(pictures), strict=True)):
+        by_content = key[0] not in NUMBERED and tables_of[key] > 1
+        shown = (*key, content_of(stored[row]["image"])) if by_content else shown_picture(*key)
+        identities.append([shown] if file is None else [shown, file])
+    return identities
+
+
+def _turns(images: Sequence[int], weight: float, seed: int) -> list[tuple[int, int]]:
+    """(pass, image) for each time that an image is shown in an epoch; the last pass may show a random share of them."""
+    whole = int(weight)
+    rest = np.random.default_rng(seed).permutation(len(images))[: round((weight % 1) * len(images))]
+    return [(turn, image) for turn in range(whole) for image in images] + [(whole, images[place]) for place in rest]
+
+
 def training_rows(
     tables: Sequence,
     part: str,
@@ -309,38 +332,28 @@ def training_rows(
     Raises:
         ValueError: an entry cannot be read, or nothing is left to train on.
     """
-    images, chosen, labels, seen, offset = [], [], [], {}, 0
+    images, chosen, labels, row_of, offset = [], [], [], {}, 0
     tables = list(map(TrainingData.read, tables))
     loaded = [table.load(part, formats, labelled=not unlabelled) for table in tables]
     if unlabelled:
         loaded = [_without_labels(table, records) for table, records in zip(tables, loaded, strict=True)]
-    several = Counter(key for records in loaded for key in set(keys_of(records)))
+    tables_of = Counter(key for records in loaded for key in set(keys_of(records)))
     for table, records in zip(tables, loaded, strict=True):
         groups = group_by_image(records)
         of_table = _labels(table, records, groups)
         first = [min(group.values()) for group in groups]
-        keys = keys_of(records.select(first))
-        stored = records.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
-        files = files_of(records.select(first))
-        shown = [
-            (*key, content_of(stored[row]["image"]))
-            if key[0] not in NUMBERED and several[key] > 1
-            else shown_picture(*key)
-            for key, row in zip(keys, first, strict=True)
-        ]
-        kept = np.array(kept_frames(keys, [repr(values) for values in of_table], table.frames), int)
-        rest = np.random.default_rng(seed).permutation(len(kept))[: round((table.weight % 1) * len(kept))]
-        whole = int(table.weight)
-        turns = [(turn, image) for turn in range(whole) for image in kept] + [(whole, image) for image in kept[rest]]
-        for turn, image in turns:
-            names = [(turn, name) for name in (shown[image], files[image]) if name]
-            row = next((seen[name] for name in names if name in seen), None)
+        pictures = records.select(first)
+        identities = _identities(pictures, tables_of)
+        kept = kept_frames(keys_of(pictures), [repr(values) for values in of_table], table.frames)
+        for turn, image in _turns(kept, table.weight, seed):
+            names = [(turn, name) for name in identities[image]]
+            row = next((row_of[name] for name in names if name in row_of), None)
             if row is None or labels[row].keys() & of_table[image].keys():
                 row = len(labels)
                 labels.append({})
                 chosen.append(offset + first[image])
             labels[row] |= of_table[image]
-            seen |= dict.fromkeys(names, row)
+            row_of |= dict.fromkeys(names, row)
         images.append(records.select_columns(["image", *KEY, *metadata]))
         offset += len(records)
     if not labels:

@@ -21,7 +21,7 @@ Unusual choice: image bytes are dictionary-encoded in Parquet, so the rows of on
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -69,6 +69,21 @@ def shard_path(folder: Path, part: str, number: int, total: int) -> Path:
     reads only the shards: otherwise it would try to read the manifest as Parquet too.
     """
     return folder / f"data-{part}-{number:05d}-of-{total:05d}.parquet"
+
+
+def plan_shards(folder: Path, parts: Mapping[Hashable, str], per_shard: int) -> list[tuple[Path, str, list]]:
+    """(file, part, members) of each shard: the same for the same parts.
+
+    Args:
+        parts: the part of each member, such as a clip or the number of a subject, in the order of the records.
+        per_shard: members of a shard, at most.
+    """
+    shards = []
+    for part in PARTS:
+        members = [member for member, own in parts.items() if own == part]
+        groups = [members[start : start + per_shard] for start in range(0, len(members), per_shard)]
+        shards += [(shard_path(folder, part, number, len(groups)), part, group) for number, group in enumerate(groups)]
+    return shards
 
 
 class Defects:
@@ -186,14 +201,38 @@ def finish_folder(
     Raises:
         ValueError: there is no record.
     """
+    defects = Defects()
+    counted = _counted(folder, f"{arguments['root']}/" if "root" in arguments else "", defects)
+    warnings = [*warnings, *defects.lines()]
+    if not counted["images"]:
+        raise ValueError(f"no image is left to store: {'; '.join(warnings) or 'the source is empty'}")
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "complete": True,
+        "arguments": dict(arguments),
+        "own_formats": [fmt.to_dict() for fmt in own_formats() if fmt.name in counted["rows_per_format"]],
+        "versions": {name: version(name) for name in ("au-llava", "datasets", "numpy", "pillow", "pyarrow")},
+        "warnings": warnings,
+        **counted,
+    }
+    if known is not None:
+        manifest["known"] = known(manifest)
+    write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def _counted(folder: Path, root: str, defects: Defects) -> dict:
+    """The manifest's entries about the records in the shards; `defects` receives those that the shards hold.
+
+    Args:
+        root: see `_hash_row`.
+    """
     content = hashlib.sha256()
-    root = f"{arguments['root']}/" if "root" in arguments else ""
     clips: defaultdict[str, Counter] = defaultdict(Counter)
     subjects_of_part: defaultdict[str, set] = defaultdict(set)
     images_of_part: Counter = Counter()
     rows_of_format: Counter = Counter()
     values: dict[str, dict[str, Counter]] = defaultdict(lambda: defaultdict(Counter))
-    defects = Defects()
     previous = None
     for rows in _stored_rows(folder, defects):
         labels_of_format = defaultdict(list)
@@ -209,17 +248,8 @@ def finish_folder(
         for name, labels in labels_of_format.items():
             rows_of_format[name] += len(labels)
             _count_values(FORMATS[name], np.array(labels), values[name])
-    warnings = [*warnings, *defects.lines()]
-    if not images_of_part:
-        raise ValueError(f"no image is left to store: {'; '.join(warnings) or 'the source is empty'}")
-    manifest = {
-        "schema_version": SCHEMA_VERSION,
-        "complete": True,
-        "arguments": dict(arguments),
-        "own_formats": [fmt.to_dict() for fmt in own_formats() if fmt.name in rows_of_format],
+    return {
         "content_sha256": content.hexdigest(),
-        "versions": {name: version(name) for name in ("au-llava", "datasets", "numpy", "pillow", "pyarrow")},
-        "warnings": warnings,
         "images": sum(images_of_part.values()),
         "images_per_part": dict(images_of_part),
         "subjects_per_part": {part: len(names) for part, names in subjects_of_part.items()},
@@ -231,10 +261,6 @@ def finish_folder(
         "images_per_subject": {subject: sum(counts.values()) for subject, counts in clips.items()},
         "images_per_clip": {subject: dict(counts) for subject, counts in clips.items()},
     }
-    if known is not None:
-        manifest["known"] = known(manifest)
-    write_json(folder / MANIFEST, manifest)
-    return manifest
 
 
 def _stored_rows(folder: Path, defects: Defects) -> Iterator[list[dict]]:

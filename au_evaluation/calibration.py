@@ -123,8 +123,8 @@ def _require_people(people: Collection[str]) -> None:
     """Raise ValueError if there are fewer people than folds."""
     if len(people) < FOLDS:
         raise ValueError(
-            f"{len(people)} validation subjects are too few to calibrate on; {FOLDS} are needed: let a larger share "
-            "of the people validate."
+            f"The validation part has {len(people)} of the {FOLDS} subjects that are needed, too few to calibrate on: "
+            "let a larger share of the people validate (--validation of prepare_data.py)."
         )
 
 

@@ -30,8 +30,15 @@ from au_llava.metrics_au import (
     sum_by_subject,
 )
 
+FEW = 20  # with fewer subjects, intervals are too narrow and p values too low
 RANK_BINS = 512  # of probabilities, in resampling ROC AUC and average precision; see `intervals`
 TOGETHER = 100  # resamples whose counts by rank are computed at a time, so that they stay in a core's cache
+
+
+def caution(subjects: int) -> str:
+    """What the caption of a table adds if intervals over so many subjects are not to be trusted; else nothing."""
+    who = "1 subject is" if subjects == 1 else f"{subjects} subjects are"
+    return f"; {who} too few to trust them (take {FEW} or more)" if subjects < FEW else ""
 
 
 def intervals(

@@ -23,6 +23,8 @@ import numpy as np
 from au_llava.action_units import get_format
 from au_llava.au_datasets.records import KEY, content_of, group_by_image
 from au_llava.au_evaluation.rows import KEYS, READ, unread
+from au_llava.au_runs.files import replacing
+from au_llava.au_runs.formats import as_stored
 from au_llava.au_runs.journal import Journal
 from au_llava.au_runs.processes import gathered, processes
 from au_llava.au_runs.progress import progress_bar
@@ -77,17 +79,20 @@ def predict(
     state = processes()
     columns = records.select_columns([*KEYS, "values"])[:]
     batches = _batches(records, batch_size)
-    identity = {
-        "engine": engine.name,
-        "weights": engine.fingerprint(),
-        "calibration": engine.calibration,
-        "mirror_images": engine.mirror_images,
-        "records": hashlib.sha256(json.dumps([columns[key] for key in (*KEYS, "values")]).encode()).hexdigest(),
-        "decoding": decoding,
-        "batch_size": batch_size,
-        "formats": formats,
-    }
-    journal = Journal(keep, identity, ("row", "asked", PICTURE)) if keep is not None else {}
+    journal = {}
+    if keep is not None:
+        identity = {
+            "engine": engine.name,
+            "checkpoint": engine.fingerprint(),
+            "calibration": engine.calibration,
+            "mirror_images": engine.mirror_images,
+            "records": hashlib.sha256(json.dumps([columns[key] for key in (*KEYS, "values")]).encode()).hexdigest(),
+            "decoding": decoding,
+            "batch_size": batch_size,
+            "asked": formats,
+            "formats": [as_stored(get_format(name)) for name in formats or sorted(set(columns["format"]))],
+        }
+        journal = Journal(keep, identity, ("row", "asked", PICTURE))
     state.wait_for_everyone()  # all have read the journal before anyone writes
     stored = _stored_pictures(records)
     rows, unfinished, started = [], [], {row for row, *_ in journal}
@@ -125,6 +130,12 @@ def predict(
     if timing is not None:
         timing |= {"seconds": time.perf_counter() - start, "images": total, "waited_seconds": waited}
     return sorted(gathered(rows), key=lambda row: row["row"])
+
+
+def write_predictions(folder: Path, rows: Sequence[dict]) -> None:
+    """Write what `predict` returned as predictions.parquet of the folder."""
+    with replacing(folder / "predictions.parquet") as unfinished:
+        datasets.Dataset.from_list(rows).to_parquet(unfinished)
 
 
 def report_unreadable(rows: Sequence[dict]) -> None:

@@ -41,6 +41,7 @@ from au_llava.au_evaluation.report_figures import (
 from au_llava.au_evaluation.report_tables import Cell, Table
 from au_llava.au_evaluation.tables import markdown_table
 from au_llava.au_faces.jpeg import jpeg_bytes
+from au_llava.au_runs.files import replacing, save_figure, write_text
 
 TEMPLATES = Path(__file__).parent
 # Section -> title, introduction; in the order of the report.
@@ -170,14 +171,15 @@ def write_report(folder: Path, image_of: Callable[[dict], Image.Image] | None = 
     with matplotlib.rc_context(STYLE):
         content = sections(results, formats, image_of)
         words = {"title": "Action unit evaluation", "subtitle": _subtitle(results), "sections": content}
-        (folder / "report.html").write_text(_template("report.html.jinja").render(words), encoding="utf-8")
-        (folder / "report.md").write_text(_template("report.md.jinja").render(words), encoding="utf-8")
+        write_text(folder / "report.html", _template("report.html.jinja").render(words))
+        write_text(folder / "report.md", _template("report.md.jinja").render(words))
         for _, block in (block for section in content for block in section.blocks):
             if block.kind == "picture":
-                block.figure.savefig(folder / f"report_{block.name}.png", dpi=110, facecolor="white")
+                save_figure(folder / f"report_{block.name}.png", block.figure, dpi=110, facecolor="white")
             elif block.kind == "faces":
                 for index, (image, *_) in enumerate(block.items, start=1):
-                    image.save(folder / f"report_{block.name}_{index}.png")
+                    with replacing(folder / f"report_{block.name}_{index}.png") as unfinished:
+                        image.save(unfinished, "PNG")
     return folder / "report.html"
 
 

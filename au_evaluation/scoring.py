@@ -17,7 +17,7 @@ from rich.table import Table
 from au_llava.action_units import AUFormat, get_format
 from au_llava.au_datasets.folds import person_key
 from au_llava.au_datasets.records import KEY
-from au_llava.au_evaluation.intervals import intervals
+from au_llava.au_evaluation.intervals import caution, intervals
 from au_llava.au_evaluation.rows import by_format, scored_key, stacked
 from au_llava.au_evaluation.tables import console_table, metric_names, number
 from au_llava.metrics_au import score
@@ -93,7 +93,8 @@ def contradiction_counts(predictions: Sequence[dict]) -> dict:
 def scores_table(scores: Mapping[str, Mapping], title: str) -> Table:
     """The scores for the terminal: one row per AU and a mean per format."""
     header = ("format", "AU", *metric_names(SHOWN), "present", "n")
-    caption = "± half of the 95 % bootstrap interval over subjects"
+    fewest = min(len(result["per_subject"]) for result in scores.values())
+    caption = "± half of the 95 % bootstrap interval over subjects" + caution(fewest)
     table = console_table(title, header, "ll" + "r" * (len(header) - 2), caption)
     for name, result in scores.items():
         for label, of_au in result["per_au"].items():

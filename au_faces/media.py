@@ -88,7 +88,10 @@ def count_frames(path: Path, every: int = 1, fps: float | None = None) -> int:
             frames = stream.frames or round(seconds * _rate(container, stream))
     except (DamagedVideo, OSError):
         return 0
-    return min(frames, round(seconds * fps)) if fps else -(-frames // every)
+    if not fps:
+        return -(-frames // every)
+    last = seconds * (1 - 1 / max(frames, 1))  # when the last frame begins
+    return min(frames, int(last * fps + 1e-6) + 1)
 
 
 def video_frames(path: Path, every: int = 1, fps: float | None = None) -> Iterator[Frame]:

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
-from au_llava.au_page.page import LAUNCH, build
+from au_llava.au_page.page import build
 from au_llava.au_page.reader import Reader
 from au_llava.au_runs.commands import CommandParser, run_command
 from au_llava.au_runs.files import HOME
@@ -38,7 +38,7 @@ def serve(arguments: argparse.Namespace) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit())  # so that the uploads are deleted then, too
     with tempfile.TemporaryDirectory(prefix="au-llava-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
-        build(reader).launch(server_name=arguments.host, server_port=arguments.port, **LAUNCH)
+        build(reader).launch(server_name=arguments.host, server_port=arguments.port)
 
 
 def run(words: Sequence[str] | None = None) -> int:

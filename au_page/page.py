@@ -1,9 +1,13 @@
 """What is on the page: a tab that reads pictures, one for the webcam, one that makes faces, and how they are served."""
 
+import io
 from pathlib import Path
 
 import gradio as gr
 import numpy as np
+from gradio_client.utils import traverse
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
 
 from au_llava.action_units import ACTION_UNITS, get_format
 from au_llava.au_page import markup
@@ -11,6 +15,7 @@ from au_llava.au_page.drawing import FARTHEST_TURN, PEOPLE, SIDES, draw, strengt
 from au_llava.au_page.reader import FORMATS, Reader
 from au_llava.au_rendering.activations import NAMES, label_values, sample_activations, strength_of
 from au_llava.au_runs.files import HOME
+from au_llava.pictures_au_llava import from_base64
 
 EXAMPLES = HOME / "assets" / "faces"
 KEPT = 600  # seconds that an upload is kept at most
@@ -18,6 +23,7 @@ MOST_BYTES = "20mb"  # of an upload
 EVERY = 0.2  # seconds between the frames of a webcam
 LONGEST_STREAM = 300  # seconds; then the next person's webcam is read
 WAITING = 32  # requests that may wait for the model; further ones are refused
+NOT_UPLOADED = "A picture must be uploaded: nothing is fetched from an address or read from a path of the server."
 
 GROUPS = {  # of sliders: title -> regions of the face
     "Brows and eyes": ("brow", "eye"),
@@ -53,6 +59,42 @@ LAUNCH = {  # how the page is served: only to whoever opens it, with nothing fro
 }
 
 
+class NoAddresses:
+    """Refuses to pass on what lies at another address, which Gradio's route of files would fetch."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        elsewhere = scope["type"] == "http" and any(f"/file{mark}http" in scope["path"] for mark in "=/")
+        answer = PlainTextResponse(NOT_UPLOADED, 403) if elsewhere else self.app
+        await answer(scope, receive, send)
+
+
+class Page(gr.Blocks):
+    """A page that takes files only if they were uploaded or are examples, and forgets what it has answered."""
+
+    def launch(self, **options):
+        return super().launch(**LAUNCH, **options, app_kwargs={"middleware": [Middleware(NoAddresses)]})
+
+    async def process_api(self, block_fn, inputs, state=None, **options):
+        traverse(inputs, self._check_uploaded, lambda one: isinstance(one, dict) and isinstance(one.get("path"), str))
+        try:
+            return await super().process_api(block_fn, inputs, state=state, **options)
+        finally:
+            if state:  # Gradio would keep what the visitor last saw, pictures included
+                state.config_values.clear()
+
+    def _check_uploaded(self, file: dict) -> None:
+        """Raise an error unless the file that an input names was uploaded or is an example.
+
+        Gradio would fetch an address, and in an input without `meta` read any path.
+        """
+        path = Path(file["path"]).resolve()
+        if not any(path.is_relative_to(Path(folder).resolve()) for folder in (self.GRADIO_CACHE, EXAMPLES)):
+            raise gr.Error(NOT_UPLOADED, print_exception=False)
+
+
 def slider(label: str, lowest: float, highest: float, step: float, value: float) -> gr.Slider:
     """A slider on one line, see page.css."""
     return gr.Slider(lowest, highest, value, step=step, label=label, elem_classes="au-slider")
@@ -60,6 +102,14 @@ def slider(label: str, lowest: float, highest: float, step: float, value: float)
 
 def read_tab(reader: Reader) -> None:
     """Fill the tab that reads pictures."""
+
+    def uploaded(file):
+        """-> path and name of the file, unprocessed: `Reader.read` says in one sentence what is wrong with it"""
+        if file is None:
+            return None
+        if not file.path:
+            raise gr.Error(NOT_UPLOADED, print_exception=False)
+        return file.path, file.orig_name or Path(file.path).name
 
     def read(file, number):
         """-> the choice of a face, the picture, the tables of that face"""
@@ -109,8 +159,7 @@ def read_tab(reader: Reader) -> None:
                 alt_text="The picture to read",
                 webcam_options=gr.WebcamOptions(mirror=False),  # left must stay left
             )
-            # Unprocessed: `Reader.read` says in one sentence what is wrong with a file.
-            upload.preprocess = lambda file: file and (file.path, file.orig_name or Path(file.path).name)
+            upload.preprocess = uploaded
             gr.HTML(markup.part("note", "Rendered examples"))
             with gr.Row(elem_classes="au-examples"):
                 buttons = [gr.Button(path.stem, icon=path, size="sm", min_width=0) for path in examples]
@@ -141,28 +190,36 @@ def read_tab(reader: Reader) -> None:
 def live_tab(reader: Reader) -> None:
     """Fill the tab that reads the webcam as it runs."""
 
-    def read(image):
+    def read(frame):
         """-> the frame, the tables of its largest face"""
-        if image is None:
+        if frame is None:
             return "", ""
-        faces = reader.faces(image, "webcam")
+        try:
+            image = reader.picture(io.BytesIO(frame), "webcam")
+            faces = reader.faces(image, "webcam")
+        except ValueError as error:
+            return markup.part("problem", str(error)), ""
         if not faces:
             return markup.part("note", "The webcam shows no face whose two eyes can be seen."), ""
         face = faces[0]
         seen = markup.picture(image, faces, 0, live=True)
         return seen, markup.tables(face["answers"], FORMATS, contradictions=face["contradictions"])
 
+    def content(frame):
+        """-> the content of a frame, unprocessed: a browser sends it in base64"""
+        return frame and (Path(frame.path).read_bytes() if frame.path else from_base64(frame.url or ""))
+
     with gr.Row():
         with gr.Column(scale=1, min_width=290):
             webcam = gr.Image(
                 label="Webcam",
                 sources=["webcam"],
-                type="pil",
                 streaming=True,
                 height=280,
                 buttons=[],
                 webcam_options=gr.WebcamOptions(mirror=False),
             )
+            webcam.preprocess = content
             gr.HTML(markup.part("note", LIVE))
         with gr.Column(scale=2, min_width=290):
             seen = gr.HTML()
@@ -233,10 +290,10 @@ def make_tab(reader: Reader) -> dict:
     return made
 
 
-def build(reader: Reader) -> gr.Blocks:
+def build(reader: Reader) -> Page:
     """The page."""
     gr.set_static_paths([EXAMPLES])  # served in place: copies would be deleted with the uploads
-    with gr.Blocks(title="AU-LLaVA", analytics_enabled=False, delete_cache=(KEPT // 2, KEPT // 2)) as page:
+    with Page(title="AU-LLaVA", analytics_enabled=False, delete_cache=(KEPT // 2, KEPT // 2)) as page:
         gr.HTML(markup.part("welcome", KEPT // 60))
         with gr.Tab("Read a picture"):
             read_tab(reader)
@@ -244,4 +301,4 @@ def build(reader: Reader) -> gr.Blocks:
             live_tab(reader)
         with gr.Tab("Make a face"):
             page.load(**make_tab(reader))
-    return page.queue(max_size=WAITING, default_concurrency_limit=1)
+    return page.queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)  # nobody skips the queue

@@ -1,5 +1,7 @@
 """Reading an upload: checks it, detects its faces and lets the engine read them."""
 
+import io
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -15,7 +17,7 @@ from au_llava.au_faces.media import Frame
 from au_llava.au_faces.track import Track
 from au_llava.au_recognition.runner import Plan, read_frame, reading_of
 from au_llava.au_runs.engines import TorchEngine, Wish, open_engine
-from au_llava.pictures_au_llava import load_face_image, pictures_in
+from au_llava.pictures_au_llava import load_reduced_image, pictures_in
 
 FORMATS = tuple(map(get_format, MAIN_FORMATS))
 MOST_PIXELS = 50_000_000  # of an upload; a phone's picture has 12 to 50 million pixels
@@ -50,24 +52,31 @@ class Reader:
         Raises:
             ValueError: the file is not a picture, is too large, was deleted, or shows no face.
         """
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError as error:
+            raise ValueError(f"{name} was deleted, as every upload is after some minutes: choose it again.") from error
+        image = self.picture(io.BytesIO(content), name)
+        faces = self.faces(image, name)
+        if not faces:
+            raise ValueError(f"{name} shows no face whose two eyes can be seen.")
+        return image, faces
+
+    def picture(self, file: io.BytesIO, name: str) -> Image.Image:
+        """The picture in the content of a file, upright, as 8-bit sRGB.
+
+        Raises:
+            ValueError: the file is not a picture, or is too large.
+        """
         pixels = pictures = 0
-        with suppress(Exception), Image.open(path) as opened:  # `load_face_image` says what is wrong with the file
+        with suppress(Exception), Image.open(file) as opened:  # `load_reduced_image` says what is wrong with the file
             pixels, pictures = opened.width * opened.height, pictures_in(opened)
         if pictures > 1:
             gr.Warning(f"{name} holds {pictures} pictures; only the first is read.")
         if pixels > MOST_PIXELS:
             most = MOST_PIXELS // 1_000_000
             raise ValueError(f"{name} has {pixels / 1e6:.0f} million pixels, more than {most}: make it smaller.")
-        try:
-            image = load_face_image(path)
-        except FileNotFoundError as error:
-            raise ValueError(f"{name} was deleted, as every upload is after some minutes: choose it again.") from error
-        except ValueError as error:
-            raise ValueError(str(error).replace(str(path), name)) from error
-        faces = self.faces(image, name)
-        if not faces:
-            raise ValueError(f"{name} shows no face whose two eyes can be seen.")
-        return image, faces
+        return load_reduced_image(file, math.inf, name)[0]
 
     def faces(self, image: Image.Image, name: str) -> list[dict]:
         """The faces of an RGB picture as `read` gives them; maybe none.

@@ -22,7 +22,7 @@ from huggingface_hub import SpaceCardData
 
 from au_llava.au_publishing.spaces import PYTHON, extra_requirements, project_settings, render, tested_version
 from au_llava.au_runs.commands import CommandParser, run_command
-from au_llava.au_runs.files import HOME
+from au_llava.au_runs.files import HOME, replacing
 
 CHECKPOINT = ("*.json", "*.safetensors", "*.jinja", "slots.onnx")  # beside the code
 BESIDE = ("app.py", "LICENSE", "NOTICE")  # beside the folder au_llava
@@ -54,26 +54,28 @@ def release(out: Path) -> None:
         raise FileExistsError(f"{out} exists: name a new folder.")
     settings = project_settings()
     project, packages = settings["project"], settings["tool"]["setuptools"]["packages"]
-    out.mkdir(parents=True)
-    for name in BESIDE:
-        shutil.copy(HOME / name, out / name)
-    (out / "README.md").write_text(card())
-    lines = {*project["dependencies"], *extra_requirements(project, "app")}
-    (out / "requirements.txt").write_text("\n".join(sorted(lines)) + "\n")
-    code = out / "au_llava"
-    code.mkdir()
-    for pattern in ("*.py", *CHECKPOINT):
-        for path in sorted(HOME.glob(pattern)):
-            if path.name not in BESIDE:
-                shutil.copy(path, code / path.name)
-    for package in packages:
-        room = Path(*package.split(".")[1:])
-        if len(room.parts) == 1:  # with its templates and styles, and the rooms inside it
-            shutil.copytree(HOME / room, code / room, ignore=shutil.ignore_patterns(*NOT_COPIED))
-    (code / "assets").mkdir()
-    for asset in ("face_rig.npz", "face_points.onnx"):
-        shutil.copy(HOME / "assets" / asset, code / "assets" / asset)
-    shutil.copytree(HOME / "assets" / "faces", code / "assets" / "faces")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out) as folder:
+        folder.mkdir()
+        for name in BESIDE:
+            shutil.copy(HOME / name, folder / name)
+        (folder / "README.md").write_text(card())
+        lines = {*project["dependencies"], *extra_requirements(project, "app")}
+        (folder / "requirements.txt").write_text("\n".join(sorted(lines)) + "\n")
+        code = folder / "au_llava"
+        code.mkdir()
+        for pattern in ("*.py", *CHECKPOINT):
+            for path in sorted(HOME.glob(pattern)):
+                if path.name not in BESIDE:
+                    shutil.copy(path, code / path.name)
+        for package in packages:
+            room = Path(*package.split(".")[1:])
+            if len(room.parts) == 1:  # with its templates and styles, and the rooms inside it
+                shutil.copytree(HOME / room, code / room, ignore=shutil.ignore_patterns(*NOT_COPIED))
+        (code / "assets").mkdir()
+        for asset in ("face_rig.npz", "face_points.onnx"):
+            shutil.copy(HOME / "assets" / asset, code / "assets" / asset)
+        shutil.copytree(HOME / "assets" / "faces", code / "assets" / "faces")
 
 
 def make_parser() -> CommandParser:

@@ -25,7 +25,7 @@ from au_llava.au_metric import CITATION, DESCRIPTION, USAGE
 from au_llava.au_publishing.spaces import PYTHON, project_settings, render, tested_version
 from au_llava.au_publishing.upload import upload
 from au_llava.au_runs.commands import CommandParser, run_command
-from au_llava.au_runs.files import HOME
+from au_llava.au_runs.files import HOME, replacing
 
 SCRIPT = "au_metric.py"
 TITLE = "AU metric"
@@ -129,16 +129,18 @@ def release(out: Path, name: str, repo: str | None = None) -> Path:
     folder = out / name
     if folder.exists():
         raise FileExistsError(f"{folder} exists: name another folder or delete it.")
-    folder.mkdir(parents=True)
-    for file in files:
-        shutil.copy(HOME / file, folder / file)
-    script = (folder / SCRIPT).rename(folder / f"{name}.py")
-    load_from = repo or f"./{name}"
-    script.write_text(script.read_text().replace(f"./{SCRIPT}", load_from))
-    shutil.copy(HOME / "LICENSE", folder / "LICENSE")
-    (folder / "README.md").write_text(card(load_from))
-    (folder / "app.py").write_text(widget(script.name))
-    (folder / "requirements.txt").write_text(requirements(files))
+    out.mkdir(parents=True, exist_ok=True)
+    with replacing(folder) as unfinished:
+        unfinished.mkdir()
+        for file in files:
+            shutil.copy(HOME / file, unfinished / file)
+        script = (unfinished / SCRIPT).rename(unfinished / f"{name}.py")
+        load_from = repo or f"./{name}"
+        script.write_text(script.read_text().replace(f"./{SCRIPT}", load_from))
+        shutil.copy(HOME / "LICENSE", unfinished / "LICENSE")
+        (unfinished / "README.md").write_text(card(load_from))
+        (unfinished / "app.py").write_text(widget(script.name))
+        (unfinished / "requirements.txt").write_text(requirements(files))
     return folder
 
 

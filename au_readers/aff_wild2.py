@@ -20,8 +20,7 @@ import numpy as np
 
 from au_llava.au_datasets.records import Defects
 from au_llava.au_readers.files import check_root, find_files, find_folders, missing
-from au_llava.au_readers.gft import au_columns
-from au_llava.au_readers.labels import by_frame, join, read_header, read_labels
+from au_llava.au_readers.labels import au_columns, by_frame, join, read_header, read_labels
 from au_llava.au_readers.pictures import distinct, image_files, numbered_images
 from au_llava.au_readers.source import Clip, Source
 from au_llava.au_runs.folders import subfolders

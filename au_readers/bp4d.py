@@ -28,13 +28,11 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
-
 from au_llava.action_units import FORMATS
 from au_llava.au_datasets.records import Defects
 from au_llava.au_faces.media import VIDEO_SUFFIXES
 from au_llava.au_readers.files import find_files, find_folders, has_images, missing, needed_folder
-from au_llava.au_readers.labels import by_frame, join, on_scale, read_header, read_labels, read_numbers
+from au_llava.au_readers.labels import by_frame, join, read_au_files, read_header, read_labels
 from au_llava.au_readers.pictures import clip_images
 from au_llava.au_readers.source import Clip, Known, Picture, Source
 from au_llava.au_runs.folders import files_below
@@ -136,7 +134,8 @@ def read_clip(dataset: str, graded: bool, clip: Clip, defects: Defects) -> Itera
     where = f"{clip.subject}/{clip.name}"
     labels = {"bp4d": read_occurrence(occurrence, defects)}
     if graded:
-        labels["bp4d-intensity"] = read_intensities(intensities, where, defects)
+        of_aus = [("AU" + re.search(r"[1-9]\d*", path.parent.name)[0], path) for path in intensities]
+        labels["bp4d-intensity"] = read_au_files(of_aus, "bp4d-intensity", where, defects, UNKNOWN)
         odd = labels["bp4d-intensity"].keys() ^ labels["bp4d"].keys()
         if intensities and odd:
             defects.add("frames with occurrence or intensity only", f"{where} frame {min(odd)}", len(odd))
@@ -179,22 +178,3 @@ def occurrence_columns(header: list[str]) -> dict[int, int]:
     elif not rising:
         return {}
     return {number: column for column, number in enumerate(numbers, start=1)}
-
-
-def read_intensities(paths: list[Path], where: str, defects: Defects) -> dict[int, list[float]]:
-    """Frame -> intensity of the AUs of format "bp4d-intensity"; the AU of a file is the name of its folder."""
-    labels = FORMATS["bp4d-intensity"].labels
-    columns = {}
-    for path in paths:
-        label = "AU" + re.search(r"[1-9]\d*", path.parent.name)[0]
-        if label in columns:
-            defects.add("intensity files for an AU that has one, left out", f"{where}: {path.name}")
-        elif label in labels:
-            table = read_numbers(path, path.name, defects, header=False, width=2)
-            values = on_scale(table[:, 1], "bp4d-intensity", path.name, defects, UNKNOWN)
-            columns[label] = by_frame(table[:, 0], values, path.name, defects)
-    for label in labels:
-        if label not in columns:
-            defects.add("clips without the intensities of an AU", f"{where}: {label}")
-    frames = set().union(*columns.values())
-    return {frame: [columns.get(label, {}).get(frame, np.nan) for label in labels] for frame in frames}

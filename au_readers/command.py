@@ -397,7 +397,8 @@ def _add_parts(parser: argparse.ArgumentParser, name: str, test: float) -> None:
     if protocols:
         parts.add_argument("--protocol", choices=protocols, help="use published parts; --tested names the one to test")
     parts.add_argument("--folds", type=positive, metavar="K", help="draw K parts, K1, K2, …, instead")
-    parts.add_argument("--tested", metavar="PART", help="P1 (--protocol), K1 (--folds) or another; the rest trains")
+    tested = "P1 (--protocol), K1 (--folds)" if protocols else "K1 (--folds)"
+    parts.add_argument("--tested", metavar="PART", help=f"{tested} or another; the rest trains")
     parts.add_argument(
         "--validation",
         type=_share,

@@ -19,14 +19,12 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from datasets import Value
 
-from au_llava.action_units import FORMATS
 from au_llava.au_datasets.records import Defects
 from au_llava.au_faces.media import VIDEO_SUFFIXES
 from au_llava.au_readers.files import check_root, find_files, find_folders, has_images, missing, needed_folder
-from au_llava.au_readers.labels import by_frame, join, on_scale, read_numbers
+from au_llava.au_readers.labels import join, read_au_files
 from au_llava.au_readers.pictures import image_files, numbered_images, video_frames
 from au_llava.au_readers.source import Clip, Known, Source
 from au_llava.au_runs.folders import files_below, subfolders
@@ -156,31 +154,11 @@ def first_number(folders: Sequence[Path]) -> int:
 def read_clip(offset: int, clip: Clip, defects: Defects) -> Iterator[dict]:
     """The records of one person and camera; `offset` is added to image numbers to get label frames."""
     where = f"{clip.subject}/{clip.name}"
-    labels = read_intensities(clip.labels, where, defects)
+    of_aus = [("AU" + re.search(r"au0*(\d+)$", path.stem, re.IGNORECASE)[1], path) for path in clip.labels]
+    labels = read_au_files(of_aus, "disfa", where, defects)
     if clip.images.is_file():
         frames = video_frames(clip.images, labels, where, defects)
     else:
         frames = image_files(numbered_images(clip.images, where, defects), offset)
     bad = BAD_FRAMES.get(clip.subject, frozenset())
     yield from join("disfa", clip, frames, {"disfa": labels}, defects, lambda frame: {"bad_frame": frame in bad})
-
-
-def read_intensities(paths: Sequence[Path], where: str, defects: Defects) -> dict[int, list[float]]:
-    """Frame -> intensity of the AUs of format "disfa"; the name of a file says its AU."""
-    labels = FORMATS["disfa"].labels
-    columns = {}
-    for path in paths:
-        label = "AU" + re.search(r"au0*(\d+)$", path.stem, re.IGNORECASE)[1]
-        if label in labels:
-            table = read_numbers(path, path.name, defects, header=False, width=2)
-            values = on_scale(table[:, 1], "disfa", path.name, defects)
-            columns[label] = by_frame(table[:, 0], values, path.name, defects)
-    for label in labels:
-        if label not in columns:
-            defects.add("clips without the label file of an AU", f"{where}: {label}")
-    frames = set().union(*columns.values())
-    uneven = [frame for frame in frames if any(frame not in column for column in columns.values())]
-    if uneven:
-        kind = "frames that the files of some AUs lack, there not annotated"
-        defects.add(kind, f"{where} frame {min(uneven)}", len(uneven))
-    return {frame: [columns.get(label, {}).get(frame, np.nan) for label in labels] for frame in sorted(frames)}

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from datasets import List, Value
 
-from au_llava.action_units import FORMATS, MAIN_FORMATS
+from au_llava.action_units import FORMATS
 from au_llava.au_datasets.records import Defects
 from au_llava.au_datasets.weak_teacher import WeakTeacher
 from au_llava.au_faces.crop import Point
@@ -69,7 +69,8 @@ def face_records(
     dataset: str,
     clip: Clip,
     frame: int,
-    face: FoundFace,
+    crop: Picture,
+    margin: float,
     weak: Mapping[str, list[float]],
     coded: bool = False,
     metadata: Mapping = {},
@@ -77,25 +78,28 @@ def face_records(
     """The records of one face, without their `part`: one per format of `weak`, with no value known.
 
     Args:
+        crop, margin: as in `FoundFace`.
+        weak: format name -> weak values, shares of the scale from 0 to 1 in the order of its labels, NaN if unknown.
         coded: whether the weak values are codes by eye.
+        metadata: further columns.
     """
     for name, believed in weak.items():
         yield {
-            "image": face.crop,
+            "image": crop,
             "dataset": dataset,
             "subject": clip.subject,
             "clip": clip.name,
             "frame": frame,
             "format": name,
             "values": [math.nan] * len(FORMATS[name].labels),
-            "margin": face.margin,
+            "margin": margin,
             "weak": believed,
             "coded": coded,
             **metadata,
         }
 
 
-def weak_values(blendshapes: np.ndarray | None, formats: Sequence[str] = MAIN_FORMATS) -> dict[str, list[float]]:
+def weak_values(blendshapes: np.ndarray | None, formats: Sequence[str]) -> dict[str, list[float]]:
     """Format -> the teacher's estimates for a face with these blendshapes (52,); all NaN if there are none."""
     if blendshapes is None:
         return {name: [math.nan] * len(FORMATS[name].labels) for name in formats}

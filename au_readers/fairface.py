@@ -30,7 +30,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Value
 
-from au_llava.action_units import MAIN_FORMATS
 from au_llava.au_datasets.codes import UNCODED, Codes, count_missing, notes_on
 from au_llava.au_datasets.records import NO_CLIP, Defects
 from au_llava.au_faces.landmarks import BLENDSHAPES
@@ -58,12 +57,7 @@ _EYES = ("eye_right", "eye_left")
 
 
 def open_fairface(
-    root: Path,
-    crop: Crop,
-    teacher: str = "none",
-    all_ages: bool = False,
-    formats: Sequence[str] = MAIN_FORMATS,
-    codes: Codes | None = None,
+    root: Path, crop: Crop, teacher: str, all_ages: bool, formats: Sequence[str], codes: Codes | None
 ) -> Source:
     """The copy of FairFace in `root` or a folder in it.
 
@@ -72,7 +66,7 @@ def open_fairface(
         teacher: one of `faces.TEACHERS`.
         all_ages: include people under 20.
         formats: of the records, and of the teacher's estimates.
-        codes: only photographs that it codes are read, and its codes are their weak values.
+        codes: if any, only photographs that they code are read, and they are the weak values instead of a teacher's.
 
     Raises:
         FileNotFoundError: something is missing; the message names it.
@@ -155,7 +149,7 @@ def lowest_age(band: str | None) -> int | None:
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> list[dict]:
-    """The rows of a CSV, or of those of the columns that a Parquet file has.
+    """The rows of a CSV with all its columns, or of a Parquet file with those of `columns` that it has.
 
     Raises ValueError if it cannot be read, or lacks a column that every copy has.
     """
@@ -234,4 +228,4 @@ def read_clip(
     metadata = {name: row.get(name) for name in ("age", "gender", "race")}
     metadata |= {name: math.nan if angle is None else angle for name, angle in angles.items()}
     weak = weak_values(blendshapes, formats) if codes is None else codes.weak_values(clip.subject, formats)
-    yield from face_records("fairface", clip, 1, face, weak, codes is not None, metadata)
+    yield from face_records("fairface", clip, 1, face.crop, face.margin, weak, codes is not None, metadata)

@@ -16,7 +16,7 @@ from pathlib import Path
 from au_llava.au_datasets.records import Defects
 from au_llava.au_faces.media import VIDEO_SUFFIXES
 from au_llava.au_readers.files import check_root, find_folders, has_images, missing
-from au_llava.au_readers.labels import by_frame, join, read_header, read_labels
+from au_llava.au_readers.labels import au_columns, by_frame, join, read_header, read_labels
 from au_llava.au_readers.pictures import clip_images, distinct
 from au_llava.au_readers.source import Clip, Known, Source
 from au_llava.au_runs.folders import files_below
@@ -44,12 +44,6 @@ def open_gft(root: Path, images: Path | None = None) -> Source:
     if not any(clip.images for clip in clips):
         raise missing(f"no video or folder of images named like {files[0].stem} below {place}", place)
     return Source("gft", root, "a csv per person", clips, read_clip, clips_per_shard=2, known=_KNOWN, defects=defects)
-
-
-def au_columns(header: list[str]) -> dict[str, int]:
-    """AU label -> column, from a header that names AUs as AU1, AU01 or 1."""
-    cells = [re.fullmatch(r"(?:AU)?\s*0*([1-9]\d?)(?:_occ\w*)?", cell, re.IGNORECASE) for cell in header]
-    return {f"AU{cell[1]}": column for column, cell in enumerate(cells) if cell}
 
 
 def read_clip(clip: Clip, defects: Defects) -> Iterator[dict]:

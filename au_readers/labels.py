@@ -3,6 +3,7 @@
 A label that is missing, marked unknown or off its scale becomes NaN; anything odd is counted in `Defects`.
 """
 
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -25,6 +26,12 @@ def read_header(path: Path, where: str, defects: Defects) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         defects.add(UNREADABLE, f"{where}: {error}")
         return []
+
+
+def au_columns(header: list[str]) -> dict[str, int]:
+    """AU label -> column, from a header that names AUs as AU1, AU01 or 1."""
+    cells = [re.fullmatch(r"(?:AU)?\s*0*([1-9]\d?)(?:_occ\w*)?", cell, re.IGNORECASE) for cell in header]
+    return {f"AU{cell[1]}": column for column, cell in enumerate(cells) if cell}
 
 
 def read_numbers(
@@ -89,6 +96,37 @@ def read_labels(
     return frames, on_scale(values, name, where, defects, unknown)
 
 
+def read_au_files(
+    files: Iterable[tuple[str, Path]], name: str, where: str, defects: Defects, unknown: Collection[float] = ()
+) -> dict[int, list[float]]:
+    """Values of format `name` by frame number, from a file for each AU with lines "frame,value" and no header.
+
+    A frame that a file lacks is NaN there. Missing and second files, and such frames, are counted.
+
+    Args:
+        files: (AU label, path); those of AUs that the format does not have are not read.
+        unknown: values that mean not annotated.
+    """
+    labels = FORMATS[name].labels
+    columns: dict[str, dict[int, float]] = {}
+    for label, path in files:
+        if label in columns:
+            defects.add("label files for an AU that has one, left out", f"{where}: {path.name}")
+        elif label in labels:
+            table = read_numbers(path, path.name, defects, header=False, width=2)
+            values = on_scale(table[:, 1], name, path.name, defects, unknown)
+            columns[label] = by_frame(table[:, 0], values, path.name, defects)
+    for label in labels:
+        if label not in columns:
+            defects.add("clips without the label file of an AU", f"{where}: {label}")
+    frames = sorted(set().union(*columns.values()))
+    uneven = [frame for frame in frames if any(frame not in column for column in columns.values())]
+    if uneven:
+        kind = "frames that the files of some AUs lack, there not annotated"
+        defects.add(kind, f"{where} frame {uneven[0]}", len(uneven))
+    return {frame: [columns.get(label, {}).get(frame, np.nan) for label in labels] for frame in frames}
+
+
 def by_frame(frames: np.ndarray, values: np.ndarray, where: str, defects: Defects) -> dict[int, list[float]]:
     """Values (n, labels) by frame number (n,); if frames share a number, the first."""
     whole = np.isfinite(frames) & (frames == np.floor(frames))
@@ -101,7 +139,9 @@ def by_frame(frames: np.ndarray, values: np.ndarray, where: str, defects: Defect
     return dict(zip(unique.tolist(), values[whole][first].tolist(), strict=True))
 
 
-def on_scale(values: np.ndarray, name: str, where: str, defects: Defects, unknown: Collection[float] = ()):
+def on_scale(
+    values: np.ndarray, name: str, where: str, defects: Defects, unknown: Collection[float] = ()
+) -> np.ndarray:
     """Values with NaN for those in `unknown`, and for those off the scale of format `name`, which are counted."""
     values = np.array(values, np.float64)
     values[np.isin(values, list(unknown))] = np.nan

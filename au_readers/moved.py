@@ -25,8 +25,7 @@ from au_llava.action_units import FORMATS, MAIN_FORMATS
 from au_llava.au_datasets.records import Defects, load_records
 from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT
 from au_llava.au_faces.landmarks import Measured, side_of
-from au_llava.au_faces.photo import Photo
-from au_llava.au_readers.faces import NOTE, UNLABELLED_METADATA, FoundFace, check_teacher, face_records, landmarker
+from au_llava.au_readers.faces import NOTE, UNLABELLED_METADATA, check_teacher, face_records, landmarker
 from au_llava.au_readers.source import Clip, Picture, Source
 from au_llava.au_rendering.activations import label_values
 from au_llava.au_rendering.render import draw_values, head_rotation, project
@@ -77,7 +76,7 @@ ANCHORS = (
 FOREHEAD = 0.6  # eye distances above the brows up to which the forehead moves with them
 
 
-def open_moved(root: Path, per_face: int = 2, seed: int = 0) -> Source:
+def open_moved(root: Path, per_face: int, seed: int) -> Source:
     """Moved copies of the training faces in `root`, a folder of records without labels.
 
     Args:
@@ -143,8 +142,8 @@ def read_clip(dataset: str, per_face: int, seed: int, clip: Clip, defects: Defec
                 defects.add("faces whose landmarks are out of order, left out", where)
                 break
             count += 1
-            face = FoundFace(Picture(where, frame=moved), row["margin"], Photo(moved), ())
-            yield from face_records(dataset, clip, count, face, known_values(regions, strengths))
+            crop, weak = Picture(where, frame=moved), known_values(regions, strengths)
+            yield from face_records(dataset, clip, count, crop, row["margin"], weak)
 
 
 def open_image_of(row: Mapping) -> Image.Image:

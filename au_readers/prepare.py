@@ -13,11 +13,10 @@ from au_llava.action_units import FORMATS
 from au_llava.au_datasets.folds import assign_parts, kfold, protocol_split, split_parts
 from au_llava.au_datasets.records import (
     NOT_ANNOTATED,
-    PARTS,
     Defects,
     finish_folder,
+    plan_shards,
     record_features,
-    shard_path,
     start_folder,
     write_shard,
 )
@@ -36,7 +35,7 @@ def parts_of(
     folds: int | None = None,
     tested: str | None = None,
 ) -> dict[Clip, str]:
-    """The part of each clip.
+    """The part of each clip, in the order of the clips.
 
     The tested part comes from a published protocol or from `folds`; otherwise the data set's own division is used, and
     if it has none, subjects are drawn. The validation part is always drawn from the training people, by `seed`.
@@ -57,16 +56,6 @@ def parts_of(
         return {clip: drawn[clip.subject] for clip in source.clips}
     part_of = {name: part for part, names in split.items() for name in names}
     return {clip: part_of[clip.subject] for clip in source.clips}
-
-
-def plan_shards(source: Source, parts: Mapping[Clip, str], out: Path) -> list[tuple[Path, str, list[Clip]]]:
-    """(file, part, clips) of each shard: the same for the same clips and parts."""
-    shards = []
-    for part in PARTS:
-        members = [clip for clip in source.clips if parts[clip] == part]
-        groups = [members[k : k + source.clips_per_shard] for k in range(0, len(members), source.clips_per_shard)]
-        shards += [(shard_path(out, part, k, len(groups)), part, group) for k, group in enumerate(groups)]
-    return shards
 
 
 def prepare_shard(job: tuple) -> int:
@@ -99,7 +88,7 @@ def prepare_shard(job: tuple) -> int:
 
 
 def start_source(
-    source: Source, parts: Mapping[Clip, str], arguments: Mapping, out: Path, crop: Crop | None = None
+    source: Source, parts: Mapping[Clip, str], arguments: Mapping, out: Path, crop: Crop | None
 ) -> tuple[dict, list[tuple]]:
     """Start or resume `out`. Returns all arguments that the content depends on, and the jobs that are left to do.
 
@@ -113,7 +102,7 @@ def start_source(
         "labels": source.fingerprint(),
     }
     start_folder(out, arguments)
-    shards = plan_shards(source, parts, out)
+    shards = plan_shards(out, parts, source.clips_per_shard)
     others = sorted(path.name for path in {*out.glob("data-*.parquet")} - {shard[0] for shard in shards})
     if others:  # they would be counted and trained on too
         raise ValueError(f"{out} holds {others[0]}, which is not of this run: choose another --out")

@@ -15,10 +15,9 @@ from au_llava.action_units import FORMATS, MAIN_FORMATS, get_format
 from au_llava.au_datasets.folds import assign_parts
 from au_llava.au_datasets.records import (
     NO_CLIP,
-    PARTS,
     finish_folder,
+    plan_shards,
     record_features,
-    shard_path,
     start_folder,
     write_shard,
 )
@@ -112,25 +111,22 @@ def start_rendering(arguments: Mapping, out: Path) -> tuple[list[tuple], int]:
     seed, subjects, images = arguments["seed"], arguments["subjects"], arguments["images_per_subject"]
     validation, test = arguments["validation"], arguments["test"]
     fractions = {"train": 1 - validation - test, "validation": validation, "test": test}
-    parts = assign_parts((subject_name(seed, number) for number in range(subjects)), fractions, seed)
+    names = [subject_name(seed, number) for number in range(subjects)]
+    drawn = assign_parts(names, fractions, seed)
     start_folder(out, arguments)
-    per_shard = max(1, IMAGES_PER_SHARD // images)
+    parts = {number: drawn[name] for number, name in enumerate(names)}
     jobs, finished = [], 0
-    for part in PARTS:
-        members = [number for number in range(subjects) if parts[subject_name(seed, number)] == part]
-        shards = [members[start : start + per_shard] for start in range(0, len(members), per_shard)]
-        for shard, numbers in enumerate(shards):
-            path = shard_path(out, part, shard, len(shards))
-            if path.is_file():
-                finished += len(numbers) * images
-            else:
-                jobs.append((path, numbers, part, arguments))
+    for path, part, numbers in plan_shards(out, parts, max(1, IMAGES_PER_SHARD // images)):
+        if path.is_file():
+            finished += len(numbers) * images
+        else:
+            jobs.append((path, part, numbers, arguments))
     return jobs, finished
 
 
 def render_shard(job: tuple) -> int:
     """Render the subjects of one shard and write it; returns its number of images. Runs in a worker process."""
-    path, numbers, part, arguments = job
+    path, part, numbers, arguments = job
     formats = [get_format(stored).name for stored in arguments.get("formats", MAIN_FORMATS)]
     options = (arguments["images_per_subject"], arguments["size"], arguments["held_out_looks"], formats)
     records = [

@@ -1,12 +1,13 @@
 """Your own data: a CSV or Parquet table with an image, a subject and one column per AU; and EmotioNet's table.
 
-An AU column has the label of the format, in any case, with leading zeros, spaces or quotes: AU12, au_12, 'AU 1'.
-Columns "clip" and "frame", in any case, are optional; the default frame is the number of the row. A label is unknown if
-the column is missing, if the cell is empty or says so (NA, NaN, None), or if its value is off the scale (which is
-counted). True and False are 1 and 0. A column is refused if all it holds is off the scale, and if it would keep nothing
-but zeros, beside letters or several other numbers. An image is a path, absolute or relative to --images, and has one
-row. Subjects and clips are text: 001 and 1 are two people, and NA is one. Cells may also be separated by semicolons,
-tabs or |, and numbers may have a decimal comma.
+An AU column has the label of the format, in any case, with leading zeros, spaces or quotes: AU12, au_12, 'AU 1'. If
+there is none, AU12_c is read for an occurrence format and AU12_r for an intensity format, as OpenFace names them: one
+table may hold both. Columns "clip" and "frame", in any case, are optional; the default frame is the number of the row.
+A label is unknown if the column is missing, if the cell is empty or says so (NA, NaN, None), or if its value is off the
+scale (which is counted). True and False are 1 and 0. A column is refused if all it holds is off the scale, and if it
+would keep nothing but zeros, beside letters or several other numbers. An image is a path, absolute or relative to
+--images, and has one row. Subjects and clips are text: 001 and 1 are two people, and NA is one. Cells may also be
+separated by semicolons, tabs or |, and numbers may have a decimal comma.
 
 The data set is named by --name, by default after the table and a hash of its path, because subject 1 of one table is
 not subject 1 of another.
@@ -35,6 +36,8 @@ from au_llava.au_readers.labels import join, on_scale
 from au_llava.au_readers.source import Clip, Known, Picture, Source, local_name
 from au_llava.au_runs.folders import files_below
 from au_llava.au_runs.names import UNKNOWN, composed
+
+_MARKS = {"occurrence": "_C", "intensity": "_R"}  # at the end of OpenFace's columns
 
 _KNOWN_EMOTIONET = Known({"images": 24600})  # the number in the file's name
 
@@ -186,38 +189,54 @@ def _labels(
 ) -> np.ndarray:
     """(rows, labels of format `name`) float64, as `Rows.values` has them.
 
-    Raises ValueError if there is no usable column, and if a column has no value on the scale.
+    Raises ValueError if no column is of an AU of the format, if two are of the same one, and as `_check_scale`.
     """
     columns: dict[str, str] = {}
     for column in table.columns:
         label = re.sub(r"^(A[UD])[\s_]*0*(?=\d)", r"\1", column.upper())
         if columns.setdefault(label, column) != column:
             raise ValueError(f"{path} has two columns for {label}: {columns[label]} and {column}")
-    labels = FORMATS[name].labels
+    labels, used = FORMATS[name].labels, set()
     values = np.full((len(table), len(labels)), np.nan)
     for index, label in enumerate(labels):
-        if label in columns:
-            cells = table[columns[label]]
-            values[:, index] = _numbers(cells)
-            given = ~np.isnan(values[:, index]) & ~np.isin(values[:, index], list(unknown))
-            known = ~np.isnan(on_scale(values[:, index], name, "", Defects(), unknown))
-            off = values[given & ~known, index]
-            codes = np.isinf(off).any() or len(np.unique(off)) > 1  # a single number may stand for "unknown"
-            lost = codes and not values[known, index].any()  # all that is not absent
-            if given.any() and (lost or not known.any()):
-                row = (given & ~known).argmax()
-                raise ValueError(
-                    f"column {columns[label]!r} of {path} holds nothing{' but 0' * bool(known.any())} of the "
-                    f"{FORMATS[name].scale} scale of {name}, {_scale(name)}: row {row + 1} says {cells.iloc[row]!r}"
-                )
-        else:
+        marked = label + _MARKS.get(FORMATS[name].scale, "")
+        key = next((key for key in (label, marked) if key in columns), None)
+        if key is None:
             defects.add("AUs of the format without a column, not annotated", label)
-    if not columns.keys() & set(labels):
-        raise ValueError(f"{path} has no column for any AU of {name}: {', '.join(labels)}")
-    for label in columns.keys() - set(labels):
-        if re.fullmatch(r"A[UD]\d+[LRTB]?", label):
+            continue
+        used.add(key)
+        cells = table[columns[key]]
+        values[:, index] = _numbers(cells)
+        _check_scale(path, cells, values[:, index], name, unknown)
+    if not used:
+        raise ValueError(
+            f"{path} has no column for any AU of {name} ({', '.join(labels)}); it has {', '.join(table.columns[:20])}"
+        )
+    for label in columns:
+        if label not in used and re.fullmatch(r"A[UD]\d+[LRTB]?(_[CR])?", label):
             defects.add("AU columns that the format does not have, left out", columns[label])
     return values
+
+
+def _check_scale(path: Path, cells: pd.Series, values: np.ndarray, name: str, unknown: Collection[float]) -> None:
+    """Raise ValueError if a column keeps nothing, or nothing but zeros beside letters or several other numbers.
+
+    Args:
+        cells: the column, as it was read.
+        values: (rows,), from `_numbers`.
+        name: of the format.
+    """
+    given = ~np.isnan(values) & ~np.isin(values, list(unknown))
+    known = ~np.isnan(on_scale(values, name, "", Defects(), unknown))
+    off = values[given & ~known]
+    codes = np.isinf(off).any() or len(np.unique(off)) > 1  # a single number may stand for "unknown"
+    lost = codes and not values[known].any()  # all that is not absent
+    if given.any() and (lost or not known.any()):
+        row = (given & ~known).argmax()
+        raise ValueError(
+            f"column {cells.name!r} of {path} holds nothing{' but 0' * bool(known.any())} of the {FORMATS[name].scale} "
+            f"scale of {name}, {_scale(name)}: row {row + 1} says {cells.iloc[row]!r}"
+        )
 
 
 def _scale(name: str) -> str:

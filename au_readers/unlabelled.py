@@ -20,7 +20,6 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from au_llava.action_units import MAIN_FORMATS
 from au_llava.au_datasets.codes import UNCODED, Codes, count_missing, notes_on
 from au_llava.au_datasets.records import NO_CLIP, Defects
 from au_llava.au_faces.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_video
@@ -38,12 +37,12 @@ SUBJECTS = ("files", "folders")
 def open_unlabelled(
     root: Path,
     crop: Crop,
-    teacher: str = "none",
-    every: int = 1,
-    subjects: str = "files",
-    name: str | None = None,
-    formats: Sequence[str] = MAIN_FORMATS,
-    codes: Codes | None = None,
+    teacher: str,
+    every: int,
+    subjects: str,
+    name: str | None,
+    formats: Sequence[str],
+    codes: Codes | None,
 ) -> Source:
     """The pictures and videos below `root`.
 
@@ -52,9 +51,10 @@ def open_unlabelled(
         teacher: one of `faces.TEACHERS`.
         every: take every k-th frame of a video, from the first.
         subjects: one of `SUBJECTS`: one person is one file, or one folder in `root` with all that is below it.
-        name: the records' `dataset`; by default the folder's `local_name`.
+        name: the records' `dataset`; None for the folder's `local_name`.
         formats: of the records, and of the teacher's estimates.
-        codes: only pictures that it codes, by their paths in `root`, are read; its codes are their weak values.
+        codes: if any, only pictures that they code, by their paths in `root`, are read, and they are the weak values
+            instead of a teacher's.
 
     Raises:
         FileNotFoundError: `root` is not a folder, or holds neither pictures nor videos.
@@ -129,4 +129,4 @@ def read_clip(
             else:
                 measured = None if teacher == "none" else face.measure()
                 weak = weak_values(measured and measured.blendshapes, formats)
-            yield from face_records(dataset, clip, number, face, weak, codes is not None)
+            yield from face_records(dataset, clip, number, face.crop, face.margin, weak, codes is not None)

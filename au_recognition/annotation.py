@@ -1,7 +1,7 @@
 """Annotated pictures and videos: a box around each face, and beside it the strongest action units.
 
-Owns how figures are saved, and the colors of all pictures: dark blue, light blue and one orange (Okabe and Ito's
-palette), which can be told apart in gray and by color-blind people.
+Owns the colors on pictures of faces: dark blue, light blue and one orange (Okabe and Ito's palette), which can be told
+apart in gray and by color-blind people.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,13 +22,6 @@ OUTLINE = 0.5  # share of an evidence map's maximum; what is higher is outlined,
 VIDEO_AUS = 6  # AUs named beside a face of a video, at most
 CLOCK = Fraction(1, 10_000)  # seconds per tick of an annotated video, as exact as times in tables
 VIDEOS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}  # suffixes of annotated videos, their formats in FFmpeg
-DPI = 160  # of figures
-
-
-def save_figure(path: Path, figure) -> None:
-    """Write a figure of Matplotlib in the format of the path's suffix; it appears whole or not at all."""
-    with replacing(path) as unfinished:
-        figure.savefig(unfinished, dpi=DPI, format=path.suffix[1:].lower())
 
 
 def annotated(image: Image.Image, notes: Iterable[tuple]) -> Image.Image:

@@ -128,16 +128,16 @@ class Derived:
 
     def _value(self, labels: Sequence[str], scale: str) -> Cell | None:
         """The expected value of the first of `labels` that a format of this scale has: of its stronger side."""
-        for label in labels:
-            if found := self._read(label, (scale,)):
-                name, numbers = found
+        found = next(filter(None, (self._read(label, (scale,)) for label in labels)), None)
+        if found is None:
+            return None
+        name, numbers = found
 
-                def cell(face: Mapping, name=name, numbers=numbers) -> float | None:
-                    sides = [face["answers"][name]["expected"][number] for number in numbers]
-                    return None if None in sides else max(sides)
+        def cell(face: Mapping) -> float | None:
+            sides = [face["answers"][name]["expected"][number] for number in numbers]
+            return None if None in sides else max(sides)
 
-                return cell
-        return None
+        return cell
 
     def _strength(self, labels: Sequence[str]) -> Cell:
         """An AU's strength; that of a gaze without a format as the eyes show it, if this face shows them."""

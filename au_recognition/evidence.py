@@ -25,21 +25,18 @@ from au_llava.calibration_au_llava import calibrate, present_values, probability
 from au_llava.decoding_au_llava import pixels_of, read_tree
 from au_llava.slot_tree_au_llava import SlotTree, slot_tree
 
-COPIES = 4  # of the face, each with its own noise
+COPIES = 4  # of the face, each with its own noise; so many go through a forward pass
 NOISE = 0.075  # standard deviation, as a share of the range of the crop's colors; how it was chosen: docs/log.md
 BLUR = 1 / 24  # standard deviation, as a share of the crop's side
 
 
-def evidence_maps(
-    model, processor, image, labels: Mapping[AUFormat, Sequence[str]], batch_size: int = COPIES
-) -> dict[str, np.ndarray]:
+def evidence_maps(model, processor, image, labels: Mapping[AUFormat, Sequence[str]]) -> dict[str, np.ndarray]:
     """Where on a face crop the readings of some AUs rest; all formats share the same forward passes.
 
     Args:
         model, processor: as for `recognize`, the model in evaluation mode. The slots decoder is used.
         image: one aligned face crop, as `recognize` takes it.
         labels: format -> its AUs to explain, usually those that were read as present.
-        batch_size: copies of the face per forward pass. The maps do not depend on it.
 
     Returns:
         format name -> (len(labels), size, size) float32 in [0, 1], in the given order and in the pixels of the crop
@@ -53,7 +50,7 @@ def evidence_maps(
     noise = torch.randn((COPIES, *pixels.shape[1:]), generator=torch.Generator().manual_seed(0))
     spread = NOISE * (pixels.max() - pixels.min())
     copies = pixels + spread * noise.to(pixels.device, pixels.dtype)
-    sizes = sum(_gradient_sizes(model, tree, labels, batch) for batch in copies.split(batch_size))
+    sizes = _gradient_sizes(model, tree, labels, copies)
     maps = np.stack([gaussian_filter(size, BLUR * len(size)) for size in sizes])
     highest = maps.max(axis=(1, 2), keepdims=True)
     return _by_format(labels, maps / np.where(highest > 0, highest, 1))

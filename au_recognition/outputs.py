@@ -25,7 +25,7 @@ from au_llava.au_recognition.sidecar import sidecar
 from au_llava.au_recognition.summary import Summary
 from au_llava.au_recognition.tables import open_table
 from au_llava.au_runs.files import write_json
-from au_llava.au_runs.names import escaped
+from au_llava.au_runs.names import escaped, listed
 from au_llava.au_runs.progress import track
 from au_llava.pictures_au_llava import load_face_image
 
@@ -73,7 +73,7 @@ def write_outputs(arguments: argparse.Namespace, engine, readings: Readings, neu
         explained = explain_faces(engine, plan, first_faces(readings, arguments.picture_faces))
     rest = None if neutral is None else Neutral(readings, plan.formats, neutral)
     if rest is not None and rest.unknown:
-        names = ", ".join(map(escaped, rest.unknown[:3])) + (" …" if len(rest.unknown) > 3 else "")
+        names = listed(list(map(escaped, rest.unknown)))
         lost = f"--neutral {neutral}: no face was read in frame {neutral} of {names}"
         if not rest.by_person:
             raise ValueError(f"{lost}; frames count from 1, and --every and --fps leave some out.")

@@ -12,9 +12,10 @@ from PIL import Image, ImageOps
 
 from au_llava.action_units import AUFormat
 from au_llava.au_faces.crop import crop_face
-from au_llava.au_recognition.annotation import BAR_COLOR, OUTLINE, PRESENT_COLOR, SHOWN_SIDE, TINT, save_figure
+from au_llava.au_recognition.annotation import BAR_COLOR, OUTLINE, PRESENT_COLOR, SHOWN_SIDE, TINT
 from au_llava.au_recognition.movement import movement
 from au_llava.au_recognition.tables import measure
+from au_llava.au_runs.files import save_figure
 from au_llava.au_runs.names import escaped
 from au_llava.pictures_au_llava import load_face_image
 

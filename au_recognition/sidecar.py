@@ -11,14 +11,14 @@ from au_llava.au_faces import gaze
 from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT
 from au_llava.au_recognition.runner import BAND, Plan
 from au_llava.au_runs.formats import as_stored
-from au_llava.au_runs.provenance import code_commit, versions_of, weights_sha256
+from au_llava.au_runs.provenance import code_commit, settings_sha256, versions_of, weights_sha256
 from au_llava.onnx_au_llava import sha256_of
 
 PACKAGES = ("au-llava", "torch", "transformers", "pillow", "numpy", "onnxruntime", "av")
 
 
 def checkpoint_identity(name: str, settings) -> dict:
-    """Which checkpoint this is: content hashes of the weight files, and what else its numbers depend on.
+    """Which checkpoint this is: content hashes of weights and settings, and what else its numbers depend on.
 
     Args:
         name: folder or Hub id.
@@ -27,6 +27,7 @@ def checkpoint_identity(name: str, settings) -> dict:
     return {
         "name": name,
         "weights_sha256": weights_sha256(name),
+        "settings_sha256": settings_sha256(name),
         "calibration": settings.calibration,
         "mirror_images": settings.mirror_images,
     }

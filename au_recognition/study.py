@@ -278,6 +278,7 @@ def paired_effect(first: pd.Series, second: pd.Series, level: float = 0.95) -> P
 
 # ---- Checks -------------------------------------------------------------------------------------------------------
 def require_columns(table: pd.DataFrame, columns: Iterable[str], name: str | Path = "the table") -> None:
+    """Raise ValueError, which names similar columns, if the table lacks some of these."""
     if missing := [column for column in columns if column not in table]:
         close = difflib.get_close_matches(missing[0], list(map(str, table.columns)), NAMED, 0.5)
         hint = f" Did you mean {named(close)}?" if close else ""
@@ -301,5 +302,6 @@ def _check_times(table: pd.DataFrame) -> None:
 
 
 def named(entries: Iterable) -> str:
+    """The distinct entries for a message, the first `NAMED` and how many more."""
     names = list(dict.fromkeys(map(str, entries)))
     return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")

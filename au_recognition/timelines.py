@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 
 from au_llava.action_units import AUFormat
 from au_llava.au_faces.media import is_video
-from au_llava.au_recognition.annotation import save_figure
 from au_llava.au_recognition.readings import Readings
 from au_llava.au_recognition.tables import heading, measure
+from au_llava.au_runs.files import save_figure
 from au_llava.au_runs.folders import short_names
 from au_llava.au_runs.names import escaped
 
@@ -107,7 +107,8 @@ def draw_timeline(track: Track, times: np.ndarray, formats: Sequence[AUFormat], 
         axis.fill_between(times, low, high, color=BAND_COLOR, linewidth=0)
         axis.plot(times, middle, color=LINE_COLOR, linewidth=1.2)
         axis.set_ylim(0, fmt.value_numbers[-1])
-        axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
+        named = label if len(formats) == 1 else f"{label}\n{fmt.name}"
+        axis.set_ylabel(named, rotation=0, ha="right", va="center", fontsize=8)
         axis.tick_params(labelsize=6)
         axis.spines[["top", "right"]].set_visible(False)
     if chosen:

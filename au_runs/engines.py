@@ -5,15 +5,17 @@ installed, a graph for the checkpoint and the formats is there (onnx_au_llava.py
 """
 
 import hashlib
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 
 from au_llava.action_units import AUFormat
-from au_llava.onnx_au_llava import OnnxEngine, find_graph, graph_cache, graph_fits, graph_key, has_gpu
+from au_llava.onnx_au_llava import UNRELATED, OnnxEngine, find_graph, graph_cache, graph_fits, graph_key, has_gpu
 from au_llava.readings_au_llava import AUResult
 
 ENGINES = ("torch", "onnx")
@@ -57,21 +59,40 @@ class TorchEngine:
         return self.model.recognize(self.processor, images, formats=formats, decoding=decoding, batch_size=batch_size)
 
     def fingerprint(self) -> str:
-        """A hash of the shapes and the first 256 numbers of every parameter: tells checkpoints apart quickly."""
+        """A hash of the settings, and of the shapes and first 256 numbers of all weights: tells checkpoints apart.
+
+        Statistics of batch normalization count as weights. Calibration and `mirror_images` are left out.
+        """
         from accelerate.utils import align_module_device
 
-        content = hashlib.sha256()
-        for name, parameter in self.model.named_parameters():
+        content, stored = hashlib.sha256(self._settings().encode()), self.model.state_dict().keys()
+        buffers = ((name, buffer) for name, buffer in self.model.named_buffers() if name in stored)
+        for name, tensor in chain(self.model.named_parameters(), buffers):
             if name in self.model.all_tied_weights_keys:  # PyTorch yields it only if offloading has split the two
                 continue
-            content.update(f"{name}{tuple(parameter.shape)}".encode())
+            content.update(f"{name}{tuple(tensor.shape)}".encode())
             owner, _, own = name.rpartition(".")
             module = self.model.get_submodule(owner)
-            with align_module_device(module) if parameter.is_meta else nullcontext():  # brings back offloaded weights
+            with align_module_device(module) if tensor.is_meta else nullcontext():  # brings back offloaded weights
                 # A copy: numpy would pin the storage, which FSDP frees after use.
                 start = getattr(module, own).detach().flatten()[:256].clone()
             content.update(start.float().cpu().numpy().tobytes())
         return content.hexdigest()
+
+    def _settings(self) -> str:
+        """What numbers depend on besides weights, as JSON: of the network, its adapters and the processor."""
+        model, processor = self.model, self.processor
+        config, adapters = model.config.to_dict(), getattr(model, "peft_config", {})
+        settings = {
+            "config": {key: value for key, value in config.items() if key not in (*UNRELATED, "_name_or_path")},
+            "generation": model.generation_config.to_dict(),
+            "adapters": {name: adapter.to_dict() for name, adapter in adapters.items()},
+            "processor": processor.to_dict(),
+            "chat_template": processor.chat_template,
+            "vocabulary": processor.tokenizer.get_vocab(),
+        }
+        plain = lambda value: sorted(value) if isinstance(value, set) else str(value)
+        return json.dumps(settings, sort_keys=True, default=plain)
 
 
 @dataclass(frozen=True)

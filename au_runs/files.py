@@ -34,9 +34,23 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 def write_json(path: str | Path, content, indent: int = 1, sort_keys: bool = False) -> None:
     """Write `content` as a JSON file."""
-    text = json.dumps(content, indent=indent, sort_keys=sort_keys)
+    write_text(path, json.dumps(content, indent=indent, sort_keys=sort_keys) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file in UTF-8."""
     with replacing(path) as unfinished:
-        unfinished.write_text(text + "\n", encoding="utf-8")
+        unfinished.write_text(text, encoding="utf-8")
+
+
+def save_figure(path: Path, figure, dpi: int = 160, **options) -> None:
+    """Write a figure of Matplotlib in the format of the path's suffix.
+
+    Args:
+        options: of `savefig`.
+    """
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, dpi=dpi, format=path.suffix[1:].lower(), **options)
 
 
 def check_writable(path: Path) -> None:

@@ -16,7 +16,6 @@ It names everyone the weights were trained, chosen or calibrated on, so that an 
 - `unlabelled`: people and folders that were trained on without labels.
 - `base_weights`, for adapters: the content hash of each weight file of their base (`weights_sha256`).
 - `unreadable`, if there were any: images that could not be read in training and were skipped.
-
 - `own_formats`: those of `formats` that are not built in, as `AUFormat.to_dict` gives them.
 
 Older manifests lack the last five.
@@ -34,7 +33,7 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalE
 
 from au_llava.action_units import own_formats
 from au_llava.au_runs.files import write_json
-from au_llava.au_runs.names import composed
+from au_llava.au_runs.names import composed, listed
 from au_llava.au_runs.processes import processes
 from au_llava.au_runs.provenance import code_commit, content_hashes
 from au_llava.au_runs.ranges import as_ranges, names_of
@@ -43,6 +42,7 @@ TRAINING_MANIFEST = "training_manifest.json"
 SCHEMA_VERSION = 2
 READABLE = (1, 2)
 ROLES = ("train", "unlabelled", "validation", "calibration")
+LEARNED_FROM = ("train", "unlabelled")  # the roles in which weights learn people
 
 
 def training_manifest(
@@ -169,9 +169,6 @@ def seen_people(manifest: Mapping | None) -> dict[str, set[str]]:
     return seen
 
 
-LEARNED_FROM = ("train", "unlabelled")  # the roles in which weights learn people
-
-
 def check_unseen(
     model: str, people: Iterable[str], roles: Iterable[str] = ROLES, advice: str = "test it on others"
 ) -> str:
@@ -197,9 +194,8 @@ def check_unseen(
     for role in roles:
         shared = sorted(seen[role] & people)
         if shared:
-            shown = ", ".join(shared[:5]) + (" …" if len(shared) > 5 else "")
             raise ValueError(
-                f"{model} has seen {len(shared)} of these {len(people)} people in its {role} part: {shown}. "
+                f"{model} has seen {len(shared)} of these {len(people)} people in its {role} part: {listed(shared)}. "
                 f"What it reads from them says nothing about new people: {advice}."
             )
     if not seen["train"]:

@@ -1,4 +1,4 @@
-r"""Text in users' tables: cells that say "unknown", and the names of files.
+r"""Words of users: cells of tables that say "unknown", the names of files, and lists of names in messages.
 
 A file's name is a string of bytes. Python holds bytes that are not UTF-8 as lone surrogates, which no table and no
 console takes. They are written as `\xe9`, which `unescaped` undoes.
@@ -6,6 +6,7 @@ console takes. They are written as `\xe9`, which `unescaped` undoes.
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 UNKNOWN = ("", "nan", "na", "n/a", "none", "null", "<na>", "#n/a")  # instead of a number: R, pandas and spreadsheets
 
@@ -16,6 +17,11 @@ _TO_ESCAPE = re.compile(f"[\ud800-\udfff]|{_ESCAPED.pattern}")
 def composed(name: str) -> str:
     """A name with each accented letter as one character (Unicode NFC): file names of macOS write it as two."""
     return unicodedata.normalize("NFC", name)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names for a message, the first five if there are more: "SN001, SN002, SN003, SN004, SN005 …"."""
+    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
 
 
 def escaped(name: str) -> str:

@@ -1,12 +1,17 @@
 """Where numbers come from: the commit of the code, versions of packages, content hashes of data and weights."""
 
+import hashlib
 import importlib.metadata
 import json
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from au_llava.onnx_au_llava import sha256_of
+from au_llava.onnx_au_llava import SETTINGS, related_config, sha256_of
+
+ADAPTERS = "adapter_config.json"
+# Files that the numbers of a checkpoint depend on, besides weights and config.json.
+BESIDE = (*SETTINGS, "generation_config.json", ADAPTERS)
 
 
 def code_commit() -> str | None:
@@ -43,9 +48,29 @@ def content_hashes(tables: Iterable[str]) -> dict[str, str | None]:
 
 def weights_sha256(model: str, revision: str | None = None) -> dict[str, str]:
     """Weight file -> content hash, for a checkpoint (folder or Hub id); empty if it has no safetensors."""
-    folder = Path(model)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download  # here: importing it takes longer than hashing a small file
-
-        folder = Path(snapshot_download(model, revision=revision, allow_patterns="*.safetensors"))
+    folder = _folder(model, "*.safetensors", revision)
     return {path.name: sha256_of(path) for path in sorted(folder.glob("*.safetensors"))}
+
+
+def settings_sha256(model: str) -> str:
+    """The content hash of what a checkpoint's numbers depend on besides weights, calibration and mirror images.
+
+    Of adapters, that is their own settings and those of their base.
+    """
+    folder = _folder(model, ["config.json", *BESIDE])
+    settings = {name: sha256_of(folder / name) for name in BESIDE if (folder / name).is_file()}
+    if (folder / "config.json").is_file():
+        settings["config"] = related_config(folder)
+    if ADAPTERS in settings:
+        base = json.loads((folder / ADAPTERS).read_text(encoding="utf-8")).get("base_model_name_or_path")
+        settings["base"] = base and settings_sha256(base)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _folder(model: str, patterns: str | list[str], revision: str | None = None) -> Path:
+    """The folder of a checkpoint (folder or Hub id); of one on the Hub, it holds the files that match `patterns`."""
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download  # here: importing it takes longer than hashing a small file
+
+    return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))

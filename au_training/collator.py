@@ -49,6 +49,9 @@ class AUCollator:
         features: the features (image tokens, width) of every name, for rows that name their image by `features`. The
             batch then holds `image_features` instead of pixels (features.py). Flips and variation change pixels and
             cannot be combined with it.
+
+    Raises:
+        ValueError: a share that is not from 0 to 1, a negative width, or an unknown `causal_loss`.
     """
 
     def __init__(
@@ -66,18 +69,18 @@ class AUCollator:
         for name, share in (("causal_share", causal_share), ("flip", flip)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} is {share}; it must lie between 0 and 1.")
-        self.processor = processor
         if not 0 <= ordinal_width < math.inf:
             raise ValueError(f"ordinal_width is {ordinal_width}; it must be 0 (off) or more.")
         if causal_loss not in CAUSAL_LOSSES:
             raise ValueError(f"causal_loss is {causal_loss!r}; it must be one of {', '.join(CAUSAL_LOSSES)}.")
-        self.augment = augment
-        self.slot_weights = slot_weights or {}
+        self.processor = processor
         self.causal_share = causal_share
-        self.causal_loss = causal_loss
         self.ordinal_width = ordinal_width
         self.flip = flip
         self.seed = seed
+        self.causal_loss = causal_loss
+        self.augment = augment
+        self.slot_weights = slot_weights or {}
         self.unlabelled_per_labelled = unlabelled_per_labelled
         self.features: Mapping[str, torch.Tensor] = {}
         self.own_formats = own_formats()
@@ -227,8 +230,8 @@ class AUCollator:
     def _causal(self, labels, image_tokens: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         sequences = []
         for known in labels:
-            annotated = {fmt: values for fmt, values in known.items() if not all(map(math.isnan, values))}
-            fmt, values = list((annotated or known).items())[rng.integers(len(annotated or known))]
+            annotated = {fmt: values for fmt, values in known.items() if not all(map(math.isnan, values))} or known
+            fmt, values = list(annotated.items())[rng.integers(len(annotated))]
             values = {label: v for label, v in zip(fmt.labels, values, strict=True) if not math.isnan(v)}
             asked = AUFormat(fmt.name, tuple(values) or fmt.labels, fmt.scale, fmt.presence_threshold)
             prompt = self.processor.prompt_ids(asked, image_tokens)

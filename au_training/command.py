@@ -84,6 +84,9 @@ def train(
     trainer.save_model()
     trainer.save_state()
     trainer.create_model_card()
+    if trainer.is_world_process_zero():
+        print(f"Written: {training_args.output_dir}")
+        print(f"To score it: python eval_au.py --model {training_args.output_dir} --data DIR --out runs/eval")
     if repo_id is not None and trainer.is_world_process_zero():
         logger.warning("Published: %s", publish_training(training_args, repo_id))
 

@@ -1,7 +1,7 @@
 """Owner of images that cannot be read: they stay in their batch without loss, are named, counted and recorded."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import datasets
 import numpy as np
@@ -15,6 +15,14 @@ logger = logging.getLogger("au_llava.train")
 
 BLANK = Image.new("RGB", (64, 64))  # stands in for an image that cannot be read
 FEWEST_IMAGES = 100  # read before the share of damaged ones can end a training
+
+
+def decoded(file: Mapping) -> Image.Image:
+    """The picture in an image file (`bytes` or `path`, as `datasets` stores it); `BLANK` if it cannot be read."""
+    try:
+        return datasets.Image().decode_example(file)
+    except Exception:  # Pillow raises all kinds of errors for damaged files
+        return BLANK
 
 
 class ReadableRows:
@@ -53,11 +61,11 @@ class ReadableRows:
     def _decode(self, row: dict) -> dict:
         if "image" not in row:  # has cached features instead
             return row
-        try:
-            return {**row, "image": datasets.Image().decode_example(row["image"])}
-        except Exception:  # Pillow raises all kinds of errors for damaged files
-            unknown = [[float("nan")] * len(get_format(name).labels) for name in row["formats"]]
-            return {**row, "image": BLANK, "values": unknown}
+        image = decoded(row["image"])
+        if image is not BLANK:
+            return {**row, "image": image}
+        unknown = [[float("nan")] * len(get_format(name).labels) for name in row["formats"]]
+        return {**row, "image": BLANK, "values": unknown}
 
 
 def name_images(table: datasets.Dataset, indices: Iterable[int]) -> list[str]:

@@ -28,7 +28,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from au_llava.au_runs.files import replacing
 from au_llava.au_runs.progress import progress_bar
-from au_llava.au_training.damaged_images import BLANK, missing_disk, name_images
+from au_llava.au_training.damaged_images import BLANK, decoded, missing_disk, name_images
 from au_llava.au_training.trainer import AUTrainer
 from au_llava.modeling_au_llava import AuLlavaModel
 
@@ -163,15 +163,9 @@ class _Pixels:
         self.image_processor = image_processor
 
     def __call__(self, files: Sequence[dict]) -> tuple[list[str], torch.Tensor, list[bool]]:
-        images, readable = [], []
-        for file in files:
-            try:
-                images.append(datasets.Image().decode_example(file))
-            except Exception:  # Pillow raises all kinds of errors for damaged files
-                images.append(BLANK)
-            readable.append(images[-1] is not BLANK)
+        images = list(map(decoded, files))
         pixels = self.image_processor(images, return_tensors="pt")["pixel_values"]
-        return list(map(content_key, files)), pixels, readable
+        return list(map(content_key, files)), pixels, [image is not BLANK for image in images]
 
 
 def use_cached_features(trainer: AUTrainer, folder: str) -> None:

@@ -30,8 +30,8 @@ class UnlabelledFaces:
     """
 
     rows: datasets.Dataset
-    consistency_weight: float = 0.5
-    weak_weight: float = 1.0
+    consistency_weight: float
+    weak_weight: float
 
     def __post_init__(self):
         combinations = sorted(set(map(tuple, self.rows["formats"][:])))
@@ -85,7 +85,7 @@ class UnlabelledFaces:
 
 
 def weak_loss(expected: torch.Tensor, estimates: torch.Tensor) -> torch.Tensor:
-    """The cross-entropy of expectations and estimates, both shares of the scale from 0 to 1, element by element.
+    """The cross-entropy of expectations and estimates, both shares of the scale from 0 to 1, in the shape of the two.
 
     Where estimates of like faces contradict each other it is least at their mean. An absolute error is least at their
     median, and so would silence rare AUs.
@@ -123,5 +123,5 @@ def loss_counts(weak: torch.Tensor, readable: torch.Tensor) -> tuple[torch.Tenso
 
 
 def _has_estimate(weak: torch.Tensor, readable: torch.Tensor) -> torch.Tensor:
-    """(pictures, AUs) bool: which estimates of the weak teacher carry loss."""
+    """(pictures, AUs) bool: which weak values carry loss."""
     return ~weak.isnan() & readable[:, None]

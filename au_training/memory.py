@@ -115,6 +115,9 @@ def sizes(
         features: of one image in the tower.
         cluster: accelerate's configuration; None for one GPU.
         prompt_rows: how many rows as long as the longest sequence the prompts add to a batch.
+
+    Raises:
+        ValueError: an optimizer that is not in `OPTIMIZER_BYTES`.
     """
     mixed = training_args.bf16 or training_args.fp16
     quantized = model_args.load_in_4bit or model_args.load_in_8bit
@@ -137,10 +140,26 @@ def sizes(
     optimizer = str(getattr(training_args.optim, "value", training_args.optim))
     if optimizer not in OPTIMIZER_BYTES:
         raise ValueError(f"The memory of the optimizer {optimizer} is not known; known: {', '.join(OPTIMIZER_BYTES)}.")
-    state = OPTIMIZER_BYTES[optimizer]
-    batch, half = training_args.per_device_train_batch_size, 2 if mixed else 4
-    checkpointing = training_args.activation_checkpointing
-    activations = 0
+    processes, engine = processes_of(cluster)
+    share_weights = processes if engine in ("FSDP", "ZeRO-3") else 1  # GPUs, each with its part of them
+    share_states = processes if engine in ("FSDP", "ZeRO-2", "ZeRO-3") else 1
+    return Sizes(
+        parameters=sum(weight.numel() for name, weight in model.named_parameters() if not ADDED.search(name)),
+        trained=trained,
+        weights=weights / share_weights,
+        gradients=trained_bytes / share_states,
+        optimizer=OPTIMIZER_BYTES[optimizer] * trained / share_states,
+        copies=copies / share_weights,
+        activations=_activations(model, training_args, 2 if mixed else 4, tokens, features, prompt_rows),
+    )
+
+
+def _activations(
+    model, training_args: AUTrainingConfig, half: int, tokens: int, features: int, prompt_rows: int
+) -> float:
+    """Bytes that the backward pass of a batch needs. `half`: as in `kept_bytes`; the rest: as in `sizes`."""
+    batch, checkpointing = training_args.per_device_train_batch_size, training_args.activation_checkpointing
+    total = 0
     for part, length in (("vision_tower", features), ("language_model", tokens)):
         learns = any(weight.requires_grad for name, weight in model.named_parameters() if part in name)
         shape = layers_of(model, part)
@@ -148,17 +167,8 @@ def sizes(
         if shape is not None and (learns or part == "language_model"):  # behind it lies the projector
             added = prompt_rows if part == "language_model" else 0
             of_row = kept_bytes(shape, learns, half, length, checkpointing, stream, before=added * length)
-            activations += (batch + added) * of_row
-    processes, engine = processes_of(cluster)
-    return Sizes(
-        parameters=sum(weight.numel() for name, weight in model.named_parameters() if not ADDED.search(name)),
-        trained=trained,
-        weights=weights / (processes if engine in ("FSDP", "ZeRO-3") else 1),
-        gradients=trained_bytes / (processes if engine in ("FSDP", "ZeRO-2", "ZeRO-3") else 1),
-        optimizer=state * trained / (processes if engine in ("FSDP", "ZeRO-2", "ZeRO-3") else 1),
-        copies=copies / (processes if engine in ("FSDP", "ZeRO-3") else 1),
-        activations=activations,
-    )
+            total += (batch + added) * of_row
+    return total
 
 
 def processes_of(cluster) -> tuple[int, str]:

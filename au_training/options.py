@@ -1,6 +1,7 @@
 """The options that train_sft.py adds to TRL's, how recipes give them, and which of them a checkpoint records."""
 
 import argparse
+import logging
 import math
 import os
 import sys
@@ -15,6 +16,8 @@ from trl import ModelConfig, SFTConfig, TrlParser
 
 from au_llava.au_runs.formats import known_format
 from au_llava.au_runs.processes import launched_several
+
+logger = logging.getLogger("au_llava.train")
 
 PARTS = ("vision_tower", "multi_modal_projector", "language_model")
 AVERAGE_DECAY = 0.995
@@ -185,8 +188,12 @@ class AUArguments:
             )
 
 
-COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-COUNTS += ("eval_accumulation_steps",)
+COUNTS = (
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "eval_accumulation_steps",
+)
 
 
 @dataclass
@@ -194,7 +201,7 @@ class AUTrainingConfig(SFTConfig):
     """TRL's SFTConfig with defaults that fit AU-LLaVA.
 
     Differences: max_length is None (answers must not be truncated), remove_unused_columns is False and
-    skip_prepare_dataset is True (the collator works on the raw records).
+    skip_prepare_dataset is True (the collator works on the raw records); use_cpu is True where there is nothing else.
 
     Raises:
         ValueError: an option that would have no effect or a wrong one.
@@ -216,9 +223,13 @@ class AUTrainingConfig(SFTConfig):
             raise ValueError(f"max_steps is {self.max_steps}; it must be 1 or more, or -1 to train by epochs.")
         if self.max_steps == -1 and not 0 < self.num_train_epochs < math.inf:
             raise ValueError(f"num_train_epochs is {self.num_train_epochs}; it must be above 0.")
-        if launched_several() and not torch.accelerator.is_available():
-            # As `accelerate launch --cpu` does. Otherwise each process takes itself for the only one.
-            os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+        if not torch.accelerator.is_available():
+            if not self.use_cpu:
+                logger.warning("There is no GPU that PyTorch can use: training on the processor.")
+            self.use_cpu = True  # or bf16, which is TRL's default, would be refused
+            if launched_several():
+                # As `accelerate launch --cpu` does. Otherwise each process takes itself for the only one.
+                os.environ.setdefault("ACCELERATE_USE_CPU", "true")
         self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
         super().__post_init__()
 
@@ -289,8 +300,16 @@ def _fits(name: str, value, hint) -> bool:
 
 
 # Options that differ from run to run without changing what is learned.
-NOT_RECORDED = ("output_dir", "logging_dir", "run_name", "data", "resume_from_checkpoint", "disable_tqdm", "report_to")
-NOT_RECORDED += ("cache_features",)
+NOT_RECORDED = (
+    "output_dir",
+    "logging_dir",
+    "run_name",
+    "data",
+    "resume_from_checkpoint",
+    "disable_tqdm",
+    "report_to",
+    "cache_features",
+)
 
 
 def recipe_of(*groups) -> dict:

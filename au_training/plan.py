@@ -233,7 +233,7 @@ def report(
         ("network", f"{vision} + {text}; {told}"),
         ("parameters", f"{size.parameters:,}; trained: {size.trained:,} ({size.trained / size.parameters:.1%})"),
         ("images", f"{side} x {side} pixels, {image_tokens} tokens"),
-        ("sequence", f"{length} tokens for {names(longest)}{'' if is_real else ABOUT}"),
+        ("sequence", f"{length} tokens for {', '.join(fmt.name for fmt in longest)}{'' if is_real else ABOUT}"),
         *([("prompts", f"{prompts:,} tokens, once a batch")] if prompts else []),
         ("memory", f"{size.memory / GIB:.1f} GiB per GPU, {gpus}:"),
         *((f"  {name}", f"{getattr(size, name) / GIB:.1f}") for name in MEMORY),
@@ -261,16 +261,14 @@ def left_out(model, arguments: AUArguments) -> list[str]:
 
 
 def steps_line(work: Work, missing: list[str]) -> str:
+    """The steps and hours in words. `missing`: datasets that are not there, without which steps are unknown."""
     if missing:
         return f"unknown: {', '.join(missing)} not there. {10_000 / work.batch:.0f} per 10,000 images"
     return f"{work.steps:,}, for {work.images:,} images; {work.hours:.1f} h at 100 TFLOP/s sustained per GPU"
 
 
-def names(formats: tuple[AUFormat, ...]) -> str:
-    return ", ".join(fmt.name for fmt in formats)
-
-
 def source_of(source: str, revision: str | None) -> str:
+    """Where the shape of an encoder or a language model comes from, in words."""
     return "shape as published" if local_folder(source, revision) is None else "shape from its config.json"
 
 

@@ -96,7 +96,7 @@ class SharesCollator:
 
     def __init__(self, processor, formats: list[str], seed: int, training: bool = True):
         self.processor = processor
-        self.formats = formats
+        self.formats = list(map(get_format, formats))
         self.seed = seed
         self.training = training
 
@@ -109,8 +109,8 @@ class SharesCollator:
             image = varied_image(load_face_image(row["image"]), rng) if self.training else row["image"]
             images.append(ImageOps.mirror(image) if flip else image)
             shares = []
-            for name, fmt in zip(self.formats, map(get_format, self.formats), strict=True):
-                known = values.get(name, [math.nan] * len(fmt.labels))
+            for fmt in self.formats:
+                known = values.get(fmt.name, [math.nan] * len(fmt.labels))
                 known = mirrored_values(known, fmt) if flip else known
                 shares += [value / fmt.value_numbers[-1] for value in known]
             labels.append(shares)

@@ -25,7 +25,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from page import run_script, runner, write_results
+from page import run_script, runner, start_run, write_results
 from torch import nn
 from transformers import AutoProcessor, Trainer, TrainerCallback, TrainingArguments
 
@@ -34,10 +34,11 @@ from au_llava.au_datasets.mixing import training_rows
 from au_llava.au_datasets.records import load_records
 from au_llava.au_evaluation.calibration import best_threshold
 from au_llava.au_evaluation.command import main as evaluate_command
+from au_llava.au_evaluation.predictions import write_predictions
 from au_llava.au_evaluation.rows import KEYS
 from au_llava.au_evaluation.scoring import score_predictions
 from au_llava.au_runs.commands import CommandParser
-from au_llava.au_runs.files import HOME
+from au_llava.au_runs.files import HOME, replacing, write_json
 from au_llava.au_training.tower import SharesCollator
 
 RECIPE = HOME / "recipes" / "rendered_tiny.yaml"
@@ -180,7 +181,7 @@ def timed(folder: Path, script: str, *words) -> float:
     if not path.is_file():
         before = children_seconds()
         run_script(script, *words)
-        path.write_text(json.dumps(children_seconds() - before))
+        write_json(path, children_seconds() - before)
     return json.loads(path.read_text())
 
 
@@ -217,7 +218,7 @@ def gather(rows: list[dict], out: Path) -> None:
     """Write the predictions of several models as those of one system."""
     out.mkdir(parents=True, exist_ok=True)
     rows = sorted(rows, key=lambda row: [row[key] for key in KEYS])
-    datasets.Dataset.from_list(rows).to_parquet(out / "predictions.parquet")
+    write_predictions(out, rows)
 
 
 def summarize(out: Path, seconds: dict[str, float], setting: dict, resamples: int = 5000) -> dict:
@@ -266,9 +267,12 @@ def make_parser() -> CommandParser:
 
 def main(arguments: argparse.Namespace) -> None:
     out, formats = arguments.out, list(MAIN_FORMATS)
+    setting = {key: getattr(arguments, key) for key in ("data", "test", "image_size", "epochs", "steps")}
+    start_run(out, setting)
     base = out / "base"
     if not base.is_dir():
-        run_script("maintenance/build_tiny_base.py", "--image-size", arguments.image_size, "--out", base)
+        with replacing(base) as unfinished:
+            run_script("maintenance/build_tiny_base.py", "--image-size", arguments.image_size, "--out", unfinished)
     ours, taken = train_ours("ours", formats, arguments)
     evaluate(ours, arguments, out / "eval" / "slots")
     evaluate(ours, arguments, out / "eval" / "free", "--decoding", "free")
@@ -291,7 +295,6 @@ def main(arguments: argparse.Namespace) -> None:
         separate += predictions_in(folder)
     gather(separate, out / "eval" / "separate")
 
-    setting = {key: getattr(arguments, key) for key in ("data", "test", "image_size", "epochs", "steps")}
     write_results(out / "comparison.json", summarize(out, seconds, setting))
 
 

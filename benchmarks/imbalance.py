@@ -19,7 +19,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-from page import make_table, run_script
+from page import make_table, run_script, start_run
 from rich.console import Console
 from rich.table import Table
 
@@ -99,21 +99,6 @@ def summary(results: dict[str, list[dict]]) -> dict:
     return means
 
 
-def start_run(arguments: argparse.Namespace, further: list[str]) -> None:
-    """Write OUT/settings.json, or check that OUT was made with the same settings.
-
-    Raises:
-        ValueError: it was made with others.
-    """
-    settings = {key: getattr(arguments, key) for key in ("data", "test", "base", "rate", "steps", "batch_size")}
-    settings["train"], path = further, arguments.out / "settings.json"
-    if path.is_file() and (before := json.loads(path.read_text())) != settings:
-        differing = [key for key in settings if before[key] != settings[key]]
-        raise ValueError(f"{arguments.out} was made with another {', '.join(differing)}: choose another --out")
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    write_json(path, settings)
-
-
 def run_arm(arm: str, seed: int, arguments: argparse.Namespace, further: list[str]) -> dict:
     """Train, calibrate and evaluate one arm with one seed, as far as that is not done: AU -> metric -> score."""
     run = arguments.out / f"{arm.replace(' ', '-')}-{seed}"
@@ -157,12 +142,14 @@ def make_parser() -> CommandParser:
 
 
 def main(arguments: argparse.Namespace, further: list[str]) -> None:
-    start_run(arguments, further)
+    settings = {key: getattr(arguments, key) for key in ("data", "test", "base", "rate", "steps", "batch_size")}
+    settings["train"] = further
+    start_run(arguments.out, settings)
     for source, name in ((arguments.data, "train"), (arguments.test, "test")):
         skew_folder(source, arguments.out / f"skewed-{name}", arguments.rate)
     results = {arm: [run_arm(arm, seed, arguments, further) for seed in arguments.seeds] for arm in arguments.arms}
     means = summary(results)
-    settings = json.loads((arguments.out / "settings.json").read_text()) | {"seeds": arguments.seeds}
+    settings["seeds"] = arguments.seeds
     content = {"schema_version": 1, "settings": settings, "summary": means, "per_au": results}
     write_json(arguments.out / "imbalance.json", content)
     Console().print(table_of(means, len(arguments.seeds), arguments.rate))

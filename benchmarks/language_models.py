@@ -24,7 +24,7 @@ from pathlib import Path
 
 import datasets
 import torch
-from page import command, make_table, run_script, runner, show, told, write_results
+from page import command, make_table, run_script, runner, show, start_run, told, write_results
 from rich.table import Table
 from transformers import AutoModelForCausalLM, LlamaConfig, TimmWrapperConfig, TimmWrapperModel, set_seed
 from transformers.utils import ADAPTER_CONFIG_NAME
@@ -262,6 +262,8 @@ def make_parser() -> CommandParser:
 
 
 def main(arguments: argparse.Namespace) -> None:
+    trained = ("data", "text", "imagenet", "steps", "scratch_steps", "long_steps")
+    start_run(arguments.out, {key: getattr(arguments, key) for key in trained})
     for name, steps in (("data", arguments.steps), ("data-long", arguments.long_steps)):
         train_folder(arguments.data, arguments.out / name, BATCH * steps)
     parts, results = make_parts(arguments), {}

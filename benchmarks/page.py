@@ -24,7 +24,7 @@ from rich.table import Table
 
 from au_llava.au_evaluation.tables import markdown_table, number
 from au_llava.au_runs.commands import CommandParser, run_command
-from au_llava.au_runs.files import HOME, write_json
+from au_llava.au_runs.files import HOME, write_json, write_text
 
 PAGE = HOME / "docs" / "performance.md"
 
@@ -64,6 +64,20 @@ def run_script(script: str, *words) -> None:
     done = subprocess.run([sys.executable, str(HOME / script), *map(str, words)])
     if done.returncode:
         raise ChildProcessError(f"{script} failed, see above; run the same command again to continue from there")
+
+
+def start_run(out: Path, settings: Mapping) -> None:
+    """Write OUT/settings.json, or check that what OUT holds was made with the same settings.
+
+    Raises:
+        ValueError: it was made with others.
+    """
+    path, settings = out / "settings.json", json.loads(json.dumps(settings, default=str))
+    if path.is_file() and (before := json.loads(path.read_text())) != settings:
+        differing = [key for key in settings if before.get(key) != settings[key]]
+        raise ValueError(f"{out} was made with another {', '.join(differing)}: choose another --out.")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(path, settings)
 
 
 # ---- Where numbers come from ------------------------------------------------------------------------------------
@@ -181,4 +195,4 @@ def show(tables: list[Table], section: str | None = None, notes: str = "", page:
     parts = [f"    {command()}", machine() + ".", *map(as_markdown, tables), *([notes] if notes else [])]
     body = "\n\n".join(parts) + "\n"
     text = between.sub(lambda section: section[1] + body + section[2], page.read_text(encoding="utf-8"))
-    page.write_text(text, encoding="utf-8")
+    write_text(page, text)

@@ -33,7 +33,7 @@ from au_llava.au_rendering.view import View
 from au_llava.au_runs.checkpoints import load_checkpoint
 from au_llava.au_runs.commands import CommandParser
 from au_llava.au_runs.engines import TorchEngine
-from au_llava.au_runs.files import check_writable
+from au_llava.au_runs.files import check_writable, save_figure
 from au_llava.au_runs.progress import track
 
 SEED = 1  # the people of the test part
@@ -195,8 +195,8 @@ def main(arguments: argparse.Namespace) -> None:
     setting = {"people": arguments.people, "images": arguments.images, "seed": SEED}
     results = {"provenance": origin(arguments.model, model), "setting": setting, "factors": summary}
     write_results(arguments.out / "robustness.json", results)
-    draw_chart(summary).savefig(arguments.out / "robustness.png", dpi=110)
-    draw_failures(Dataset.from_list(rows), predictions).savefig(arguments.out / "failures.png", dpi=110)
+    save_figure(arguments.out / "robustness.png", draw_chart(summary), dpi=110)
+    save_figure(arguments.out / "failures.png", draw_failures(Dataset.from_list(rows), predictions), dpi=110)
     print(f"Written: {arguments.out / 'robustness.png'}, {arguments.out / 'failures.png'}")
 
 

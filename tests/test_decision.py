@@ -285,6 +285,13 @@ def test_bad_questions_are_refused_in_a_sentence_each(decide):
     ]
 
 
+def test_names_that_json_would_turn_into_text_are_refused(decide):
+    """1 and "1" would be one question, and one answer would be missing."""
+    questions = {1: {"type": "noul", "instructions": "AU12"}, "1": {"type": "noul", "instructions": "AU6"}}
+    assert refusal(decide, request(questions)) == "names of questions must be text; 1 arrived."
+    assert refusal(decide, request({None: {"type": "noul", "instructions": "AU12"}})).endswith("; None arrived.")
+
+
 def bad_images(folder: Path) -> dict[str, tuple[dict, str]]:
     """Assets that are refused -> what is said."""
     face().save(folder / "face.png")

@@ -129,6 +129,29 @@ def test_the_summary_tells_blinks_per_minute():
     assert cell.plain.splitlines() == ["a.mp4", "600 frames", "100 blinks in 20 s", "(300.0 a minute)"]
 
 
+@pytest.mark.parametrize("name", ["frames", "unread"])
+def test_the_summary_takes_a_format_of_any_name(name):
+    mine = AUFormat(name, ("AU1", "AU12"), "intensity")
+    answer = {"value": [None, 3], "present": [False, True], "expected": [None, 2.84]}
+    summary = Summary([mine], {})
+    summary.add({"file": "a.png", "face_id": 0, "answers": {name: answer}})
+    assert list(summary.table().columns[1].cells) == ["AU12=2.8  (1 unread)"]
+
+
+def test_the_summary_says_what_its_numbers_are():
+    picture, film = Summary(MAIN, {}), Summary(MAIN, {})
+    for face in video("#", "a.png"):
+        picture.add(face)
+    for face in video("-###"):
+        film.add(face)
+    assert picture.table().caption == (
+        "bp4d: probability of presence; disfa: expected intensity, 0 to 5; feafa: expected strength, 0 to 1"
+    )
+    assert film.table().caption == "video: share of the frames in which the AU is present"
+    [cell] = film.table().columns[3].cells
+    assert cell == "AU43L 75%, AU43R 75%"
+
+
 def test_openface_has_all_its_columns():
     formats = au_columns(MAIN)
     derived = Derived([], MAIN, ["openface"])

@@ -12,16 +12,18 @@ from datasets import Dataset, Image
 from PIL import Image as Picture
 from scipy.stats import pearsonr
 from sklearn.metrics import accuracy_score, f1_score
+from torch.nn import BatchNorm2d
 from transformers import AutoProcessor
 
 from au_llava import eval_au, prepare_data
-from au_llava.action_units import FORMATS
+from au_llava.action_units import FORMATS, AUFormat
 from au_llava.au_datasets.folds import people_of
 from au_llava.au_datasets.records import load_records
 from au_llava.au_evaluation.command import COMMANDS, main, parse
 from au_llava.au_evaluation.commands import common
-from au_llava.au_evaluation.predictions import predict
-from au_llava.au_evaluation.scoring import score_predictions
+from au_llava.au_evaluation.commands.compare import comparison_table
+from au_llava.au_evaluation.predictions import predict, write_predictions
+from au_llava.au_evaluation.scoring import score_predictions, scores_table
 from au_llava.au_runs.engines import TorchEngine
 from au_llava.au_runs.files import only_run
 from au_llava.au_runs.manifests import seen_people, training_manifest, write_training_manifest
@@ -259,6 +261,49 @@ def test_a_journal_is_of_the_pictures_that_were_read(tiny_checkpoint, rendered_r
     assert again[4]["expected"] == pytest.approx(first[0]["expected"], abs=1e-5) != first[4]["expected"]
 
 
+def test_a_journal_is_of_the_checkpoint_and_the_formats_that_were_read(
+    tiny_checkpoint, rendered_records, tmp_path, monkeypatch
+):
+    """Weights alone do not tell: what the processor makes of a picture is as much a part of a reading."""
+    monkeypatch.setitem(FORMATS, "mine", AUFormat("mine", ("AU6", "AU12"), "intensity", 3))
+    records = load_records(rendered_records, part="test", formats=["bp4d"]).select(range(2))
+    options = {"keep": tmp_path / "kept", "formats": ("mine",)}
+    first = predict(local(tiny_checkpoint)(None), records, **options)
+    assert repr(predict(local(tiny_checkpoint)(None), records, **options)) == repr(first)
+    engine = local(tiny_checkpoint)(None)
+    images, config = engine.processor.image_processor, engine.model.config
+    statistics = next(module for module in engine.model.modules() if isinstance(module, BatchNorm2d))._buffers
+    for owner, name, value in (
+        (vars(images), "image_mean", (0.4, 0.4, 0.4)),
+        (vars(images), "resample", 0),
+        (vars(images), "crop_size", {"height": 16, "width": 16}),
+        (vars(engine.processor), "chat_template", engine.processor.chat_template + " "),
+        (vars(config), "vision_feature_layer", -2),
+        (vars(engine.model.generation_config), "repetition_penalty", 2.0),
+        (statistics, "running_mean", statistics["running_mean"] + 1),
+    ):
+        with monkeypatch.context() as changed:
+            changed.setitem(owner, name, value)
+            with pytest.raises(ValueError, match=r"another run \(other checkpoint\)"):
+                predict(engine, records, **options)
+    monkeypatch.setitem(FORMATS, "mine", AUFormat("mine", ("AU6", "AU12"), "intensity", 2))
+    with pytest.raises(ValueError, match=r"another run \(other formats\)"):
+        predict(engine, records, **options)
+
+
+def test_predictions_appear_whole_or_not_at_all(tmp_path, monkeypatch):
+    def write_half(_, path):
+        path.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    write_predictions(tmp_path, [{"row": 1}])
+    before = (tmp_path / "predictions.parquet").read_bytes()
+    monkeypatch.setattr(Dataset, "to_parquet", write_half)
+    with pytest.raises(OSError, match="No space"):
+        write_predictions(tmp_path, [{"row": 2}])
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
+
+
 def test_trained_people_are_not_tested(tiny_checkpoint, rendered_records, tmp_path, capsys):
     checkpoint = tmp_path / "model"
     shutil.copytree(tiny_checkpoint, checkpoint)
@@ -383,6 +428,18 @@ def test_files_that_eval_au_did_not_write_are_named(tmp_path, capsys):
     pandas.DataFrame({"format": ["bp4d"]}).to_parquet(tmp_path / "predictions.parquet")
     assert eval_au.run(["compare", str(tmp_path), str(tmp_path)]) == 1
     assert "predictions.parquet is not of eval_au.py: it lacks clip, dataset" in capsys.readouterr().err
+
+
+def test_tables_caution_where_subjects_are_few():
+    difference = {"difference": 0.1, "interval": [0.05, 0.2], "p": 0.004}
+    of_format = {"mean": {"f1": difference}, "per_au": {}, "n": 12, "subjects": 4}
+    table = comparison_table({"bp4d": {**of_format, "subjects": 20}, "disfa": of_format}, "a", "b")
+    assert table.caption.endswith("AUs with p < 0.05; 4 subjects are too few to trust them (take 20 or more)")
+    assert comparison_table({"bp4d": {**of_format, "subjects": 20}}, "a", "b").caption.endswith("AUs with p < 0.05")
+    scores = {"per_au": {}, "mean": {}, "mean_interval": {}, "n": 3, "per_subject": {"mine:1": {}}}
+    assert scores_table({"disfa": scores}, "a").caption.endswith(
+        "; 1 subject is too few to trust them (take 20 or more)"
+    )
 
 
 def test_help_teaches_with_an_example(capsys):

@@ -110,7 +110,7 @@ def test_an_evaluation_goes_on_with_the_engine_that_began_it(checkpoint, rendere
         changed.setattr(common, "open_engine", failing)
         with pytest.raises(KeyboardInterrupt):
             evaluate(checkpoint, rendered_records, tmp_path, *flags, "onnx")
-    with pytest.raises(ValueError, match=r"another run \(other engine, weights\)"):
+    with pytest.raises(ValueError, match=r"another run \(other engine, checkpoint\)"):
         evaluate(checkpoint, rendered_records, tmp_path, *flags, "torch")
     _, rows = evaluate(checkpoint, rendered_records, tmp_path, *flags, "onnx")
     _, whole = evaluate(checkpoint, rendered_records, tmp_path / "whole", *flags, "onnx")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from au_llava import pictures_au_llava
 from au_llava.image_processing_au_llava import AuLlavaImageProcessor
-from au_llava.pictures_au_llava import load_face_image
+from au_llava.pictures_au_llava import load_face_image, load_reduced_image
 
 RED, GREEN, BLUE = (200, 20, 10), (10, 180, 30), (5, 15, 220)
 
@@ -152,6 +152,37 @@ def test_arrays_that_are_no_image(array, message):
 def test_things_that_are_no_image(thing):
     with pytest.raises(ValueError, match=f"a {type(thing).__name__} arrived"):
         AuLlavaImageProcessor()([thing])
+
+
+def test_heic_is_read_with_its_plugin(quarters, tmp_path):
+    pytest.importorskip("pillow_heif", reason="the extra `heic` is not installed")
+    upright = quarters.resize((80, 160), Image.Resampling.NEAREST)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: the picture is stored with its top to the left
+    for name in ("phone.heic", "renamed.jpg"):
+        upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / name, "HEIF", quality=95, exif=exif.tobytes())
+        assert pixels(tmp_path / name).shape == (160, 80, 3)
+        assert np.abs(np.float32(pixels(tmp_path / name)) - np.float32(upright)).mean() < 4
+
+
+def test_a_thumbnail_in_a_heic_is_never_taken_for_the_picture(quarters, tmp_path):
+    """Its size need not be a half, a quarter or an eighth, and places would be wrong."""
+    pytest.importorskip("pillow_heif", reason="the extra `heic` is not installed")
+    quarters.resize((300, 600)).save(tmp_path / "phone.heic", "HEIF", thumbnails=[200])
+    assert Image.open(tmp_path / "phone.heic").info["thumbnails"]
+    image, factor = load_reduced_image(tmp_path / "phone.heic", 150)
+    assert (image.size, factor) == ((300, 600), 1)
+
+
+def test_heic_without_its_plugin_is_named_whatever_the_file_is_called(tmp_path, monkeypatch):
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "HEIF"])
+    (tmp_path / "renamed.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(20))
+    message = r"cannot be read as an image: HEIC needs a plugin \(pip install pillow-heif\); or convert it to JPEG$"
+    with pytest.raises(ValueError, match=f"renamed.jpg {message}"):
+        load_face_image(tmp_path / "renamed.jpg")
+    with pytest.raises(ValueError, match=f"photo {message}"):
+        load_reduced_image(io.BytesIO((tmp_path / "renamed.jpg").read_bytes()), 96, "photo")
 
 
 def test_files_that_cannot_be_read_are_named(quarters, tmp_path):

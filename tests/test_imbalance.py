@@ -1,7 +1,6 @@
 """The benchmark of rare AUs runs end to end on tiny sizes and counts correctly."""
 
 import json
-from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -35,19 +34,11 @@ def test_summary_by_hand():
 
 def test_other_settings_are_refused(tmp_path):
     """Finished arms were made with the first settings; only seeds and arms can be added."""
-    settings = {
-        "data": "a",
-        "test": "b",
-        "base": "c",
-        "rate": 0.03,
-        "steps": 10,
-        "batch_size": 4,
-        "out": tmp_path / "out",
-    }
-    for seeds in ([0], [0, 1]):
-        imbalance.start_run(Namespace(**settings, seeds=seeds), ["--freeze", "vision_tower"])
+    settings = {"data": "a", "steps": 10, "train": ("--freeze", "vision_tower")}
+    for _ in range(2):
+        imbalance.start_run(tmp_path / "out", settings)
     with pytest.raises(ValueError, match="was made with another steps, train: choose another --out"):
-        imbalance.start_run(Namespace(**settings | {"steps": 20}), [])
+        imbalance.start_run(tmp_path / "out", settings | {"steps": 20, "train": ()})
 
 
 @pytest.mark.slow

@@ -5,7 +5,13 @@ import os
 from hypothesis import given
 from hypothesis import strategies as st
 
-from au_llava.au_runs.names import escaped, unescaped
+from au_llava.au_runs.names import escaped, listed, unescaped
+
+
+def test_a_long_list_of_names_is_cut():
+    assert listed([]) == ""
+    assert listed("abcde") == "a, b, c, d, e"
+    assert listed("abcdef") == "a, b, c, d, e …"
 
 
 def test_names_are_escaped_where_they_must():

@@ -168,6 +168,20 @@ def test_table_keeps_names_as_text_and_clips_as_recordings(tmp_path):
     assert keys(records) == [("1", "0", 0, "disfa")]
 
 
+def test_table_of_occurrence_and_intensity(tmp_path):
+    """As OpenFace and recognize_au.py name them: AU12_c and AU12_r; a plain name comes before either."""
+    write_images(tmp_path, ["a.jpg"])
+    path = write(tmp_path / "t.csv", "image,subject,AU01_c,AU12_C,au12_r,AU17,AU17_r,AU12_p\na.jpg,1,0,1,4,1,3,0.9\n")
+    known = {}
+    for name in ("bp4d", "disfa"):
+        records, defects = read(open_table(path, name))
+        known[name] = {label: value for label, value in values(records[0]).items() if not np.isnan(value)}
+        assert defects["AU columns that the format does not have, left out"] == {"bp4d": 2, "disfa": 3}[name]
+    assert known == {"bp4d": {"AU1": 0, "AU12": 1, "AU17": 1}, "disfa": {"AU12": 4, "AU17": 1}}
+    with pytest.raises(ValueError, match=r"no column for any AU of feafa .*; it has image, subject, AU01_c, AU12_C"):
+        open_table(write(tmp_path / "u.csv", "image,subject,AU01_c,AU12_C\na.jpg,1,0,1\n"), "feafa")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -182,7 +196,9 @@ def test_table_keeps_names_as_text_and_clips_as_recordings(tmp_path):
             "column 'AU2' of .* intensity .* 0 to 5: row 2 says '0,5'",
         ),
         ("image,subject,AU1\na.jpg,1,absent\n", "column 'AU1' of .* row 1 says 'absent'"),
-        ("image,subject,AU99\na.jpg,1,0\n", "no column for any AU of disfa"),
+        ("image,subject,AU99\na.jpg,1,0\n", r"no column for any AU of disfa \(AU1, .*; it has image, subject, AU99"),
+        ("image,subject,AU01_c\na.jpg,1,0\n", "no column for any AU of disfa"),
+        ("image,subject,AU01_r\na.jpg,1,A\n", "column 'AU01_r' of .* row 1 says 'A'"),
         (
             "image,subject,AU1,AU2\na.jpg,1,2,0\nb.jpg,1,B,B\n",
             "column 'AU2' of .* nothing but 0 of the intensity scale of disfa, 0 to 5: row 2 says 'B'",

@@ -124,7 +124,7 @@ def test_calibrating_on_the_people_whom_a_protocol_validates_on(fake_records, ti
     protocol = "protocol: disfa-3fold, tested: P2"
     flags = ("--out", tmp_path / "out", "--data")
     run_calibrate = lambda entry: main([str(word) for word in ("calibrate", "--model", checkpoint, *flags, entry)])
-    with pytest.raises(ValueError, match=r"^2 validation subjects are too few .* let a larger share"):
+    with pytest.raises(ValueError, match=r"has 2 of the 5 subjects .* let a larger share"):
         run_calibrate(f"{{path: {folder}, {protocol}}}")
     run_calibrate(f"{{path: {folder}, {protocol}, validation: 0.3}}")
     assert read_training_manifest(str(checkpoint))["people"]["calibration"] == [

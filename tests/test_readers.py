@@ -43,7 +43,7 @@ def test_bp4d_both_trees(tmp_path, release, layout):
         "images without labels, left out": 1,  # F001/T2 frame 13; 2438 of T1 lies outside the coded span
         "clips without images": 1,
         "label lines with a wrong number of cells, left out": 1,
-        "clips without the intensities of an AU": 1,
+        "clips without the label file of an AU": 1,
     }
 
 
@@ -120,8 +120,8 @@ def test_bp4d_that_cannot_be_read_is_counted(tmp_path):
     assert defects == {
         "label files that cannot be read": 2,
         "clips without images": 2,
-        "clips without the intensities of an AU": 10,
-        "intensity files for an AU that has one, left out": 1,
+        "clips without the label file of an AU": 10,
+        "label files for an AU that has one, left out": 1,
         "labelled frames without an image, left out": 1,
     }
 
@@ -219,15 +219,18 @@ def test_disfa_uneven_and_odd_labels(tmp_path):
     write(tmp_path / "ActionUnit_Labels" / "SN001" / "SN001_au1.txt", "1,0\n2,7\n")
     write(tmp_path / "ActionUnit_Labels" / "SN001" / "SN001_au2.txt", "1,0\n1,1\n,3\n3,2\n2,1\n")
     write(tmp_path / "ActionUnit_Labels" / "SN001" / "SN001_au4.txt", "")
+    write(tmp_path / "ActionUnit_Labels" / "SN001" / "SN001_AU06.txt", "1,0\n2,0\n3,0\n")  # sorts before au6
     write_images(tmp_path / "frames" / "SN001", ["1.png", "2.png", "3.png"])
     records, defects = read(open_disfa(tmp_path, tmp_path / "frames"))
     assert [values(record)["AU2"] for record in records] == [0, 1, 2]
     assert np.isnan([values(record)["AU1"] for record in records]).tolist() == [False, True, True]
+    assert [values(record)["AU6"] for record in records] == [0, 0, 0]
     assert defects == {
         "labels off the intensity scale, taken as not annotated": 1,
         "label lines for a frame that has one, left out": 1,
         "label lines without a frame number, left out": 1,
         "label files that cannot be read": 1,
+        "label files for an AU that has one, left out": 1,
         "frames that the files of some AUs lack, there not annotated": 3,
     }
 

@@ -29,18 +29,19 @@ from au_llava.action_units import FORMATS, MAIN_FORMATS, AUFormat
 from au_llava.au_datasets.records import load_records
 from au_llava.au_faces.crop import EYE_DISTANCE, EYE_HEIGHT
 from au_llava.au_faces.media import DamagedVideo, count_frames, is_video, video_frames
-from au_llava.au_recognition.annotation import annotated, save_figure, save_video
+from au_llava.au_recognition.annotation import annotated, save_video
 from au_llava.au_recognition.inputs import find_files
 from au_llava.au_recognition.movement import au_regions, movement
 from au_llava.au_recognition.neutral import Neutral
 from au_llava.au_recognition.options import make_parser
 from au_llava.au_recognition.outputs import Outcome
 from au_llava.au_recognition.tables import au_columns, openface_label, strengths
+from au_llava.au_recognition.timelines import Track, draw_timeline
 from au_llava.au_rendering.pictures import render_face
 from au_llava.au_rendering.view import View
 from au_llava.au_runs import checkpoints
 from au_llava.au_runs.checkpoints import load_checkpoint
-from au_llava.au_runs.files import only_run
+from au_llava.au_runs.files import only_run, save_figure
 from au_llava.au_runs.names import escaped, unescaped
 from au_llava.recognize_au import run
 
@@ -349,7 +350,9 @@ def test_sampling_of_a_video(film):
     assert [frame.number for frame in video_frames(film, fps=2)] == [1, 6, 11, 16, 21]
     assert [frame.number for frame in video_frames(film, fps=4)] == [1, 4, 6, 9, 11, 14, 16, 19, 21, 24]
     assert len(list(video_frames(film, fps=100))) == 24
-    assert (count_frames(film, every=7), count_frames(film, fps=2)) == (4, 5)
+    assert count_frames(film, every=7) == 4
+    for fps in (0.5, 2, 2.2, 3, 4, 7, 100):
+        assert count_frames(film, fps=fps) == len(list(video_frames(film, fps=fps))), fps
 
 
 # The neutral face
@@ -760,6 +763,23 @@ def test_interrupted_run_goes_on(tiny_checkpoint, film, film_run, tmp_path, monk
     assert not journal.exists()
 
 
+def test_a_run_does_not_go_on_with_an_edited_checkpoint(tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    faces = sorted((ROOT / "assets" / "faces").glob("*.png"))[:2]
+    words = [*faces, "--no-detect", "--batch-size", 1, "--formats", "bp4d", "--out", tmp_path / "aus.csv"]
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1, KeyboardInterrupt)
+        assert recognize(checkpoint, *words) == 130
+    path = checkpoint / "processor_config.json"
+    settings = json.loads(path.read_text())
+    edited = settings | {"image_processor": settings["image_processor"] | {"image_mean": [0.4] * 3}}
+    path.write_text(json.dumps(edited))
+    assert recognize(checkpoint, *words) == 1
+    assert "holds the unfinished work of another run (other checkpoint)" in capsys.readouterr().err
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    assert recognize(checkpoint, *words) == 0
+
+
 def test_two_runs_do_not_share_a_table(tiny_checkpoint, film, tmp_path, capsys):
     with only_run(tmp_path / "aus.csv.parts", "--out"):
         assert recognize(tiny_checkpoint, film, "--out", tmp_path / "aus.csv") == 1
@@ -802,6 +822,17 @@ def test_outputs_are_refused_before_the_work(tiny_checkpoint, film, pictures, tm
     ):
         assert recognize(tiny_checkpoint, film, pictures, *words) == 1
         assert message in capsys.readouterr().err
+
+
+def test_curves_name_their_format_where_there_are_several():
+    formats, times = [FORMATS["disfa"], FORMATS["feafa"]], np.array([0.0, 0.2])
+    track = Track()
+    for moment in times:
+        numbers = {fmt.name: {kind: [0.5] * len(fmt.labels) for kind in ("expected", "low", "high")} for fmt in formats}
+        track.add({"time": moment, "answers": numbers}, formats)
+    axes = draw_timeline(track, times, formats, ["AU12", "AU12L"], "film.mp4").axes
+    assert [axis.get_ylabel() for axis in axes[2:4]] == ["AU12\ndisfa", "AU12L\nfeafa"]
+    assert draw_timeline(track, times, formats[:1], ["AU12"], "film.mp4").axes[1].get_ylabel() == "AU12"
 
 
 def test_videos_of_one_name_have_timelines_of_their_own(tiny_checkpoint, film, tmp_path):

@@ -120,6 +120,13 @@ def test_a_stranger_loads_it_and_gets_the_same(metric, tmp_path):
     assert result["refusal"]
 
 
+def test_a_released_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(metric_space, "requirements", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        metric_space.release(tmp_path, "au_metric")
+    assert not list(tmp_path.iterdir())
+
+
 class Hub(SimpleHTTPRequestHandler):
     """Serves one folder as the main branch of the Space `someone/au_metric`, and nothing else."""
 

@@ -1,8 +1,10 @@
 """The report: whole and self-contained, its numbers those of the evaluation, its curves those of the metrics."""
 
 import json
+import os
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -80,6 +82,16 @@ def folder(tmp_path_factory):
     folder = write(tmp_path_factory.mktemp("report") / "eval", predictions(["bp4d", "bp4d-intensity", "feafa"]))
     assert write_report(folder, face) == folder / "report.html"
     return folder
+
+
+def test_every_file_appears_whole(tmp_path, monkeypatch):
+    placed, replace = set(), os.replace
+    monkeypatch.setattr(os, "replace", lambda new, old: placed.add(Path(old).name) or replace(new, old))
+    folder = write(tmp_path / "eval", predictions(["bp4d"]))
+    before = {path.name for path in folder.iterdir()}
+    write_report(folder, face)
+    written = {path.name for path in folder.iterdir()} - before
+    assert {"report.html", "report.md", "report_worst_bp4d_1.png", "report_reliability.png"} <= written <= placed
 
 
 @pytest.fixture(scope="module")

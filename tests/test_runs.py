@@ -18,6 +18,7 @@ from au_llava.au_runs.commands import CommandEnded, CommandParser, print_anythin
 from au_llava.au_runs.files import replacing, write_json
 from au_llava.au_runs.journal import Journal
 from au_llava.au_runs.progress import progress_bar, track
+from au_llava.au_runs.provenance import settings_sha256
 from au_llava.au_runs.start import FOLDER, command, missing
 
 IDENTITY = {"weights": "a", "formats": ("bp4d", "disfa")}
@@ -243,6 +244,30 @@ def test_a_journal_of_another_run_is_refused(tmp_path):
     write_entries(tmp_path, (1, "bp4d", 1))
     with pytest.raises(ValueError, match=r"unfinished work of another run \(other weights\): repeat that command"):
         Journal(tmp_path, IDENTITY | {"weights": "b"}, ("row", "asked"))
+
+
+def test_settings_of_adapters_are_theirs_and_their_base_s(tmp_path):
+    """Whatever is edited changes the hash, except what is said besides: calibration and mirror images."""
+    base, adapters = tmp_path / "base", tmp_path / "adapters"
+    for folder in (base, adapters):
+        folder.mkdir()
+    write_json(base / "config.json", {"prompt_order": "image_first", "calibration": None, "mirror_images": False})
+    write_json(adapters / "adapter_config.json", {"base_model_name_or_path": str(base), "lora_alpha": 8})
+    seen = [settings_sha256(str(adapters))]
+    write_json(base / "config.json", {"prompt_order": "image_first", "calibration": {}, "mirror_images": True})
+    assert settings_sha256(str(adapters)) == seen[0]
+    for path, content in (
+        (base / "config.json", {"prompt_order": "text_first"}),
+        (base / "processor_config.json", {"image_processor": {"image_mean": [0.5] * 3}}),
+        (base / "processor_config.json", {"image_processor": {"image_mean": [0.4] * 3}}),
+        (base / "tokenizer.json", {}),
+        (base / "generation_config.json", {}),
+        (adapters / "processor_config.json", {}),
+        (adapters / "adapter_config.json", {"base_model_name_or_path": str(base), "lora_alpha": 16}),
+    ):
+        write_json(path, content)
+        seen.append(settings_sha256(str(adapters)))
+    assert len(set(seen)) == len(seen) == 8
 
 
 def test_progress_is_shown_on_standard_error(capsys):

@@ -5,6 +5,7 @@ vllm/model_executor/models/transformers/ (base.py, multimodal.py, fusers/attenti
 load: configuration, processor and base model by the Auto classes, with the `--hf-overrides` of docs/serving.md.
 """
 
+import ast
 import inspect
 import io
 import json
@@ -20,7 +21,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Aut
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from au_llava.action_units import get_format, prompt
+from au_llava.action_units import FORMATS, get_format, parse_answer, prompt
 
 DOCUMENT = (ROOT / "docs" / "serving.md").read_text()
 OVERRIDES = json.loads(re.search(r"--hf-overrides '(.+?)'", DOCUMENT)[1])
@@ -251,6 +252,13 @@ def test_batch_script_runs(run, tmp_path):
     assert len(lines) == 1 + len(faces) * (12 + 12 + 24)
     assert lines[0] == "file,format,au,expected,probability,present"
     assert all(0 <= float(line.split(",")[4]) <= 1 for line in lines[1:])
+
+
+def test_plain_logits_and_text(run):
+    names, printed = run(snippet("logits = "))
+    assert names["logits"].shape[:2] == names["inputs"]["input_ids"].shape
+    for answer in ast.literal_eval(printed):
+        assert parse_answer(answer, FORMATS["disfa"]).ok
 
 
 @pytest.mark.usefixtures("any_size_in_4_bits")

@@ -89,8 +89,9 @@ def test_a_folder_of_training_people_only_joins_in(tiny_checkpoint, rendered_rec
     assert people["validation"] == own["validation"]
 
 
-def test_checkpoint_carries_its_code(tiny_checkpoint, rendered_records, tmp_path):
+def test_checkpoint_carries_its_code(tiny_checkpoint, rendered_records, tmp_path, capsys):
     train(tiny_checkpoint, rendered_records, tmp_path, "--max_steps", 1, "--save_steps", 1)
+    assert f"Written: {tmp_path}\nTo score it: python eval_au.py --model {tmp_path} " in capsys.readouterr().out
     for folder in (tmp_path, tmp_path / "checkpoint-1"):
         assert {"modeling_au_llava.py", "processing_au_llava.py", "action_units.py"} <= {
             f.name for f in folder.iterdir()
@@ -371,6 +372,15 @@ def test_backends_have_the_same_loss(tiny_checkpoint, rendered_records, tmp_path
         with torch.no_grad():
             losses.append(trainer.compute_loss(trainer.model.eval(), dict(batch)).item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_without_a_gpu_the_processor_trains_unasked(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert AUTrainingConfig(tmp_path, report_to="none").device.type == "cpu"
+    assert "There is no GPU that PyTorch can use" in caplog.text
+    caplog.clear()
+    assert AUTrainingConfig(tmp_path, report_to="none", use_cpu=True).bf16
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])

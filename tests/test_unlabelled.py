@@ -251,7 +251,7 @@ def test_a_flip_swaps_the_sides_of_picture_target_and_estimate(rendered_records,
     assert (~plain["weak"][:, left].isnan()).any()
     assert plain["weak"][:, right].isnan().all()
     model, processor = build_tiny("phrases")
-    faces = UnlabelledFaces(unlabelled_rows([str(unlabelled_records)], "train", None))
+    faces = UnlabelledFaces(unlabelled_rows([str(unlabelled_records)], "train", None), 1.0, 1.0)
     tree = faces.tree(processor, plain["pixel_values"])
     one, two = (faces.teach(model, tree, batch["plain_pixel_values"]).exp() for batch in (plain, flipped))
     split = [

@@ -105,7 +105,7 @@ def main(arguments: argparse.Namespace) -> None:
     report = calibration_report(fitted.fits, fitted.references)
     written = {"fitted_on": fitted.calibration["fitted_on"], "formats": report}
     write_json(arguments.out / "calibration.json", written | ({"priors": fitted.priors} if fitted.priors else {}))
-    draw_reliability(fitted.fits, fitted.references).savefig(arguments.out / "reliability.png", dpi=110)
+    files.save_figure(arguments.out / "reliability.png", draw_reliability(fitted.fits, fitted.references), dpi=110)
     manifest = read_training_manifest(name) or training_manifest([], [], [], [], {})
     manifest["people"]["calibration"] = people
     write_training_manifest(name, manifest)

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from au_llava.action_units import AUFormat, get_format
 from au_llava.au_evaluation.commands.common import show, write_json
-from au_llava.au_evaluation.intervals import paired_difference
+from au_llava.au_evaluation.intervals import caution, paired_difference
 from au_llava.au_evaluation.report_data import COLUMNS
 from au_llava.au_evaluation.rows import by_format, key_of
 from au_llava.au_evaluation.scoring import score_arguments
@@ -81,7 +81,7 @@ def _read_evaluation(folder: Path) -> dict[str, dict[tuple, dict]]:
 def _compare(
     first: Mapping[tuple, dict], second: Mapping[tuple, dict], fmt: AUFormat, arguments: argparse.Namespace
 ) -> dict:
-    """`paired_difference` of one format, with "n" shared images and how many are "left_out"."""
+    """`paired_difference` of one format, with "n" shared images, their "subjects", and how many are "left_out"."""
     keys = sorted(first.keys() & second.keys())
     if not keys:
         raise ValueError(f"{arguments.first} and {arguments.second} have no image of {fmt.name} in common.")
@@ -98,12 +98,15 @@ def _compare(
         for system in systems:
             system.pop("probabilities", None)
     result = paired_difference(*systems, one["references"], one["subjects"], fmt, resamples=arguments.resamples)
-    return {**result, "n": len(keys), "left_out": len(first.keys() ^ second.keys())}
+    subjects = len(set(one["subjects"]))
+    return {**result, "n": len(keys), "subjects": subjects, "left_out": len(first.keys() ^ second.keys())}
 
 
 def comparison_table(comparison: Mapping[str, Mapping], first: str, second: str) -> Table:
     """Differences, first minus second: the mean over AUs, then the AUs where Holm's p is below 0.05."""
+    fewest = min(result["subjects"] for result in comparison.values())
     caption = "95 % paired bootstrap over subjects; p of an AU corrected over the AUs (Holm); AUs with p < 0.05"
+    caption += caution(fewest)
     header = ("format", "AU", "metric", "difference", "interval", "p")
     table = console_table(escape(f"{first} minus {second}"), header, "lllrrr", caption)
 

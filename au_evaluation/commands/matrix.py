@@ -18,7 +18,7 @@ from au_llava.au_evaluation.predictions import predict, report_unreadable, use_p
 from au_llava.au_evaluation.tables import markdown_table, number
 from au_llava.au_evaluation.transfer import best_asked, transfer_scores
 from au_llava.au_runs.commands import CommandParser
-from au_llava.au_runs.files import check_writable
+from au_llava.au_runs.files import check_writable, write_text
 from au_llava.au_runs.formats import know_formats
 from au_llava.au_runs.manifests import check_unseen, read_training_manifest
 from au_llava.au_runs.processes import processes
@@ -54,7 +54,7 @@ def main(arguments: argparse.Namespace) -> None:
         return
     write_json(arguments.out / "matrix.json", {"schema_version": SCHEMA_VERSION, "part": part, "cells": cells})
     table = _table(cells)
-    (arguments.out / "matrix.md").write_text(f"{NOTE}\n\n{table}\n", encoding="utf-8")
+    write_text(arguments.out / "matrix.md", f"{NOTE}\n\n{table}\n")
     print(table)
     print(f"\nWritten: {arguments.out / 'matrix.json'}, {arguments.out / 'matrix.md'}")
 

@@ -6,8 +6,6 @@ import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
 
-import datasets
-
 from au_llava.action_units import get_format
 from au_llava.au_datasets.folds import PROTOCOLS, Protocol, get_protocol, people_of
 from au_llava.au_datasets.records import load_records
@@ -23,7 +21,7 @@ from au_llava.au_evaluation.commands.common import (
     show,
     write_json,
 )
-from au_llava.au_evaluation.predictions import predict, report_unreadable
+from au_llava.au_evaluation.predictions import predict, report_unreadable, write_predictions
 from au_llava.au_evaluation.protocols import (
     as_csv,
     as_latex,
@@ -34,7 +32,7 @@ from au_llava.au_evaluation.protocols import (
     tested_records,
 )
 from au_llava.au_runs.commands import CommandParser
-from au_llava.au_runs.files import check_writable, only_run
+from au_llava.au_runs.files import check_writable, only_run, write_text
 from au_llava.au_runs.manifests import check_unseen, read_training_manifest
 from au_llava.au_runs.processes import processes
 
@@ -102,18 +100,18 @@ def evaluate(arguments: argparse.Namespace) -> None:
         return
     scores = protocol_scores(predictions, protocol)
     baselines = _baselines(predictions, protocol, models)
-    results = {"schema_version": SCHEMA_VERSION, "protocol": protocol.name, "provenance": origin, "missing": missing}
-    write_json(arguments.out / "results.json", {**results, **scores, "baselines": baselines})
     tested = [{**row, "tested_part": part} for part, of_part in predictions.items() for row in of_part]
-    datasets.Dataset.from_list(tested).to_parquet(arguments.out / "predictions.parquet")
-    for part in protocol.tested:
-        shutil.rmtree(arguments.out / f"unfinished-{part}")
+    write_predictions(arguments.out, tested)
     table = protocol_table(arguments.name, scores, protocol)
     metric = protocol.metrics[0]
     caption = f"{protocol.name}: {metric}{' in percent' if metric == 'f1' else ''}; parts: {protocol.source}"
-    (arguments.out / "table.md").write_text(f"{caption}\n\n{as_markdown(table)}", encoding="utf-8")
-    (arguments.out / "table.tex").write_text(as_latex(table, caption), encoding="utf-8")
-    (arguments.out / "table.csv").write_text(as_csv(table), encoding="utf-8")
+    write_text(arguments.out / "table.md", f"{caption}\n\n{as_markdown(table)}")
+    write_text(arguments.out / "table.tex", as_latex(table, caption))
+    write_text(arguments.out / "table.csv", as_csv(table))
+    results = {"schema_version": SCHEMA_VERSION, "protocol": protocol.name, "provenance": origin, "missing": missing}
+    write_json(arguments.out / "results.json", {**results, **scores, "baselines": baselines})
+    for part in protocol.tested:
+        shutil.rmtree(arguments.out / f"unfinished-{part}")
     print(as_markdown(table[:3]))
     show(baselines_table({protocol.name: {**scores["mean_of_folds"], "baselines": baselines}}))
     print(f"Written: results.json, predictions.parquet, table.md, table.tex, table.csv in {arguments.out}")

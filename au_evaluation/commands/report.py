@@ -37,7 +37,8 @@ def main(arguments: argparse.Namespace) -> None:
             image_of = _images(origin, arguments.data)
         except FileNotFoundError as error:
             print(f"Without thumbnails: {error}", file=sys.stderr)
-    print(f"Written: {write_report(arguments.folder, image_of)}")
+    page = write_report(arguments.folder, image_of)
+    print(f"Written: {page} and {page.with_suffix('.md')}")
 
 
 def _images(origin: dict, data: list[str] | None) -> Callable:

@@ -27,7 +27,7 @@ from au_llava.au_evaluation.commands.common import (
 )
 from au_llava.au_evaluation.group_audit import group_audit
 from au_llava.au_evaluation.parse_audit import parse_audit
-from au_llava.au_evaluation.predictions import predict, report_unreadable
+from au_llava.au_evaluation.predictions import predict, report_unreadable, write_predictions
 from au_llava.au_evaluation.rows import by_format
 from au_llava.au_evaluation.scoring import contradiction_counts, score_predictions, scores_table
 from au_llava.au_runs.commands import CommandParser
@@ -119,7 +119,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         "contradictions": contradiction_counts(predictions),
         "calibration": engine.calibration if arguments.decoding == "slots" else None,
     }
-    datasets.Dataset.from_list(predictions).to_parquet(arguments.out / "predictions.parquet")
+    write_predictions(arguments.out, predictions)
     write_json(arguments.out / "results.json", results)
     shutil.rmtree(unfinished)
     title = escape(f"{name} on {' '.join(arguments.data)}, {part} part")

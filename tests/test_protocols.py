@@ -6,11 +6,12 @@ import shutil
 
 import datasets
 import numpy as np
+import pandas
 import pytest
 from PIL import Image
 from sklearn.metrics import f1_score
 
-from au_llava.action_units import FORMATS, AUFormat
+from au_llava.action_units import FORMATS, AUFormat, get_format
 from au_llava.au_datasets.conversion import sources
 from au_llava.au_datasets.folds import PROTOCOLS, get_protocol, protocol_parts, protocol_split
 from au_llava.au_datasets.records import (
@@ -84,6 +85,13 @@ def test_every_protocol_runs(name, fake_records, tiny_checkpoint, tmp_path):
     assert rows[1][-2] == f"{results['mean_of_folds']['mean'][metric] * scale:.{digits}f}"
     assert (tmp_path / "table.tex").read_text().count(r"\\") == len(rows)
     assert (tmp_path / "table.md").read_text().count("\n|") == len(rows) + 1
+    tested = pandas.read_parquet(tmp_path / "predictions.parquet")
+    assert set(tested["tested_part"]) == set(protocol.tested)
+    assert (tested.groupby(["subject", "clip"])["tested_part"].nunique() == 1).all()
+    assert not tested.duplicated(["subject", "clip", "frame"]).any()
+    known = np.isfinite(np.stack(tested["references"]))[:, get_format(protocol.format).labels.index(protocol.labels[0])]
+    assert results["pooled"]["per_au"][protocol.labels[0]]["n"] == known.sum()
+    assert list(tmp_path.glob("unfinished*")) == []
 
 
 def test_parts_are_tested_by_their_own_checkpoint(fake_records, tiny_checkpoint, tmp_path, capsys):
